@@ -1,0 +1,261 @@
+//! The command line: what is asked of the program, and the settings it is to run with.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use bytes::Bytes;
+use clap::{Arg, ArgMatches, value_parser};
+use hyper::Method;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::app::App;
+use crate::http::client;
+use crate::image::ImageId;
+use crate::picture::{demo, sniff};
+use crate::settings::{self, Override, Settings, SettingsError};
+use crate::store::Store;
+use crate::store::embedded::InUse;
+use crate::{record, server, telemetry};
+
+/// What the program was asked to do.
+#[derive(Debug)]
+pub struct Command {
+    settings: Settings,
+    task: Task,
+}
+
+#[derive(Debug)]
+enum Task {
+    Serve,
+    Put { id: ImageId, file: PathBuf, ttl: Option<Duration> },
+    Health,
+}
+
+/// Why nothing is run: help was asked for, or the call is wrong.
+#[derive(Debug)]
+pub enum Stop {
+    /// The words of the call, or a request for help.
+    Usage(clap::Error),
+    /// The settings.
+    Settings(anyhow::Error),
+}
+
+impl Stop {
+    /// Tells the user, and gives the code to exit with.
+    #[must_use]
+    pub fn print(&self) -> ExitCode {
+        match self {
+            Stop::Usage(error) => {
+                let _ = error.print();
+                ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+            }
+            Stop::Settings(error) => {
+                eprintln!("afterimage: {error:#}");
+                ExitCode::from(2)
+            }
+        }
+    }
+}
+
+/// Reads the arguments, the settings file that they or `AFTERIMAGE_CONFIG` name, and the environment.
+pub fn parse(
+    arguments: impl Iterator<Item = OsString>,
+    variables: impl Iterator<Item = (String, String)>,
+) -> Result<Command, Stop> {
+    let matches = grammar().try_get_matches_from(arguments).map_err(Stop::Usage)?;
+    let (task, matches) = match matches.subcommand() {
+        Some(("put", put)) => {
+            let task = Task::Put {
+                id: put.get_one::<ImageId>("id").expect("required").clone(),
+                file: put.get_one::<PathBuf>("file").expect("required").clone(),
+                ttl: put.get_one::<Duration>("ttl").copied(),
+            };
+            (task, put)
+        }
+        Some(("health", health)) => (Task::Health, health),
+        Some((_, serve)) => (Task::Serve, serve),
+        None => (Task::Serve, &matches),
+    };
+    let settings = load(matches, variables).map_err(Stop::Settings)?;
+    Ok(Command { settings, task })
+}
+
+/// Does what was asked.
+pub async fn run(command: Command) -> anyhow::Result<()> {
+    match command.task {
+        Task::Serve => serve(command.settings).await,
+        Task::Put { id, file, ttl } => put(&command.settings, &id, &file, ttl).await,
+        Task::Health => health(&command.settings).await,
+    }
+}
+
+async fn serve(settings: Settings) -> anyhow::Result<()> {
+    telemetry::start_log(&settings.log)?;
+    let listen = settings.http.listen;
+    let listener = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("{listen} can't be listened on ([http] listen)"))?;
+    let address = listener.local_addr()?;
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+
+    let app = App::build(settings).await?;
+    let demo = demo::fill(&app.store, app.settings.embedded.demo).await?;
+    print!("{}", welcome(&app, address, &demo));
+    server::serve(app, listener, async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+    .await;
+    Ok(())
+}
+
+/// What a person at a terminal wants to know next.
+fn welcome(app: &App, address: std::net::SocketAddr, demo: &[ImageId]) -> String {
+    use std::fmt::Write;
+    let mut text = String::new();
+    let store = match &app.store {
+        Store::Redis(_) => "Redis".to_owned(),
+        Store::Embedded(store) => format!("the embedded store {}", store.path().display()),
+    };
+    let _ = writeln!(text, "afterimage serves http://{address}/images/{{id}} from {store}");
+    let Some(first) = demo.first() else {
+        return text;
+    };
+    let _ = writeln!(text, "\nDemo images to look at:");
+    for id in demo {
+        let _ = writeln!(text, "  http://{address}/images/{id}");
+    }
+    let _ = writeln!(text, "\nTime one, twice, to see it come from memory:");
+    let _ = writeln!(
+        text,
+        "  curl -o /dev/null -sw @config/curl-format.txt http://{address}/images/{first}"
+    );
+    let _ = writeln!(text, "\nAdd your own:");
+    let _ = writeln!(text, "  afterimage put my_image picture.png");
+    text
+}
+
+/// Writes an image as a backend would: straight to Redis, or to the embedded store. A running server has
+/// that store to itself, so it is asked to write instead.
+async fn put(
+    settings: &Settings,
+    id: &ImageId,
+    file: &Path,
+    ttl: Option<Duration>,
+) -> anyhow::Result<()> {
+    let bytes = std::fs::read(file).with_context(|| format!("{} can't be read", file.display()))?;
+    let media_type = sniff::sniff(&bytes)
+        .with_context(|| format!("{} is no type of image that is served", file.display()))?;
+    let value = Bytes::from(record::encode(&bytes, media_type, SystemTime::now()));
+    let limit = settings.records.max_value;
+    anyhow::ensure!(
+        value.len() <= limit,
+        "{} makes a record of {} bytes, the limit is {limit} ([records] max_value)",
+        file.display(),
+        value.len()
+    );
+    let ttl = ttl.unwrap_or(settings.records.ttl);
+    match Store::open(settings).await {
+        Ok(store) => {
+            store.put(id, value, Some(ttl)).await?;
+        }
+        Err(error) if error.is::<InUse>() => {
+            let path = format!("/images/{id}?ttl={}ms", ttl.as_millis());
+            let (status, body) = client::send(settings.http.listen, Method::PUT, &path, value)
+                .await
+                .with_context(|| format!("{error}, and it can't be asked to write"))?;
+            let body = String::from_utf8_lossy(&body);
+            anyhow::ensure!(status.is_success(), "the server refused the image: {status} {body}");
+        }
+        Err(error) => return Err(error),
+    }
+    println!(
+        "{id}: {} of {} bytes, for {}",
+        media_type.as_str(),
+        bytes.len(),
+        humantime::format_duration(ttl)
+    );
+    Ok(())
+}
+
+async fn health(settings: &Settings) -> anyhow::Result<()> {
+    let (status, body) =
+        client::send(settings.http.listen, Method::GET, "/healthz", Bytes::new()).await?;
+    anyhow::ensure!(status.is_success(), "unhealthy: {status} {}", String::from_utf8_lossy(&body));
+    Ok(())
+}
+
+fn grammar() -> clap::Command {
+    let settings = settings::described().into_iter().map(|setting| {
+        Arg::new(setting.key.clone())
+            .long(setting.flag())
+            .help(setting.help)
+            .value_name(setting.default.to_string().trim_matches('"').to_owned())
+            .help_heading("Settings")
+            .global(true)
+    });
+    clap::Command::new("afterimage")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(env!("CARGO_PKG_DESCRIPTION"))
+        .arg(
+            Arg::new("config")
+                .long("config")
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf))
+                .help("A settings file; config/afterimage.toml shows all there is to set")
+                .global(true),
+        )
+        .args(settings)
+        .subcommand(clap::Command::new("serve").about("Serves images (the default)"))
+        .subcommand(
+            clap::Command::new("put")
+                .about("Stores the image in FILE under ID, as a backend would")
+                .arg(Arg::new("id").value_name("ID").required(true).value_parser(ImageId::parse))
+                .arg(
+                    Arg::new("file")
+                        .value_name("FILE")
+                        .required(true)
+                        .value_parser(value_parser!(PathBuf)),
+                )
+                .arg(
+                    Arg::new("ttl")
+                        .long("ttl")
+                        .value_name("DURATION")
+                        .value_parser(humantime::parse_duration)
+                        .help("How long it lives, such as 90s; else [records] ttl"),
+                ),
+        )
+        .subcommand(clap::Command::new("health").about("Asks a running server whether it is well"))
+}
+
+/// The layers, the weaker first: file, environment, flags.
+fn load(
+    matches: &ArgMatches,
+    variables: impl Iterator<Item = (String, String)>,
+) -> anyhow::Result<Settings> {
+    let variables: Vec<(String, String)> = variables.collect();
+    let file = matches.get_one::<PathBuf>("config").cloned().or_else(|| {
+        let named = variables.iter().find(|(name, _)| name == "AFTERIMAGE_CONFIG");
+        named.map(|(_, path)| PathBuf::from(path))
+    });
+    let mut layers: Vec<Override> = Vec::new();
+    if let Some(file) = file {
+        let text = std::fs::read_to_string(&file)
+            .with_context(|| format!("the settings file {} can't be read", file.display()))?;
+        layers.extend(settings::from_file(&file.display().to_string(), &text)?);
+    }
+    layers.extend(settings::from_environment(variables.into_iter())?);
+    for setting in settings::described() {
+        if let Some(text) = matches.get_one::<String>(&setting.key) {
+            layers.push(setting.overridden(text, format!("--{}", setting.flag())));
+        }
+    }
+    Settings::load(&layers).map_err(|error: SettingsError| error.into())
+}

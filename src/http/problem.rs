@@ -1,0 +1,161 @@
+//! Errors as `application/problem+json` (RFC 9457), and the one place that gives an error its status.
+
+use axum::body::Body;
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_TYPE, HeaderName, RETRY_AFTER, VARY, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderValue, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::read::ReadError;
+use crate::store::StoreError;
+use crate::write::WriteError;
+
+/// After how many seconds a client may ask again when the store didn't answer.
+const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
+
+/// An error answer. Never cacheable: what is wrong now may be right in the next moment.
+#[derive(Debug)]
+pub(crate) struct Problem {
+    status: StatusCode,
+    kind: &'static str,
+    title: &'static str,
+    detail: String,
+}
+
+impl Problem {
+    /// `kind` is the stable end of the problem's type; `detail` explains this very occurrence.
+    pub(crate) fn new(
+        status: StatusCode,
+        kind: &'static str,
+        title: &'static str,
+        detail: impl Into<String>,
+    ) -> Problem {
+        Problem { status, kind, title, detail: detail.into() }
+    }
+
+    pub(crate) fn bad_id(detail: &impl ToString) -> Problem {
+        Problem::new(StatusCode::BAD_REQUEST, "bad-id", "not an image id", detail.to_string())
+    }
+
+    pub(crate) fn bad_parameter(detail: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::BAD_REQUEST, "bad-parameter", "bad parameter", detail)
+    }
+
+    pub(crate) fn unknown_address(path: &str) -> Problem {
+        let detail = format!("there is nothing at {}", shortened(path));
+        Problem::new(StatusCode::NOT_FOUND, "unknown-address", "no such address", detail)
+    }
+
+    pub(crate) fn method_not_allowed(method: &Method) -> Problem {
+        let detail = format!("{} isn't in Allow", shortened(method.as_str()));
+        Problem::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method-not-allowed",
+            "method not allowed",
+            detail,
+        )
+    }
+}
+
+/// What a client sent, cut to what is sensible to send back.
+fn shortened(text: &str) -> String {
+    match text.chars().count() {
+        0..=200 => text.to_owned(),
+        _ => text.chars().take(200).chain(['…']).collect(),
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Problem {
+        // The details name hosts and are the operator's: they go to the log.
+        match error {
+            StoreError::TimedOut => {
+                tracing::warn!("the store didn't answer in time");
+                let detail = "the store didn't answer in time";
+                Problem::new(StatusCode::GATEWAY_TIMEOUT, "store-timeout", "store timeout", detail)
+            }
+            error => {
+                tracing::warn!(%error, "the store has no answer");
+                let (kind, detail) =
+                    ("store-unavailable", "the store can't be reached, or refuses to answer");
+                Problem::new(StatusCode::SERVICE_UNAVAILABLE, kind, "store unavailable", detail)
+            }
+        }
+    }
+}
+
+impl From<ReadError> for Problem {
+    fn from(error: ReadError) -> Problem {
+        let detail = error.to_string();
+        match error {
+            ReadError::Absent => {
+                Problem::new(StatusCode::NOT_FOUND, "absent", "no such image", detail)
+            }
+            ReadError::Corrupt(_) => {
+                Problem::new(StatusCode::BAD_GATEWAY, "corrupt-record", "corrupt record", detail)
+            }
+            ReadError::Offloaded => {
+                Problem::new(StatusCode::NOT_IMPLEMENTED, "offloaded", "offloaded image", detail)
+            }
+            ReadError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<WriteError> for Problem {
+    fn from(error: WriteError) -> Problem {
+        let detail = error.to_string();
+        match error {
+            WriteError::Corrupt(_) => Problem::new(
+                StatusCode::BAD_REQUEST,
+                "corrupt-record",
+                "not a record of an image",
+                detail,
+            ),
+            WriteError::Offloaded => {
+                Problem::new(StatusCode::NOT_IMPLEMENTED, "offloaded", "offloaded image", detail)
+            }
+            WriteError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// The members of RFC 9457 §3.1.
+#[derive(Serialize)]
+struct Members<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    detail: &'a str,
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let members = Members {
+            r#type: format!("urn:problem:afterimage:{}", self.kind),
+            title: self.title,
+            status: self.status.as_u16(),
+            detail: &self.detail,
+        };
+        let body = serde_json::to_vec(&members).expect("strings and a number are JSON");
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        let fixed: [(HeaderName, &'static str); 4] = [
+            (CONTENT_TYPE, "application/problem+json"),
+            (CACHE_CONTROL, "no-store"),
+            (VARY, "Accept-Encoding"),
+            (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        ];
+        for (name, value) in fixed {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS);
+        }
+        response
+    }
+}

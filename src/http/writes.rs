@@ -1,0 +1,114 @@
+//! `PUT` of a record, from this machine only: what `afterimage put` speaks to a running server.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Extension;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::header::{
+    CONTENT_TYPE, ETAG, FORWARDED, HOST, IF_MATCH, IF_NONE_MATCH, ORIGIN, VIA,
+};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+
+use super::images;
+use super::problem::Problem;
+use crate::app::App;
+use crate::store::Replaced;
+use crate::write;
+
+/// Who is at the other end of the connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Parameters {
+    /// Such as `2h`.
+    ttl: Option<String>,
+}
+
+/// `PUT /images/{id}?ttl=2h` with a JSON record.
+pub(crate) async fn put(
+    State(app): State<Arc<App>>,
+    Extension(peer): Extension<Peer>,
+    path: Result<Path<String>, PathRejection>,
+    query: Result<Query<Parameters>, QueryRejection>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let id = images::id(path)?;
+    from_this_machine(peer, &headers)?;
+    let ttl = match query.map_err(|rejection| Problem::bad_parameter(rejection.body_text()))?.0.ttl
+    {
+        Some(text) => time_to_live(&text)?,
+        None => app.settings.records.ttl,
+    };
+    is_plain_record(&headers)?;
+    let body = body.map_err(|rejection| {
+        let limit = app.settings.records.max_value;
+        let detail =
+            format!("{}; the limit is {limit} bytes ([records] max_value)", rejection.body_text());
+        Problem::new(rejection.status(), "body", "the body can't be read", detail)
+    })?;
+    let written = write::put(&app, &id, body, ttl).await?;
+    let status = match written.replaced {
+        Replaced::Nothing => StatusCode::CREATED,
+        Replaced::Value => StatusCode::NO_CONTENT,
+    };
+    Ok((status, [(ETAG, written.facts.etag)]).into_response())
+}
+
+/// A connection from this machine, for this machine: a page of another site that was made to resolve to
+/// it still names itself in `Host` and `Origin`, and what came through a proxy came from anywhere.
+fn from_this_machine(Peer(peer): Peer, headers: &HeaderMap) -> Result<(), Problem> {
+    let host = headers
+        .get(HOST)
+        .and_then(|host| host.to_str().ok()?.parse::<Authority>().ok())
+        .is_some_and(|host| matches!(host.host(), "localhost" | "127.0.0.1" | "[::1]"));
+    let proxied = [FORWARDED.as_str(), VIA.as_str(), "x-forwarded-for", "x-real-ip"]
+        .iter()
+        .any(|name| headers.contains_key(*name));
+    if peer.ip().to_canonical().is_loopback() && host && !proxied && !headers.contains_key(ORIGIN) {
+        return Ok(());
+    }
+    let detail = "writes are taken from a program on the server's own machine only";
+    Err(Problem::new(StatusCode::FORBIDDEN, "not-from-here", "writes are local", detail))
+}
+
+fn time_to_live(text: &str) -> Result<Duration, Problem> {
+    match humantime::parse_duration(text) {
+        Ok(ttl) if ttl >= Duration::from_millis(1) => Ok(ttl),
+        _ => {
+            Err(Problem::bad_parameter("ttl is no duration above zero, expected such as 90s or 2h"))
+        }
+    }
+}
+
+/// A precondition must not be ignored (RFC 9110 §13.1), so one that isn't understood is refused.
+fn is_plain_record(headers: &HeaderMap) -> Result<(), Problem> {
+    if headers.contains_key(IF_MATCH) || headers.contains_key(IF_NONE_MATCH) {
+        let detail = "conditional writes aren't implemented";
+        return Err(Problem::new(
+            StatusCode::NOT_IMPLEMENTED,
+            "conditional-write",
+            "not implemented",
+            detail,
+        ));
+    }
+    let json =
+        headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
+            value.split(';').next().is_some_and(|name| name.trim() == "application/json")
+        });
+    if json {
+        return Ok(());
+    }
+    let detail = "expected the record as application/json";
+    let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    Err(Problem::new(status, "media-type", "unsupported media type", detail))
+}

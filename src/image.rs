@@ -1,0 +1,282 @@
+//! The values that everything else speaks of: an image's id, its version, its type, and what is
+//! answered for it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use hyper::header::HeaderValue;
+use md5::{Digest, Md5};
+
+/// The longest id, in bytes.
+pub const MAX_ID_LENGTH: usize = 128;
+
+/// Ends of an id that are reserved for the addresses of variants, such as `/images/{id}.webp`.
+const RESERVED_ENDS: [&str; 4] = [".webp", ".avif", ".jpg", ".png"];
+
+/// The id of an image: 1 to 128 of `A-Z a-z 0-9 . _ : ~ -`, the first a letter, digit or underscore,
+/// not ending in `.webp`, `.avif`, `.jpg` or `.png`.
+///
+/// An id that exists is safe in a Redis key, a path and a log line. Cloning shares it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct ImageId(Arc<str>);
+
+/// Why a text is no [`ImageId`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidId {
+    /// Nothing there.
+    #[error("the id is empty")]
+    Empty,
+    /// More than [`MAX_ID_LENGTH`] bytes.
+    #[error("the id has {0} bytes, the limit is {MAX_ID_LENGTH}")]
+    TooLong(usize),
+    /// The first character may only be a letter, a digit or an underscore.
+    #[error("the id must begin with a letter, a digit or an underscore")]
+    Beginning,
+    /// A character outside the alphabet, at a position counted in bytes from 0.
+    #[error("the id may hold only A-Z a-z 0-9 . _ : ~ - and has something else at position {0}")]
+    Character(usize),
+    /// An end that is the address of a variant.
+    #[error("the id must not end in {0}, which asks for a variant")]
+    Reserved(&'static str),
+}
+
+impl ImageId {
+    /// Takes a text that is an id, after percent-decoding.
+    pub fn parse(text: &str) -> Result<ImageId, InvalidId> {
+        let first = *text.as_bytes().first().ok_or(InvalidId::Empty)?;
+        if text.len() > MAX_ID_LENGTH {
+            return Err(InvalidId::TooLong(text.len()));
+        }
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:~-".contains(&byte);
+        if let Some(position) = text.bytes().position(|byte| !allowed(byte)) {
+            return Err(InvalidId::Character(position));
+        }
+        if !(first.is_ascii_alphanumeric() || first == b'_') {
+            return Err(InvalidId::Beginning);
+        }
+        match RESERVED_ENDS.iter().find(|end| text.ends_with(**end)) {
+            Some(end) => Err(InvalidId::Reserved(end)),
+            None => Ok(ImageId(text.into())),
+        }
+    }
+
+    /// The id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ImageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ImageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// The version of a stored value: the MD5 of its bytes, as a Python backend gets it from
+/// `hashlib.md5(value).hexdigest()`.
+///
+/// MD5 tells versions apart; it guards against nothing. Whoever can write to the store can replace an
+/// image anyway.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Version([u8; 16]);
+
+impl Version {
+    /// The version of a value. Takes about 2.4 ms a megabyte: not for an async worker.
+    #[must_use]
+    pub fn of(value: &[u8]) -> Version {
+        Version(Md5::digest(value).into())
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The types of image that are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum MediaType {
+    Png,
+    Jpeg,
+    Gif,
+    WebP,
+    Avif,
+    Heic,
+    JpegXl,
+    Bmp,
+    Ico,
+    Tiff,
+    Svg,
+}
+
+impl MediaType {
+    /// The registered name (IANA media types).
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            MediaType::Png => "image/png",
+            MediaType::Jpeg => "image/jpeg",
+            MediaType::Gif => "image/gif",
+            MediaType::WebP => "image/webp",
+            MediaType::Avif => "image/avif",
+            MediaType::Heic => "image/heic",
+            MediaType::JpegXl => "image/jxl",
+            MediaType::Bmp => "image/bmp",
+            MediaType::Ico => "image/vnd.microsoft.icon",
+            MediaType::Tiff => "image/tiff",
+            MediaType::Svg => "image/svg+xml",
+        }
+    }
+
+    /// Whether a name that a writer gave means this type. Parameters, case and the well-known aliases
+    /// don't matter.
+    #[must_use]
+    pub fn is_named(self, name: &str) -> bool {
+        let name = name.split(';').next().unwrap_or_default().trim();
+        let aliases: &[&str] = match self {
+            MediaType::Jpeg => &["image/jpg", "image/pjpeg"],
+            MediaType::Heic => &["image/heif", "image/heic-sequence", "image/heif-sequence"],
+            MediaType::Bmp => &["image/x-ms-bmp", "image/x-bmp"],
+            MediaType::Ico => &["image/x-icon", "image/ico"],
+            MediaType::Png => &["image/x-png", "image/apng"],
+            _ => &[],
+        };
+        std::iter::once(&self.as_str()).chain(aliases).any(|known| known.eq_ignore_ascii_case(name))
+    }
+}
+
+/// What is known of an image without its bytes: enough for a 304 and a HEAD. The header values are
+/// ready to be sent.
+#[derive(Debug)]
+pub struct Facts {
+    /// The version of the stored value.
+    pub version: Version,
+    /// What the bytes are.
+    pub media_type: MediaType,
+    /// How many bytes the image has.
+    pub length: usize,
+    /// When the writer says it was made, in whole seconds.
+    pub last_modified: Option<SystemTime>,
+    /// The strong entity-tag: the version in double quotes (RFC 9110 §8.8.3).
+    pub etag: HeaderValue,
+    /// `last_modified` as an HTTP date.
+    pub last_modified_value: Option<HeaderValue>,
+}
+
+impl Facts {
+    /// The facts of an original.
+    #[must_use]
+    pub fn new(
+        version: Version,
+        media_type: MediaType,
+        length: usize,
+        last_modified: Option<SystemTime>,
+    ) -> Facts {
+        Facts {
+            version,
+            media_type,
+            length,
+            last_modified,
+            etag: ascii(format!("\"{version}\"")),
+            last_modified_value: last_modified.map(|time| ascii(httpdate::fmt_http_date(time))),
+        }
+    }
+}
+
+fn ascii(text: String) -> HeaderValue {
+    HeaderValue::from_maybe_shared(Bytes::from(text)).expect("hex digits and dates are ASCII")
+}
+
+/// The entity-tags that a client named in a precondition (RFC 9110 §13.1).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EntityTags {
+    /// `*`: any representation at all.
+    Any,
+    /// Opaque tags in their quotes, without the `W/` of the weak ones.
+    List(Vec<Box<str>>),
+}
+
+impl EntityTags {
+    /// Whether one of them is the given strong tag, by weak comparison: the opaque tags are the same,
+    /// weak or not (RFC 9110 §8.8.3.2).
+    #[must_use]
+    pub fn match_weakly(&self, etag: &HeaderValue) -> bool {
+        match self {
+            EntityTags::Any => true,
+            EntityTags::List(tags) => tags.iter().any(|tag| tag.as_bytes() == etag.as_bytes()),
+        }
+    }
+}
+
+/// An image, decoded: the bytes that are sent and what is known of them. Cloning shares the bytes.
+#[derive(Debug, Clone)]
+pub struct Representation {
+    /// What is known of the bytes.
+    pub facts: Arc<Facts>,
+    /// The bytes.
+    pub body: Bytes,
+}
+
+/// The last second that an HTTP date can say, 9999-12-31T23:59:59Z, since the epoch.
+pub const MAX_HTTP_DATE: Duration = Duration::from_secs(253_402_300_799);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_parsed_or_says_what_is_wrong() {
+        for good in ["a", "_", "hero_abc123", "a:b~c-d.e", "0", &"x".repeat(128), "a.webp2", "webp"]
+        {
+            assert_eq!(ImageId::parse(good).unwrap().as_str(), good);
+        }
+        for (bad, why) in [
+            ("", InvalidId::Empty),
+            (".", InvalidId::Beginning),
+            ("..", InvalidId::Beginning),
+            ("-a", InvalidId::Beginning),
+            ("a/b", InvalidId::Character(1)),
+            ("a\0", InvalidId::Character(1)),
+            ("a b", InvalidId::Character(1)),
+            ("a%2e", InvalidId::Character(1)),
+            ("ä", InvalidId::Character(0)),
+            ("a\n", InvalidId::Character(1)),
+            ("a.png", InvalidId::Reserved(".png")),
+            ("a.webp", InvalidId::Reserved(".webp")),
+        ] {
+            assert_eq!(ImageId::parse(bad), Err(why), "{bad:?}");
+        }
+        assert_eq!(ImageId::parse(&"x".repeat(129)), Err(InvalidId::TooLong(129)));
+    }
+
+    #[test]
+    fn a_version_is_what_hashlib_md5_says() {
+        // python3 -c 'import hashlib; print(hashlib.md5(b"{}").hexdigest())'
+        assert_eq!(Version::of(b"{}").to_string(), "99914b932bd37a50b983c5e7c90ae93b");
+    }
+
+    #[test]
+    fn a_type_is_known_by_its_aliases_case_and_parameters() {
+        assert!(MediaType::Jpeg.is_named("IMAGE/JPG; q=1"));
+        assert!(MediaType::Svg.is_named("image/svg+xml;charset=utf-8"));
+        assert!(!MediaType::Png.is_named("image/jpeg"));
+        assert!(!MediaType::Png.is_named(""));
+    }
+}

@@ -1,0 +1,26 @@
+//! Afterimage serves images that live in Redis: from memory, and never a replaced one.
+//!
+//! The map of the house, in the order in which a request walks through it:
+//!
+//! - [`settings`] is read once; [`app`] puts the parts together; [`server`] takes connections.
+//! - [`http`] turns a request into values and an answer into a response. Nothing below it knows of HTTP.
+//! - [`read`] and [`write`] know the order of the steps; the steps don't know each other.
+//! - [`image`] has the values: ids, versions, types. [`record`] has the stored JSON.
+//! - [`store`] keeps records; [`cache`] keeps decoded bytes; [`picture`] knows pixels and signatures.
+//! - [`telemetry`] is the log and the metrics; [`cli`] is the command line.
+//!
+//! `ARCHITECTURE.md` says why it is so.
+
+pub mod app;
+pub mod cache;
+pub mod cli;
+pub mod http;
+pub mod image;
+pub mod picture;
+pub mod read;
+pub mod record;
+pub mod server;
+pub mod settings;
+pub mod store;
+pub mod telemetry;
+pub mod write;

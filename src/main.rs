@@ -1,0 +1,18 @@
+//! The program: parse, build, run.
+
+use std::process::ExitCode;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let command = match afterimage::cli::parse(std::env::args_os(), std::env::vars()) {
+        Ok(command) => command,
+        Err(stop) => return stop.print(),
+    };
+    match afterimage::cli::run(command).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("afterimage: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,507 @@
+//! The settings: one tree of small structs, read once, validated at start.
+//!
+//! `config/afterimage.toml` is compiled in and is the only place where a default, a setting's name or
+//! its description is written down. A settings file, the environment and the flags are layers of
+//! [`Override`]s over it, all checked in the same way, so each error names the key, where it was given
+//! and what was expected there.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::num::{NonZeroU8, NonZeroUsize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Deserializer, de};
+use toml::de::{DeTable, DeValue};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+
+/// The shipped settings file: defaults, names and descriptions.
+pub const SHIPPED: &str = include_str!("../config/afterimage.toml");
+
+/// Everything that can be set. Each field is documented in `config/afterimage.toml`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
+pub struct Settings {
+    pub http: Http,
+    pub redis: Redis,
+    pub embedded: Embedded,
+    pub records: Records,
+    pub cache: Cache,
+    pub log: Log,
+}
+
+/// `[http]`: where and how requests are accepted.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
+pub struct Http {
+    pub listen: SocketAddr,
+    #[serde(deserialize_with = "duration")]
+    pub header_timeout: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub shutdown_timeout: Duration,
+}
+
+/// `[redis]`: how the Redis store is reached.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
+pub struct Redis {
+    pub url: RedisUrl,
+    pub tls_ca_file: PathBuf,
+    pub tls_cert_file: PathBuf,
+    pub tls_key_file: PathBuf,
+    #[serde(deserialize_with = "connections")]
+    pub connections: NonZeroU8,
+    #[serde(deserialize_with = "duration")]
+    pub connect_timeout: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub response_timeout: Duration,
+}
+
+/// `[embedded]`: the store on disk that is used without Redis.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
+pub struct Embedded {
+    pub dir: PathBuf,
+    pub demo: bool,
+    #[serde(deserialize_with = "duration")]
+    pub sweep_interval: Duration,
+}
+
+/// `[records]`: what the store holds.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
+pub struct Records {
+    pub key_prefix: String,
+    #[serde(deserialize_with = "size")]
+    pub max_value: usize,
+    #[serde(deserialize_with = "duration")]
+    pub ttl: Duration,
+}
+
+/// `[cache]`: what is kept in memory.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
+pub struct Cache {
+    pub images: NonZeroUsize,
+    #[serde(deserialize_with = "size")]
+    pub bytes: usize,
+}
+
+/// `[log]`: what is logged.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
+pub struct Log {
+    #[serde(deserialize_with = "log_filter")]
+    pub filter: String,
+}
+
+/// The address of a Redis server, or none. Never prints the password.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct RedisUrl(Option<String>);
+
+impl RedisUrl {
+    /// The address as it was given, password included; `None` where none was.
+    #[must_use]
+    pub fn get(&self) -> Option<&str> {
+        self.0.as_deref()
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Some(_) => "RedisUrl(set)",
+            None => "RedisUrl(none)",
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for RedisUrl {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.is_empty() {
+            return Ok(RedisUrl(None));
+        }
+        // The error must not repeat the text, which may hold a password.
+        redis::Client::open(text.as_str()).map_err(|error| {
+            de::Error::custom(format!(
+                "not the address of a Redis server ({error}), expected such as redis://127.0.0.1:6379/0"
+            ))
+        })?;
+        Ok(RedisUrl(Some(text)))
+    }
+}
+
+/// One setting given somewhere else than in the shipped file.
+#[derive(Debug, Clone)]
+pub struct Override {
+    /// Its dotted name, such as `cache.images`.
+    pub key: String,
+    /// Its value, as text where it came from a variable or a flag.
+    pub value: toml::Value,
+    /// Where it was given, as a user would look for it: `afterimage.toml:12`, `AFTERIMAGE_CACHE_IMAGES`.
+    pub place: String,
+}
+
+/// Why the settings were refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The settings file isn't TOML.
+    #[error("{place}: not TOML: {message}")]
+    Syntax {
+        /// File and line.
+        place: String,
+        /// What the parser expected.
+        message: String,
+    },
+    /// A key that no setting has.
+    #[error("{place}: there is no setting `{key}`; the settings are in config/afterimage.toml")]
+    UnknownKey {
+        /// Where it was given.
+        place: String,
+        /// The name that was given.
+        key: String,
+    },
+    /// A value that the setting can't take.
+    #[error("{place}: bad value for `{key}`: {expected}")]
+    BadValue {
+        /// Where it was given.
+        place: String,
+        /// The setting's name.
+        key: String,
+        /// What was found and what was expected.
+        expected: String,
+    },
+}
+
+/// A setting as the shipped file describes it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Described {
+    /// The dotted name.
+    pub key: String,
+    /// The comment above it.
+    pub help: String,
+    /// The default.
+    pub default: toml::Value,
+}
+
+impl Described {
+    /// The environment variable that overrides the setting.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        format!("AFTERIMAGE_{}", self.key.replace('.', "_").to_uppercase())
+    }
+
+    /// The flag that overrides the setting, without its dashes.
+    #[must_use]
+    pub fn flag(&self) -> String {
+        self.key.replace(['.', '_'], "-")
+    }
+
+    /// An override of this setting by text from a variable or a flag.
+    ///
+    /// Text for a setting that isn't a string is read as TOML; what isn't TOML stays text, for the
+    /// setting's own type to refuse with its own message.
+    #[must_use]
+    pub fn overridden(&self, text: &str, place: String) -> Override {
+        let value = match self.default {
+            toml::Value::String(_) => None,
+            _ => toml::from_str::<toml::Table>(&format!("v = {text}"))
+                .ok()
+                .and_then(|mut table| table.remove("v")),
+        };
+        Override {
+            key: self.key.clone(),
+            value: value.unwrap_or_else(|| toml::Value::String(text.to_owned())),
+            place,
+        }
+    }
+}
+
+/// Every setting, in the order of the shipped file.
+#[must_use]
+pub fn described() -> Vec<Described> {
+    let defaults = defaults();
+    let (mut section, mut help, mut all) = (String::new(), String::new(), Vec::new());
+    for line in SHIPPED.lines() {
+        if let Some(comment) = line.strip_prefix('#') {
+            help.push_str(comment);
+        } else if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
+            name.clone_into(&mut section);
+        } else if let Some((name, _)) = line.split_once(" = ") {
+            if let Some(default) = defaults.get(&section).and_then(|table| table.get(name)) {
+                all.push(Described {
+                    key: format!("{section}.{name}"),
+                    help: help.trim().to_owned(),
+                    default: default.clone(),
+                });
+            }
+        } else {
+            help.clear();
+        }
+    }
+    all
+}
+
+impl Settings {
+    /// The defaults, with each override applied in turn: later ones win.
+    pub fn load(overrides: &[Override]) -> Result<Settings, SettingsError> {
+        let mut table = defaults();
+        for given in overrides {
+            let slot = given
+                .key
+                .split_once('.')
+                .and_then(|(section, name)| table.get_mut(section)?.get_mut(name));
+            let Some(slot) = slot else {
+                return Err(SettingsError::UnknownKey {
+                    place: given.place.clone(),
+                    key: given.key.clone(),
+                });
+            };
+            *slot = given.value.clone();
+            // Checked one by one, so that the error can name the place that is to blame.
+            if let Err(error) = Settings::deserialize(table.clone()) {
+                return Err(SettingsError::BadValue {
+                    place: given.place.clone(),
+                    key: given.key.clone(),
+                    expected: error.message().to_owned(),
+                });
+            }
+        }
+        Ok(Settings::deserialize(table).expect("the shipped settings are valid: a test reads them"))
+    }
+}
+
+/// The settings that a settings file gives.
+pub fn from_file(name: &str, text: &str) -> Result<Vec<Override>, SettingsError> {
+    let line = |offset: usize| text[..offset.min(text.len())].matches('\n').count() + 1;
+    let table = DeTable::parse(text).map_err(|error| SettingsError::Syntax {
+        place: match error.span() {
+            Some(span) => format!("{name}:{}", line(span.start)),
+            None => name.to_owned(),
+        },
+        message: error.message().to_owned(),
+    })?;
+    let mut given = Vec::new();
+    for (section, content) in table.get_ref() {
+        let DeValue::Table(entries) = content.get_ref() else {
+            return Err(SettingsError::UnknownKey {
+                place: format!("{name}:{}", line(section.span().start)),
+                key: section.get_ref().clone().into_owned(),
+            });
+        };
+        for (key, value) in entries {
+            let place = format!("{name}:{}", line(key.span().start));
+            let key = format!("{}.{}", section.get_ref(), key.get_ref());
+            let value = toml::Value::deserialize(toml::de::ValueDeserializer::from(value.clone()))
+                .map_err(|error| SettingsError::BadValue {
+                    place: place.clone(),
+                    key: key.clone(),
+                    expected: error.message().to_owned(),
+                })?;
+            given.push(Override { key, value, place });
+        }
+    }
+    Ok(given)
+}
+
+/// The settings that environment variables give: `AFTERIMAGE_…`, and `PORT` and `REDIS_URL` beneath them.
+pub fn from_environment(
+    variables: impl Iterator<Item = (String, String)>,
+) -> Result<Vec<Override>, SettingsError> {
+    let all = described();
+    let (mut common, mut own) = (Vec::new(), Vec::new());
+    for (name, text) in variables {
+        if name == "REDIS_URL" {
+            common.push(Override {
+                key: "redis.url".to_owned(),
+                value: toml::Value::String(text),
+                place: name,
+            });
+        } else if name == "PORT" {
+            let port: u16 = text.parse().map_err(|error| SettingsError::BadValue {
+                place: name.clone(),
+                key: "http.listen".to_owned(),
+                expected: format!("`{text}` is no port ({error}), expected 0 to 65535"),
+            })?;
+            let mut listen = Settings::load(&[])?.http.listen;
+            listen.set_port(port);
+            common.push(Override {
+                key: "http.listen".to_owned(),
+                value: toml::Value::String(listen.to_string()),
+                place: name,
+            });
+        } else if name.starts_with("AFTERIMAGE_") && name != "AFTERIMAGE_CONFIG" {
+            match all.iter().find(|setting| setting.variable() == name) {
+                Some(setting) => own.push(setting.overridden(&text, name)),
+                None => {
+                    return Err(SettingsError::UnknownKey {
+                        place: "environment".to_owned(),
+                        key: name,
+                    });
+                }
+            }
+        }
+    }
+    common.append(&mut own);
+    Ok(common)
+}
+
+fn defaults() -> toml::Table {
+    toml::from_str(SHIPPED).expect("the shipped settings are TOML: a test reads them")
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    match humantime::parse_duration(&text) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err(de::Error::custom(format!(
+            "`{text}` is no duration above zero, expected such as \"500ms\", \"10s\" or \"2h\""
+        ))),
+    }
+}
+
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let size = ByteSize::deserialize(deserializer)?.as_u64();
+    match usize::try_from(size) {
+        Ok(size) if size >= 1024 => Ok(size),
+        _ => Err(de::Error::custom(format!(
+            "{size} bytes are out of range, expected at least 1KiB, such as \"50MiB\""
+        ))),
+    }
+}
+
+fn connections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NonZeroU8, D::Error> {
+    let count = i64::deserialize(deserializer)?;
+    u8::try_from(count)
+        .ok()
+        .filter(|count| *count <= 64)
+        .and_then(NonZeroU8::new)
+        .ok_or_else(|| de::Error::custom(format!("{count} is out of range, expected 1 to 64")))
+}
+
+fn log_filter<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    // A word alone that is no level would be taken for a module and silence everything else.
+    let levels = text.split(',').filter(|directive| !directive.contains('=')).map(str::trim);
+    let known = levels.clone().all(|level| level.parse::<LevelFilter>().is_ok());
+    if known && text.parse::<Targets>().is_ok() {
+        return Ok(text);
+    }
+    Err(de::Error::custom(format!(
+        "`{text}` is no log filter, expected such as \"info\" or \"info,afterimage=debug\""
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load_file(text: &str) -> Result<Settings, SettingsError> {
+        Settings::load(&from_file("my.toml", text)?)
+    }
+
+    fn load_environment(variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+        let variables =
+            variables.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
+        Settings::load(&from_environment(variables)?)
+    }
+
+    #[test]
+    fn the_shipped_file_gives_every_setting_and_describes_it() {
+        let settings = Settings::load(&[]).unwrap();
+        assert_eq!(settings.http.listen.to_string(), "127.0.0.1:8000");
+        assert_eq!(settings.cache.images.get(), 50);
+        assert_eq!(settings.cache.bytes, 50 * 1024 * 1024);
+        assert_eq!(settings.records.ttl, Duration::from_hours(2));
+        // Given again as a user's file, it changes nothing and nothing in it is unknown.
+        let again = load_file(SHIPPED).unwrap();
+        assert_eq!(format!("{settings:?}"), format!("{again:?}"));
+        let all = described();
+        let leaves: usize =
+            defaults().values().map(|section| section.as_table().unwrap().len()).sum();
+        assert_eq!(all.len(), leaves);
+        for setting in all {
+            assert!(!setting.help.is_empty(), "{} has no comment", setting.key);
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_name_and_line() {
+        let error = load_file("[http]\n\n[cache]\nimages = 5\nimage = 5\n").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "my.toml:5: there is no setting `cache.image`; the settings are in config/afterimage.toml"
+        );
+        let error = load_environment(&[("AFTERIMAGE_CACHE_IMAGE", "5")]).unwrap_err();
+        assert!(error.to_string().contains("AFTERIMAGE_CACHE_IMAGE"));
+        assert!(load_file("images = 5").unwrap_err().to_string().starts_with("my.toml:1:"));
+    }
+
+    #[test]
+    fn a_bad_value_is_refused_with_its_key_its_place_and_what_was_expected() {
+        for (text, expected) in [
+            (
+                "[cache]\nimages = 0",
+                "my.toml:2: bad value for `cache.images`: invalid value: integer `0`, expected a nonzero usize",
+            ),
+            ("[cache]\nbytes = \"many\"", "my.toml:2: bad value for `cache.bytes`: "),
+            (
+                "[redis]\nconnections = 65",
+                "my.toml:2: bad value for `redis.connections`: 65 is out of range, expected 1 to 64",
+            ),
+            (
+                "[http]\nheader_timeout = \"0s\"",
+                "my.toml:2: bad value for `http.header_timeout`: `0s` is no duration above zero",
+            ),
+            (
+                "[http]\nlisten = \"here\"",
+                "my.toml:2: bad value for `http.listen`: invalid socket address",
+            ),
+            (
+                "[log]\nfilter = \"loud\"",
+                "my.toml:2: bad value for `log.filter`: `loud` is no log filter",
+            ),
+            ("[cache\n", "my.toml:1: not TOML: "),
+        ] {
+            let error = load_file(text).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+        let error = load_environment(&[("AFTERIMAGE_CACHE_IMAGES", "abc")]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "AFTERIMAGE_CACHE_IMAGES: bad value for `cache.images`: invalid type: string \"abc\", expected a nonzero usize"
+        );
+    }
+
+    #[test]
+    fn a_refused_redis_address_never_prints_its_password() {
+        let error = load_environment(&[("REDIS_URL", "http://:hunter2@example")]).unwrap_err();
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+        let good = load_environment(&[("REDIS_URL", "redis://:hunter2@127.0.0.1/3")]).unwrap();
+        assert!(!format!("{good:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn own_variables_win_over_the_common_ones() {
+        let settings = load_environment(&[
+            ("AFTERIMAGE_REDIS_URL", "redis://127.0.0.1:7777"),
+            ("REDIS_URL", "redis://127.0.0.1:6666"),
+            ("PORT", "9000"),
+            ("AFTERIMAGE_CACHE_IMAGES", "7"),
+        ])
+        .unwrap();
+        assert_eq!(settings.redis.url.get(), Some("redis://127.0.0.1:7777"));
+        assert_eq!(settings.http.listen.to_string(), "127.0.0.1:9000");
+        assert_eq!(settings.cache.images.get(), 7);
+        assert!(load_environment(&[("PORT", "web")]).is_err());
+    }
+}

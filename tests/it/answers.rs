@@ -1,0 +1,235 @@
+//! What a client is answered, and with which headers.
+
+use bytes::Bytes;
+use hyper::{Method, StatusCode};
+
+use crate::harness::{Client, RedisServer, Server, etag, get, png, record};
+
+#[tokio::test]
+async fn an_image_is_sent_with_its_type_length_validator_and_freshness() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    let bytes = png(1, 100_000);
+    let value = record(&bytes);
+    redis.set("a", &value).await;
+
+    let answer = server.get("/images/a").await;
+    assert_eq!(answer.status, StatusCode::OK);
+    assert_eq!(answer.body, bytes);
+    for (name, value) in [
+        ("content-type", "image/png"),
+        ("content-length", "100000"),
+        ("cache-control", "public, max-age=3600, immutable"),
+        ("etag", &etag(&value)),
+        ("vary", "Accept-Encoding"),
+        ("x-content-type-options", "nosniff"),
+    ] {
+        assert_eq!(answer.header(name), value, "{name}");
+    }
+    assert!(!answer.header("date").is_empty());
+}
+
+#[tokio::test]
+async fn head_is_get_without_the_body() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    redis.set("a", &record(&png(1, 5000))).await;
+
+    let mut client = Client::connect(server.address).await;
+    for path in ["/images/a", "/images/missing", "/images/-bad"] {
+        let mut full = client.get(path, &[]).await;
+        let mut head = client.send(Method::HEAD, path, &[], Bytes::new()).await.unwrap();
+        assert!(head.body.is_empty() && !full.body.is_empty());
+        full.headers.remove("date");
+        head.headers.remove("date");
+        assert_eq!((head.status, head.headers), (full.status, full.headers), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_has_the_version_gets_304_with_what_a_304_repeats() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    let value = record(&png(1, 5000));
+    redis.set("a", &value).await;
+    let etag = etag(&value);
+
+    let mut client = Client::connect(server.address).await;
+    for known in [etag.clone(), format!("W/{etag}"), format!("\"x,y\", {etag}"), "*".into()] {
+        for method in [Method::GET, Method::HEAD] {
+            let answer = client
+                .send(method, "/images/a", &[("if-none-match", &known)], Bytes::new())
+                .await
+                .unwrap();
+            assert_eq!(answer.status, StatusCode::NOT_MODIFIED, "{known}");
+            assert!(answer.body.is_empty());
+            assert_eq!(answer.header("etag"), etag);
+            assert_eq!(answer.header("cache-control"), "public, max-age=3600, immutable");
+            assert_eq!(answer.header("vary"), "Accept-Encoding");
+            assert!(!answer.header("date").is_empty());
+            // RFC 9110 §8.6: the length of the 200, or none.
+            assert_ne!(answer.header("content-length"), "0");
+            assert_eq!(answer.header("content-type"), "");
+        }
+    }
+    for unknown in ["\"x\"", etag.trim_matches('"'), ""] {
+        let answer = client.get("/images/a", &[("if-none-match", unknown)]).await;
+        assert_eq!(answer.status, StatusCode::OK, "{unknown}");
+    }
+}
+
+#[tokio::test]
+async fn a_replaced_image_is_seen_at_once() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    let mut client = Client::connect(server.address).await;
+    for round in 0..50 {
+        let bytes = png(round, 3000);
+        let value = record(&bytes);
+        redis.set("a", &value).await;
+        let answer = client.get("/images/a", &[]).await;
+        assert_eq!(answer.body, bytes);
+        assert_eq!(answer.header("etag"), etag(&value));
+    }
+}
+
+#[tokio::test]
+async fn a_bad_id_is_400_before_any_store_is_asked() {
+    // Nothing listens there: a store that is asked would make it 503.
+    let server = Server::start(&[("redis.url", "redis://127.0.0.1:1")]).await;
+    server.get("/images/good").await.problem(503, "store-unavailable");
+    let long = format!("/images/{}", "x".repeat(10_240));
+    for path in [
+        "/images/",
+        "/images/.",
+        "/images/..",
+        "/images/../../etc/passwd",
+        "/images/..%2f..%2fetc%2fpasswd",
+        "/images/%2e%2e",
+        "/images/a%00b",
+        "/images/a%0d%0ax:y",
+        "/images/%252e",
+        "/images/%ff%fe",
+        "/images/%c3%a4",
+        "/images/a%20b",
+        "/images/a/b",
+        "/images/a%",
+        "/images/a%zz",
+        "/images/-a",
+        "/images/a.webp",
+        "/images/a.png",
+        &long,
+    ] {
+        let members = server.get(path).await.problem(400, "bad-id");
+        assert!(members["detail"].as_str().unwrap().contains("id"), "{members}");
+    }
+    // An encoded character that an id may have is that character.
+    server.get("/images/a%3ab").await.problem(503, "store-unavailable");
+}
+
+#[tokio::test]
+async fn what_is_absent_is_404_and_other_methods_are_405_with_allow() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    server.get("/images/missing").await.problem(404, "absent");
+    server.get("/nothing/here").await.problem(404, "unknown-address");
+    for method in [Method::POST, Method::DELETE, Method::PATCH, Method::OPTIONS] {
+        let answer = server.send(method, "/images/a", &[], Bytes::new()).await;
+        answer.problem(405, "method-not-allowed");
+        assert_eq!(answer.header("allow"), "GET,HEAD,PUT");
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_answer_in_time_is_504() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("redis.response_timeout", "300ms")]).await;
+    redis.set("a", &record(&png(1, 100))).await;
+    assert_eq!(server.get("/images/a").await.status, StatusCode::OK);
+    redis.signal("STOP");
+    server.get("/images/a").await.problem(504, "store-timeout");
+    redis.signal("CONT");
+    crate::harness::until("it answers again", || async {
+        server.get("/images/a").await.status == StatusCode::OK
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_put_is_taken_from_this_machine_only() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    let value = Bytes::from(record(&png(1, 2000)));
+    let json = ("content-type", "application/json");
+    let put = |headers: Vec<(&'static str, &'static str)>, path: &'static str, body: Bytes| {
+        let server = &server;
+        async move { server.send(Method::PUT, path, &headers, body).await }
+    };
+
+    let created = put(vec![json], "/images/a?ttl=90s", value.clone()).await;
+    assert_eq!(created.status, StatusCode::CREATED);
+    assert_eq!(created.header("etag"), etag(&value));
+    let replaced = put(vec![json], "/images/a", value.clone()).await;
+    assert_eq!(replaced.status, StatusCode::NO_CONTENT);
+    assert_eq!(server.get("/images/a").await.header("etag"), etag(&value));
+
+    for foreign in [
+        ("host", "evil.example"),
+        ("origin", "https://evil.example"),
+        ("x-forwarded-for", "192.0.2.1"),
+        ("via", "1.1 proxy"),
+    ] {
+        put(vec![json, foreign], "/images/b", value.clone()).await.problem(403, "not-from-here");
+    }
+    put(vec![], "/images/b", value.clone()).await.problem(415, "media-type");
+    put(vec![json, ("if-none-match", "*")], "/images/b", value.clone())
+        .await
+        .problem(501, "conditional-write");
+    put(vec![json], "/images/b?ttl=0s", value.clone()).await.problem(400, "bad-parameter");
+    put(vec![json], "/images/b?tll=1s", value.clone()).await.problem(400, "bad-parameter");
+    put(vec![json], "/images/b", Bytes::from("{}")).await.problem(400, "corrupt-record");
+    put(vec![json], "/images/-b", value.clone()).await.problem(400, "bad-id");
+    server.get("/images/b").await.problem(404, "absent");
+}
+
+#[tokio::test]
+async fn a_put_over_the_limit_is_413() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("records.max_value", "64KiB")]).await;
+    let value = Bytes::from(record(&png(1, 64 * 1024)));
+    let json = [("content-type", "application/json")];
+    let answer = server.send(Method::PUT, "/images/a", &json, value).await;
+    let members = answer.problem(413, "body");
+    assert!(members["detail"].as_str().unwrap().contains("65536"));
+}
+
+#[tokio::test]
+async fn the_probes_tell_life_from_readiness() {
+    let mut redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    assert_eq!(server.get("/healthz").await.body, "ok\n");
+    assert_eq!(server.get("/readyz").await.status, StatusCode::OK);
+    redis.kill();
+    assert_eq!(server.get("/healthz").await.status, StatusCode::OK);
+    server.get("/readyz").await.problem(503, "store-unavailable");
+}
+
+#[tokio::test]
+async fn a_stop_lets_requests_in_progress_finish() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    redis.set("a", &record(&png(1, 3000))).await;
+    redis.signal("STOP");
+    let address = server.address;
+    let waiting = tokio::spawn(async move { get(address, "/images/a", &[]).await });
+    crate::harness::until("the request is in the server", || async {
+        !waiting.is_finished() && tokio::net::TcpStream::connect(address).await.is_ok()
+    })
+    .await;
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    let stopping = tokio::spawn(server.stop());
+    redis.signal("CONT");
+    assert_eq!(waiting.await.unwrap().status, StatusCode::OK);
+    stopping.await.unwrap();
+    assert!(tokio::net::TcpStream::connect(address).await.is_err());
+}

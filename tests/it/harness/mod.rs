@@ -1,0 +1,58 @@
+//! Servers to test with: a redis-server of the test's own, Afterimage in this process or in its own, and
+//! a client that shows an answer as it came.
+
+pub(crate) mod client;
+pub(crate) mod redis;
+pub(crate) mod server;
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+pub(crate) use self::client::{Client, get};
+pub(crate) use self::redis::RedisServer;
+pub(crate) use self::server::{Process, Server};
+
+/// How long a test waits for what must happen before it gives up.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Asks again until the answer is yes.
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut ask: impl FnMut() -> F) {
+    let start = Instant::now();
+    while !ask().await {
+        assert!(start.elapsed() < PATIENCE, "in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Bytes that pass for an image of some length, different for each seed.
+pub(crate) fn png(seed: u64, length: usize) -> Vec<u8> {
+    let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+/// The record that a backend writes for an image.
+pub(crate) fn record(bytes: &[u8]) -> Vec<u8> {
+    use base64::Engine;
+    let base64_data = base64::engine::general_purpose::STANDARD.encode(bytes);
+    serde_json::to_vec(&serde_json::json!({
+        "mime_type": "image/png",
+        "prompt": "what stays when the light is gone",
+        "base64_data": base64_data,
+    }))
+    .unwrap()
+}
+
+/// The entity-tag that a value must have.
+pub(crate) fn etag(value: &[u8]) -> String {
+    use md5::Digest;
+    let hex: String = md5::Md5::digest(value).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("\"{hex}\"")
+}

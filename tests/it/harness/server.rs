@@ -1,0 +1,165 @@
+//! Afterimage, in this process or as the program that users run.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use afterimage::app::App;
+use afterimage::settings::{self, Settings};
+use bytes::Bytes;
+use hyper::Method;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::client::{Answer, Client};
+use super::redis::RedisServer;
+
+/// A server in this process, started as the program starts it.
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    running: JoinHandle<()>,
+}
+
+impl Server {
+    /// On a Redis, with the given settings: `("cache.images", "3")`.
+    pub(crate) async fn on(redis: &RedisServer, settings: &[(&str, &str)]) -> Server {
+        let url = redis.url();
+        let mut all = vec![("redis.url", url.as_str())];
+        all.extend_from_slice(settings);
+        Server::start(&all).await
+    }
+
+    pub(crate) async fn start(settings: &[(&str, &str)]) -> Server {
+        let app = App::build(load(settings)).await.unwrap();
+        Server::serve(app).await
+    }
+
+    async fn serve(app: Arc<App>) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let shutdown = async {
+            let _ = stopped.await;
+        };
+        let running = tokio::spawn(afterimage::server::serve(app, listener, shutdown));
+        Server { address, stop: Some(stop), running }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        super::get(self.address, path, &[]).await
+    }
+
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Answer {
+        Client::connect(self.address).await.send(method, path, headers, body).await.unwrap()
+    }
+
+    /// One of the metrics.
+    pub(crate) async fn metric(&self, name: &str) -> u64 {
+        metric(&self.get("/metrics").await, name)
+    }
+
+    /// Stops it gracefully and waits until it has stopped.
+    pub(crate) async fn stop(mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+        (&mut self.running).await.unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.running.abort();
+    }
+}
+
+/// The number behind a metric's name.
+pub(crate) fn metric(page: &Answer, name: &str) -> u64 {
+    let text = std::str::from_utf8(&page.body).unwrap();
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+        .unwrap_or_else(|| panic!("no metric {name} in:\n{text}"))
+}
+
+/// Settings with some of them given as on the command line.
+pub(crate) fn load(given: &[(&str, &str)]) -> Settings {
+    let all = settings::described();
+    let overrides: Vec<_> = given
+        .iter()
+        .map(|(key, text)| {
+            let setting = all.iter().find(|setting| setting.key == *key).expect(key);
+            setting.overridden(text, "test".into())
+        })
+        .collect();
+    Settings::load(&overrides).unwrap()
+}
+
+/// The program, in a process of its own.
+pub(crate) struct Process {
+    pub(crate) child: Child,
+    pub(crate) address: SocketAddr,
+}
+
+/// The program with no environment that could change what it does.
+pub(crate) fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_afterimage"));
+    for (name, _) in std::env::vars() {
+        if name.starts_with("AFTERIMAGE_") || name == "PORT" || name == "REDIS_URL" {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+impl Process {
+    /// Serves on a free port from an embedded store in a folder.
+    pub(crate) fn embedded(dir: &Path) -> Process {
+        let mut command = program();
+        command.arg("--embedded-dir").arg(dir);
+        Process::start(command)
+    }
+
+    pub(crate) fn start(mut command: Command) -> Process {
+        let mut child =
+            command.args(["--http-listen", "127.0.0.1:0"]).stdout(Stdio::piped()).spawn().unwrap();
+        // The first line names the address: "afterimage serves http://127.0.0.1:8000/images/{id} from …".
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        let mut first = String::new();
+        lines.read_line(&mut first).unwrap();
+        let address = first
+            .split_once("http://")
+            .and_then(|(_, rest)| rest.split_once('/')?.0.parse().ok())
+            .unwrap_or_else(|| panic!("no address in {first:?}"));
+        // Read on, so that the program never waits for its reader.
+        std::thread::spawn(move || lines.read_to_end(&mut Vec::new()));
+        Process { child, address }
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// How much memory it occupies, in bytes (`VmRSS` of proc(5)).
+    pub(crate) fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,64 @@
+//! The bounds of what is kept in memory.
+
+use crate::harness::server::{metric, program};
+use crate::harness::{Client, Process, RedisServer, Server, png, record};
+
+const MIB: usize = 1024 * 1024;
+
+#[tokio::test]
+async fn two_hundred_images_through_the_cache_never_exceed_its_count_nor_its_budget() {
+    let redis = RedisServer::start().await;
+    let mut command = program();
+    command.args(["--redis-url", &redis.url()]);
+    let process = Process::start(command);
+    let mut client = Client::connect(process.address).await;
+    let mut connection = redis.connect().await;
+
+    // First the count decides, then the bytes: 60 KB each, then 1.5 MB each.
+    for (length, most_images, least_images) in [(60_000, 50, 50), (1_500_000, 34, 34)] {
+        for number in 0..200 {
+            let bytes = png(number, length);
+            redis::cmd("SET")
+                .arg(format!("image:i{number}"))
+                .arg(record(&bytes))
+                .exec_async(&mut connection)
+                .await
+                .unwrap();
+            assert_eq!(client.get(&format!("/images/i{number}"), &[]).await.body, bytes);
+            let page = client.get("/metrics", &[]).await;
+            assert!(metric(&page, "afterimage_cache_images") <= 50);
+            assert!(metric(&page, "afterimage_cache_bytes") <= 50 * MIB as u64);
+        }
+        let held = metric(&client.get("/metrics", &[]).await, "afterimage_cache_images");
+        assert!((least_images..=most_images).contains(&held), "{held}");
+        println!("{held} images of {length} bytes held, {} bytes resident", process.resident());
+    }
+    // The budget, and what the program takes besides: a bound on leaks, not a figure to be proud of.
+    assert!(process.resident() < 150 * MIB as u64, "{} bytes resident", process.resident());
+}
+
+#[tokio::test]
+async fn an_image_larger_than_a_quarter_of_the_budget_is_served_and_not_kept() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("cache.bytes", "1MiB")]).await;
+    let bytes = png(1, MIB / 4 + 1);
+    redis.set("a", &record(&bytes)).await;
+    for _ in 0..2 {
+        assert_eq!(server.get("/images/a").await.body, bytes);
+    }
+    assert_eq!(server.metric("afterimage_cache_images").await, 0);
+    assert_eq!(server.metric("afterimage_decodes_total").await, 2);
+}
+
+#[tokio::test]
+async fn a_known_version_is_decoded_once() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    let value = record(&png(1, 100_000));
+    redis.set("a", &value).await;
+    for _ in 0..10 {
+        server.get("/images/a").await;
+        redis.set("a", &value).await;
+    }
+    assert_eq!(server.metric("afterimage_decodes_total").await, 1);
+}
