@@ -138,7 +138,9 @@ fn welcome(app: &App, address: std::net::SocketAddr, demo: &[ImageId]) -> String
         "  curl -o /dev/null -sw @config/curl-format.txt http://{address}/images/{first}"
     );
     let _ = writeln!(text, "\nAdd your own:");
-    let _ = writeln!(text, "  afterimage put my_image picture.png");
+    // As this very program was called: `cargo run` puts none on the path.
+    let program = std::env::args().next().unwrap_or_else(|| "afterimage".to_owned());
+    let _ = writeln!(text, "  {program} put my_image picture.png");
     text
 }
 

@@ -1,0 +1,27 @@
+# docker build -t afterimage .
+# docker run -p 8000:8000 -e REDIS_URL=redis://host.docker.internal:6379 afterimage
+# docker run -p 8000:8000 -v afterimage:/data afterimage        (without Redis)
+
+FROM rust:1.95-bookworm AS build
+WORKDIR /build
+COPY Cargo.toml Cargo.lock ./
+# The dependencies alone first: their layer stays valid until Cargo.lock changes.
+RUN mkdir -p src benches && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
+    && echo 'fn main() {}' > benches/cold.rs \
+    && cargo build --release --locked && rm -r src benches
+COPY config/afterimage.toml config/
+COPY src src
+COPY benches benches
+RUN touch src/main.rs src/lib.rs && cargo build --release --locked --bin afterimage \
+    && mkdir /data
+
+FROM gcr.io/distroless/cc-debian12:nonroot
+COPY --from=build /build/target/release/afterimage /usr/local/bin/afterimage
+COPY --from=build --chown=nonroot:nonroot /data /data
+COPY config/afterimage.toml LICENSE-MIT LICENSE-APACHE /usr/share/doc/afterimage/
+ENV AFTERIMAGE_HTTP_LISTEN=0.0.0.0:8000 AFTERIMAGE_EMBEDDED_DIR=/data
+VOLUME /data
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=3s --start-period=5s CMD ["/usr/local/bin/afterimage", "health"]
+ENTRYPOINT ["/usr/local/bin/afterimage"]
