@@ -18,8 +18,9 @@ RUN touch src/main.rs src/lib.rs && cargo build --release --locked --bin afterim
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /build/target/release/afterimage /usr/local/bin/afterimage
 COPY --from=build --chown=nonroot:nonroot /data /data
-COPY config/afterimage.toml LICENSE-MIT LICENSE-APACHE /usr/share/doc/afterimage/
-ENV AFTERIMAGE_HTTP_LISTEN=0.0.0.0:8000 AFTERIMAGE_EMBEDDED_DIR=/data
+COPY LICENSE-MIT LICENSE-APACHE /usr/share/doc/afterimage/
+COPY config/container.toml /etc/afterimage.toml
+ENV AFTERIMAGE_CONFIG=/etc/afterimage.toml
 VOLUME /data
 EXPOSE 8000
 STOPSIGNAL SIGTERM

@@ -11,7 +11,6 @@ use afterimage::cache::Cache;
 use afterimage::image::{Facts, ImageId, MediaType, Representation, Version};
 use afterimage::picture::sniff::sniff;
 use afterimage::record::{self, Content, Record};
-use afterimage::settings;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -39,8 +38,7 @@ fn base64_of<'a>(record: &'a Record<'_>) -> &'a str {
 }
 
 fn cache() -> Cache {
-    let images = NonZeroUsize::new(50).expect("not zero");
-    Cache::new(&settings::Cache { images, bytes: 50 << 20 })
+    Cache::new(NonZeroUsize::new(50).expect("not zero"), 50 << 20)
 }
 
 fn stages(criterion: &mut Criterion) {
@@ -53,7 +51,7 @@ fn stages(criterion: &mut Criterion) {
         group.throughput(Throughput::Bytes(value.len() as u64));
         let mut stage = |name: &str, run: &mut dyn FnMut()| {
             group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
-                bencher.iter(&mut *run)
+                bencher.iter(&mut *run);
             });
         };
 

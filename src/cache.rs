@@ -6,7 +6,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use lru::LruCache;
 
 use crate::image::{ImageId, Representation, Version};
-use crate::settings;
 
 /// A bounded LRU of decoded images behind a mutex.
 ///
@@ -45,13 +44,9 @@ pub enum Kept {
 }
 
 impl Cache {
-    /// An empty cache with the bounds of the settings.
+    /// An empty cache with room for some images and some bytes of them.
     #[must_use]
-    pub fn new(settings: &settings::Cache) -> Cache {
-        Cache::bounded(settings.images, settings.bytes)
-    }
-
-    fn bounded(images: NonZeroUsize, budget: usize) -> Cache {
+    pub fn new(images: NonZeroUsize, budget: usize) -> Cache {
         // Made by `unbounded` and bounded by hand: `LruCache::new` allocates for its whole capacity at
         // once, which a generous setting would pay at start.
         let mut by_version = LruCache::unbounded();
@@ -93,6 +88,16 @@ impl Cache {
         Kept::Yes
     }
 
+    /// Drops an image that nobody will ask for again, since another version has its place.
+    pub fn remove(&self, id: &ImageId, version: Version) {
+        let mut entries = self.lock();
+        let removed = entries.by_version.pop(&(id.clone(), version));
+        if let Some(image) = &removed {
+            entries.bytes -= image.body.len();
+        }
+        drop(entries);
+    }
+
     /// How much is held now.
     #[must_use]
     pub fn held(&self) -> Held {
@@ -116,7 +121,7 @@ mod tests {
     use crate::image::{Facts, MediaType};
 
     fn cache(images: usize, budget: usize) -> Cache {
-        Cache::bounded(NonZeroUsize::new(images).unwrap(), budget)
+        Cache::new(NonZeroUsize::new(images).unwrap(), budget)
     }
 
     fn id(text: &str) -> ImageId {
@@ -186,6 +191,16 @@ mod tests {
         let cache = cache(10, 100);
         cache.insert(&id("a"), image("1", 5));
         assert!(has(&cache, "a", "1") && !has(&cache, "a", "2") && !has(&cache, "b", "1"));
+    }
+
+    #[test]
+    fn a_removed_image_gives_its_bytes_back() {
+        let cache = cache(10, 100);
+        cache.insert(&id("a"), image("1", 20));
+        cache.remove(&id("a"), Version::of(b"2"));
+        assert_eq!(cache.held(), Held { images: 1, bytes: 20 });
+        cache.remove(&id("a"), Version::of(b"1"));
+        assert_eq!(cache.held(), Held { images: 0, bytes: 0 });
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The command line: what is asked of the program, and the settings it is to run with.
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -64,7 +65,7 @@ impl Stop {
 /// Reads the arguments, the settings file that they or `AFTERIMAGE_CONFIG` name, and the environment.
 pub fn parse(
     arguments: impl Iterator<Item = OsString>,
-    variables: impl Iterator<Item = (String, String)>,
+    variables: impl Iterator<Item = (OsString, OsString)>,
 ) -> Result<Command, Stop> {
     let matches = grammar().try_get_matches_from(arguments).map_err(Stop::Usage)?;
     let (task, matches) = match matches.subcommand() {
@@ -105,7 +106,8 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
 
     let app = App::build(settings).await?;
     let demo = demo::fill(&app.store, app.settings.embedded.demo).await?;
-    print!("{}", welcome(&app, address, &demo));
+    // Where nobody listens, nothing is lost.
+    let _ = std::io::stdout().write_all(welcome(&app, address, &demo).as_bytes());
     server::serve(app, listener, async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -230,7 +232,7 @@ fn grammar() -> clap::Command {
                     Arg::new("ttl")
                         .long("ttl")
                         .value_name("DURATION")
-                        .value_parser(humantime::parse_duration)
+                        .value_parser(settings::time_to_live)
                         .help("How long it lives, such as 90s; else [records] ttl"),
                 ),
         )
@@ -240,9 +242,14 @@ fn grammar() -> clap::Command {
 /// The layers, the weaker first: file, environment, flags.
 fn load(
     matches: &ArgMatches,
-    variables: impl Iterator<Item = (String, String)>,
+    variables: impl Iterator<Item = (OsString, OsString)>,
 ) -> anyhow::Result<Settings> {
-    let variables: Vec<(String, String)> = variables.collect();
+    // One that isn't UTF-8 can't be a setting that is right, and is none of ours unless it has our name.
+    let variables: Vec<(String, String)> = variables
+        .filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+        })
+        .collect();
     let file = matches.get_one::<PathBuf>("config").cloned().or_else(|| {
         let named = variables.iter().find(|(name, _)| name == "AFTERIMAGE_CONFIG");
         named.map(|(_, path)| PathBuf::from(path))

@@ -6,7 +6,9 @@
 //! - [`http`] turns a request into values and an answer into a response. Nothing below it knows of HTTP.
 //! - [`read`] and [`write`] know the order of the steps; the steps don't know each other.
 //! - [`image`] has the values: ids, versions, types. [`record`] has the stored JSON.
-//! - [`store`] keeps records; [`cache`] keeps decoded bytes; [`picture`] knows pixels and signatures.
+//! - [`index`] knows what the store holds, as long as it may rely on it, and is where the promise is kept that
+//!   nothing replaced is served; [`collapse`] makes one fetch of many.
+//! - [`store`] keeps records and tells of changes; [`cache`] keeps decoded bytes; [`picture`] knows pixels and signatures.
 //! - [`telemetry`] is the log and the metrics; [`cli`] is the command line.
 //!
 //! `ARCHITECTURE.md` says why it is so.
@@ -14,8 +16,10 @@
 pub mod app;
 pub mod cache;
 pub mod cli;
+pub mod collapse;
 pub mod http;
 pub mod image;
+pub mod index;
 pub mod picture;
 pub mod read;
 pub mod record;

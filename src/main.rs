@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let command = match afterimage::cli::parse(std::env::args_os(), std::env::vars()) {
+    let command = match afterimage::cli::parse(std::env::args_os(), std::env::vars_os()) {
         Ok(command) => command,
         Err(stop) => return stop.print(),
     };

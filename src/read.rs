@@ -2,12 +2,16 @@
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use lru::LruCache;
 
 use crate::app::App;
+use crate::cache::Kept;
+use crate::collapse::Lost;
 use crate::image::{EntityTags, Facts, ImageId, Representation, Version};
+use crate::index::{Boarding, Digest, Found, Known, LookUp, Ticket};
 use crate::record::{self, Content, Corrupt, Record};
 use crate::store::StoreError;
 
@@ -20,17 +24,60 @@ const INLINE_LIMIT: usize = 64 * 1024;
 pub struct ImageRequest {
     /// Which image.
     pub id: ImageId,
+    /// Whether the bytes are asked for, or only what is known of them.
+    pub wants: Wants,
     /// The representations that the client has already (RFC 9110 §13.1.2).
     pub if_none_match: Option<EntityTags>,
 }
 
-/// What a read found.
+/// How much of an image a request is after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wants {
+    /// The bytes.
+    Bytes,
+    /// Only what is known of them.
+    Facts,
+}
+
+/// What a read found, and where it came from.
 #[derive(Debug)]
-pub enum Answer {
+pub struct Answer {
+    /// What to send.
+    pub content: AnswerContent,
+    /// What it took.
+    pub served: Served,
+}
+
+/// What to send.
+#[derive(Debug)]
+pub enum AnswerContent {
     /// The image.
     Image(Representation),
+    /// What a GET would send, without its bytes.
+    Facts(Arc<Facts>),
     /// The client has it already.
     NotModified(Arc<Facts>),
+}
+
+/// What an answer took, in the terms of RFC 9211.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// Nothing but memory.
+    Hit,
+    /// A fetch.
+    Fetched {
+        /// Led by another request.
+        collapsed: bool,
+        /// Whether the bytes are in memory now.
+        kept: bool,
+    },
+    /// A fetch that found the version in memory to be the one in the store.
+    Revalidated {
+        /// Led by another request.
+        collapsed: bool,
+    },
+    /// The last known version, since the store can't be reached.
+    Stale,
 }
 
 /// Why a read has no image.
@@ -48,60 +95,224 @@ pub enum ReadError {
     /// The store had no answer.
     #[error(transparent)]
     Store(StoreError),
+    /// As many requests wait for this image as may.
+    #[error("too many requests are waiting for this image")]
+    Busy,
+    /// The fetch failed in a way that it should not.
+    #[error("the image can't be fetched")]
+    Lost(#[from] Lost),
+}
+
+/// What one fetch brings to all who wait for it.
+pub type Outcome = Result<Fetched, StoreError>;
+
+/// What is under a key.
+#[derive(Debug, Clone)]
+pub enum Fetched {
+    /// An image.
+    Present(Representation, Source),
+    /// Nothing.
+    Absent,
+    /// A value that is no image.
+    Corrupt(Corrupt),
+    /// The address of an image.
+    Offloaded,
+}
+
+/// Where the bytes of a fetched version came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// They were in memory already.
+    Memory,
+    /// They were decoded, and kept or not.
+    Decoded(Kept),
 }
 
 /// Answers a request for an image.
 pub async fn image(app: &Arc<App>, request: ImageRequest) -> Result<Answer, ReadError> {
-    // 1 index: until Redis tells of changes, nothing is known without asking.
-
-    // 2 store
-    let stored =
-        app.store.get(&request.id).await.map_err(|error| refused(app, &request.id, error))?;
-    let Some(stored) = stored else {
-        return Err(ReadError::Absent);
+    // 1 index
+    let boarding = match app.index.look_up(&request.id) {
+        LookUp::Current(known) => match from_memory(app, &request, &known_image(app, known)?) {
+            Some(content) => return Ok(Answer { content, served: Served::Hit }),
+            None => app.index.ask(&request.id),
+        },
+        LookUp::Stale(facts) => {
+            let content = from_memory(app, &request, &facts).ok_or_else(|| {
+                let reason = app.index.coherence().reason().unwrap_or_default().to_owned();
+                ReadError::Store(StoreError::Unreachable(reason))
+            })?;
+            return Ok(Answer { content, served: Served::Stale });
+        }
+        LookUp::Ask(boarding) => boarding,
     };
 
-    // 4 LRU, 5 decode: before the validators, since both need the hash, and only the hash takes time.
-    let image = current(app, &request.id, stored.value).await?;
-
-    // 3 validators
-    match request.if_none_match {
-        Some(tags) if tags.match_weakly(&image.facts.etag) => Ok(Answer::NotModified(image.facts)),
-        _ => Ok(Answer::Image(image)),
+    // 2 store and 5 decode, together with whoever asks for the same
+    match fetch(app, boarding).await {
+        Ok((image, served)) => {
+            let content = without_bytes(&request, &image.facts);
+            Ok(Answer { content: content.unwrap_or(AnswerContent::Image(image)), served })
+        }
+        Err(ReadError::Store(error)) => {
+            let facts = app.index.last_known(&request.id);
+            match facts.and_then(|facts| from_memory(app, &request, &facts)) {
+                Some(content) => Ok(Answer { content, served: Served::Stale }),
+                None => Err(ReadError::Store(error)),
+            }
+        }
+        Err(error) => Err(error),
     }
 }
 
-/// The image in a value, decoded unless that very version is in memory. Off the async workers where
-/// the value is large.
-async fn current(app: &Arc<App>, id: &ImageId, value: Bytes) -> Result<Representation, ReadError> {
-    let image = off_worker(app, value.len(), {
-        let (app, id) = (Arc::clone(app), id.clone());
-        move || {
-            let version = Version::of(&value);
-            match app.cache.get(&id, version) {
-                Some(image) => Ok(image),
-                None => decode(&app, &id, version, &value).map_err(|error| (version, error)),
-            }
-        }
-    });
-    image.await.map_err(|(version, error)| {
-        if let ReadError::Corrupt(corrupt) = &error {
-            app.metrics.corrupt_records.inc();
-            app.corrupt_log.report(id, Some(version), corrupt);
-        }
-        error
-    })
+/// The answer about a known version, unless its bytes are needed and have left.
+fn from_memory(app: &App, request: &ImageRequest, facts: &Arc<Facts>) -> Option<AnswerContent> {
+    // 3 validators, 4 LRU
+    without_bytes(request, facts)
+        .or_else(|| app.cache.get(&request.id, facts.version).map(AnswerContent::Image))
 }
 
+/// The answer about a version, where none of its bytes are needed.
+fn without_bytes(request: &ImageRequest, facts: &Arc<Facts>) -> Option<AnswerContent> {
+    let has_it = request.if_none_match.as_ref().is_some_and(|tags| tags.match_weakly(&facts.etag));
+    match request.wants {
+        _ if has_it => Some(AnswerContent::NotModified(Arc::clone(facts))),
+        Wants::Facts => Some(AnswerContent::Facts(Arc::clone(facts))),
+        Wants::Bytes => None,
+    }
+}
+
+fn known_image(app: &App, known: Known) -> Result<Arc<Facts>, ReadError> {
+    match known {
+        Known::Present(facts) => Ok(facts),
+        Known::Absent => Err(ReadError::Absent),
+        Known::Corrupt(corrupt) => Err(corrupt_record(app, corrupt)),
+        Known::Offloaded => Err(ReadError::Offloaded),
+    }
+}
+
+fn corrupt_record(app: &App, corrupt: Corrupt) -> ReadError {
+    app.metrics.corrupt_records.inc();
+    ReadError::Corrupt(corrupt)
+}
+
+/// Waits for the fetch that this request joins or leads.
+async fn fetch(
+    app: &Arc<App>,
+    boarding: Boarding<Outcome>,
+) -> Result<(Representation, Served), ReadError> {
+    let (flight, collapsed) = match boarding {
+        Boarding::Join(flight) => (flight, true),
+        Boarding::Lead(ticket) => {
+            let flight = ticket.flight();
+            // A task of its own: it ends by itself, within the store's time-outs, whoever still waits. Should
+            // it panic, its ticket is dropped and those who wait are told.
+            tokio::spawn(lead(Arc::clone(app), ticket));
+            (flight, false)
+        }
+        Boarding::Full => return Err(ReadError::Busy),
+    };
+    match flight.outcome().await?.map_err(ReadError::Store)? {
+        Fetched::Present(image, Source::Memory) => Ok((image, Served::Revalidated { collapsed })),
+        Fetched::Present(image, Source::Decoded(kept)) => {
+            Ok((image, Served::Fetched { collapsed, kept: kept == Kept::Yes }))
+        }
+        Fetched::Absent => Err(ReadError::Absent),
+        Fetched::Corrupt(corrupt) => Err(corrupt_record(app, corrupt)),
+        Fetched::Offloaded => Err(ReadError::Offloaded),
+    }
+}
+
+/// Fetches an image for all who wait, and keeps what was found before they are told.
+async fn lead(app: Arc<App>, mut ticket: Ticket<Outcome>) {
+    app.metrics.fetches.inc();
+    ticket.depart().await;
+    let outcome = ask_store(&app, ticket.id()).await.map(|(fetched, digest, expires)| {
+        let known = match &fetched {
+            Fetched::Present(image, _) => Known::Present(Arc::clone(&image.facts)),
+            Fetched::Absent => Known::Absent,
+            Fetched::Corrupt(corrupt) => Known::Corrupt(corrupt.clone()),
+            Fetched::Offloaded => Known::Offloaded,
+        };
+        if let Some(version) = ticket.keep(Found { known, digest, expires }) {
+            app.cache.remove(ticket.id(), version);
+        }
+        fetched
+    });
+    ticket.land(outcome);
+}
+
+/// Asks the store, and makes an image of its answer.
+async fn ask_store(
+    app: &Arc<App>,
+    id: &ImageId,
+) -> Result<(Fetched, Option<Digest>, Option<Instant>), StoreError> {
+    let value = async {
+        let size = app.store.size(id).await?;
+        // The room that the value takes until it is decoded and dropped.
+        let room = app.room_for(size).await;
+        // An expiry is counted from before the question, so that it is never later here than there.
+        let asked = Instant::now();
+        let stored = app.store.get(id).await?;
+        Ok((stored, asked, room))
+    };
+    let (stored, asked, _room) = match value.await {
+        Ok(value) => value,
+        Err(StoreError::WrongType) => return Ok(unreadable(app, id, Corrupt::WrongType)),
+        Err(StoreError::TooLarge { size, limit }) => {
+            return Ok(unreadable(app, id, Corrupt::TooLarge { size, limit }));
+        }
+        Err(error) => return Err(error),
+    };
+    let Some(stored) = stored else {
+        return Ok((Fetched::Absent, None, None));
+    };
+    let expires = stored.time_to_live.and_then(|left| asked.checked_add(left));
+    let (fetched, digest) = off_worker(app, stored.value.len(), {
+        let (app, id, value) = (Arc::clone(app), id.clone(), stored.value);
+        move || open(&app, &id, &value)
+    })
+    .await;
+    Ok((fetched, Some(digest), expires))
+}
+
+/// The image in a value. One that was only written again is known by its digest, without a new hash, and
+/// where its bytes are still in memory, without a new decoding.
+fn open(app: &App, id: &ImageId, value: &[u8]) -> (Fetched, Digest) {
+    let digest = Digest::of(value);
+    let known = app.index.recognise(id, digest);
+    let version = known.map_or_else(
+        || {
+            app.metrics.hashes.inc();
+            Version::of(value)
+        },
+        |facts| facts.version,
+    );
+    if let Some(image) = app.cache.get(id, version) {
+        return (Fetched::Present(image, Source::Memory), digest);
+    }
+    let fetched = match decode(app, id, version, value) {
+        Ok(Some(image)) => {
+            let kept = app.cache.insert(id, image.clone());
+            Fetched::Present(image, Source::Decoded(kept))
+        }
+        Ok(None) => Fetched::Offloaded,
+        Err(corrupt) => {
+            app.corrupt_log.report(id, Some(version), &corrupt);
+            Fetched::Corrupt(corrupt)
+        }
+    };
+    (fetched, digest)
+}
+
+/// The image in a record, or none where the record says that it is elsewhere.
 fn decode(
     app: &App,
     id: &ImageId,
     version: Version,
     value: &[u8],
-) -> Result<Representation, ReadError> {
+) -> Result<Option<Representation>, Corrupt> {
     let record = Record::parse(value)?;
     let Content::Inline(base64) = record.content else {
-        return Err(ReadError::Offloaded);
+        return Ok(None);
     };
     let decoded = record::decode(&base64)?;
     app.metrics.decodes.inc();
@@ -114,9 +325,17 @@ fn decode(
         tracing::warn!(image.id = %id, declared, found, "the declared type is not what the bytes are");
     }
     let facts = Facts::new(version, decoded.media_type, decoded.bytes.len(), record.created_at);
-    let image = Representation { facts: Arc::new(facts), body: Bytes::from(decoded.bytes) };
-    app.cache.insert(id, image.clone());
-    Ok(image)
+    Ok(Some(Representation { facts: Arc::new(facts), body: Bytes::from(decoded.bytes) }))
+}
+
+/// A value that the store wouldn't hand out is a corrupt record.
+fn unreadable(
+    app: &App,
+    id: &ImageId,
+    corrupt: Corrupt,
+) -> (Fetched, Option<Digest>, Option<Instant>) {
+    app.corrupt_log.report(id, None, &corrupt);
+    (Fetched::Corrupt(corrupt), None, None)
 }
 
 /// Runs work on a value of some length: here where it is short, on a blocking thread otherwise.
@@ -134,18 +353,6 @@ pub(crate) async fn off_worker<T: Send + 'static>(
         work()
     });
     work.await.expect("hashing and decoding don't panic, and the runtime ends after the requests")
-}
-
-/// A value that the store wouldn't hand out is a corrupt record; everything else is the store's trouble.
-fn refused(app: &App, id: &ImageId, error: StoreError) -> ReadError {
-    let corrupt = match error {
-        StoreError::WrongType => Corrupt::WrongType,
-        StoreError::TooLarge { size, limit } => Corrupt::TooLarge { size, limit },
-        error => return ReadError::Store(error),
-    };
-    app.metrics.corrupt_records.inc();
-    app.corrupt_log.report(id, None, &corrupt);
-    ReadError::Corrupt(corrupt)
 }
 
 /// Remembers which corrupt records were logged, so that each is logged once however often it is asked

@@ -1,10 +1,13 @@
 //! The value in the store: a JSON object with the image in base64, and the way from it to the image.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64_turbo::{STANDARD, STANDARD_PAD_INDIFFERENT, URL_SAFE_PAD_INDIFFERENT};
-use serde::{Deserialize, Serialize};
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -82,81 +85,84 @@ pub struct Decoded {
     pub media_type: MediaType,
 }
 
-/// The fields as they stand in JSON. A JavaScript writer may escape `/`, so the strings can't always be
-/// borrowed. What is advisory may have any type without making the record corrupt.
-#[derive(Deserialize)]
-#[serde(expecting = "an object")]
+/// The fields as they stand in JSON. What is advisory stays raw, so that it may be anything, out of range or
+/// not even text, without making the record corrupt. A name that stands there twice means its last value,
+/// as it does to Python.
+#[derive(Default)]
 struct Fields<'a> {
-    #[serde(borrow, default, deserialize_with = "borrowed")]
     base64_data: Option<Cow<'a, str>>,
-    #[serde(borrow, default, deserialize_with = "borrowed")]
     url: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    mime_type: Option<Advisory<'a>>,
-    #[serde(borrow, default)]
-    content_type: Option<Advisory<'a>>,
-    #[serde(borrow, default)]
-    created_at: Option<Advisory<'a>>,
+    mime_type: Option<&'a RawValue>,
+    content_type: Option<&'a RawValue>,
+    created_at: Option<&'a RawValue>,
 }
 
-/// serde borrows a `Cow<str>` inside an `Option` only through a newtype.
+/// A text that borrows where it can: a JavaScript writer may escape `/`.
 #[derive(Deserialize)]
-struct Borrowed<'a>(#[serde(borrow)] Cow<'a, str>);
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-fn borrowed<'de, D: serde::Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<Cow<'de, str>>, D::Error> {
-    Ok(Option::<Borrowed<'de>>::deserialize(deserializer)?.map(|text| text.0))
-}
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FieldsVisitor;
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Advisory<'a> {
-    Text(#[serde(borrow)] Cow<'a, str>),
-    Number(f64),
-    Other(serde::de::IgnoredAny),
-}
+        impl<'de> Visitor<'de> for FieldsVisitor {
+            type Value = Fields<'de>;
 
-impl<'a> Advisory<'a> {
-    fn text(self) -> Option<Cow<'a, str>> {
-        match self {
-            Advisory::Text(text) => Some(text),
-            Advisory::Number(_) | Advisory::Other(_) => None,
-        }
-    }
-
-    /// RFC 3339, or seconds since 1970.
-    fn time(self) -> Option<SystemTime> {
-        let seconds = match self {
-            Advisory::Text(text) => {
-                let time = OffsetDateTime::parse(&text, &Rfc3339).ok()?;
-                u64::try_from(time.unix_timestamp()).ok()?
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
             }
-            Advisory::Number(seconds) => Duration::try_from_secs_f64(seconds).ok()?.as_secs(),
-            Advisory::Other(_) => return None,
-        };
-        let since_epoch = Duration::from_secs(seconds);
-        (since_epoch <= MAX_HTTP_DATE).then(|| UNIX_EPOCH + since_epoch)
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
+                let mut fields = Fields::default();
+                let text = |value: Option<Text<'de>>| value.map(|text| text.0);
+                while let Some(Text(name)) = map.next_key()? {
+                    match &*name {
+                        "base64_data" => fields.base64_data = text(map.next_value()?),
+                        "url" => fields.url = text(map.next_value()?),
+                        "mime_type" => fields.mime_type = Some(map.next_value()?),
+                        "content_type" => fields.content_type = Some(map.next_value()?),
+                        "created_at" => fields.created_at = Some(map.next_value()?),
+                        _ => drop(map.next_value::<IgnoredAny>()?),
+                    }
+                }
+                Ok(fields)
+            }
+        }
+
+        deserializer.deserialize_map(FieldsVisitor)
     }
+}
+
+fn advisory_text(raw: &RawValue) -> Option<Cow<'_, str>> {
+    serde_json::from_str::<Text<'_>>(raw.get()).ok().map(|text| text.0)
+}
+
+/// RFC 3339, or seconds since 1970.
+fn advisory_time(raw: &RawValue) -> Option<SystemTime> {
+    let seconds = if let Some(text) = advisory_text(raw) {
+        let time = OffsetDateTime::parse(&text, &Rfc3339).ok()?;
+        u64::try_from(time.unix_timestamp()).ok()?
+    } else {
+        let seconds: f64 = serde_json::from_str(raw.get()).ok()?;
+        Duration::try_from_secs_f64(seconds).ok()?.as_secs()
+    };
+    let since_epoch = Duration::from_secs(seconds);
+    (since_epoch <= MAX_HTTP_DATE).then(|| UNIX_EPOCH + since_epoch)
 }
 
 impl<'a> Record<'a> {
     /// Parses a value. Where a record has both fields, `base64_data` counts.
     pub fn parse(value: &'a [u8]) -> Result<Record<'a>, Corrupt> {
-        const EXPECTED: Corrupt =
-            Corrupt::NotARecord("expected an object whose base64_data or url is one string");
-        // serde would take the elements of an array for the fields, in their order.
-        if value.trim_ascii_start().starts_with(b"[") {
-            return Err(EXPECTED);
-        }
         let fields: Fields<'a> = serde_json::from_slice(value).map_err(|error| {
             if error.is_data() {
-                EXPECTED
+                Corrupt::NotARecord("expected an object whose base64_data or url is a string")
             } else {
                 Corrupt::NotJson { line: error.line(), column: error.column() }
             }
         })?;
         let content = match (fields.base64_data, fields.url) {
+            // Emptied when the image moved to its address.
+            (Some(base64), Some(url)) if base64.is_empty() => Content::Offloaded(url),
             (Some(base64), _) => Content::Inline(base64),
             (None, Some(url)) => Content::Offloaded(url),
             (None, None) => return Err(Corrupt::NoImage),
@@ -164,8 +170,8 @@ impl<'a> Record<'a> {
         let declared_type = fields.mime_type.or(fields.content_type);
         Ok(Record {
             content,
-            declared_type: declared_type.and_then(Advisory::text),
-            created_at: fields.created_at.and_then(Advisory::time),
+            declared_type: declared_type.and_then(advisory_text),
+            created_at: fields.created_at.and_then(advisory_time),
         })
     }
 }
@@ -266,6 +272,7 @@ mod tests {
             r#","mime_type":"image/gif""#,
             r#","mime_type":7,"content_type":["a"],"created_at":{"a":1}"#,
             r#","mime_type":null,"url":null,"created_at":null"#,
+            r#","created_at":1e999,"mime_type":"\ud800","content_type":7,"content_type":"a""#,
             r#","url":"https://example.org/a","prompt":"\u0000","nested":{"a":[1,2,{"b":null}]}"#,
         ] {
             let value = format!(r#" {{"base64_data":"{BASE64}"{rest}}} "#);
@@ -311,8 +318,7 @@ mod tests {
 
     #[test]
     fn a_corrupt_record_says_what_is_wrong() {
-        let record =
-            Corrupt::NotARecord("expected an object whose base64_data or url is one string");
+        let record = Corrupt::NotARecord("expected an object whose base64_data or url is a string");
         for (value, why) in [
             ("", Corrupt::NotJson { line: 1, column: 0 }),
             ("\u{89}PNG", Corrupt::NotJson { line: 1, column: 1 }),
@@ -322,7 +328,7 @@ mod tests {
             ("\"R0lG\"", record.clone()),
             (r#"{"base64_data":7}"#, record.clone()),
             (r#"{"url":[]}"#, record.clone()),
-            (r#"{"base64_data":"R0lG","base64_data":"R0lG"}"#, record),
+            (r#"{"base64_data":"R0lG","base64_data":{}}"#, record),
             ("{}", Corrupt::NoImage),
             (r#"{"base64_data":null}"#, Corrupt::NoImage),
             (r#"{"base64_data":""}"#, Corrupt::Empty),

@@ -29,6 +29,7 @@ pub struct Settings {
     pub embedded: Embedded,
     pub records: Records,
     pub cache: Cache,
+    pub limits: Limits,
     pub log: Log,
 }
 
@@ -40,6 +41,7 @@ pub struct Http {
     pub listen: SocketAddr,
     #[serde(deserialize_with = "duration")]
     pub header_timeout: Duration,
+    pub writes: bool,
     #[serde(deserialize_with = "duration")]
     pub shutdown_timeout: Duration,
 }
@@ -59,6 +61,7 @@ pub struct Redis {
     pub connect_timeout: Duration,
     #[serde(deserialize_with = "duration")]
     pub response_timeout: Duration,
+    pub tracking: bool,
 }
 
 /// `[embedded]`: the store on disk that is used without Redis.
@@ -80,7 +83,7 @@ pub struct Records {
     pub key_prefix: String,
     #[serde(deserialize_with = "size")]
     pub max_value: usize,
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "ttl")]
     pub ttl: Duration,
 }
 
@@ -92,6 +95,19 @@ pub struct Cache {
     pub images: NonZeroUsize,
     #[serde(deserialize_with = "size")]
     pub bytes: usize,
+    pub known: NonZeroUsize,
+    #[serde(deserialize_with = "duration")]
+    pub stale_if_error: Duration,
+}
+
+/// `[limits]`: what may be under way at the same time.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
+pub struct Limits {
+    #[serde(deserialize_with = "size")]
+    pub fetch_bytes: usize,
+    pub waiters: NonZeroUsize,
 }
 
 /// `[log]`: what is logged.
@@ -266,7 +282,13 @@ impl Settings {
                     key: given.key.clone(),
                 });
             };
-            *slot = given.value.clone();
+            *slot = match (&given.value, slot.as_str().map(str::parse::<SocketAddr>)) {
+                (toml::Value::Integer(port), Some(Ok(mut listen))) if given.place == "PORT" => {
+                    listen.set_port(u16::try_from(*port).unwrap_or_default());
+                    toml::Value::String(listen.to_string())
+                }
+                (value, _) => value.clone(),
+            };
             // Checked one by one, so that the error can name the place that is to blame.
             if let Err(error) = Settings::deserialize(table.clone()) {
                 return Err(SettingsError::BadValue {
@@ -313,6 +335,10 @@ pub fn from_file(name: &str, text: &str) -> Result<Vec<Override>, SettingsError>
     Ok(given)
 }
 
+/// What begins like a variable of a setting and is none: the settings file's own, and what Kubernetes sets
+/// in every container beside a service named afterimage.
+const NOT_SETTINGS: [&str; 3] = ["AFTERIMAGE_CONFIG", "AFTERIMAGE_SERVICE_", "AFTERIMAGE_PORT"];
+
 /// The settings that environment variables give: `AFTERIMAGE_…`, and `PORT` and `REDIS_URL` beneath them.
 pub fn from_environment(
     variables: impl Iterator<Item = (String, String)>,
@@ -332,14 +358,15 @@ pub fn from_environment(
                 key: "http.listen".to_owned(),
                 expected: format!("`{text}` is no port ({error}), expected 0 to 65535"),
             })?;
-            let mut listen = Settings::load(&[])?.http.listen;
-            listen.set_port(port);
+            // The port alone, for the address that the file gives.
             common.push(Override {
                 key: "http.listen".to_owned(),
-                value: toml::Value::String(listen.to_string()),
+                value: toml::Value::Integer(port.into()),
                 place: name,
             });
-        } else if name.starts_with("AFTERIMAGE_") && name != "AFTERIMAGE_CONFIG" {
+        } else if name.starts_with("AFTERIMAGE_")
+            && !NOT_SETTINGS.iter().any(|it| name.starts_with(it))
+        {
             match all.iter().find(|setting| setting.variable() == name) {
                 Some(setting) => own.push(setting.overridden(&text, name)),
                 None => {
@@ -359,14 +386,31 @@ fn defaults() -> toml::Table {
     toml::from_str(SHIPPED).expect("the shipped settings are TOML: a test reads them")
 }
 
+/// The longest of the durations that aren't a time to live: sockets and timers take no more.
+const LONGEST: Duration = Duration::from_hours(24);
+
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     match humantime::parse_duration(&text) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
+        Ok(duration) if !duration.is_zero() && duration <= LONGEST => Ok(duration),
         _ => Err(de::Error::custom(format!(
-            "`{text}` is no duration above zero, expected such as \"500ms\", \"10s\" or \"2h\""
+            "`{text}` is no duration from 1ns to 1day, expected such as \"500ms\", \"10s\" or \"2h\""
         ))),
     }
+}
+
+/// A time to live that every store can keep: 1 ms to ten years.
+pub fn time_to_live(text: &str) -> Result<Duration, String> {
+    const RANGE: std::ops::RangeInclusive<Duration> =
+        Duration::from_millis(1)..=Duration::from_hours(3650 * 24);
+    match humantime::parse_duration(text) {
+        Ok(duration) if RANGE.contains(&duration) => Ok(duration),
+        _ => Err("no duration from 1ms to 3650days, expected such as 90s or 2h".to_owned()),
+    }
+}
+
+fn ttl<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    time_to_live(&String::deserialize(deserializer)?).map_err(de::Error::custom)
 }
 
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
@@ -460,7 +504,7 @@ mod tests {
             ),
             (
                 "[http]\nheader_timeout = \"0s\"",
-                "my.toml:2: bad value for `http.header_timeout`: `0s` is no duration above zero",
+                "my.toml:2: bad value for `http.header_timeout`: `0s` is no duration from 1ns to 1day",
             ),
             (
                 "[http]\nlisten = \"here\"",
@@ -503,5 +547,21 @@ mod tests {
         assert_eq!(settings.http.listen.to_string(), "127.0.0.1:9000");
         assert_eq!(settings.cache.images.get(), 7);
         assert!(load_environment(&[("PORT", "web")]).is_err());
+
+        // PORT changes the port of the address that a file gives, and nothing else of it.
+        let mut layers = from_file("my.toml", "[http]\nlisten = \"0.0.0.0:1\"").unwrap();
+        let port = [("PORT".to_owned(), "9000".to_owned())];
+        layers.extend(from_environment(port.into_iter()).unwrap());
+        assert_eq!(Settings::load(&layers).unwrap().http.listen.to_string(), "0.0.0.0:9000");
+    }
+
+    #[test]
+    fn what_kubernetes_sets_beside_a_service_of_this_name_is_no_setting() {
+        load_environment(&[
+            ("AFTERIMAGE_SERVICE_HOST", "10.0.0.1"),
+            ("AFTERIMAGE_PORT", "tcp://10.0.0.1:80"),
+            ("AFTERIMAGE_PORT_80_TCP", "tcp://10.0.0.1:80"),
+        ])
+        .unwrap();
     }
 }

@@ -27,10 +27,18 @@ pub struct Metrics {
     pub corrupt_records: Counter,
     /// Images whose declared type wasn't what their bytes are.
     pub type_mismatches: Counter,
+    /// Changes that the store told of.
+    pub invalidations: Counter,
+    /// Fetches that the store was asked for, each for one request or many.
+    pub fetches: Counter,
+    /// Values that were hashed.
+    pub hashes: Counter,
     /// Images that were decoded from base64.
     pub decodes: Counter,
     cache_images: Gauge,
     cache_bytes: Gauge,
+    known_keys: Gauge,
+    coherent: Gauge,
 }
 
 impl Metrics {
@@ -46,8 +54,12 @@ impl Metrics {
         let corrupt_records = counter("corrupt_records", "Records answered as corrupt");
         let type_mismatches =
             counter("type_mismatches", "Images whose declared type is not what their bytes are");
+        let invalidations = counter("invalidations", "Changes that the store told of");
+        let fetches = counter("fetches", "Images that the store was asked for");
+        let hashes = counter("hashes", "Values that were hashed for their version");
         let decodes = counter("decodes", "Images decoded from base64");
         let (cache_images, cache_bytes) = (Gauge::default(), Gauge::default());
+        let (known_keys, coherent) = (Gauge::default(), Gauge::default());
         registry.register("cache_images", "Images held in memory", cache_images.clone());
         registry.register_with_unit(
             "cache",
@@ -55,14 +67,30 @@ impl Metrics {
             Unit::Bytes,
             cache_bytes.clone(),
         );
-        Metrics { registry, corrupt_records, type_mismatches, decodes, cache_images, cache_bytes }
+        registry.register("known_keys", "Keys of which something is known", known_keys.clone());
+        registry.register("coherent", "1 while the store tells of every change", coherent.clone());
+        Metrics {
+            registry,
+            corrupt_records,
+            type_mismatches,
+            invalidations,
+            fetches,
+            hashes,
+            decodes,
+            cache_images,
+            cache_bytes,
+            known_keys,
+            coherent,
+        }
     }
 
     /// The metrics in the OpenMetrics text format.
     #[must_use]
-    pub fn render(&self, held: cache::Held) -> String {
+    pub fn render(&self, held: cache::Held, known_keys: usize, coherent: bool) -> String {
         self.cache_images.set(i64::try_from(held.images).unwrap_or(i64::MAX));
         self.cache_bytes.set(i64::try_from(held.bytes).unwrap_or(i64::MAX));
+        self.known_keys.set(i64::try_from(known_keys).unwrap_or(i64::MAX));
+        self.coherent.set(i64::from(coherent));
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("writing to a string can't fail");
         text

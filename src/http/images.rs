@@ -9,17 +9,23 @@ use axum::http::header::{
     CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, LAST_MODIFIED,
     VARY, X_CONTENT_TYPE_OPTIONS,
 };
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::Response;
 
 use super::conditional;
 use super::problem::Problem;
 use crate::app::App;
 use crate::image::{Facts, ImageId, MediaType, Representation};
-use crate::read::{self, Answer, ImageRequest};
+use crate::read::{self, AnswerContent, ImageRequest, Served, Wants};
 
 /// For an hour a browser need not ask again, not even on a reload (RFC 9111 §5.2.2, RFC 8246).
 const FRESH_FOR_AN_HOUR: HeaderValue = HeaderValue::from_static("public, max-age=3600, immutable");
+
+/// What may be out of date is asked for again soon.
+const FRESH_FOR_A_MOMENT: HeaderValue = HeaderValue::from_static("public, max-age=5");
+
+/// RFC 9211.
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// Representations may differ by encoding, and caches must know it from the first answer on.
 const BY_ENCODING: HeaderValue = HeaderValue::from_static("Accept-Encoding");
@@ -30,17 +36,46 @@ const NO_SNIFFING: HeaderValue = HeaderValue::from_static("nosniff");
 const SANDBOXED: HeaderValue =
     HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'; sandbox");
 
-/// `GET /images/{id}`. For `HEAD` the body is left out further up; nothing is copied for it.
+/// `GET` and `HEAD /images/{id}`.
 pub(crate) async fn get(
     State(app): State<Arc<App>>,
+    method: Method,
     path: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let request =
-        ImageRequest { id: id(path)?, if_none_match: conditional::if_none_match(&headers) };
-    Ok(match read::image(&app, request).await? {
-        Answer::Image(image) => ok(image),
-        Answer::NotModified(facts) => not_modified(&facts),
+    let wants = if method == Method::HEAD { Wants::Facts } else { Wants::Bytes };
+    let if_none_match = conditional::if_none_match(&headers);
+    let request = ImageRequest { id: id(path)?, wants, if_none_match };
+    let answer = read::image(&app, request).await?;
+    let mut response = match answer.content {
+        AnswerContent::Image(Representation { facts, body }) => ok(&facts, Body::from(body)),
+        AnswerContent::Facts(facts) => ok(&facts, Body::empty()),
+        AnswerContent::NotModified(facts) => not_modified(&facts),
+    };
+    let fresh = match answer.served {
+        Served::Stale => FRESH_FOR_A_MOMENT,
+        Served::Hit | Served::Fetched { .. } | Served::Revalidated { .. } => FRESH_FOR_AN_HOUR,
+    };
+    response.headers_mut().insert(CACHE_CONTROL, fresh);
+    response.headers_mut().insert(CACHE_STATUS, cache_status(answer.served));
+    Ok(response)
+}
+
+/// Where the answer came from (RFC 9211 §2).
+fn cache_status(served: Served) -> HeaderValue {
+    HeaderValue::from_static(match served {
+        Served::Hit => "afterimage; hit",
+        Served::Fetched { collapsed: false, kept: true } => "afterimage; fwd=miss; stored",
+        Served::Fetched { collapsed: true, kept: true } => {
+            "afterimage; fwd=miss; stored; collapsed"
+        }
+        Served::Fetched { collapsed: false, kept: false } => "afterimage; fwd=miss",
+        Served::Fetched { collapsed: true, kept: false } => "afterimage; fwd=miss; collapsed",
+        Served::Revalidated { collapsed: false } => "afterimage; fwd=stale; detail=revalidated",
+        Served::Revalidated { collapsed: true } => {
+            "afterimage; fwd=stale; collapsed; detail=revalidated"
+        }
+        Served::Stale => "afterimage; fwd=stale; detail=store-unreachable",
     })
 }
 
@@ -50,13 +85,11 @@ pub(crate) fn id(path: Result<Path<String>, PathRejection>) -> Result<ImageId, P
     ImageId::parse(&text).map_err(|invalid| Problem::bad_id(&invalid))
 }
 
-fn ok(image: Representation) -> Response {
-    let length = HeaderValue::from(image.body.len());
-    let mut response = Response::new(Body::from(image.body));
+fn ok(facts: &Facts, body: Body) -> Response {
+    let mut response = Response::new(body);
     let headers = response.headers_mut();
-    let facts = &image.facts;
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(facts.media_type.as_str()));
-    headers.insert(CONTENT_LENGTH, length);
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(facts.length));
     headers.insert(X_CONTENT_TYPE_OPTIONS, NO_SNIFFING);
     if facts.media_type == MediaType::Svg {
         headers.insert(CONTENT_SECURITY_POLICY, SANDBOXED);
@@ -76,7 +109,6 @@ fn not_modified(facts: &Facts) -> Response {
 }
 
 fn validators(headers: &mut HeaderMap, facts: &Facts) {
-    headers.insert(CACHE_CONTROL, FRESH_FOR_AN_HOUR);
     headers.insert(ETAG, facts.etag.clone());
     headers.insert(VARY, BY_ENCODING);
     if let Some(date) = &facts.last_modified_value {

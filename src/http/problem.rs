@@ -100,6 +100,14 @@ impl From<ReadError> for Problem {
                 Problem::new(StatusCode::NOT_IMPLEMENTED, "offloaded", "offloaded image", detail)
             }
             ReadError::Store(error) => error.into(),
+            ReadError::Busy => {
+                Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too busy", detail)
+            }
+            ReadError::Lost(_) => {
+                tracing::error!("a fetch ended without an outcome");
+                let status = StatusCode::INTERNAL_SERVER_ERROR;
+                Problem::new(status, "internal", "internal error", detail)
+            }
         }
     }
 }

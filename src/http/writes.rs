@@ -2,12 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Extension;
 use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{FromRequest, Path, Query, Request, State};
 use axum::http::header::{
     CONTENT_TYPE, ETAG, FORWARDED, HOST, IF_MATCH, IF_NONE_MATCH, ORIGIN, VIA,
 };
@@ -19,6 +18,7 @@ use serde::Deserialize;
 use super::images;
 use super::problem::Problem;
 use crate::app::App;
+use crate::settings;
 use crate::store::Replaced;
 use crate::write;
 
@@ -33,25 +33,26 @@ pub(crate) struct Parameters {
     ttl: Option<String>,
 }
 
-/// `PUT /images/{id}?ttl=2h` with a JSON record.
+/// `PUT /images/{id}?ttl=2h` with a JSON record. The body is read last: who may not write can't make the
+/// server hold one.
 pub(crate) async fn put(
     State(app): State<Arc<App>>,
     Extension(peer): Extension<Peer>,
     path: Result<Path<String>, PathRejection>,
     query: Result<Query<Parameters>, QueryRejection>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    request: Request,
 ) -> Result<Response, Problem> {
+    from_this_machine(&app, peer, &request)?;
     let id = images::id(path)?;
-    from_this_machine(peer, &headers)?;
     let ttl = match query.map_err(|rejection| Problem::bad_parameter(rejection.body_text()))?.0.ttl
     {
-        Some(text) => time_to_live(&text)?,
+        Some(text) => settings::time_to_live(&text)
+            .map_err(|expected| Problem::bad_parameter(format!("ttl is {expected}")))?,
         None => app.settings.records.ttl,
     };
-    is_plain_record(&headers)?;
-    let body = body.map_err(|rejection| {
-        let limit = app.settings.records.max_value;
+    is_plain_record(request.headers())?;
+    let limit = app.settings.records.max_value;
+    let body = Bytes::from_request(request, &()).await.map_err(|rejection| {
         let detail =
             format!("{}; the limit is {limit} bytes ([records] max_value)", rejection.body_text());
         Problem::new(rejection.status(), "body", "the body can't be read", detail)
@@ -66,28 +67,23 @@ pub(crate) async fn put(
 
 /// A connection from this machine, for this machine: a page of another site that was made to resolve to
 /// it still names itself in `Host` and `Origin`, and what came through a proxy came from anywhere.
-fn from_this_machine(Peer(peer): Peer, headers: &HeaderMap) -> Result<(), Problem> {
-    let host = headers
-        .get(HOST)
-        .and_then(|host| host.to_str().ok()?.parse::<Authority>().ok())
+fn from_this_machine(app: &App, Peer(peer): Peer, request: &Request) -> Result<(), Problem> {
+    let headers = request.headers();
+    // HTTP/2 names the host in `:authority`, HTTP/1 in `Host`.
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
+    let local = host
+        .as_ref()
+        .or_else(|| request.uri().authority())
         .is_some_and(|host| matches!(host.host(), "localhost" | "127.0.0.1" | "[::1]"));
     let proxied = [FORWARDED.as_str(), VIA.as_str(), "x-forwarded-for", "x-real-ip"]
         .iter()
         .any(|name| headers.contains_key(*name));
-    if peer.ip().to_canonical().is_loopback() && host && !proxied && !headers.contains_key(ORIGIN) {
+    let here = peer.ip().to_canonical().is_loopback() && local && !proxied;
+    if here && !headers.contains_key(ORIGIN) && app.settings.http.writes {
         return Ok(());
     }
-    let detail = "writes are taken from a program on the server's own machine only";
+    let detail = "writes are taken from a program on the server's own machine only ([http] writes)";
     Err(Problem::new(StatusCode::FORBIDDEN, "not-from-here", "writes are local", detail))
-}
-
-fn time_to_live(text: &str) -> Result<Duration, Problem> {
-    match humantime::parse_duration(text) {
-        Ok(ttl) if ttl >= Duration::from_millis(1) => Ok(ttl),
-        _ => {
-            Err(Problem::bad_parameter("ttl is no duration above zero, expected such as 90s or 2h"))
-        }
-    }
 }
 
 /// A precondition must not be ignored (RFC 9110 §13.1), so one that isn't understood is refused.

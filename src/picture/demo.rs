@@ -54,13 +54,13 @@ pub fn draw() -> ImageResult<Vec<(&'static str, MediaType, Vec<u8>)>> {
     ])
 }
 
-/// Puts the demo images into an embedded store that is new, where they are wanted. They never expire: the
+/// Puts the demo images into an embedded store at its first start, where they are wanted. They never expire: the
 /// addresses that were printed go on working. Gives the ids of those that are there.
 pub async fn fill(store: &Store, wanted: bool) -> anyhow::Result<Vec<ImageId>> {
     let Store::Embedded(embedded) = store else {
         return Ok(Vec::new());
     };
-    if !(wanted && embedded.is_new()) {
+    if !(wanted && embedded.is_first_start().await?) {
         return Ok(Vec::new());
     }
     let images = tokio::task::spawn_blocking(draw).await??;

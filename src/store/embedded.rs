@@ -10,9 +10,9 @@ use etcetera::AppStrategy;
 use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
-use tokio::task::JoinHandle;
 
-use super::{Replaced, StoreError, Stored};
+use super::tracking::AbortOnDrop;
+use super::{Announcer, Change, Replaced, StoreError, Stored};
 use crate::image::ImageId;
 use crate::settings::Settings;
 
@@ -22,11 +22,17 @@ const RECORDS: TableDefinition<&str, &[u8]> = TableDefinition::new("records");
 /// (expiry, key), in the order in which they expire. Every record that expires has one entry.
 const EXPIRIES: TableDefinition<(u64, &str), ()> = TableDefinition::new("expiries");
 
+/// What was done once to this database.
+const MARKS: TableDefinition<&str, ()> = TableDefinition::new("marks");
+
 const HEADER: usize = 8;
 const NEVER: u64 = 0;
 
 /// What redb may keep of the file in memory. Decoded images are cached elsewhere.
 const PAGE_CACHE_BYTES: usize = 16 * 1024 * 1024;
+
+/// A smaller file isn't worth it.
+const COMPACTED_FROM: u64 = 8 * 1024 * 1024;
 
 /// How many expired records one transaction removes, so that a write never waits long behind it.
 const SWEEP_BATCH: usize = 256;
@@ -34,16 +40,17 @@ const SWEEP_BATCH: usize = 256;
 /// Records in a redb database.
 ///
 /// A `put` is on the disk when it returns: redb ends each transaction with an fsync, so neither `kill
-/// -9` nor a power cut takes back what was acknowledged. Space of removed records is used again; the
-/// file gives back what it can at each opening.
+/// -9` nor a power cut takes back what was acknowledged. Space of removed records is used again; a file
+/// that is mostly empty is made smaller when it is opened.
 #[derive(Debug)]
 pub struct EmbeddedStore {
     database: Arc<Database>,
     path: PathBuf,
     key_prefix: String,
     max_value: usize,
-    new: bool,
-    sweeper: JoinHandle<()>,
+    sweep_interval: Duration,
+    announcer: Option<Announcer>,
+    sweeper: Option<AbortOnDrop>,
 }
 
 /// Why the store can't be opened, where a caller has another way.
@@ -56,27 +63,66 @@ impl EmbeddedStore {
     pub async fn open(settings: &Settings) -> anyhow::Result<EmbeddedStore> {
         let dir = data_dir(&settings.embedded.dir)?;
         let path = dir.join("records.redb");
-        let (database, new) = {
+        let database = {
             let path = path.clone();
             tokio::task::spawn_blocking(move || open_database(&dir, &path)).await??
         };
-        let database = Arc::new(database);
-        let sweeper =
-            tokio::spawn(sweep(Arc::downgrade(&database), settings.embedded.sweep_interval));
         Ok(EmbeddedStore {
-            database,
+            database: Arc::new(database),
             path,
             key_prefix: settings.records.key_prefix.clone(),
             max_value: settings.records.max_value,
-            new,
-            sweeper,
+            sweep_interval: settings.embedded.sweep_interval,
+            announcer: None,
+            sweeper: None,
         })
     }
 
-    /// Whether this opening made the database.
-    #[must_use]
-    pub fn is_new(&self) -> bool {
-        self.new
+    /// Every change is made here, so every change can be told, from the very thread that made it: a
+    /// caller that stops waiting takes nothing back.
+    pub(super) fn watch(&mut self, announcer: Announcer) {
+        announcer.announce(Change::Tracked { connection: 1 });
+        let database = Arc::downgrade(&self.database);
+        let sweeper =
+            Sweeper { database, key_prefix: self.key_prefix.clone(), announcer: announcer.clone() };
+        self.sweeper = Some(AbortOnDrop(tokio::spawn(sweeper.run(self.sweep_interval))));
+        self.announcer = Some(announcer);
+    }
+
+    pub(super) async fn size(&self, id: &ImageId) -> Result<u64, StoreError> {
+        let (key, limit) = (self.key(id), self.max_value);
+        self.blocking(move |database| {
+            let records = database.begin_read()?.open_table(RECORDS)?;
+            let record = records.get(key.as_str())?;
+            let size = record.map_or(0, |record| split(record.value()).1.len());
+            Ok(if size > limit {
+                Err(StoreError::TooLarge { size: size as u64, limit })
+            } else {
+                Ok(size as u64)
+            })
+        })
+        .await?
+    }
+
+    /// Whether this was never called before on this database.
+    pub(crate) async fn is_first_start(&self) -> Result<bool, StoreError> {
+        self.blocking(|database| {
+            let transaction = begin_write(database)?;
+            let first = transaction.open_table(MARKS)?.insert("started", ())?.is_none();
+            transaction.commit()?;
+            Ok(first)
+        })
+        .await
+    }
+
+    /// Writes, since a disk that was full for a moment leaves a database that can be read and no more.
+    pub(super) async fn ping(&self) -> Result<(), StoreError> {
+        self.blocking(|database| {
+            let transaction = begin_write(database)?;
+            transaction.open_table(MARKS)?.insert("pinged", ())?;
+            Ok(transaction.commit()?)
+        })
+        .await
     }
 
     /// Where the database is.
@@ -112,7 +158,7 @@ impl EmbeddedStore {
         value: Bytes,
         time_to_live: Option<Duration>,
     ) -> Result<Replaced, StoreError> {
-        let key = self.key(id);
+        let (key, id, announcer) = (self.key(id), id.clone(), self.announcer.clone());
         self.blocking(move |database| {
             let now = now();
             let expiry = time_to_live.map_or(NEVER, |time_to_live| {
@@ -131,6 +177,9 @@ impl EmbeddedStore {
                 transaction.open_table(EXPIRIES)?.insert((expiry, key.as_str()), ())?;
             }
             transaction.commit()?;
+            if let Some(announcer) = announcer {
+                announcer.announce(Change::Of(id));
+            }
             Ok(match before {
                 Some(expiry) if expiry == NEVER || expiry > now => Replaced::Value,
                 _ => Replaced::Nothing,
@@ -156,13 +205,7 @@ impl EmbeddedStore {
     }
 }
 
-impl Drop for EmbeddedStore {
-    fn drop(&mut self) {
-        self.sweeper.abort();
-    }
-}
-
-fn open_database(dir: &Path, path: &Path) -> anyhow::Result<(Database, bool)> {
+fn open_database(dir: &Path, path: &Path) -> anyhow::Result<Database> {
     std::fs::create_dir_all(dir).with_context(|| format!("{} can't be made", dir.display()))?;
     let mut builder = Database::builder();
     builder.set_cache_size(PAGE_CACHE_BYTES);
@@ -172,15 +215,20 @@ fn open_database(dir: &Path, path: &Path) -> anyhow::Result<(Database, bool)> {
             .context(format!("the store {} can't be opened", path.display())),
     })?;
     let transaction = begin_write(&database)?;
-    let new = transaction.list_tables()?.next().is_none();
     transaction.open_table(RECORDS)?;
     transaction.open_table(EXPIRIES)?;
     transaction.commit()?;
-    while remove_expired(&database)? == SWEEP_BATCH {}
-    // Only here has nobody else the database, as compacting needs. It moves pages from the end into
-    // the gaps and cuts the file.
-    database.compact().context("the store can't be compacted")?;
-    Ok((database, new))
+    while remove_expired(&database, &|_| {})? == SWEEP_BATCH {}
+    // Only here has nobody else the database, as compacting needs: it moves pages from the end into the gaps
+    // and cuts the file. It reads all that is kept, so it is done where half of the file would go.
+    let transaction = begin_write(&database)?;
+    let used = transaction.stats()?.allocated_pages() * transaction.stats()?.page_size() as u64;
+    transaction.abort()?;
+    let size = path.metadata().map_or(0, |file| file.len());
+    if size > 2 * used && size > COMPACTED_FROM {
+        database.compact().context("the store can't be compacted")?;
+    }
+    Ok(database)
 }
 
 /// The platform's own place for application data, where the settings name none.
@@ -214,8 +262,8 @@ fn remove(transaction: &WriteTransaction, key: &str) -> Result<Option<u64>, redb
     Ok(expiry)
 }
 
-/// Removes up to [`SWEEP_BATCH`] expired records and tells how many there were.
-fn remove_expired(database: &Database) -> Result<usize, redb::Error> {
+/// Removes up to [`SWEEP_BATCH`] expired records, tells of each, and gives how many were due.
+fn remove_expired(database: &Database, tell: &dyn Fn(&str)) -> Result<usize, redb::Error> {
     let due: Vec<String> = {
         let expiries = database.begin_read()?.open_table(EXPIRIES)?;
         expiries
@@ -233,33 +281,59 @@ fn remove_expired(database: &Database) -> Result<usize, redb::Error> {
         let expired = {
             let records = transaction.open_table(RECORDS)?;
             let record = records.get(key.as_str())?;
-            record.is_some_and(
-                |record| matches!(split(record.value()).0, e if e != NEVER && e <= now()),
-            )
+            record.is_some_and(|record| {
+                let (expiry, _) = split(record.value());
+                expiry != NEVER && expiry <= now()
+            })
         };
         if expired {
             remove(&transaction, key)?;
         }
     }
     transaction.commit()?;
+    for key in &due {
+        tell(key);
+    }
     Ok(due.len())
 }
 
 /// Removes what expired, until the store is dropped.
-async fn sweep(database: Weak<Database>, every: Duration) {
-    let mut interval = tokio::time::interval(every);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        interval.tick().await;
-        let Some(database) = database.upgrade() else {
-            return;
-        };
-        match tokio::task::spawn_blocking(move || remove_expired(&database)).await {
-            Ok(Ok(0)) => {}
-            Ok(Ok(count)) => tracing::debug!(count, "expired records removed"),
-            Ok(Err(error)) => tracing::error!(%error, "expired records can't be removed"),
-            Err(error) => tracing::error!(%error, "removing expired records failed"),
+#[derive(Clone)]
+struct Sweeper {
+    database: Weak<Database>,
+    key_prefix: String,
+    announcer: Announcer,
+}
+
+impl Sweeper {
+    async fn run(self, every: Duration) {
+        let mut interval = tokio::time::interval(every);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            let sweeper = self.clone();
+            match tokio::task::spawn_blocking(move || sweeper.sweep()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "expired records can't be removed"),
+                Err(error) => tracing::error!(%error, "removing expired records failed"),
+            }
         }
+    }
+
+    /// Batch by batch, so that a write gets in between, until nothing is due.
+    fn sweep(&self) -> Result<(), redb::Error> {
+        let tell = |key: &str| {
+            let id = key.strip_prefix(&self.key_prefix).map(ImageId::parse);
+            if let Some(Ok(id)) = id {
+                self.announcer.announce(Change::Of(id));
+            }
+        };
+        while let Some(database) = self.database.upgrade() {
+            if remove_expired(&database, &tell)? < SWEEP_BATCH {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 

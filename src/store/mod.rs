@@ -1,14 +1,18 @@
 //! Where records live: Redis, or a database of the program's own. One contract for both.
 
-use std::time::Duration;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use crate::image::ImageId;
 use crate::settings::Settings;
 
+mod connection;
 pub mod embedded;
 pub mod redis;
+mod tracking;
 
 use self::embedded::EmbeddedStore;
 use self::redis::RedisStore;
@@ -22,12 +26,15 @@ use self::redis::RedisStore;
 /// - What was put is read back byte for byte by every later `get`, until its time to live has passed, it
 ///   is replaced or it is removed. A `put` replaces value and expiry at once.
 /// - Where a value has an expiry, `get` gives the time that is left; past it there is no value.
-/// - A value over the limit is refused without being read.
-/// - Each method ends within the store's time-outs, and may be cancelled at any await.
+/// - A value over the limit is refused, and not handed out.
+/// - A watched store tells of every change: after [`Change::Tracked`] and until [`Change::Lost`], each write,
+///   removal and expiry of a key is announced after it happened, in order, whoever caused it.
+/// - Each method may be cancelled at any await: a write is then done or not, and never by half. Over a network
+///   it ends within the store's time-outs.
 #[derive(Debug)]
 pub enum Store {
     /// Redis or Valkey.
-    Redis(RedisStore),
+    Redis(Box<RedisStore>),
     /// A database file in the data directory.
     Embedded(EmbeddedStore),
 }
@@ -72,8 +79,24 @@ impl Store {
     /// A Redis that can't be reached is no error: it may come back at any time.
     pub async fn open(settings: &Settings) -> anyhow::Result<Store> {
         match settings.redis.url.get() {
-            Some(url) => Ok(Store::Redis(RedisStore::open(url, settings)?)),
+            Some(url) => Ok(Store::Redis(Box::new(RedisStore::open(url, settings)?))),
             None => Ok(Store::Embedded(EmbeddedStore::open(settings).await?)),
+        }
+    }
+
+    /// Tells of changes from now on. To be called once, before the store is shared.
+    pub fn watch(&mut self, announcer: Announcer) {
+        match self {
+            Store::Redis(store) => store.watch(announcer),
+            Store::Embedded(store) => store.watch(announcer),
+        }
+    }
+
+    /// How many bytes the value of an image has, so that room can be made for it; 0 where there is none.
+    pub async fn size(&self, id: &ImageId) -> Result<u64, StoreError> {
+        match self {
+            Store::Redis(store) => store.size(id).await,
+            Store::Embedded(store) => store.size(id).await,
         }
     }
 
@@ -102,7 +125,7 @@ impl Store {
     pub async fn ping(&self) -> Result<(), StoreError> {
         match self {
             Store::Redis(store) => store.ping().await,
-            Store::Embedded(_) => Ok(()),
+            Store::Embedded(store) => store.ping().await,
         }
     }
 }
@@ -114,4 +137,80 @@ pub enum Replaced {
     Nothing,
     /// A value that had not expired.
     Value,
+}
+
+/// How far a store can be relied upon to tell of changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Coherence {
+    /// Every change is told: what is known is current until then.
+    Coherent,
+    /// It answers, but doesn't tell, for this reason: it has to be asked each time.
+    Unverified(Arc<str>),
+    /// It doesn't answer, for this reason.
+    Unreachable(Arc<str>),
+}
+
+impl Coherence {
+    /// Its name, for people and machines.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Coherence::Coherent => "coherent",
+            Coherence::Unverified(_) => "unverified",
+            Coherence::Unreachable(_) => "unreachable",
+        }
+    }
+
+    /// Why it isn't coherent.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Coherence::Coherent => None,
+            Coherence::Unverified(reason) | Coherence::Unreachable(reason) => Some(reason),
+        }
+    }
+}
+
+/// What a watched store tells.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// From now on every change is told, over the connection with this number. Numbers only grow.
+    Tracked {
+        /// Counted from 1.
+        connection: u64,
+    },
+    /// From now on nothing is told over this connection.
+    Lost {
+        /// Its number.
+        connection: u64,
+        /// When it was last certain that everything had been told.
+        last_heard: Instant,
+        /// What is left.
+        coherence: Coherence,
+    },
+    /// This key was written, removed or has expired.
+    Of(ImageId),
+    /// Any key may have been.
+    OfEverything,
+}
+
+/// Where a store tells of changes: one door for every store. It must not block.
+#[derive(Clone)]
+pub struct Announcer(Arc<dyn Fn(Change) + Send + Sync>);
+
+impl Announcer {
+    /// Announces to a function.
+    pub fn new(hear: impl Fn(Change) + Send + Sync + 'static) -> Announcer {
+        Announcer(Arc::new(hear))
+    }
+
+    fn announce(&self, change: Change) {
+        (self.0)(change);
+    }
+}
+
+impl fmt::Debug for Announcer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Announcer")
+    }
 }

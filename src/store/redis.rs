@@ -1,72 +1,96 @@
 //! The store in Redis or Valkey.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use ::redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use ::redis::{
-    Client, ClientTlsConfig, ConnectionInfo, ErrorKind, IntoConnectionInfo, Pipeline, RedisError,
-    ServerErrorKind, TlsCertificates, Value,
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, FromRedisValue,
+    IntoConnectionInfo, Pipeline, ProtocolVersion, TlsCertificates, Value,
 };
 use anyhow::Context;
 use bytes::Bytes;
 
-use super::{Replaced, StoreError, Stored};
+use super::connection::{Connection, Repeat};
+use super::tracking::{AbortOnDrop, Tracking};
+use super::{Announcer, Change, Coherence, Replaced, StoreError, Stored};
 use crate::image::ImageId;
 use crate::settings::{self, Settings};
 
 /// Reads and writes records over a few connections that reconnect by themselves.
 ///
-/// The connections carry data only: nothing that arrives on them says when a value changes.
+/// The connections carry data only: that a value changed is told over another, which [`Tracking`] owns.
 #[derive(Debug)]
 pub struct RedisStore {
-    connections: Vec<DataConnection>,
+    tracking_client: Client,
+    connect_timeout: Duration,
+    track: bool,
+    tracking: Option<AbortOnDrop>,
+    connections: Vec<Connection>,
+    /// Which connection is looked at first, so that all of them are used.
+    turn: AtomicUsize,
     key_prefix: String,
     max_value: usize,
-}
-
-/// One connection and how many commands wait on it. A reply of a megabyte holds up what is behind it,
-/// so the next command goes to the connection with the fewest.
-#[derive(Debug)]
-struct DataConnection {
-    manager: ConnectionManager,
-    waiting: AtomicUsize,
 }
 
 impl RedisStore {
     /// Prepares the connections; each connects when it is first needed.
     pub fn open(url: &str, settings: &Settings) -> anyhow::Result<RedisStore> {
-        let client = client(url, &settings.redis)?;
-        // A command that finds its connection broken fails at once and starts the reconnecting; one
-        // attempt for each, so that no request waits longer than a connect takes.
-        let config = ConnectionManagerConfig::new()
+        let data_client = client(url, &settings.redis, ProtocolVersion::RESP2)?;
+        let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(settings.redis.connect_timeout))
-            .set_response_timeout(Some(settings.redis.response_timeout))
-            .set_number_of_retries(0);
+            .set_response_timeout(Some(settings.redis.response_timeout));
         let connections = (0..settings.redis.connections.get())
-            .map(|_| {
-                let manager =
-                    ConnectionManager::new_lazy_with_config(client.clone(), config.clone())?;
-                Ok(DataConnection { manager, waiting: AtomicUsize::new(0) })
-            })
-            .collect::<Result<_, RedisError>>()
-            .context("the Redis client can't be set up")?;
+            .map(|_| Connection::new(data_client.clone(), config.clone()))
+            .collect();
         Ok(RedisStore {
+            tracking_client: client(url, &settings.redis, ProtocolVersion::RESP3)?,
+            connect_timeout: settings.redis.connect_timeout,
+            track: settings.redis.tracking,
+            tracking: None,
             connections,
+            turn: AtomicUsize::new(0),
             key_prefix: settings.records.key_prefix.clone(),
             max_value: settings.records.max_value,
         })
     }
 
-    /// `STRLEN` first, so that no value over the limit is ever transferred; then value and remaining
-    /// time in one transaction, so that both are of the same version.
+    /// Starts the connection that says when a value changes.
+    pub(super) fn watch(&mut self, announcer: Announcer) {
+        if self.track {
+            let tracking = Tracking {
+                client: self.tracking_client.clone(),
+                key_prefix: self.key_prefix.clone(),
+                connect_timeout: self.connect_timeout,
+                announcer,
+            };
+            self.tracking = Some(tracking.start());
+        } else {
+            announcer.announce(Change::Lost {
+                connection: 1,
+                last_heard: Instant::now(),
+                coherence: Coherence::Unverified("switched off ([redis] tracking)".into()),
+            });
+        }
+    }
+
+    /// Asked before every `GET`, so that no value over the limit is ever transferred.
+    pub(super) async fn size(&self, id: &ImageId) -> Result<u64, StoreError> {
+        let (size,): (u64,) =
+            self.query(::redis::pipe().cmd("STRLEN").arg(self.key(id)), Repeat::Once).await?;
+        self.check_size(size)?;
+        Ok(size)
+    }
+
+    /// Value and remaining time in one transaction, so that both are of the same version.
     pub(super) async fn get(&self, id: &ImageId) -> Result<Option<Stored>, StoreError> {
         let key = self.key(id);
-        let (size,): (u64,) = self.query(::redis::pipe().cmd("STRLEN").arg(&key)).await?;
-        self.check_size(size)?;
-        let (value, milliseconds): (Option<Bytes>, i64) =
-            self.query(::redis::pipe().atomic().cmd("GET").arg(&key).cmd("PTTL").arg(&key)).await?;
+        let (value, milliseconds): (Option<Bytes>, i64) = self
+            .query(
+                ::redis::pipe().atomic().cmd("GET").arg(&key).cmd("PTTL").arg(&key),
+                Repeat::Once,
+            )
+            .await?;
         let Some(value) = value else {
             return Ok(None);
         };
@@ -94,12 +118,12 @@ impl RedisStore {
         if let Some(time_to_live) = time_to_live {
             set.arg("PX").arg(milliseconds(time_to_live));
         }
-        let (existed, _ok): (bool, Value) = self.query(&transaction).await?;
+        let (existed, _ok): (bool, Value) = self.query(&transaction, Repeat::Never).await?;
         Ok(if existed { Replaced::Value } else { Replaced::Nothing })
     }
 
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        let (_pong,): (String,) = self.query(::redis::pipe().cmd("PING")).await?;
+        let (_pong,): (String,) = self.query(::redis::pipe().cmd("PING"), Repeat::Once).await?;
         Ok(())
     }
 
@@ -114,55 +138,29 @@ impl RedisStore {
         Ok(())
     }
 
-    async fn query<T: ::redis::FromRedisValue>(
+    /// Over the connection with the fewest commands waiting: a reply of a megabyte holds up what is behind it.
+    async fn query<T: FromRedisValue>(
         &self,
-        pipeline: &Pipeline,
+        commands: &Pipeline,
+        repeat: Repeat,
     ) -> Result<T, StoreError> {
-        let connection = self
-            .connections
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.connections.len();
+        let (before, from_turn) = self.connections.split_at(turn);
+        let connection = from_turn
             .iter()
-            .min_by_key(|connection| connection.waiting.load(Ordering::Relaxed))
+            .chain(before)
+            .min_by_key(|connection| connection.waiting())
             .expect("settings ask for at least one connection");
-        let _waiting = Waiting::on(&connection.waiting);
-        let mut manager = connection.manager.clone();
-        pipeline.query_async(&mut manager).await.map_err(StoreError::from)
-    }
-}
-
-/// Counts a command as waiting for as long as it lives, cancelled or not.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn on(count: &'a AtomicUsize) -> Waiting<'a> {
-        count.fetch_add(1, Ordering::Relaxed);
-        Waiting(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl From<RedisError> for StoreError {
-    fn from(error: RedisError) -> StoreError {
-        let text = error.to_string();
-        match error.kind() {
-            ErrorKind::Server(ServerErrorKind::ResponseError) | ErrorKind::Extension
-                if error.code() == Some("WRONGTYPE") || text.contains("WRONGTYPE") =>
-            {
-                StoreError::WrongType
-            }
-            ErrorKind::Io if error.is_timeout() => StoreError::TimedOut,
-            ErrorKind::Io => StoreError::Unreachable(text),
-            _ => StoreError::Refused(text),
-        }
+        connection.query(commands, repeat).await
     }
 }
 
 /// A client whose sockets notice a dead peer, with the certificates of the settings.
-fn client(url: &str, settings: &settings::Redis) -> anyhow::Result<Client> {
+fn client(
+    url: &str,
+    settings: &settings::Redis,
+    protocol: ProtocolVersion,
+) -> anyhow::Result<Client> {
     let file = |path: &std::path::Path| {
         std::fs::read(path).with_context(|| format!("{} can't be read", path.display()))
     };
@@ -175,6 +173,8 @@ fn client(url: &str, settings: &settings::Redis) -> anyhow::Result<Client> {
         .set_keepalive(TcpKeepalive::new().with_time(Duration::from_secs(15)))
         .set_user_timeout(settings.response_timeout * 2);
     let info: ConnectionInfo = url.into_connection_info()?.set_tcp_settings(tcp);
+    let redis_settings = info.redis_settings().clone().set_protocol(protocol);
+    let info = info.set_redis_settings(redis_settings);
 
     let root_cert =
         given(&settings.tls_ca_file).then(|| file(&settings.tls_ca_file)).transpose()?;
@@ -186,7 +186,12 @@ fn client(url: &str, settings: &settings::Redis) -> anyhow::Result<Client> {
         }),
         _ => anyhow::bail!("redis.tls_cert_file and redis.tls_key_file go together"),
     };
-    if url.starts_with("rediss:") || url.starts_with("valkeys:") {
+    let over_tls = matches!(info.addr(), ConnectionAddr::TcpTls { .. });
+    anyhow::ensure!(
+        over_tls || (root_cert.is_none() && client_tls.is_none()),
+        "redis.tls_…_file is given, but redis.url doesn't begin with rediss://"
+    );
+    if over_tls {
         // The client asks rustls for the process-wide provider and panics where there is none. An
         // error means that one is installed, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();

@@ -1,12 +1,19 @@
 //! What the service promises, tested from outside: over HTTP, against real stores.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that finds nothing where something must be has failed"
+)]
+
 mod harness;
 
 mod answers;
+mod checker;
+mod coherence;
 mod command_line;
 mod embedded;
 mod memory;
+mod outage;
 mod python;
 mod records;
-mod redis_outage;
 mod stores;

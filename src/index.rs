@@ -1,0 +1,757 @@
+//! What the store is known to hold, for as long as the store would tell otherwise.
+//!
+//! This is the heart of the promise that a hit asks nobody and that nothing replaced is served. One lock
+//! holds three things together: how far the store can be relied upon to tell of changes, what is known of
+//! each key, and which fetches are under way.
+//!
+//! # The race that the guard is for
+//!
+//! A push comes over the tracking connection, a reply over another. Nothing orders the two:
+//!
+//! ```text
+//!             data connection            Redis             tracking connection
+//!   fetch  ── GET a ───────────────────▶ a = old
+//!                                        SET a new
+//!             (reply "old", a megabyte,  ├───────────────▶ push: a changed
+//!              on its way)               │                 entry of a dropped: there is none
+//!   fetch  ◀─ "old" ─────────────────────┘
+//!   keeps "old" as current: no further push will come, and it is stale for ever
+//! ```
+//!
+//! So a fetch is registered *before* its GET is sent. A push for its key, under the same lock that a fetch
+//! needs to keep its outcome, makes the fetch void and detaches it:
+//!
+//! ```text
+//!   request 1   registers the fetch ── GET a ──▶                ◀── "old": answers 1, is not kept
+//!   push                                        a: void, detached
+//!   request 2                                     registers a new fetch ── GET a ──▶ ◀── "new": is kept
+//! ```
+//!
+//! Request 1 began before the push, so "old" was a true answer to it. Request 2 began after the push and
+//! never joins a fetch from before. If the push comes after the outcome was kept, it drops the entry. There
+//! is no third order, since both take the lock.
+//!
+//! # Epochs
+//!
+//! Whatever makes everything known doubtful at once (the tracking connection is lost, is made anew, or
+//! says that all keys are gone) begins an epoch. An entry is current only in the epoch that its fetch began
+//! in, so neither an entry nor a fetch from before can ever count as current again:
+//!
+//! ```text
+//!   coherent, epoch 4 │ lost │ unverified, epoch 5            │ tracked │ coherent, epoch 6
+//!   a: current        │      │ a: asked each time             │         │ a: asked once, then current
+//!   fetch of b ───────┼──────┼───▶ answers, is not kept       │         │
+//!                     │      │ fetch of c ────────────────────┼─────────┼──▶ answers, is not kept
+//! ```
+//!
+//! The last line matters: the GET of `c` may have been answered before tracking began, and a change between
+//! the two was told to nobody.
+
+use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+
+use crate::collapse::{Flight, Landing};
+use crate::image::{Facts, ImageId, Version};
+use crate::record::Corrupt;
+use crate::store::{Change, Coherence};
+
+/// What the store is known to hold under a key.
+#[derive(Debug, Clone)]
+pub enum Known {
+    /// An image.
+    Present(Arc<Facts>),
+    /// Nothing.
+    Absent,
+    /// A value that is no image. Looking again wouldn't make it one.
+    Corrupt(Corrupt),
+    /// A record with the address of the image.
+    Offloaded,
+}
+
+/// A hash of a value that is quicker than its version, to recognise one that was only written again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Digest(u128);
+
+impl Digest {
+    /// The XXH3-128 of a value: a thirtieth of the time of its MD5.
+    #[must_use]
+    pub fn of(value: &[u8]) -> Digest {
+        Digest(xxhash_rust::xxh3::xxh3_128(value))
+    }
+}
+
+/// What a fetch found.
+#[derive(Debug)]
+pub struct Found {
+    /// What is there.
+    pub known: Known,
+    /// Of the value, where there is one.
+    pub digest: Option<Digest>,
+    /// When the store will drop it; `None` for never.
+    pub expires: Option<Instant>,
+}
+
+/// What the index says to a request.
+#[derive(Debug)]
+pub enum LookUp<T> {
+    /// The store holds this now.
+    Current(Known),
+    /// The store can't be reached; it held this when it was last heard of, recently enough.
+    Stale(Arc<Facts>),
+    /// It has to be asked.
+    Ask(Boarding<T>),
+}
+
+/// How to ask the store: with others, or for others.
+#[derive(Debug)]
+pub enum Boarding<T> {
+    /// A fetch is under way whose outcome is a true answer.
+    Join(Arc<Flight<T>>),
+    /// There is none: fetch, and bring the outcome to those who join.
+    Lead(Ticket<T>),
+    /// As many as may are waiting for it already.
+    Full,
+}
+
+/// The right and the duty to fetch a key. Dropped without [`Ticket::settle`], it leaves nothing behind.
+#[derive(Debug)]
+pub struct Ticket<T> {
+    index: Arc<Index<T>>,
+    id: ImageId,
+    flight: Arc<Flight<T>>,
+    landing: Option<Landing<T>>,
+    /// The one before, which has departed already: it settles first, so that the older outcome never
+    /// replaces the newer.
+    before: Option<Arc<Flight<T>>>,
+    epoch: u64,
+    began: Instant,
+}
+
+/// The bounds of an index.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Keys of which something is known.
+    pub entries: NonZeroUsize,
+    /// Requests that wait for one fetch.
+    pub waiters: usize,
+    /// How long a version may be served after it was last known to be current.
+    pub stale_if_error: Duration,
+}
+
+/// Whether the guard against the race above is in place.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    /// Always.
+    On,
+    /// Only in the test that shows that the checker of coherence would notice.
+    Off,
+}
+
+/// What is known, and what is being asked.
+#[derive(Debug)]
+pub struct Index<T> {
+    state: Mutex<State<T>>,
+    bounds: Bounds,
+    guard: Guard,
+}
+
+#[derive(Debug)]
+struct State<T> {
+    coherence: Coherence,
+    epoch: u64,
+    /// The newest tracking connection that is known to be lost. One that is lost before it could be
+    /// announced must not make anything coherent afterwards.
+    lost: u64,
+    /// The tracking connection that made the store coherent last. The loss of an older one means nothing.
+    tracked: u64,
+    entries: LruCache<ImageId, Entry>,
+    /// The fetches that can be joined. Each is of the present epoch.
+    flights: HashMap<ImageId, Arc<Flight<T>>>,
+    /// Coherent epochs that have ended, with the last moment in which they were certain.
+    ended: VecDeque<(u64, Instant)>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    known: Known,
+    digest: Option<Digest>,
+    expires: Option<Instant>,
+    epoch: u64,
+    /// When the fetch began that found it.
+    fetched: Instant,
+    /// The store said that the key was changed since: what is here is known to be gone.
+    replaced: bool,
+}
+
+impl<T: Clone> Index<T> {
+    /// An index that knows nothing and relies on nobody.
+    #[must_use]
+    pub fn new(bounds: Bounds) -> Index<T> {
+        Index::guarded(bounds, Guard::On)
+    }
+
+    #[doc(hidden)]
+    #[must_use]
+    pub fn guarded(bounds: Bounds, guard: Guard) -> Index<T> {
+        // Unbounded and then resized, since `LruCache::new` allocates for its whole capacity at once.
+        let mut entries = LruCache::unbounded();
+        entries.resize(bounds.entries);
+        let state = State {
+            coherence: Coherence::Unverified("the store has not been reached yet".into()),
+            epoch: 0,
+            lost: 0,
+            tracked: 0,
+            entries,
+            flights: HashMap::new(),
+            ended: VecDeque::new(),
+        };
+        Index { state: Mutex::new(state), bounds, guard }
+    }
+
+    /// What a request for an image may rely on.
+    pub fn look_up(self: &Arc<Self>, id: &ImageId) -> LookUp<T> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        if let Some(entry) = state.entries.get(id) {
+            match &state.coherence {
+                Coherence::Coherent if entry.is_current(state.epoch) => {
+                    return LookUp::Current(entry.known.clone());
+                }
+                Coherence::Unreachable(_) => {
+                    if let Some(facts) = entry.last_known(&state.ended, self.bounds.stale_if_error)
+                    {
+                        return LookUp::Stale(facts);
+                    }
+                }
+                Coherence::Coherent | Coherence::Unverified(_) => {}
+            }
+        }
+        LookUp::Ask(self.board(state, id))
+    }
+
+    /// A place in a fetch of an image, for a request that needs its bytes whatever is known.
+    pub fn ask(self: &Arc<Self>, id: &ImageId) -> Boarding<T> {
+        self.board(&mut self.lock(), id)
+    }
+
+    /// The last known version of an image whose fetch has failed, if that isn't too long ago.
+    pub fn last_known(&self, id: &ImageId) -> Option<Arc<Facts>> {
+        let state = self.lock();
+        state.entries.peek(id)?.last_known(&state.ended, self.bounds.stale_if_error)
+    }
+
+    /// The facts of the image that was last seen under a key, if its value had this digest. They may
+    /// be out of date as to the key; as to the value they never are.
+    pub fn recognise(&self, id: &ImageId, digest: Digest) -> Option<Arc<Facts>> {
+        let state = self.lock();
+        let entry = state.entries.peek(id)?;
+        match &entry.known {
+            Known::Present(facts) if entry.digest == Some(digest) => Some(Arc::clone(facts)),
+            _ => None,
+        }
+    }
+
+    /// Takes note of what the store says.
+    pub fn hear(&self, change: Change) {
+        let mut state = self.lock();
+        match change {
+            Change::Of(id) => {
+                if let Some(entry) = state.entries.peek_mut(&id) {
+                    entry.replaced = true;
+                }
+                if self.guard == Guard::On
+                    && let Some(flight) = state.flights.remove(&id)
+                {
+                    flight.void();
+                }
+            }
+            Change::OfEverything => {
+                state.entries.clear();
+                state.begin_epoch();
+            }
+            Change::Tracked { connection } => {
+                if connection > state.lost {
+                    state.tracked = connection;
+                    state.coherence = Coherence::Coherent;
+                    state.begin_epoch();
+                }
+            }
+            Change::Lost { connection, last_heard, coherence } => {
+                state.lost = state.lost.max(connection);
+                if connection < state.tracked {
+                    return;
+                }
+                if state.coherence == Coherence::Coherent {
+                    let ended = (state.epoch, last_heard);
+                    state.ended.push_back(ended);
+                    let limit = self.bounds.stale_if_error;
+                    state.ended.retain(|(_, end)| end.elapsed() < limit);
+                    state.begin_epoch();
+                }
+                state.coherence = coherence;
+            }
+        }
+    }
+
+    /// How far the store can be relied upon.
+    pub fn coherence(&self) -> Coherence {
+        self.lock().coherence.clone()
+    }
+
+    /// Of how many keys something is known.
+    pub fn len(&self) -> usize {
+        self.lock().entries.len()
+    }
+
+    /// Whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Joins the fetch under way, or registers one.
+    ///
+    /// While the store tells of changes, a fetch that a request finds here is one that no change has
+    /// voided. While it doesn't, only a fetch that has not departed will see every write that was
+    /// acknowledged before the request began; so at most one fetch is under way and one is waiting for it.
+    fn board(self: &Arc<Self>, state: &mut State<T>, id: &ImageId) -> Boarding<T> {
+        let under_way = state.flights.get(id);
+        if let Some(flight) = under_way
+            && (state.coherence == Coherence::Coherent || !flight.has_departed())
+        {
+            return if flight.holders() > self.bounds.waiters {
+                Boarding::Full
+            } else {
+                Boarding::Join(Arc::clone(flight))
+            };
+        }
+        let before = under_way.map(Arc::clone);
+        let (flight, landing) = Flight::new();
+        state.flights.insert(id.clone(), Arc::clone(&flight));
+        Boarding::Lead(Ticket {
+            index: Arc::clone(self),
+            id: id.clone(),
+            flight,
+            landing: Some(landing),
+            before,
+            epoch: state.epoch,
+            began: Instant::now(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        // Nothing under the lock can panic half-way, so a poisoned one is sound.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> State<T> {
+    /// Nothing known before is current any more, and no fetch begun before can be joined or kept.
+    fn begin_epoch(&mut self) {
+        self.epoch += 1;
+        self.flights.clear();
+    }
+}
+
+impl Entry {
+    fn is_current(&self, epoch: u64) -> bool {
+        self.epoch == epoch && !self.replaced && !self.has_expired()
+    }
+
+    fn has_expired(&self) -> bool {
+        self.expires.is_some_and(|expires| Instant::now() >= expires)
+    }
+
+    /// The image, unless it is known to be gone or was last known to be there too long ago: at its fetch,
+    /// or at the end of the coherent epoch that it was fetched in.
+    fn last_known(
+        &self,
+        ended: &VecDeque<(u64, Instant)>,
+        stale_if_error: Duration,
+    ) -> Option<Arc<Facts>> {
+        let end = ended.iter().find(|(epoch, _)| *epoch == self.epoch).map(|(_, end)| *end);
+        let certain = end.map_or(self.fetched, |end| end.max(self.fetched));
+        match &self.known {
+            Known::Present(facts)
+                if !self.replaced && !self.has_expired() && certain.elapsed() < stale_if_error =>
+            {
+                Some(Arc::clone(facts))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl<T: Clone> Ticket<T> {
+    /// The image to fetch.
+    #[must_use]
+    pub fn id(&self) -> &ImageId {
+        &self.id
+    }
+
+    /// The flight that this ticket leads.
+    #[must_use]
+    pub fn flight(&self) -> Arc<Flight<T>> {
+        Arc::clone(&self.flight)
+    }
+
+    /// Waits for the fetch before, then departs: the store may be asked from now on. Gives the moment,
+    /// which an expiry is to be counted from.
+    pub async fn depart(&mut self) -> Instant {
+        if let Some(before) = self.before.take() {
+            // Whatever becomes of it.
+            let _ = before.outcome().await;
+        }
+        // Under the lock, so that whoever joins does so before the store is asked.
+        let state = self.index.lock();
+        self.flight.depart();
+        drop(state);
+        self.began = Instant::now();
+        self.began
+    }
+
+    /// Keeps what was found, unless a change has overtaken it. Gives the version that it replaces here.
+    pub fn keep(&mut self, found: Found) -> Option<Version> {
+        let mut state = self.index.lock();
+        if self.flight.is_void() || self.epoch != state.epoch {
+            return None;
+        }
+        let Found { known, digest, expires } = found;
+        let version = |known: &Known| match known {
+            Known::Present(facts) => Some(facts.version),
+            Known::Absent | Known::Corrupt(_) | Known::Offloaded => None,
+        };
+        let now = version(&known);
+        let entry = Entry {
+            known,
+            digest,
+            expires,
+            epoch: self.epoch,
+            fetched: self.began,
+            replaced: false,
+        };
+        let old = state.entries.put(self.id.clone(), entry)?;
+        version(&old.known).filter(|old| now != Some(*old))
+    }
+
+    /// Brings the outcome to all who wait.
+    pub fn land(mut self, outcome: T) {
+        self.leave();
+        if let Some(landing) = self.landing.take() {
+            landing.land(outcome);
+        }
+    }
+}
+
+impl<T> Ticket<T> {
+    /// Nobody joins from now on.
+    fn leave(&self) {
+        let mut state = self.index.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mine = state.flights.get(&self.id).is_some_and(|it| Arc::ptr_eq(it, &self.flight));
+        if mine {
+            state.flights.remove(&self.id);
+        }
+    }
+}
+
+impl<T> Drop for Ticket<T> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::MediaType;
+
+    type TestIndex = Arc<Index<u32>>;
+
+    fn index() -> TestIndex {
+        Arc::new(Index::new(Bounds {
+            entries: NonZeroUsize::new(3).unwrap(),
+            waiters: 2,
+            stale_if_error: Duration::from_mins(10),
+        }))
+    }
+
+    fn coherent() -> TestIndex {
+        let index = index();
+        index.hear(Change::Tracked { connection: 1 });
+        index
+    }
+
+    fn id(text: &str) -> ImageId {
+        ImageId::parse(text).unwrap()
+    }
+
+    fn lost(connection: u64, coherence: Coherence) -> Change {
+        Change::Lost { connection, last_heard: Instant::now(), coherence }
+    }
+
+    fn unverified() -> Coherence {
+        Coherence::Unverified("test".into())
+    }
+
+    fn unreachable() -> Coherence {
+        Coherence::Unreachable("test".into())
+    }
+
+    fn present(version: &str) -> Found {
+        let facts = Facts::new(Version::of(version.as_bytes()), MediaType::Png, 1, None);
+        Found {
+            known: Known::Present(Arc::new(facts)),
+            digest: Some(Digest::of(version.as_bytes())),
+            expires: None,
+        }
+    }
+
+    fn lead(index: &TestIndex, name: &str) -> Ticket<u32> {
+        match index.look_up(&id(name)) {
+            LookUp::Ask(Boarding::Lead(ticket)) => ticket,
+            other => panic!("expected to lead: {other:?}"),
+        }
+    }
+
+    fn fetch(index: &TestIndex, name: &str, found: Found) {
+        let mut ticket = lead(index, name);
+        ticket.keep(found);
+        ticket.land(0);
+    }
+
+    fn is_current(index: &TestIndex, name: &str, version: &str) -> bool {
+        matches!(index.look_up(&id(name)), LookUp::Current(Known::Present(facts))
+            if facts.version == Version::of(version.as_bytes()))
+    }
+
+    #[test]
+    fn what_was_fetched_while_coherent_is_current() {
+        let index = coherent();
+        fetch(&index, "a", present("1"));
+        assert!(is_current(&index, "a", "1"));
+        fetch(&index, "b", Found { known: Known::Absent, digest: None, expires: None });
+        assert!(matches!(index.look_up(&id("b")), LookUp::Current(Known::Absent)));
+    }
+
+    #[test]
+    fn what_was_fetched_while_unverified_is_never_current() {
+        let index = index();
+        fetch(&index, "a", present("1"));
+        lead(&index, "a");
+        index.hear(Change::Tracked { connection: 1 });
+        lead(&index, "a");
+    }
+
+    #[test]
+    fn a_change_drops_what_is_known_of_its_key_alone() {
+        let index = coherent();
+        fetch(&index, "a", present("1"));
+        fetch(&index, "b", present("1"));
+        index.hear(Change::Of(id("a")));
+        lead(&index, "a");
+        assert!(is_current(&index, "b", "1"));
+    }
+
+    #[test]
+    fn a_change_voids_and_detaches_the_fetch_under_way() {
+        let index = coherent();
+        let mut first = lead(&index, "a");
+        index.hear(Change::Of(id("a")));
+        // A request after the change doesn't join the fetch from before.
+        let mut second = lead(&index, "a");
+        second.keep(present("new"));
+        second.land(2);
+        assert!(is_current(&index, "a", "new"));
+        // And its outcome, arriving last, replaces nothing.
+        first.keep(present("old"));
+        first.land(1);
+        assert!(is_current(&index, "a", "new"));
+    }
+
+    #[test]
+    fn without_the_guard_the_old_value_stays_for_ever() {
+        let bounds = coherent().bounds;
+        let index: TestIndex = Arc::new(Index::guarded(bounds, Guard::Off));
+        index.hear(Change::Tracked { connection: 1 });
+        let mut first = lead(&index, "a");
+        index.hear(Change::Of(id("a")));
+        first.keep(present("old"));
+        first.land(1);
+        assert!(is_current(&index, "a", "old"));
+    }
+
+    #[test]
+    fn a_change_of_everything_drops_all_and_voids_all() {
+        let index = coherent();
+        fetch(&index, "a", present("1"));
+        let mut under_way = lead(&index, "b");
+        index.hear(Change::OfEverything);
+        under_way.keep(present("1"));
+        under_way.land(1);
+        lead(&index, "a");
+        lead(&index, "b");
+        assert!(index.is_empty());
+    }
+
+    #[test]
+    fn a_fetch_from_before_tracking_is_not_kept() {
+        let index = index();
+        let mut early = lead(&index, "a");
+        index.hear(Change::Tracked { connection: 1 });
+        early.keep(present("1"));
+        early.land(1);
+        lead(&index, "a");
+    }
+
+    #[test]
+    fn losing_the_connection_makes_everything_unverified_at_once_and_for_good() {
+        let index = coherent();
+        fetch(&index, "a", present("1"));
+        let mut under_way = lead(&index, "b");
+        index.hear(lost(1, unverified()));
+        lead(&index, "a");
+        index.hear(Change::Tracked { connection: 2 });
+        lead(&index, "a");
+        under_way.keep(present("1"));
+        under_way.land(1);
+        lead(&index, "b");
+    }
+
+    #[test]
+    fn a_connection_that_was_lost_before_it_was_announced_makes_nothing_coherent() {
+        let index = index();
+        index.hear(lost(1, unverified()));
+        index.hear(Change::Tracked { connection: 1 });
+        assert_eq!(index.coherence(), unverified());
+        index.hear(Change::Tracked { connection: 2 });
+        assert_eq!(index.coherence(), Coherence::Coherent);
+    }
+
+    #[test]
+    fn the_late_loss_of_an_old_connection_means_nothing() {
+        let index = coherent();
+        index.hear(Change::Tracked { connection: 2 });
+        fetch(&index, "a", present("1"));
+        index.hear(lost(1, unverified()));
+        assert!(is_current(&index, "a", "1"));
+    }
+
+    #[test]
+    fn requests_join_a_fetch_up_to_the_bound() {
+        let index = coherent();
+        let ticket = lead(&index, "a");
+        let _leader = ticket.flight();
+        let LookUp::Ask(Boarding::Join(_one)) = index.look_up(&id("a")) else { panic!() };
+        assert!(matches!(index.look_up(&id("a")), LookUp::Ask(Boarding::Full)));
+    }
+
+    #[tokio::test]
+    async fn unverified_requests_join_only_a_fetch_that_has_not_departed() {
+        let index = index();
+        let mut first = lead(&index, "a");
+        let LookUp::Ask(Boarding::Join(joined)) = index.look_up(&id("a")) else { panic!() };
+        first.depart().await;
+        // Too late for that one: the next, which all who come now share.
+        let mut second = lead(&index, "a");
+        assert!(matches!(index.look_up(&id("a")), LookUp::Ask(Boarding::Join(_))));
+        // It waits for the first, so that outcomes settle in their order.
+        let departing = tokio::spawn(async move {
+            second.depart().await;
+            second
+        });
+        tokio::task::yield_now().await;
+        assert!(!departing.is_finished());
+        first.land(1);
+        assert_eq!(joined.outcome().await, Ok(1));
+        departing.await.unwrap().land(2);
+        lead(&index, "a");
+    }
+
+    #[test]
+    fn a_ticket_that_is_dropped_leaves_nothing_to_join() {
+        let index = coherent();
+        drop(lead(&index, "a"));
+        lead(&index, "a");
+    }
+
+    #[test]
+    fn nothing_is_current_past_its_expiry() {
+        let index = coherent();
+        let expires = |after| Some(Instant::now() + Duration::from_millis(after));
+        fetch(&index, "a", Found { expires: expires(0), ..present("1") });
+        lead(&index, "a");
+        fetch(&index, "b", Found { expires: expires(60_000), ..present("1") });
+        assert!(is_current(&index, "b", "1"));
+    }
+
+    #[test]
+    fn an_unreachable_store_leaves_the_last_known_versions_but_not_what_is_known_to_be_gone() {
+        let index = coherent();
+        fetch(&index, "a", present("1"));
+        fetch(&index, "b", present("1"));
+        fetch(&index, "c", Found { expires: Some(Instant::now()), ..present("1") });
+        index.hear(Change::Of(id("b")));
+        index.hear(lost(1, unreachable()));
+        assert!(matches!(index.look_up(&id("a")), LookUp::Stale(_)));
+        assert!(index.last_known(&id("a")).is_some());
+        lead(&index, "b");
+        lead(&index, "c");
+        index.hear(Change::Tracked { connection: 2 });
+        index.hear(Change::OfEverything);
+        index.hear(lost(2, unreachable()));
+        lead(&index, "a");
+    }
+
+    #[test]
+    fn a_version_is_stale_from_the_last_moment_in_which_it_was_certain() {
+        let bounds = Bounds { stale_if_error: Duration::from_millis(40), ..index().bounds };
+        let index: TestIndex = Arc::new(Index::new(bounds));
+        index.hear(Change::Tracked { connection: 1 });
+        fetch(&index, "a", present("1"));
+        let fetched = Instant::now();
+        while fetched.elapsed() < Duration::from_millis(50) {
+            std::hint::spin_loop();
+        }
+        // Long fetched, but certain until now.
+        index.hear(lost(1, unreachable()));
+        assert!(matches!(index.look_up(&id("a")), LookUp::Stale(_)));
+        let lost = Instant::now();
+        while lost.elapsed() < Duration::from_millis(50) {
+            std::hint::spin_loop();
+        }
+        lead(&index, "a");
+    }
+
+    #[test]
+    fn a_value_written_again_is_recognised_even_after_its_change() {
+        let index = coherent();
+        fetch(&index, "a", present("1"));
+        index.hear(Change::Of(id("a")));
+        assert!(index.recognise(&id("a"), Digest::of(b"1")).is_some());
+        assert!(index.recognise(&id("a"), Digest::of(b"2")).is_none());
+        assert!(index.recognise(&id("b"), Digest::of(b"1")).is_none());
+    }
+
+    #[test]
+    fn a_replaced_version_is_named_so_that_its_bytes_can_go() {
+        let index = coherent();
+        fetch(&index, "a", present("1"));
+        index.hear(Change::Of(id("a")));
+        let mut ticket = lead(&index, "a");
+        assert_eq!(ticket.keep(present("2")), Some(Version::of(b"1")));
+        assert_eq!(ticket.keep(present("2")), None);
+    }
+
+    #[test]
+    fn never_more_entries_than_the_bound() {
+        let index = coherent();
+        for number in 0..10 {
+            fetch(&index, &format!("i{number}"), present("1"));
+        }
+        assert_eq!(index.len(), 3);
+    }
+}

@@ -1,0 +1,162 @@
+//! One connection to Redis that carries commands and replies, and is made anew when it breaks.
+//!
+//! The client's own `ConnectionManager` never tries again after a connect that failed by anything but I/O: a
+//! password that was wrong for a moment would be wrong until a restart.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use redis::aio::MultiplexedConnection;
+use redis::{
+    AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult,
+};
+
+use super::StoreError;
+use crate::collapse::Flight;
+
+/// Lands with the connection, which is open from then on.
+type Opening = Arc<Flight<RedisResult<MultiplexedConnection>>>;
+
+/// A connection that is open, being opened or closed, and how many commands wait on it.
+#[derive(Debug)]
+pub(super) struct Connection {
+    client: Client,
+    config: AsyncConnectionConfig,
+    /// None while it is closed. Whoever needs it while it is being opened shares that attempt and its failure.
+    opening: Arc<Mutex<Option<Opening>>>,
+    waiting: AtomicUsize,
+}
+
+/// Whether commands may be sent again when their connection broke before the reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Repeat {
+    /// They read: twice is as good as once.
+    Once,
+    /// They write: they may have been carried out.
+    Never,
+}
+
+impl Connection {
+    /// Connects when it is first needed.
+    pub(super) fn new(client: Client, config: AsyncConnectionConfig) -> Connection {
+        Connection { client, config, opening: Arc::default(), waiting: AtomicUsize::new(0) }
+    }
+
+    /// How many commands wait for a reply.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Sends commands and reads their replies. A connection that the other side closed while it was idle is
+    /// noticed only now, so what may be repeated is sent again over a new one.
+    pub(super) async fn query<T: FromRedisValue>(
+        &self,
+        commands: &Pipeline,
+        repeat: Repeat,
+    ) -> Result<T, StoreError> {
+        let _waiting = Waiting::on(&self.waiting);
+        match self.try_once(commands).await {
+            Err(Failure::Broken(_)) if repeat == Repeat::Once => self.try_once(commands).await,
+            result => result,
+        }
+        .map_err(StoreError::from)
+    }
+
+    async fn try_once<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, Failure> {
+        let opening = self.opening();
+        let mut connection = match opening.outcome().await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => return Err(Failure::NotOpened(error)),
+            Err(lost) => {
+                return Err(Failure::NotOpened((ErrorKind::Client, "", lost.to_string()).into()));
+            }
+        };
+        commands.query_async(&mut connection).await.map_err(|error| {
+            if error.is_unrecoverable_error() && !error.is_timeout() {
+                forget(&self.opening, &opening);
+                Failure::Broken(error)
+            } else {
+                Failure::Answered(error)
+            }
+        })
+    }
+
+    /// The attempt under way or landed; begins one where there is none.
+    fn opening(&self) -> Opening {
+        let mut slot = lock(&self.opening);
+        if let Some(opening) = &*slot {
+            return Arc::clone(opening);
+        }
+        let (opening, landing) = Flight::new();
+        *slot = Some(Arc::clone(&opening));
+        let (client, config) = (self.client.clone(), self.config.clone());
+        let (slot, mine) = (Arc::clone(&self.opening), Arc::clone(&opening));
+        // Ends by itself, within the connect time-out.
+        tokio::spawn(async move {
+            let opened = client.get_multiplexed_async_connection_with_config(&config).await;
+            if opened.is_err() {
+                forget(&slot, &mine);
+            }
+            landing.land(opened);
+        });
+        opening
+    }
+}
+
+/// Closes the connection, unless it was opened anew since.
+fn forget(slot: &Mutex<Option<Opening>>, opening: &Opening) {
+    let mut slot = lock(slot);
+    if slot.as_ref().is_some_and(|it| Arc::ptr_eq(it, opening)) {
+        *slot = None;
+    }
+}
+
+fn lock(slot: &Mutex<Option<Opening>>) -> MutexGuard<'_, Option<Opening>> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How far commands got.
+enum Failure {
+    /// There was no connection for them.
+    NotOpened(RedisError),
+    /// The connection broke before the reply.
+    Broken(RedisError),
+    /// Redis answered with an error, or not in time.
+    Answered(RedisError),
+}
+
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> StoreError {
+        match failure {
+            Failure::NotOpened(error) if matches!(error.kind(), ErrorKind::Server(_)) => {
+                StoreError::Refused(error.to_string())
+            }
+            Failure::NotOpened(error) | Failure::Broken(error) => {
+                StoreError::Unreachable(error.to_string())
+            }
+            Failure::Answered(error) if error.is_timeout() => StoreError::TimedOut,
+            Failure::Answered(error) if error.code() == Some("WRONGTYPE") => StoreError::WrongType,
+            // In a transaction the code stands inside the text of EXEC's own error.
+            Failure::Answered(error) if error.to_string().contains("WRONGTYPE") => {
+                StoreError::WrongType
+            }
+            Failure::Answered(error) => StoreError::Refused(error.to_string()),
+        }
+    }
+}
+
+/// Counts a command as waiting for as long as it lives, cancelled or not.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn on(count: &'a AtomicUsize) -> Waiting<'a> {
+        count.fetch_add(1, Ordering::Relaxed);
+        Waiting(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,282 @@
+//! The connection over which Redis pushes every change, and the supervisor that keeps it.
+//!
+//! Own it, all of it: the client's `ConnectionManager` reconnects without a word and without tracking, and
+//! passes pushes on through another task, out of the order in which they came.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use redis::aio::MultiplexedConnection;
+use redis::{
+    AsyncConnectionConfig, Client, ErrorKind, PushInfo, PushKind, RedisError, ServerErrorKind,
+    Value,
+};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use super::{Announcer, Change, Coherence};
+use crate::image::ImageId;
+
+/// How often the connection is asked whether it is alive, and how long it may take to say so. A partition
+/// that nobody reports is noticed within the sum of the two.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Between attempts to connect: from the first, doubled up to the last, each with jitter.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Between attempts where the server can't do it. It may be replaced by one that can.
+const UNSUPPORTED_PAUSE: Duration = Duration::from_secs(30);
+
+/// What a tracking connection needs.
+#[derive(Debug)]
+pub(super) struct Tracking {
+    /// One that speaks RESP3: pushes are a part of it.
+    pub(super) client: Client,
+    pub(super) key_prefix: String,
+    pub(super) connect_timeout: Duration,
+    pub(super) announcer: Announcer,
+}
+
+/// A task that ends with its owner.
+#[derive(Debug)]
+pub(super) struct AbortOnDrop(pub(super) JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Why there is no tracking.
+#[derive(Debug)]
+enum Failure {
+    /// No server, or one that doesn't answer.
+    Unreachable(RedisError),
+    /// A server that answers with an error that may pass: loading, too many clients, a wrong password.
+    Refused(RedisError),
+    /// A server that has no `CLIENT TRACKING … BCAST`, or doesn't let us.
+    Unsupported(String),
+}
+
+/// What the connection and its supervisor share.
+#[derive(Debug)]
+struct Life {
+    connection: u64,
+    announcer: Announcer,
+    key_prefix: String,
+    /// When the last heartbeat was sent that was answered: everything up to then has been told.
+    last_heard: Mutex<Instant>,
+    /// Its end is told once: the first reason is the true one, and what follows is only its consequence.
+    told: AtomicBool,
+    ended: Notify,
+}
+
+impl Tracking {
+    /// Starts the supervisor.
+    pub(super) fn start(self) -> AbortOnDrop {
+        AbortOnDrop(tokio::spawn(self.supervise()))
+    }
+
+    /// Connect, track, beat, and again, for as long as the store lives.
+    async fn supervise(self) {
+        let (mut pause, mut said) = (FIRST_PAUSE, None);
+        for number in 1.. {
+            let life = Arc::new(Life {
+                connection: number,
+                announcer: self.announcer.clone(),
+                key_prefix: self.key_prefix.clone(),
+                last_heard: Mutex::new(Instant::now()),
+                told: AtomicBool::new(false),
+                ended: Notify::new(),
+            });
+            let coherence = match self.connect(&life).await {
+                Ok(connection) => {
+                    self.announcer.announce(Change::Tracked { connection: number });
+                    tracing::info!(connection = number, "coherent: redis pushes every change");
+                    (pause, said) = (FIRST_PAUSE, None);
+                    life.beat(connection).await
+                }
+                Err(failure) => {
+                    if matches!(failure, Failure::Unsupported(_)) {
+                        pause = UNSUPPORTED_PAUSE;
+                    }
+                    failure.coherence()
+                }
+            };
+            life.lose(&coherence);
+            // Once for each reason: an outage of an hour is one line.
+            if said.as_ref() != Some(&coherence) {
+                let (state, reason) = (coherence.name(), coherence.reason());
+                tracing::warn!(state, reason, "not coherent: redis is asked on each request");
+                said = Some(coherence);
+            }
+            tokio::time::sleep(pause.mul_f64(fastrand::f64().mul_add(0.5, 0.75))).await;
+            pause = (pause * 2).min(LAST_PAUSE);
+        }
+    }
+
+    /// A connection that is known to track: what the server says it does is looked at, not only its `OK`.
+    async fn connect(&self, life: &Arc<Life>) -> Result<MultiplexedConnection, Failure> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.connect_timeout))
+            .set_response_timeout(Some(HEARTBEAT))
+            .set_push_sender({
+                let life = Arc::clone(life);
+                move |push| {
+                    life.hear(&push);
+                    Ok::<(), ()>(())
+                }
+            });
+        let mut connection =
+            self.client.get_multiplexed_async_connection_with_config(&config).await?;
+
+        let mut tracking = redis::cmd("CLIENT");
+        tracking.arg("TRACKING").arg("ON").arg("BCAST");
+        if !self.key_prefix.is_empty() {
+            tracking.arg("PREFIX").arg(&self.key_prefix);
+        }
+        tracking.exec_async(&mut connection).await?;
+        let said: Value =
+            redis::cmd("CLIENT").arg("TRACKINGINFO").query_async(&mut connection).await?;
+        if tracks(&said, &self.key_prefix) {
+            Ok(connection)
+        } else {
+            Err(Failure::Unsupported(format!("CLIENT TRACKINGINFO says {said:?}")))
+        }
+    }
+}
+
+impl Life {
+    /// Called by the connection for each push, in the order in which they came, before any reply behind them.
+    fn hear(&self, push: &PushInfo) {
+        match push.kind {
+            PushKind::Invalidate => match push.data.as_slice() {
+                [Value::Array(keys)] => keys.iter().for_each(|key| self.changed(key)),
+                // FLUSHALL and FLUSHDB name no key; what isn't understood might mean any.
+                _ => self.announcer.announce(Change::OfEverything),
+            },
+            PushKind::Disconnection => {
+                self.lose(&closed());
+                self.ended.notify_one();
+            }
+            _ => {}
+        }
+    }
+
+    fn changed(&self, key: &Value) {
+        let Value::BulkString(key) = key else {
+            return self.announcer.announce(Change::OfEverything);
+        };
+        // A key that no id can name is never asked for.
+        let id = std::str::from_utf8(key).ok().and_then(|key| key.strip_prefix(&self.key_prefix));
+        if let Some(id) = id.and_then(|id| ImageId::parse(id).ok()) {
+            self.announcer.announce(Change::Of(id));
+        }
+    }
+
+    fn lose(&self, coherence: &Coherence) {
+        if self.told.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        self.announcer.announce(Change::Lost {
+            connection: self.connection,
+            last_heard: *self.last_heard.lock().unwrap_or_else(PoisonError::into_inner),
+            coherence: coherence.clone(),
+        });
+    }
+
+    /// Asks the connection for its life each second, until it has none; says and gives what is left.
+    async fn beat(&self, mut connection: MultiplexedConnection) -> Coherence {
+        let coherence = self.beat_to_the_end(&mut connection).await;
+        self.lose(&coherence);
+        coherence
+    }
+
+    async fn beat_to_the_end(&self, connection: &mut MultiplexedConnection) -> Coherence {
+        let mut interval = tokio::time::interval(HEARTBEAT);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.ended.notified() => return closed(),
+                _ = interval.tick() => {}
+            }
+            let sent = Instant::now();
+            let ping = redis::cmd("PING");
+            match tokio::time::timeout(HEARTBEAT, ping.exec_async(connection)).await {
+                Ok(Ok(())) => {
+                    *self.last_heard.lock().unwrap_or_else(PoisonError::into_inner) = sent;
+                }
+                Ok(Err(error)) if error.is_connection_dropped() => return closed(),
+                Ok(Err(error)) => return Coherence::Unreachable(error.to_string().into()),
+                Err(_elapsed) => {
+                    let reason = format!("no heartbeat within {HEARTBEAT:?}");
+                    return Coherence::Unreachable(reason.into());
+                }
+            }
+        }
+    }
+}
+
+/// Redis is asked until the next attempt to connect says whether it is there at all.
+fn closed() -> Coherence {
+    Coherence::Unverified("the tracking connection was closed".into())
+}
+
+impl Failure {
+    fn coherence(&self) -> Coherence {
+        match self {
+            Failure::Unreachable(error) => Coherence::Unreachable(error.to_string().into()),
+            Failure::Refused(error) => Coherence::Unverified(error.to_string().into()),
+            Failure::Unsupported(why) => {
+                Coherence::Unverified(format!("the server doesn't tell of changes: {why}").into())
+            }
+        }
+    }
+}
+
+impl From<RedisError> for Failure {
+    fn from(error: RedisError) -> Failure {
+        match error.kind() {
+            ErrorKind::Io => Failure::Unreachable(error),
+            ErrorKind::Server(
+                ServerErrorKind::BusyLoading
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::TryAgain
+                | ServerErrorKind::ClusterDown,
+            )
+            | ErrorKind::AuthenticationFailed => Failure::Refused(error),
+            ErrorKind::RESP3NotSupported | ErrorKind::Server(_) => {
+                Failure::Unsupported(error.to_string())
+            }
+            _ => Failure::Refused(error),
+        }
+    }
+}
+
+/// Whether `CLIENT TRACKINGINFO` says: on, by broadcast, for this prefix (or for all, where there is none).
+fn tracks(info: &Value, key_prefix: &str) -> bool {
+    let Value::Map(fields) = info else {
+        return false;
+    };
+    let holds = |field: &str, wanted: &str| {
+        fields.iter().filter(|(name, _)| text(name) == Some(field)).any(
+            |(_, values)| match values {
+                Value::Array(values) | Value::Set(values) => {
+                    values.iter().any(|value| text(value) == Some(wanted))
+                }
+                _ => false,
+            },
+        )
+    };
+    holds("flags", "on") && holds("flags", "bcast") && holds("prefixes", key_prefix)
+}
+
+fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
+        Value::SimpleString(text) => Some(text),
+        _ => None,
+    }
+}

@@ -1,0 +1,362 @@
+//! The checker of coherence: writers and readers side by side, and a history that says which answers were
+//! possible.
+//!
+//! Every value carries a number. One writer issues the operations one after the other and notes, for each
+//! key, between which two moments it changed to what. A read was right if what it found was under the key at
+//! some moment from the bound before the request to the end of the answer. After each burst everything must
+//! settle on the last state: an entry that is stale for ever can't.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use afterimage::app::App;
+use afterimage::index::Guard;
+use redis::aio::MultiplexedConnection;
+
+use crate::coherence::on_every_server;
+use crate::harness::server::load;
+use crate::harness::{Answer, Client, Flavour, RedisServer, Server, png, record};
+
+/// What the contract allows is one push, well under a millisecond. The machine that tests run on may stop a
+/// thread for longer than that; an entry that is stale for ever is stale for longer than this.
+const BOUND: Duration = Duration::from_secs(1);
+
+const KEYS: usize = 6;
+
+on_every_server! {
+    three_thousand_races_of_a_write_and_a_read_leave_nothing_stale
+    no_answer_is_older_than_the_bound_under_writes_deletes_expiries_renames_and_flushes
+}
+
+async fn three_thousand_races_of_a_write_and_a_read_leave_nothing_stale(flavour: Flavour) {
+    let redis = RedisServer::start_flavour(flavour, &[]).await;
+    let stale = races(&redis, Guard::On, 3000).await;
+    assert_eq!(stale, 0);
+}
+
+async fn no_answer_is_older_than_the_bound_under_writes_deletes_expiries_renames_and_flushes(
+    flavour: Flavour,
+) {
+    for seed in [1, 2] {
+        let redis = RedisServer::start_flavour(flavour, &[]).await;
+        let wrong = check(&redis, Guard::On, seed, 12).await;
+        assert!(wrong.is_empty(), "seed {seed}: {wrong:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_races_find_a_server_whose_guard_is_switched_off() {
+    let redis = RedisServer::start().await;
+    let stale = races(&redis, Guard::Off, 300).await;
+    println!("{stale} of 300 races left a stale image without the guard");
+    assert!(stale > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_checker_finds_a_server_whose_guard_is_switched_off() {
+    let redis = RedisServer::start().await;
+    let wrong = check(&redis, Guard::Off, 1, 12).await;
+    println!("{} answers were wrong without the guard, such as {:?}", wrong.len(), wrong.first());
+    assert!(!wrong.is_empty());
+}
+
+/// A small generator of numbers, the same for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+
+    /// Up to some microseconds, by turns of the runtime: timers are too coarse.
+    async fn pause(&mut self, microseconds: u64) {
+        let end = Instant::now() + Duration::from_micros(self.below(microseconds));
+        while Instant::now() < end {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// An image that carries a number; large enough for its reply to take longer than a push.
+fn value(number: u64) -> Vec<u8> {
+    let mut bytes = png(number, 150_000);
+    bytes[8..16].copy_from_slice(&number.to_le_bytes());
+    record(&bytes)
+}
+
+/// The number of the image in an answer; 0 where there is none.
+fn number(answer: &Answer) -> u64 {
+    match answer.status.as_u16() {
+        200 => u64::from_le_bytes(answer.body[8..16].try_into().unwrap()),
+        404 => 0,
+        _ => panic!("{answer:?}"),
+    }
+}
+
+async fn two_servers(redis: &RedisServer, guard: Guard) -> [Server; 2] {
+    let settings = load(&[("redis.url", &redis.url())]);
+    let start = async || {
+        let app = App::build_guarded(settings.clone(), guard).await.unwrap();
+        Server::serve(app).await.coherent().await
+    };
+    [start().await, start().await]
+}
+
+/// Races a write with a read on each of two servers, and counts after how many one of them never came to the
+/// new version.
+async fn races(redis: &RedisServer, guard: Guard, rounds: u64) -> u64 {
+    let servers = two_servers(redis, guard).await;
+    let mut writer = redis.connect().await;
+    let mut stale = 0;
+    let mut clients = Vec::new();
+    for server in &servers {
+        clients.push((Client::connect(server.address).await, Random(7 + clients.len() as u64)));
+    }
+    let mut random = Random(42);
+    for round in 1..=rounds {
+        // A key of its own for each round without the guard, whose stale ones would stay.
+        let path = format!("/images/k{}", if guard == Guard::On { 0 } else { round });
+        let key = path.replace("/images/", "image:");
+        let set = |number| {
+            let mut set = redis::cmd("SET");
+            set.arg(&key).arg(value(number));
+            set
+        };
+        if guard == Guard::Off {
+            set(1_000_000 + round).exec_async(&mut writer).await.unwrap();
+        }
+        let new = set(round);
+        let write = async {
+            random.pause(400).await;
+            new.exec_async(&mut writer).await.unwrap();
+        };
+        let mut reads = Vec::new();
+        for (mut client, mut random) in clients.drain(..) {
+            let path = path.clone();
+            reads.push(tokio::spawn(async move {
+                random.pause(400).await;
+                client.get(&path, &[]).await;
+                (client, random)
+            }));
+        }
+        write.await;
+        let written = Instant::now();
+        for read in reads {
+            clients.push(read.await.unwrap());
+        }
+        let mut late = false;
+        for (client, _) in &mut clients {
+            while number(&client.get(&path, &[]).await) != round && !late {
+                late = written.elapsed() > BOUND;
+                tokio::task::yield_now().await;
+            }
+        }
+        stale += u64::from(late);
+        // Enough to show that they are found.
+        if stale >= 3 {
+            break;
+        }
+    }
+    stale
+}
+
+/// Between `from` and `to` a key came to hold `number`.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    from: Instant,
+    to: Instant,
+    number: u64,
+}
+
+type History = Arc<Mutex<HashMap<usize, Vec<Step>>>>;
+
+/// Runs bursts of writes beside readers on two servers, and gives the answers that were not possible.
+async fn check(redis: &RedisServer, guard: Guard, seed: u64, bursts: usize) -> Vec<String> {
+    let servers = two_servers(redis, guard).await;
+    let history = History::default();
+    let start = Instant::now();
+    for key in 0..KEYS {
+        let absent = Step { from: start, to: start, number: 0 };
+        history.lock().unwrap().insert(key, vec![absent]);
+    }
+    let mut writer = Writer {
+        connection: redis.connect().await,
+        history: Arc::clone(&history),
+        random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+        next: 1,
+        expiring: HashMap::new(),
+    };
+    let mut wrong = Vec::new();
+    for _ in 0..bursts {
+        let stop = Arc::new(AtomicBool::new(false));
+        let readers: Vec<_> = (0..6)
+            .map(|reader| {
+                let address = servers[reader % 2].address;
+                let (stop, random) = (Arc::clone(&stop), Random(seed + 100 + reader as u64));
+                tokio::spawn(read(address, random, stop))
+            })
+            .collect();
+        for _ in 0..60 {
+            writer.step().await;
+            writer.random.pause(4000).await;
+        }
+        stop.store(true, Ordering::Relaxed);
+        for reader in readers {
+            for seen in reader.await.unwrap() {
+                if !was_possible(&history.lock().unwrap()[&seen.key], &seen) {
+                    wrong.push(format!("{seen:?}"));
+                }
+            }
+        }
+        wrong.extend(settle(&servers, &mut writer).await);
+        if !wrong.is_empty() {
+            break;
+        }
+    }
+    wrong
+}
+
+/// Waits until both servers answer the last state of every key, and says which don't.
+async fn settle(servers: &[Server; 2], writer: &mut Writer) -> Vec<String> {
+    let deadline = Instant::now() + 3 * BOUND;
+    let mut wrong = Vec::new();
+    for server in servers {
+        let mut client = Client::connect(server.address).await;
+        for key in 0..KEYS {
+            loop {
+                let found = number(&client.get(&format!("/images/k{key}"), &[]).await);
+                let last = writer.history.lock().unwrap()[&key].last().copied().unwrap();
+                if found == last.number && last.to <= Instant::now() {
+                    break;
+                }
+                if Instant::now() > deadline {
+                    wrong.push(format!("k{key} stays at {found}, the last state is {last:?}"));
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+    wrong
+}
+
+/// One answer.
+#[derive(Debug)]
+struct Seen {
+    key: usize,
+    asked: Instant,
+    answered: Instant,
+    number: u64,
+}
+
+async fn read(
+    address: std::net::SocketAddr,
+    mut random: Random,
+    stop: Arc<AtomicBool>,
+) -> Vec<Seen> {
+    let mut client = Client::connect(address).await;
+    let mut seen = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let key = usize::try_from(random.below(KEYS as u64)).unwrap();
+        let asked = Instant::now();
+        let number = number(&client.get(&format!("/images/k{key}"), &[]).await);
+        seen.push(Seen { key, asked, answered: Instant::now(), number });
+        random.pause(1500).await;
+    }
+    seen
+}
+
+fn was_possible(steps: &[Step], seen: &Seen) -> bool {
+    let earliest = seen.asked.checked_sub(BOUND).unwrap_or(seen.asked);
+    steps.iter().enumerate().any(|(at, step)| {
+        let over = steps.get(at + 1).map(|next| next.to);
+        step.number == seen.number
+            && step.from <= seen.answered
+            && over.is_none_or(|over| over >= earliest)
+    })
+}
+
+/// Issues one operation after the other and notes what it did.
+struct Writer {
+    connection: MultiplexedConnection,
+    history: History,
+    random: Random,
+    next: u64,
+    /// Keys with an expiry, which their next state has to take note of.
+    expiring: HashMap<usize, (Instant, Instant)>,
+}
+
+impl Writer {
+    async fn step(&mut self) {
+        let key = usize::try_from(self.random.below(KEYS as u64)).unwrap();
+        let name = format!("image:k{key}");
+        let from = Instant::now();
+        match self.random.below(20) {
+            0..=11 => {
+                let number = self.number();
+                self.run(redis::cmd("SET").arg(&name).arg(value(number))).await;
+                self.note(key, from, number);
+            }
+            12..=14 => {
+                let number = self.number();
+                let life = 5 + self.random.below(60);
+                let mut set = redis::cmd("SET");
+                self.run(set.arg(&name).arg(value(number)).arg("PX").arg(life)).await;
+                self.note(key, from, number);
+                // The same millisecond on two clocks, and what Redis rounds.
+                let life = Duration::from_millis(life);
+                let gone = (from + life, Instant::now() + life + Duration::from_millis(2));
+                self.push(key, Step { from: gone.0, to: gone.1, number: 0 });
+                self.expiring.insert(key, gone);
+            }
+            15..=17 => {
+                self.run(redis::cmd("DEL").arg(&name)).await;
+                self.note(key, from, 0);
+            }
+            18 => {
+                // Written elsewhere, and moved here by its name.
+                let number = self.number();
+                self.run(redis::cmd("SET").arg("other").arg(value(number))).await;
+                let from = Instant::now();
+                self.run(redis::cmd("RENAME").arg("other").arg(&name)).await;
+                self.note(key, from, number);
+            }
+            _ => {
+                self.run(&mut redis::cmd("FLUSHALL")).await;
+                for key in 0..KEYS {
+                    self.note(key, from, 0);
+                }
+            }
+        }
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    async fn run(&mut self, command: &mut redis::Cmd) {
+        command.exec_async(&mut self.connection).await.unwrap();
+    }
+
+    /// Notes a state that an operation begun at `from` brought about. An expiry that lies in the future will
+    /// not come about any more.
+    fn note(&mut self, key: usize, from: Instant, number: u64) {
+        let to = Instant::now();
+        if let Some((gone, _)) = self.expiring.remove(&key)
+            && gone > to
+        {
+            self.history.lock().unwrap().get_mut(&key).unwrap().pop();
+        }
+        self.push(key, Step { from, to, number });
+    }
+
+    fn push(&mut self, key: usize, step: Step) {
+        self.history.lock().unwrap().get_mut(&key).unwrap().push(step);
+    }
+}

@@ -1,0 +1,276 @@
+//! Redis goes away, goes silent and comes back while requests go on.
+
+use std::time::{Duration, Instant};
+
+use hyper::StatusCode;
+use redis::AsyncTypedCommands;
+
+use crate::coherence::on_every_server;
+use crate::harness::{Client, Flavour, Proxy, RedisServer, Server, etag, get, png, record, until};
+
+on_every_server! {
+    a_wire_that_goes_silent_is_noticed_within_two_seconds
+    a_killed_tracking_connection_leaves_nothing_stale
+    a_redis_killed_and_started_again_without_its_data_has_no_images
+    a_redis_killed_and_started_again_with_its_data_has_the_same_images
+    a_paused_redis_is_noticed_and_found_again
+}
+
+/// How an answer about a known image may look while its store can't be reached.
+const STALE: &str = "afterimage; fwd=stale; detail=store-unreachable";
+
+async fn until_version(server: &Server, value: &[u8]) {
+    let etag = etag(value);
+    // A hit: nothing more is to be told of it.
+    until("the version is served from memory as current", || async {
+        let answer = server.get("/images/a").await;
+        answer.header("etag") == etag && answer.header("cache-status") == "afterimage; hit"
+    })
+    .await;
+}
+
+async fn until_stale(server: &Server) {
+    until("the last known version is marked", || async {
+        server.get("/images/a").await.header("cache-status") == STALE
+    })
+    .await;
+}
+
+async fn a_wire_that_goes_silent_is_noticed_within_two_seconds(flavour: Flavour) {
+    let redis = RedisServer::start_flavour(flavour, &[]).await;
+    let proxy = Proxy::to(redis.port).await;
+    let url = format!("redis://{}", proxy.address);
+    let server = Server::start(&[("redis.url", &url)]).await.coherent().await;
+    let (old, new) = (record(&png(1, 5000)), record(&png(2, 5000)));
+    redis.set("a", &old).await;
+    until_version(&server, &old).await;
+
+    proxy.silence();
+    let silent = Instant::now();
+    redis.set("a", &new).await;
+    let mut client = Client::connect(server.address).await;
+    // The bound, and a tenth for a machine that has other things to do.
+    while silent.elapsed() < Duration::from_millis(2200) {
+        let answer = client.get("/images/a", &[]).await;
+        assert_eq!(answer.header("etag"), etag(&old), "{:?} {answer:?}", silent.elapsed());
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..50 {
+        let answer = client.get("/images/a", &[]).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        assert_eq!(answer.header("etag"), etag(&old));
+        assert_eq!(answer.header("cache-status"), STALE);
+        assert_eq!(answer.header("cache-control"), "public, max-age=5");
+    }
+    proxy.speak();
+    until_version(&server, &new).await;
+    until("it is coherent again", || async { server.coherence().await == "coherent" }).await;
+    assert_eq!(server.get("/images/a").await.header("etag"), etag(&new));
+}
+
+async fn a_killed_tracking_connection_leaves_nothing_stale(flavour: Flavour) {
+    let redis = RedisServer::start_flavour(flavour, &[]).await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let mut connection = redis.connect().await;
+    for round in 0..20 {
+        let value = record(&png(round, 5000));
+        redis.set("a", &value).await;
+        until_version(&server, &value).await;
+        let list: String =
+            redis::cmd("CLIENT").arg("LIST").query_async(&mut connection).await.unwrap();
+        // `B` among the flags: tracks by broadcast.
+        let tracking = list.lines().find_map(|line| {
+            let flags = line.split("flags=").nth(1)?.split(' ').next()?;
+            let id = line.strip_prefix("id=")?.split(' ').next()?;
+            flags.contains('B').then(|| id.to_owned())
+        });
+        let Some(tracking) = tracking else {
+            continue;
+        };
+        // Killed and written in one go: the push has nobody to go to.
+        let replaced = record(&png(1000 + round, 5000));
+        let _: (i64, String) = redis::pipe()
+            .cmd("CLIENT")
+            .arg("KILL")
+            .arg("ID")
+            .arg(tracking)
+            .cmd("SET")
+            .arg("image:a")
+            .arg(&replaced)
+            .query_async(&mut connection)
+            .await
+            .unwrap();
+        until_version(&server, &replaced).await;
+        until("it is coherent again", || async { server.coherence().await == "coherent" }).await;
+        assert_eq!(server.get("/images/a").await.header("etag"), etag(&replaced));
+    }
+}
+
+async fn a_redis_killed_and_started_again_without_its_data_has_no_images(flavour: Flavour) {
+    let mut redis = RedisServer::start_flavour(flavour, &[]).await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let bytes = png(1, 5000);
+    redis.set("a", &record(&bytes)).await;
+    assert_eq!(server.get("/images/a").await.body, bytes);
+    redis.kill();
+    until_stale(&server).await;
+    let answer = server.get("/images/a").await;
+    assert_eq!((answer.status, answer.body), (StatusCode::OK, bytes.into()));
+    server.get("/images/unknown").await.problem(503, "store-unavailable");
+    redis.restart().await;
+    until("what is gone is gone", || async {
+        server.get("/images/a").await.status == StatusCode::NOT_FOUND
+    })
+    .await;
+}
+
+async fn a_redis_killed_and_started_again_with_its_data_has_the_same_images(flavour: Flavour) {
+    let arguments = ["--appendonly", "yes", "--appendfsync", "always"];
+    let mut redis = RedisServer::start_flavour(flavour, &arguments).await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let value = record(&png(1, 50_000));
+    redis.set("a", &value).await;
+    until_version(&server, &value).await;
+    redis.kill();
+    until_stale(&server).await;
+    redis.restart().await;
+    until_version(&server, &value).await;
+    until("it is coherent again", || async { server.coherence().await == "coherent" }).await;
+    assert_eq!(server.metric("afterimage_decodes_total").await, 1);
+    assert_eq!(server.metric("afterimage_hashes_total").await, 1);
+}
+
+async fn a_paused_redis_is_noticed_and_found_again(flavour: Flavour) {
+    let redis = RedisServer::start_flavour(flavour, &[]).await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let value = record(&png(1, 5000));
+    redis.set("a", &value).await;
+    until_version(&server, &value).await;
+    redis.signal("STOP");
+    until_stale(&server).await;
+    assert_eq!(server.get("/images/a").await.header("etag"), etag(&value));
+    redis.signal("CONT");
+    let replaced = record(&png(2, 5000));
+    redis.set("a", &replaced).await;
+    until_version(&server, &replaced).await;
+}
+
+#[tokio::test]
+async fn past_stale_if_error_the_last_known_version_is_not_served() {
+    let mut redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("cache.stale_if_error", "700ms")]).await.coherent().await;
+    redis.set("a", &record(&png(1, 5000))).await;
+    server.get("/images/a").await;
+    redis.kill();
+    until_stale(&server).await;
+    until("it is too long ago", || async {
+        server.get("/images/a").await.status == StatusCode::SERVICE_UNAVAILABLE
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_known_to_be_replaced_is_never_served_however_unreachable_redis_is() {
+    let mut redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    redis.set("a", &record(&png(1, 5000))).await;
+    server.get("/images/a").await;
+    let before = server.metric("afterimage_invalidations_total").await;
+    redis.connect().await.del("image:a").await.unwrap();
+    until("the push has come", || async {
+        server.metric("afterimage_invalidations_total").await > before
+    })
+    .await;
+    redis.kill();
+    until("redis is gone", || async { server.coherence().await != "coherent" }).await;
+    for _ in 0..20 {
+        server.get("/images/a").await.problem(503, "store-unavailable");
+    }
+}
+
+#[tokio::test]
+async fn redis_stopped_under_requests_is_503_with_retry_after_and_recovers_by_itself() {
+    let mut redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    let address = server.address;
+    // Each request is for an image that nothing is known of.
+    let requests = tokio::spawn(async move {
+        let mut client = Client::connect(address).await;
+        let (mut refused, mut absent_after) = (0, 0);
+        for number in 0.. {
+            let answer = client.get(&format!("/images/n{number}"), &[]).await;
+            match answer.status.as_u16() {
+                404 if refused == 0 => {}
+                404 => absent_after += 1,
+                503 => {
+                    answer.problem(503, "store-unavailable");
+                    assert_eq!(answer.header("retry-after"), "1");
+                    refused += 1;
+                }
+                _ => panic!("{answer:?}"),
+            }
+            if absent_after == 10 {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    redis.kill();
+    until("requests are refused", || async {
+        server.get("/images/other").await.status == StatusCode::SERVICE_UNAVAILABLE
+    })
+    .await;
+    redis.restart().await;
+    requests.await.unwrap();
+    redis.set("a", &record(&png(1, 50_000))).await;
+    assert_eq!(server.get("/images/a").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_server_may_start_before_its_redis() {
+    let mut redis = RedisServer::start().await;
+    redis.kill();
+    let server = Server::on(&redis, &[]).await;
+    server.get("/images/a").await.problem(503, "store-unavailable");
+    redis.restart().await;
+    redis.set("a", &record(&png(1, 100))).await;
+    until("it recovers", || async { server.get("/images/a").await.status == StatusCode::OK }).await;
+}
+
+#[tokio::test]
+async fn a_password_that_was_wrong_and_is_right_now_needs_no_restart() {
+    let redis = RedisServer::start_with(&["--requirepass", "old"]).await;
+    let url = format!("redis://:new@127.0.0.1:{}", redis.port);
+    let server = Server::start(&[("redis.url", &url)]).await;
+    server.get("/images/a").await.problem(503, "store-unavailable");
+    let client = redis::Client::open(format!("redis://:old@127.0.0.1:{}", redis.port)).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let mut set = redis::cmd("CONFIG");
+    set.arg("SET").arg("requirepass").arg("new").exec_async(&mut connection).await.unwrap();
+    until("it is let in", || async {
+        server.get("/images/a").await.status == StatusCode::NOT_FOUND
+    })
+    .await;
+    until("it is coherent", || async { server.coherence().await == "coherent" }).await;
+}
+
+#[tokio::test]
+async fn connections_that_redis_closed_while_they_were_idle_cost_no_request() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let mut own = redis.connect().await;
+    for round in 0..5 {
+        // All of them in use, then all closed by the other side.
+        for number in 0..8 {
+            let path = format!("/images/r{round}n{number}");
+            assert_eq!(get(server.address, &path, &[]).await.status, StatusCode::NOT_FOUND);
+        }
+        let mut kill = redis::cmd("CLIENT");
+        kill.arg("KILL").arg("TYPE").arg("normal").arg("SKIPME").arg("yes");
+        kill.exec_async(&mut own).await.unwrap();
+        for number in 0..8 {
+            let path = format!("/images/again{round}n{number}");
+            assert_eq!(get(server.address, &path, &[]).await.status, StatusCode::NOT_FOUND);
+        }
+    }
+}
