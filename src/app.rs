@@ -8,7 +8,7 @@ use crate::cache::Cache;
 use crate::index::{Bounds, Guard, Index};
 use crate::read::{CorruptLog, Outcome};
 use crate::settings::Settings;
-use crate::store::{Announcer, Change, Store};
+use crate::store::{Announcer, Change, Store, StoreError};
 use crate::telemetry::Metrics;
 
 /// Everything that a request needs. There are no globals: two of them may run in one process.
@@ -53,10 +53,11 @@ impl App {
         store.watch({
             let (index, metrics) = (Arc::clone(&index), Arc::clone(&metrics));
             Announcer::new(move |change| {
-                if matches!(change, Change::Of(_) | Change::OfEverything) {
+                let invalidates = matches!(change, Change::Of(_) | Change::OfEverything);
+                index.hear(change);
+                if invalidates {
                     metrics.invalidations.inc();
                 }
-                index.hear(change);
             })
         });
         Ok(Arc::new(App {
@@ -71,12 +72,15 @@ impl App {
         }))
     }
 
-    /// Waits for room for a value of some bytes among those that are being fetched. A value larger than
-    /// all the room there is gets all of it.
-    pub async fn room_for(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
+    /// Waits for room for a value of some bytes among those that are being fetched, no longer than Redis may
+    /// take to answer. A value larger than all the room there is gets all of it.
+    pub async fn room_for(&self, bytes: u64) -> Result<SemaphorePermit<'_>, StoreError> {
         let all = self.settings.limits.fetch_bytes.div_ceil(1024) as u64;
         let wanted = u32::try_from(bytes.div_ceil(1024).min(all)).unwrap_or(u32::MAX);
-        // Never closed, so there is always a permit in the end.
-        self.fetching.acquire_many(wanted).await.ok()
+        let room = self.fetching.acquire_many(wanted);
+        match tokio::time::timeout(self.settings.redis.response_timeout, room).await {
+            Ok(Ok(room)) => Ok(room),
+            Ok(Err(_)) | Err(_) => Err(StoreError::TimedOut),
+        }
     }
 }

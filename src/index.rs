@@ -53,11 +53,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
+use tokio::sync::watch;
 
 use crate::collapse::{Flight, Landing};
 use crate::image::{Facts, ImageId, Version};
 use crate::record::Corrupt;
-use crate::store::{Change, Coherence};
+use crate::store::{Change, Coherence, Lease};
+
+/// How many ended epochs are remembered.
+const MAX_ENDED: usize = 64;
 
 /// What the store is known to hold under a key.
 #[derive(Debug, Clone)]
@@ -158,11 +162,15 @@ pub struct Index<T> {
     state: Mutex<State<T>>,
     bounds: Bounds,
     guard: Guard,
+    unreachable: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
 struct State<T> {
     coherence: Coherence,
+    /// Until when coherence may be relied upon without a new sign of life. A process that was frozen wakes up
+    /// with pushes that it has not read; their sign of life lies behind them.
+    lease: Lease,
     epoch: u64,
     /// The newest tracking connection that is known to be lost. One that is lost before it could be
     /// announced must not make anything coherent afterwards.
@@ -201,8 +209,10 @@ impl<T: Clone> Index<T> {
         // Unbounded and then resized, since `LruCache::new` allocates for its whole capacity at once.
         let mut entries = LruCache::unbounded();
         entries.resize(bounds.entries);
+        let (unreachable, _) = watch::channel(false);
         let state = State {
             coherence: Coherence::Unverified("the store has not been reached yet".into()),
+            lease: Lease::Endless,
             epoch: 0,
             lost: 0,
             tracked: 0,
@@ -210,16 +220,17 @@ impl<T: Clone> Index<T> {
             flights: HashMap::new(),
             ended: VecDeque::new(),
         };
-        Index { state: Mutex::new(state), bounds, guard }
+        Index { state: Mutex::new(state), bounds, guard, unreachable }
     }
 
     /// What a request for an image may rely on.
     pub fn look_up(self: &Arc<Self>, id: &ImageId) -> LookUp<T> {
         let mut state = self.lock();
         let state = &mut *state;
+        let coherent = state.is_coherent();
         if let Some(entry) = state.entries.get(id) {
             match &state.coherence {
-                Coherence::Coherent if entry.is_current(state.epoch) => {
+                Coherence::Coherent if coherent && entry.is_current(state.epoch) => {
                     return LookUp::Current(entry.known.clone());
                 }
                 Coherence::Unreachable(_) => {
@@ -274,11 +285,17 @@ impl<T: Clone> Index<T> {
                 state.entries.clear();
                 state.begin_epoch();
             }
-            Change::Tracked { connection } => {
+            Change::Tracked { connection, lease } => {
                 if connection > state.lost {
                     state.tracked = connection;
+                    state.lease = lease;
                     state.coherence = Coherence::Coherent;
                     state.begin_epoch();
+                }
+            }
+            Change::Alive { connection, lease } => {
+                if connection == state.tracked {
+                    state.lease = lease;
                 }
             }
             Change::Lost { connection, last_heard, coherence } => {
@@ -291,11 +308,30 @@ impl<T: Clone> Index<T> {
                     state.ended.push_back(ended);
                     let limit = self.bounds.stale_if_error;
                     state.ended.retain(|(_, end)| end.elapsed() < limit);
+                    // A connection that comes and goes must not make this long; what is dropped here only
+                    // counts as last known from its fetch on.
+                    if state.ended.len() > MAX_ENDED {
+                        state.ended.pop_front();
+                    }
                     state.begin_epoch();
                 }
                 state.coherence = coherence;
             }
+            Change::Reached(coherence) => {
+                if state.coherence != Coherence::Coherent {
+                    state.coherence = coherence;
+                }
+            }
         }
+        let unreachable = matches!(state.coherence, Coherence::Unreachable(_));
+        drop(state);
+        self.unreachable.send_if_modified(|it| std::mem::replace(it, unreachable) != unreachable);
+    }
+
+    /// Waits until the store is known to be unreachable.
+    pub async fn until_unreachable(&self) {
+        // The sender lives as long as this index.
+        let _ = self.unreachable.subscribe().wait_for(|unreachable| *unreachable).await;
     }
 
     /// How far the store can be relied upon.
@@ -319,9 +355,10 @@ impl<T: Clone> Index<T> {
     /// voided. While it doesn't, only a fetch that has not departed will see every write that was
     /// acknowledged before the request began; so at most one fetch is under way and one is waiting for it.
     fn board(self: &Arc<Self>, state: &mut State<T>, id: &ImageId) -> Boarding<T> {
+        let coherent = state.is_coherent();
         let under_way = state.flights.get(id);
         if let Some(flight) = under_way
-            && (state.coherence == Coherence::Coherent || !flight.has_departed())
+            && (coherent || !flight.has_departed())
         {
             return if flight.holders() > self.bounds.waiters {
                 Boarding::Full
@@ -350,6 +387,15 @@ impl<T: Clone> Index<T> {
 }
 
 impl<T> State<T> {
+    /// Whether every change until now has been told, or will be before the lease is renewed.
+    fn is_coherent(&self) -> bool {
+        self.coherence == Coherence::Coherent
+            && match self.lease {
+                Lease::Endless => true,
+                Lease::Until(end) => Instant::now() < end,
+            }
+    }
+
     /// Nothing known before is current any more, and no fetch begun before can be joined or kept.
     fn begin_epoch(&mut self) {
         self.epoch += 1;
@@ -417,15 +463,22 @@ impl<T: Clone> Ticket<T> {
     /// Keeps what was found, unless a change has overtaken it. Gives the version that it replaces here.
     pub fn keep(&mut self, found: Found) -> Option<Version> {
         let mut state = self.index.lock();
-        if self.flight.is_void() || self.epoch != state.epoch {
-            return None;
-        }
         let Found { known, digest, expires } = found;
         let version = |known: &Known| match known {
             Known::Present(facts) => Some(facts.version),
             Known::Absent | Known::Corrupt(_) | Known::Offloaded => None,
         };
         let now = version(&known);
+        if self.flight.is_void() || self.epoch != state.epoch {
+            // Not kept, but it shows that an entry from before is out of date.
+            if let Some(entry) = state.entries.peek_mut(&self.id)
+                && entry.fetched < self.began
+                && version(&entry.known) != now
+            {
+                entry.replaced = true;
+            }
+            return None;
+        }
         let entry = Entry {
             known,
             digest,
@@ -481,12 +534,16 @@ mod tests {
 
     fn coherent() -> TestIndex {
         let index = index();
-        index.hear(Change::Tracked { connection: 1 });
+        index.hear(tracked(1));
         index
     }
 
     fn id(text: &str) -> ImageId {
         ImageId::parse(text).unwrap()
+    }
+
+    fn tracked(connection: u64) -> Change {
+        Change::Tracked { connection, lease: Lease::Endless }
     }
 
     fn lost(connection: u64, coherence: Coherence) -> Change {
@@ -538,11 +595,60 @@ mod tests {
     }
 
     #[test]
+    fn without_a_sign_of_life_nothing_is_current_until_the_next_one() {
+        let index = index();
+        let over = Lease::Until(Instant::now());
+        let later = Lease::Until(Instant::now() + Duration::from_mins(1));
+        index.hear(Change::Tracked { connection: 1, lease: later });
+        fetch(&index, "a", present("1"));
+        assert!(is_current(&index, "a", "1"));
+        index.hear(Change::Alive { connection: 1, lease: over });
+        let mut ticket = lead(&index, "a");
+        ticket.keep(present("1"));
+        ticket.land(0);
+        lead(&index, "a");
+        index.hear(Change::Alive { connection: 1, lease: later });
+        assert!(is_current(&index, "a", "1"));
+        // Of another connection, it says nothing.
+        index.hear(Change::Alive { connection: 0, lease: over });
+        assert!(is_current(&index, "a", "1"));
+    }
+
+    #[test]
+    fn a_fetch_that_is_not_kept_still_tells_that_an_older_entry_is_out_of_date() {
+        let index = coherent();
+        fetch(&index, "a", present("1"));
+        fetch(&index, "b", present("1"));
+        index.hear(lost(1, unverified()));
+        let (mut new, mut same) = (lead(&index, "a"), lead(&index, "b"));
+        index.hear(tracked(2));
+        new.keep(present("2"));
+        same.keep(present("1"));
+        index.hear(lost(2, unreachable()));
+        assert!(index.last_known(&id("a")).is_none());
+        assert!(index.last_known(&id("b")).is_some());
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_told_when_the_store_is_unreachable() {
+        let index = coherent();
+        let waiting = tokio::spawn({
+            let index = Arc::clone(&index);
+            async move { index.until_unreachable().await }
+        });
+        index.hear(lost(1, unverified()));
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        index.hear(Change::Reached(unreachable()));
+        waiting.await.unwrap();
+    }
+
+    #[test]
     fn what_was_fetched_while_unverified_is_never_current() {
         let index = index();
         fetch(&index, "a", present("1"));
         lead(&index, "a");
-        index.hear(Change::Tracked { connection: 1 });
+        index.hear(tracked(1));
         lead(&index, "a");
     }
 
@@ -576,7 +682,7 @@ mod tests {
     fn without_the_guard_the_old_value_stays_for_ever() {
         let bounds = coherent().bounds;
         let index: TestIndex = Arc::new(Index::guarded(bounds, Guard::Off));
-        index.hear(Change::Tracked { connection: 1 });
+        index.hear(tracked(1));
         let mut first = lead(&index, "a");
         index.hear(Change::Of(id("a")));
         first.keep(present("old"));
@@ -601,7 +707,7 @@ mod tests {
     fn a_fetch_from_before_tracking_is_not_kept() {
         let index = index();
         let mut early = lead(&index, "a");
-        index.hear(Change::Tracked { connection: 1 });
+        index.hear(tracked(1));
         early.keep(present("1"));
         early.land(1);
         lead(&index, "a");
@@ -614,7 +720,7 @@ mod tests {
         let mut under_way = lead(&index, "b");
         index.hear(lost(1, unverified()));
         lead(&index, "a");
-        index.hear(Change::Tracked { connection: 2 });
+        index.hear(tracked(2));
         lead(&index, "a");
         under_way.keep(present("1"));
         under_way.land(1);
@@ -625,16 +731,16 @@ mod tests {
     fn a_connection_that_was_lost_before_it_was_announced_makes_nothing_coherent() {
         let index = index();
         index.hear(lost(1, unverified()));
-        index.hear(Change::Tracked { connection: 1 });
+        index.hear(tracked(1));
         assert_eq!(index.coherence(), unverified());
-        index.hear(Change::Tracked { connection: 2 });
+        index.hear(tracked(2));
         assert_eq!(index.coherence(), Coherence::Coherent);
     }
 
     #[test]
     fn the_late_loss_of_an_old_connection_means_nothing() {
         let index = coherent();
-        index.hear(Change::Tracked { connection: 2 });
+        index.hear(tracked(2));
         fetch(&index, "a", present("1"));
         index.hear(lost(1, unverified()));
         assert!(is_current(&index, "a", "1"));
@@ -700,7 +806,7 @@ mod tests {
         assert!(index.last_known(&id("a")).is_some());
         lead(&index, "b");
         lead(&index, "c");
-        index.hear(Change::Tracked { connection: 2 });
+        index.hear(tracked(2));
         index.hear(Change::OfEverything);
         index.hear(lost(2, unreachable()));
         lead(&index, "a");
@@ -710,7 +816,7 @@ mod tests {
     fn a_version_is_stale_from_the_last_moment_in_which_it_was_certain() {
         let bounds = Bounds { stale_if_error: Duration::from_millis(40), ..index().bounds };
         let index: TestIndex = Arc::new(Index::new(bounds));
-        index.hear(Change::Tracked { connection: 1 });
+        index.hear(tracked(1));
         fetch(&index, "a", present("1"));
         let fetched = Instant::now();
         while fetched.elapsed() < Duration::from_millis(50) {

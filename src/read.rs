@@ -1,6 +1,7 @@
 //! The life of a read, from a parsed request to an answer that HTTP only has to dress.
 
 use std::num::NonZeroUsize;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -103,8 +104,8 @@ pub enum ReadError {
     Lost(#[from] Lost),
 }
 
-/// What one fetch brings to all who wait for it.
-pub type Outcome = Result<Fetched, StoreError>;
+/// What one fetch brings to all who wait for it, and when that will have expired.
+pub type Outcome = Result<(Fetched, Option<Instant>), StoreError>;
 
 /// What is under a key.
 #[derive(Debug, Clone)]
@@ -146,18 +147,28 @@ pub async fn image(app: &Arc<App>, request: ImageRequest) -> Result<Answer, Read
         LookUp::Ask(boarding) => boarding,
     };
 
-    // 2 store and 5 decode, together with whoever asks for the same
-    match fetch(app, boarding).await {
+    // 2 store and 5 decode, together with whoever asks for the same; or the last known version, as soon as the
+    // store is known to be unreachable
+    let stale = || {
+        let facts = app.index.last_known(&request.id)?;
+        let content = from_memory(app, &request, &facts)?;
+        Some(Answer { content, served: Served::Stale })
+    };
+    let mut fetch = pin!(fetch(app, &request.id, boarding));
+    let fetched = tokio::select! {
+        fetched = &mut fetch => fetched,
+        () = app.index.until_unreachable() => match stale() {
+            Some(answer) => return Ok(answer),
+            None => fetch.await,
+        },
+    };
+    match fetched {
         Ok((image, served)) => {
             let content = without_bytes(&request, &image.facts);
             Ok(Answer { content: content.unwrap_or(AnswerContent::Image(image)), served })
         }
-        Err(ReadError::Store(error)) => {
-            let facts = app.index.last_known(&request.id);
-            match facts.and_then(|facts| from_memory(app, &request, &facts)) {
-                Some(content) => Ok(Answer { content, served: Served::Stale }),
-                None => Err(ReadError::Store(error)),
-            }
+        Err(ReadError::Store(error @ (StoreError::Unreachable(_) | StoreError::TimedOut))) => {
+            stale().ok_or(ReadError::Store(error))
         }
         Err(error) => Err(error),
     }
@@ -197,20 +208,33 @@ fn corrupt_record(app: &App, corrupt: Corrupt) -> ReadError {
 /// Waits for the fetch that this request joins or leads.
 async fn fetch(
     app: &Arc<App>,
-    boarding: Boarding<Outcome>,
+    id: &ImageId,
+    mut boarding: Boarding<Outcome>,
 ) -> Result<(Representation, Served), ReadError> {
-    let (flight, collapsed) = match boarding {
-        Boarding::Join(flight) => (flight, true),
-        Boarding::Lead(ticket) => {
-            let flight = ticket.flight();
-            // A task of its own: it ends by itself, within the store's time-outs, whoever still waits. Should
-            // it panic, its ticket is dropped and those who wait are told.
-            tokio::spawn(lead(Arc::clone(app), ticket));
-            (flight, false)
+    let (fetched, collapsed) = loop {
+        let (flight, collapsed) = match boarding {
+            Boarding::Join(flight) => {
+                app.metrics.collapsed.inc();
+                (flight, true)
+            }
+            Boarding::Lead(ticket) => {
+                let flight = ticket.flight();
+                // A task of its own: it ends by itself, within the store's time-outs, whoever still waits.
+                // Should it panic, its ticket is dropped and those who wait are told.
+                tokio::spawn(lead(Arc::clone(app), ticket));
+                (flight, false)
+            }
+            Boarding::Full => return Err(ReadError::Busy),
+        };
+        let (fetched, expires) = flight.outcome().await?.map_err(ReadError::Store)?;
+        // Who joined late may have begun after the expiry of what the store handed out before it.
+        if collapsed && expires.is_some_and(|expires| Instant::now() >= expires) {
+            boarding = app.index.ask(id);
+        } else {
+            break (fetched, collapsed);
         }
-        Boarding::Full => return Err(ReadError::Busy),
     };
-    match flight.outcome().await?.map_err(ReadError::Store)? {
+    match fetched {
         Fetched::Present(image, Source::Memory) => Ok((image, Served::Revalidated { collapsed })),
         Fetched::Present(image, Source::Decoded(kept)) => {
             Ok((image, Served::Fetched { collapsed, kept: kept == Kept::Yes }))
@@ -235,7 +259,7 @@ async fn lead(app: Arc<App>, mut ticket: Ticket<Outcome>) {
         if let Some(version) = ticket.keep(Found { known, digest, expires }) {
             app.cache.remove(ticket.id(), version);
         }
-        fetched
+        (fetched, expires)
     });
     ticket.land(outcome);
 }
@@ -248,7 +272,7 @@ async fn ask_store(
     let value = async {
         let size = app.store.size(id).await?;
         // The room that the value takes until it is decoded and dropped.
-        let room = app.room_for(size).await;
+        let room = app.room_for(size).await?;
         // An expiry is counted from before the question, so that it is never later here than there.
         let asked = Instant::now();
         let stored = app.store.get(id).await?;

@@ -31,6 +31,8 @@ pub struct Metrics {
     pub invalidations: Counter,
     /// Fetches that the store was asked for, each for one request or many.
     pub fetches: Counter,
+    /// Requests that waited for a fetch that another one led.
+    pub collapsed: Counter,
     /// Values that were hashed.
     pub hashes: Counter,
     /// Images that were decoded from base64.
@@ -56,6 +58,7 @@ impl Metrics {
             counter("type_mismatches", "Images whose declared type is not what their bytes are");
         let invalidations = counter("invalidations", "Changes that the store told of");
         let fetches = counter("fetches", "Images that the store was asked for");
+        let collapsed = counter("collapsed", "Requests that waited for the fetch of another");
         let hashes = counter("hashes", "Values that were hashed for their version");
         let decodes = counter("decodes", "Images decoded from base64");
         let (cache_images, cache_bytes) = (Gauge::default(), Gauge::default());
@@ -75,6 +78,7 @@ impl Metrics {
             type_mismatches,
             invalidations,
             fetches,
+            collapsed,
             hashes,
             decodes,
             cache_images,

@@ -9,7 +9,7 @@ use crate::app::App;
 use crate::image::{Facts, ImageId, Version};
 use crate::read::off_worker;
 use crate::record::{self, Content, Corrupt, Record};
-use crate::store::{Replaced, StoreError};
+use crate::store::{Change, Replaced, StoreError};
 
 /// What a write did.
 #[derive(Debug)]
@@ -46,7 +46,11 @@ pub async fn put(
         move || facts(&value)
     });
     let facts = facts.await?;
-    let replaced = app.store.put(id, value, Some(time_to_live)).await?;
+    let replaced = app.store.put(id, value, Some(time_to_live)).await;
+    // The push says so too, later; but who has read this answer must not be shown what was there before. A write
+    // that failed may have happened all the same.
+    app.index.hear(Change::Of(id.clone()));
+    let replaced = replaced?;
     Ok(Written { facts, replaced })
 }
 

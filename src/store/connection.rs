@@ -3,13 +3,16 @@
 //! The client's own `ConnectionManager` never tries again after a connect that failed by anything but I/O: a
 //! password that was wrong for a moment would be wrong until a restart.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult,
+    ServerErrorKind,
 };
+
+use tokio::sync::Notify;
 
 use super::StoreError;
 use crate::collapse::Flight;
@@ -17,13 +20,51 @@ use crate::collapse::Flight;
 /// Lands with the connection, which is open from then on.
 type Opening = Arc<Flight<RedisResult<MultiplexedConnection>>>;
 
+/// Which server tells of changes. Data has to come from that very server: an address may lead to another one
+/// tomorrow, after a failover, while connections to the old one go on.
+#[derive(Debug, Default)]
+pub(super) struct Tracked {
+    /// Grows with each tracking connection. A data connection that was opened before the present one is not
+    /// used any more.
+    generation: AtomicU64,
+    /// The `run_id` of the server, where it may be known.
+    run_id: Mutex<Option<String>>,
+    /// Rung when a data connection leads to another server.
+    pub(super) elsewhere: Notify,
+}
+
+impl Tracked {
+    /// A new tracking connection is about to be relied upon.
+    pub(super) fn renew(&self, run_id: Option<String>) {
+        *self.run_id.lock().unwrap_or_else(PoisonError::into_inner) = run_id;
+        self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Nobody tells of changes for now, so data may come from anywhere.
+    pub(super) fn end(&self) {
+        *self.run_id.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn is_elsewhere(&self, run_id: Option<&str>) -> bool {
+        let tracked = self.run_id.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!((tracked.as_deref(), run_id), (Some(tracked), Some(run_id)) if tracked != run_id)
+    }
+}
+
+/// What a server calls itself since its start (`INFO server`), where that may be asked.
+pub(super) async fn run_id(connection: &mut MultiplexedConnection) -> Option<String> {
+    let info: String = redis::cmd("INFO").arg("server").query_async(connection).await.ok()?;
+    info.lines().find_map(|line| line.strip_prefix("run_id:")).map(str::to_owned)
+}
+
 /// A connection that is open, being opened or closed, and how many commands wait on it.
 #[derive(Debug)]
 pub(super) struct Connection {
     client: Client,
     config: AsyncConnectionConfig,
+    tracked: Arc<Tracked>,
     /// None while it is closed. Whoever needs it while it is being opened shares that attempt and its failure.
-    opening: Arc<Mutex<Option<Opening>>>,
+    opening: Arc<Mutex<Option<(u64, Opening)>>>,
     waiting: AtomicUsize,
 }
 
@@ -38,8 +79,13 @@ pub(super) enum Repeat {
 
 impl Connection {
     /// Connects when it is first needed.
-    pub(super) fn new(client: Client, config: AsyncConnectionConfig) -> Connection {
-        Connection { client, config, opening: Arc::default(), waiting: AtomicUsize::new(0) }
+    pub(super) fn new(
+        client: Client,
+        config: AsyncConnectionConfig,
+        tracked: Arc<Tracked>,
+    ) -> Connection {
+        let (opening, waiting) = (Arc::default(), AtomicUsize::new(0));
+        Connection { client, config, tracked, opening, waiting }
     }
 
     /// How many commands wait for a reply.
@@ -72,7 +118,12 @@ impl Connection {
             }
         };
         commands.query_async(&mut connection).await.map_err(|error| {
-            if error.is_unrecoverable_error() && !error.is_timeout() {
+            if error.is_timeout() {
+                // It may hang for ever behind a peer that acknowledges and never answers: the next command takes
+                // a new one.
+                forget(&self.opening, &opening);
+                Failure::Answered(error)
+            } else if error.is_unrecoverable_error() {
                 forget(&self.opening, &opening);
                 Failure::Broken(error)
             } else {
@@ -83,19 +134,33 @@ impl Connection {
 
     /// The attempt under way or landed; begins one where there is none.
     fn opening(&self) -> Opening {
+        let generation = self.tracked.generation.load(Ordering::SeqCst);
         let mut slot = lock(&self.opening);
-        if let Some(opening) = &*slot {
+        if let Some((of, opening)) = &*slot
+            && *of == generation
+        {
             return Arc::clone(opening);
         }
         let (opening, landing) = Flight::new();
-        *slot = Some(Arc::clone(&opening));
-        let (client, config) = (self.client.clone(), self.config.clone());
+        *slot = Some((generation, Arc::clone(&opening)));
+        let (client, config, tracked) =
+            (self.client.clone(), self.config.clone(), Arc::clone(&self.tracked));
         let (slot, mine) = (Arc::clone(&self.opening), Arc::clone(&opening));
         // Ends by itself, within the connect time-out.
         tokio::spawn(async move {
-            let opened = client.get_multiplexed_async_connection_with_config(&config).await;
-            if opened.is_err() {
-                forget(&slot, &mine);
+            let mut opened = client.get_multiplexed_async_connection_with_config(&config).await;
+            match &mut opened {
+                Ok(connection) => {
+                    let run_id = run_id(connection).await;
+                    if tracked.is_elsewhere(run_id.as_deref()) {
+                        // Before the first reply can be taken for one of the server that is tracked.
+                        tracked.elsewhere.notify_one();
+                        forget(&slot, &mine);
+                        opened =
+                            Err((ErrorKind::Io, "the address leads to another server now").into());
+                    }
+                }
+                Err(_) => forget(&slot, &mine),
             }
             landing.land(opened);
         });
@@ -104,14 +169,16 @@ impl Connection {
 }
 
 /// Closes the connection, unless it was opened anew since.
-fn forget(slot: &Mutex<Option<Opening>>, opening: &Opening) {
+fn forget(slot: &Mutex<Option<(u64, Opening)>>, opening: &Opening) {
     let mut slot = lock(slot);
-    if slot.as_ref().is_some_and(|it| Arc::ptr_eq(it, opening)) {
+    if slot.as_ref().is_some_and(|(_, it)| Arc::ptr_eq(it, opening)) {
         *slot = None;
     }
 }
 
-fn lock(slot: &Mutex<Option<Opening>>) -> MutexGuard<'_, Option<Opening>> {
+type Slot<'a> = MutexGuard<'a, Option<(u64, Opening)>>;
+
+fn lock(slot: &Mutex<Option<(u64, Opening)>>) -> Slot<'_> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -140,7 +207,15 @@ impl From<Failure> for StoreError {
             Failure::Answered(error) if error.to_string().contains("WRONGTYPE") => {
                 StoreError::WrongType
             }
-            Failure::Answered(error) => StoreError::Refused(error.to_string()),
+            Failure::Answered(error) => match error.kind() {
+                ErrorKind::Server(
+                    ServerErrorKind::BusyLoading
+                    | ServerErrorKind::MasterDown
+                    | ServerErrorKind::ClusterDown
+                    | ServerErrorKind::TryAgain,
+                ) => StoreError::Unreachable(error.to_string()),
+                _ => StoreError::Refused(error.to_string()),
+            },
         }
     }
 }

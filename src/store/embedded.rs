@@ -12,7 +12,7 @@ use redb::{
 };
 
 use super::tracking::AbortOnDrop;
-use super::{Announcer, Change, Replaced, StoreError, Stored};
+use super::{Announcer, Change, Lease, Replaced, StoreError, Stored};
 use crate::image::ImageId;
 use crate::settings::Settings;
 
@@ -81,7 +81,7 @@ impl EmbeddedStore {
     /// Every change is made here, so every change can be told, from the very thread that made it: a
     /// caller that stops waiting takes nothing back.
     pub(super) fn watch(&mut self, announcer: Announcer) {
-        announcer.announce(Change::Tracked { connection: 1 });
+        announcer.announce(Change::Tracked { connection: 1, lease: Lease::Endless });
         let database = Arc::downgrade(&self.database);
         let sweeper =
             Sweeper { database, key_prefix: self.key_prefix.clone(), announcer: announcer.clone() };
@@ -94,7 +94,10 @@ impl EmbeddedStore {
         self.blocking(move |database| {
             let records = database.begin_read()?.open_table(RECORDS)?;
             let record = records.get(key.as_str())?;
-            let size = record.map_or(0, |record| split(record.value()).1.len());
+            let size = record.map_or(0, |record| match split(record.value()) {
+                (expiry, _) if expiry != NEVER && expiry <= now() => 0,
+                (_, value) => value.len(),
+            });
             Ok(if size > limit {
                 Err(StoreError::TooLarge { size: size as u64, limit })
             } else {
@@ -348,4 +351,45 @@ fn split(record: &[u8]) -> (u64, &[u8]) {
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use redb::ReadableTableMetadata;
+
+    use super::*;
+    use crate::settings::{Settings, described};
+
+    #[tokio::test]
+    async fn one_sweep_removes_all_that_is_due_and_tells_of_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = described().into_iter().find(|it| it.key == "embedded.dir").unwrap();
+        let place = place.overridden(dir.path().to_str().unwrap(), "test".to_owned());
+        let store = EmbeddedStore::open(&Settings::load(&[place]).unwrap()).await.unwrap();
+        let due = 2 * SWEEP_BATCH + 1;
+        for number in 0..due {
+            let id = ImageId::parse(&format!("i{number}")).unwrap();
+            store.put(&id, Bytes::from("1"), Some(Duration::from_millis(1))).await.unwrap();
+        }
+        let last = ImageId::parse("last").unwrap();
+        store.put(&last, Bytes::from("1"), None).await.unwrap();
+        while store.get(&ImageId::parse("i512").unwrap()).await.unwrap().is_some() {}
+
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let sweeper = Sweeper {
+            database: Arc::downgrade(&store.database),
+            key_prefix: store.key_prefix.clone(),
+            announcer: Announcer::new({
+                let told = Arc::clone(&told);
+                move |change| told.lock().unwrap().push(change)
+            }),
+        };
+        sweeper.sweep().unwrap();
+        let transaction = store.database.begin_read().unwrap();
+        assert_eq!(transaction.open_table(RECORDS).unwrap().len().unwrap(), 1);
+        assert_eq!(transaction.open_table(EXPIRIES).unwrap().len().unwrap(), 0);
+        assert_eq!(told.lock().unwrap().len(), due);
+    }
 }

@@ -178,7 +178,18 @@ pub enum Change {
     Tracked {
         /// Counted from 1.
         connection: u64,
+        /// For how long.
+        lease: Lease,
     },
+    /// Every change up to now has been told over this connection.
+    Alive {
+        /// Its number.
+        connection: u64,
+        /// For how long that may be relied upon.
+        lease: Lease,
+    },
+    /// While nothing is told: whether the store answers at all.
+    Reached(Coherence),
     /// From now on nothing is told over this connection.
     Lost {
         /// Its number.
@@ -192,6 +203,15 @@ pub enum Change {
     Of(ImageId),
     /// Any key may have been.
     OfEverything,
+}
+
+/// For how long it may be relied upon that changes are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// They are made in this process.
+    Endless,
+    /// Until then, unless there is a new sign of life.
+    Until(Instant),
 }
 
 /// Where a store tells of changes: one door for every store. It must not block.

@@ -1,5 +1,6 @@
 //! The store in Redis or Valkey.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use ::redis::{
 use anyhow::Context;
 use bytes::Bytes;
 
-use super::connection::{Connection, Repeat};
+use super::connection::{Connection, Repeat, Tracked};
 use super::tracking::{AbortOnDrop, Tracking};
 use super::{Announcer, Change, Coherence, Replaced, StoreError, Stored};
 use crate::image::ImageId;
@@ -22,15 +23,23 @@ use crate::settings::{self, Settings};
 /// The connections carry data only: that a value changed is told over another, which [`Tracking`] owns.
 #[derive(Debug)]
 pub struct RedisStore {
+    data: Arc<DataPath>,
     tracking_client: Client,
     connect_timeout: Duration,
     track: bool,
     tracking: Option<AbortOnDrop>,
+    key_prefix: String,
+    max_value: usize,
+}
+
+/// The connections that carry data.
+#[derive(Debug)]
+pub(super) struct DataPath {
     connections: Vec<Connection>,
     /// Which connection is looked at first, so that all of them are used.
     turn: AtomicUsize,
-    key_prefix: String,
-    max_value: usize,
+    /// The server that tells of changes, which data has to come from as well.
+    pub(super) tracked: Arc<Tracked>,
 }
 
 impl RedisStore {
@@ -40,16 +49,16 @@ impl RedisStore {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(settings.redis.connect_timeout))
             .set_response_timeout(Some(settings.redis.response_timeout));
+        let tracked = Arc::new(Tracked::default());
         let connections = (0..settings.redis.connections.get())
-            .map(|_| Connection::new(data_client.clone(), config.clone()))
+            .map(|_| Connection::new(data_client.clone(), config.clone(), Arc::clone(&tracked)))
             .collect();
         Ok(RedisStore {
+            data: Arc::new(DataPath { connections, turn: AtomicUsize::new(0), tracked }),
             tracking_client: client(url, &settings.redis, ProtocolVersion::RESP3)?,
             connect_timeout: settings.redis.connect_timeout,
             track: settings.redis.tracking,
             tracking: None,
-            connections,
-            turn: AtomicUsize::new(0),
             key_prefix: settings.records.key_prefix.clone(),
             max_value: settings.records.max_value,
         })
@@ -63,6 +72,7 @@ impl RedisStore {
                 key_prefix: self.key_prefix.clone(),
                 connect_timeout: self.connect_timeout,
                 announcer,
+                data: Arc::clone(&self.data),
             };
             self.tracking = Some(tracking.start());
         } else {
@@ -74,10 +84,11 @@ impl RedisStore {
         }
     }
 
-    /// Asked before every `GET`, so that no value over the limit is ever transferred.
+    /// Asked before every `GET`, so that a value over the limit is not transferred, unless it was written between the
+    /// two; and then it is refused.
     pub(super) async fn size(&self, id: &ImageId) -> Result<u64, StoreError> {
         let (size,): (u64,) =
-            self.query(::redis::pipe().cmd("STRLEN").arg(self.key(id)), Repeat::Once).await?;
+            self.data.query(::redis::pipe().cmd("STRLEN").arg(self.key(id)), Repeat::Once).await?;
         self.check_size(size)?;
         Ok(size)
     }
@@ -86,6 +97,7 @@ impl RedisStore {
     pub(super) async fn get(&self, id: &ImageId) -> Result<Option<Stored>, StoreError> {
         let key = self.key(id);
         let (value, milliseconds): (Option<Bytes>, i64) = self
+            .data
             .query(
                 ::redis::pipe().atomic().cmd("GET").arg(&key).cmd("PTTL").arg(&key),
                 Repeat::Once,
@@ -118,13 +130,12 @@ impl RedisStore {
         if let Some(time_to_live) = time_to_live {
             set.arg("PX").arg(milliseconds(time_to_live));
         }
-        let (existed, _ok): (bool, Value) = self.query(&transaction, Repeat::Never).await?;
+        let (existed, _ok): (bool, Value) = self.data.query(&transaction, Repeat::Never).await?;
         Ok(if existed { Replaced::Value } else { Replaced::Nothing })
     }
 
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        let (_pong,): (String,) = self.query(::redis::pipe().cmd("PING"), Repeat::Once).await?;
-        Ok(())
+        self.data.ping().await
     }
 
     fn key(&self, id: &ImageId) -> String {
@@ -135,6 +146,14 @@ impl RedisStore {
         if size > self.max_value as u64 {
             return Err(StoreError::TooLarge { size, limit: self.max_value });
         }
+        Ok(())
+    }
+}
+
+impl DataPath {
+    /// Asks whether the server answers where the data comes from.
+    pub(super) async fn ping(&self) -> Result<(), StoreError> {
+        let (_pong,): (String,) = self.query(::redis::pipe().cmd("PING"), Repeat::Once).await?;
         Ok(())
     }
 

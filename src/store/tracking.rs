@@ -15,12 +15,17 @@ use redis::{
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use super::{Announcer, Change, Coherence};
+use super::connection::run_id;
+use super::redis::DataPath;
+use super::{Announcer, Change, Coherence, Lease};
 use crate::image::ImageId;
 
 /// How often the connection is asked whether it is alive, and how long it may take to say so. A partition
 /// that nobody reports is noticed within the sum of the two.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// How long one sign of life is good for: until the next one is due at the latest.
+const LEASE: Duration = Duration::from_secs(2);
 
 /// Between attempts to connect: from the first, doubled up to the last, each with jitter.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -37,6 +42,8 @@ pub(super) struct Tracking {
     pub(super) key_prefix: String,
     pub(super) connect_timeout: Duration,
     pub(super) announcer: Announcer,
+    /// Where the data comes from: the same server, or nothing can be relied upon.
+    pub(super) data: Arc<DataPath>,
 }
 
 /// A task that ends with its owner.
@@ -52,10 +59,8 @@ impl Drop for AbortOnDrop {
 /// Why there is no tracking.
 #[derive(Debug)]
 enum Failure {
-    /// No server, or one that doesn't answer.
-    Unreachable(RedisError),
-    /// A server that answers with an error that may pass: loading, too many clients, a wrong password.
-    Refused(RedisError),
+    /// One that may pass: no server, one that is loading, too many clients, a wrong password.
+    Passing(RedisError),
     /// A server that has no `CLIENT TRACKING … BCAST`, or doesn't let us.
     Unsupported(String),
 }
@@ -65,6 +70,7 @@ enum Failure {
 struct Life {
     connection: u64,
     announcer: Announcer,
+    data: Arc<DataPath>,
     key_prefix: String,
     /// When the last heartbeat was sent that was answered: everything up to then has been told.
     last_heard: Mutex<Instant>,
@@ -86,17 +92,32 @@ impl Tracking {
             let life = Arc::new(Life {
                 connection: number,
                 announcer: self.announcer.clone(),
+                data: Arc::clone(&self.data),
                 key_prefix: self.key_prefix.clone(),
                 last_heard: Mutex::new(Instant::now()),
                 told: AtomicBool::new(false),
                 ended: Notify::new(),
             });
             let coherence = match self.connect(&life).await {
-                Ok(connection) => {
-                    self.announcer.announce(Change::Tracked { connection: number });
+                Ok((connection, run_id)) => {
+                    // First, so that whatever is fetched in the new epoch comes over a new connection.
+                    self.data.tracked.renew(run_id);
+                    let lease = Lease::Until(Instant::now() + LEASE);
+                    self.announcer.announce(Change::Tracked { connection: number, lease });
                     tracing::info!(connection = number, "coherent: redis pushes every change");
-                    (pause, said) = (FIRST_PAUSE, None);
-                    life.beat(connection).await
+                    said = None;
+                    let began = Instant::now();
+                    let coherence = tokio::select! {
+                        coherence = life.beat(connection) => coherence,
+                        () = self.data.tracked.elsewhere.notified() => {
+                            Coherence::Unverified("the address leads to another server now".into())
+                        }
+                    };
+                    // One that came and went at once is no reason to hurry.
+                    if began.elapsed() > 2 * LAST_PAUSE {
+                        pause = FIRST_PAUSE;
+                    }
+                    coherence
                 }
                 Err(failure) => {
                     if matches!(failure, Failure::Unsupported(_)) {
@@ -106,6 +127,13 @@ impl Tracking {
                 }
             };
             life.lose(&coherence);
+            // Without tracking the images are asked for, if there is somebody to ask.
+            let coherence = match tokio::time::timeout(HEARTBEAT, self.data.ping()).await {
+                Ok(Ok(())) => coherence,
+                Ok(Err(error)) => Coherence::Unreachable(error.to_string().into()),
+                Err(_elapsed) => Coherence::Unreachable("no answer to a PING".into()),
+            };
+            self.announcer.announce(Change::Reached(coherence.clone()));
             // Once for each reason: an outage of an hour is one line.
             if said.as_ref() != Some(&coherence) {
                 let (state, reason) = (coherence.name(), coherence.reason());
@@ -118,7 +146,10 @@ impl Tracking {
     }
 
     /// A connection that is known to track: what the server says it does is looked at, not only its `OK`.
-    async fn connect(&self, life: &Arc<Life>) -> Result<MultiplexedConnection, Failure> {
+    async fn connect(
+        &self,
+        life: &Arc<Life>,
+    ) -> Result<(MultiplexedConnection, Option<String>), Failure> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.connect_timeout))
             .set_response_timeout(Some(HEARTBEAT))
@@ -131,17 +162,19 @@ impl Tracking {
             });
         let mut connection =
             self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let run_id = run_id(&mut connection).await;
 
         let mut tracking = redis::cmd("CLIENT");
         tracking.arg("TRACKING").arg("ON").arg("BCAST");
         if !self.key_prefix.is_empty() {
             tracking.arg("PREFIX").arg(&self.key_prefix);
         }
-        tracking.exec_async(&mut connection).await?;
-        let said: Value =
-            redis::cmd("CLIENT").arg("TRACKINGINFO").query_async(&mut connection).await?;
+        let mut info = redis::cmd("CLIENT");
+        info.arg("TRACKINGINFO");
+        tracking.exec_async(&mut connection).await.map_err(Failure::of_tracking)?;
+        let said: Value = info.query_async(&mut connection).await.map_err(Failure::of_tracking)?;
         if tracks(&said, &self.key_prefix) {
-            Ok(connection)
+            Ok((connection, run_id))
         } else {
             Err(Failure::Unsupported(format!("CLIENT TRACKINGINFO says {said:?}")))
         }
@@ -180,6 +213,7 @@ impl Life {
         if self.told.swap(true, Ordering::SeqCst) {
             return;
         }
+        self.data.tracked.end();
         self.announcer.announce(Change::Lost {
             connection: self.connection,
             last_heard: *self.last_heard.lock().unwrap_or_else(PoisonError::into_inner),
@@ -207,12 +241,15 @@ impl Life {
             match tokio::time::timeout(HEARTBEAT, ping.exec_async(connection)).await {
                 Ok(Ok(())) => {
                     *self.last_heard.lock().unwrap_or_else(PoisonError::into_inner) = sent;
+                    let lease = Lease::Until(sent + LEASE);
+                    let connection = self.connection;
+                    self.announcer.announce(Change::Alive { connection, lease });
                 }
                 Ok(Err(error)) if error.is_connection_dropped() => return closed(),
-                Ok(Err(error)) => return Coherence::Unreachable(error.to_string().into()),
+                Ok(Err(error)) => return Coherence::Unverified(error.to_string().into()),
                 Err(_elapsed) => {
                     let reason = format!("no heartbeat within {HEARTBEAT:?}");
-                    return Coherence::Unreachable(reason.into());
+                    return Coherence::Unverified(reason.into());
                 }
             }
         }
@@ -227,8 +264,9 @@ fn closed() -> Coherence {
 impl Failure {
     fn coherence(&self) -> Coherence {
         match self {
-            Failure::Unreachable(error) => Coherence::Unreachable(error.to_string().into()),
-            Failure::Refused(error) => Coherence::Unverified(error.to_string().into()),
+            Failure::Passing(error) => {
+                Coherence::Unverified(format!("no tracking connection: {error}").into())
+            }
             Failure::Unsupported(why) => {
                 Coherence::Unverified(format!("the server doesn't tell of changes: {why}").into())
             }
@@ -236,21 +274,23 @@ impl Failure {
     }
 }
 
+impl Failure {
+    /// Of the commands that only a server has which can do it.
+    fn of_tracking(error: RedisError) -> Failure {
+        match error.kind() {
+            ErrorKind::Server(ServerErrorKind::ResponseError | ServerErrorKind::NoPerm) => {
+                Failure::Unsupported(error.to_string())
+            }
+            _ => Failure::from(error),
+        }
+    }
+}
+
 impl From<RedisError> for Failure {
     fn from(error: RedisError) -> Failure {
         match error.kind() {
-            ErrorKind::Io => Failure::Unreachable(error),
-            ErrorKind::Server(
-                ServerErrorKind::BusyLoading
-                | ServerErrorKind::MasterDown
-                | ServerErrorKind::TryAgain
-                | ServerErrorKind::ClusterDown,
-            )
-            | ErrorKind::AuthenticationFailed => Failure::Refused(error),
-            ErrorKind::RESP3NotSupported | ErrorKind::Server(_) => {
-                Failure::Unsupported(error.to_string())
-            }
-            _ => Failure::Refused(error),
+            ErrorKind::RESP3NotSupported => Failure::Unsupported(error.to_string()),
+            _ => Failure::Passing(error),
         }
     }
 }

@@ -36,7 +36,10 @@ async fn head_is_get_without_the_body() {
     redis.set("a", &record(&png(1, 5000))).await;
 
     let mut client = Client::connect(server.address).await;
-    client.get("/images/a", &[]).await;
+    crate::harness::until("the image is known", || async {
+        server.get("/images/a").await.header("cache-status") == "afterimage; hit"
+    })
+    .await;
     for path in ["/images/a", "/images/missing", "/images/-bad"] {
         let mut full = client.get(path, &[]).await;
         let mut head = client.send(Method::HEAD, path, &[], Bytes::new()).await.unwrap();
@@ -144,7 +147,8 @@ async fn what_is_absent_is_404_and_other_methods_are_405_with_allow() {
 #[tokio::test]
 async fn a_store_that_does_not_answer_in_time_is_504() {
     let redis = RedisServer::start().await;
-    let server = Server::on(&redis, &[("redis.response_timeout", "300ms")]).await;
+    let settings = [("redis.response_timeout", "300ms"), ("redis.connections", "1")];
+    let server = Server::on(&redis, &settings).await;
     redis.set("a", &record(&png(1, 100))).await;
     server.get("/images/b").await.problem(404, "absent");
     redis.signal("STOP");

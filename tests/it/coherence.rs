@@ -8,7 +8,7 @@ use redis::AsyncTypedCommands;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Client, Flavour, RedisServer, Server, etag, png, record, until};
+use crate::harness::{Client, Flavour, Held, Proxy, RedisServer, Server, etag, png, record, until};
 
 /// The same tests on each server; one whose program isn't there says so and passes.
 macro_rules! on_every_server {
@@ -105,7 +105,11 @@ async fn a_hundred_thousand_hits_cost_no_redis_command(flavour: Flavour) {
 
 async fn a_thousand_requests_for_a_cold_image_are_one_get_and_one_decode(flavour: Flavour) {
     for first_hangs_up in [false, true] {
-        let (redis, server) = coherent(flavour).await;
+        let redis = RedisServer::start_flavour(flavour, &[]).await;
+        let proxy = Proxy::to(redis.port).await;
+        let url = format!("redis://{}", proxy.address);
+        let settings = [("redis.url", url.as_str()), ("redis.response_timeout", "1m")];
+        let server = Server::start(&settings).await.coherent().await;
         let bytes = png(1, 300_000);
         redis.set("a", &record(&bytes)).await;
         redis.reset_calls().await;
@@ -114,7 +118,7 @@ async fn a_thousand_requests_for_a_cold_image_are_one_get_and_one_decode(flavour
             clients.push(Client::connect(server.address).await);
         }
         // Nothing is answered until everybody has asked.
-        redis.signal("STOP");
+        proxy.hold(Held::Data);
         let mut first = clients.pop().unwrap();
         let leader = tokio::spawn(async move { first.get("/images/a", &[]).await });
         until("the first has begun a fetch", || async {
@@ -128,11 +132,16 @@ async fn a_thousand_requests_for_a_cold_image_are_one_get_and_one_decode(flavour
             .into_iter()
             .map(|mut client| tokio::spawn(async move { client.get("/images/a", &[]).await }))
             .collect();
-        redis.signal("CONT");
+        until("the others have joined it", || async {
+            server.metric("afterimage_collapsed_total").await == 999
+        })
+        .await;
+        proxy.hold(Held::None);
         for answer in waiting {
             let answer = answer.await.unwrap();
             assert_eq!(answer.status, StatusCode::OK);
             assert_eq!(answer.body, bytes);
+            assert_eq!(answer.header("cache-status"), "afterimage; fwd=miss; stored; collapsed");
         }
         if !first_hangs_up {
             assert_eq!(leader.await.unwrap().body, bytes);
@@ -273,6 +282,21 @@ async fn a_refreshed_time_to_live_costs_neither_hash_nor_decode(flavour: Flavour
 }
 
 #[tokio::test]
+async fn who_was_told_of_its_own_write_is_never_shown_what_was_there_before() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let mut client = Client::connect(server.address).await;
+    let json = [("content-type", "application/json")];
+    for round in 0..300 {
+        let bytes = png(round, 3000);
+        let value = Bytes::from(record(&bytes));
+        let put = client.send(Method::PUT, "/images/a", &json, value).await.unwrap();
+        assert!(put.status.is_success());
+        assert_eq!(client.get("/images/a", &[]).await.body, bytes);
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_refuses_to_track_is_asked_on_each_request() {
     let redis = RedisServer::start_with(&[
         "--user",
@@ -335,16 +359,19 @@ async fn the_embedded_store_tells_of_its_changes_through_the_same_door() {
 #[tokio::test]
 async fn requests_past_the_bound_of_waiters_are_503() {
     let redis = RedisServer::start().await;
-    let server = Server::on(&redis, &[("limits.waiters", "3")]).await.coherent().await;
+    let proxy = Proxy::to(redis.port).await;
+    let url = format!("redis://{}", proxy.address);
+    let server =
+        Server::start(&[("redis.url", &url), ("limits.waiters", "3")]).await.coherent().await;
     redis.set("a", &record(&png(1, 1000))).await;
-    redis.signal("STOP");
+    proxy.hold(Held::Data);
     let address = server.address;
     let waiting: Vec<_> = (0..20)
         .map(|_| tokio::spawn(async move { crate::harness::get(address, "/images/a", &[]).await }))
         .collect();
     let refused = || waiting.iter().filter(|it| it.is_finished()).count();
     until("those past the bound are refused", || async { refused() >= 15 }).await;
-    redis.signal("CONT");
+    proxy.hold(Held::None);
     let mut answered = 0;
     for answer in waiting {
         let answer = answer.await.unwrap();

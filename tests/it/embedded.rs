@@ -105,7 +105,7 @@ async fn the_space_of_expired_records_is_used_again_and_given_back() {
     server.stop().await;
     until("the store is closed", || async { Store::open(&load(&settings)).await.is_ok() }).await;
     let server = Server::start(&settings).await;
-    assert!(size() < 5_000_000, "{} bytes for nothing", size());
+    assert!(size() < 10_000_000, "{} bytes for nothing", size());
     server.get("/images/n0").await.problem(404, "absent");
 }
 

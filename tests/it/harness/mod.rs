@@ -10,7 +10,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 pub(crate) use self::client::{Answer, Client, get};
-pub(crate) use self::proxy::Proxy;
+pub(crate) use self::proxy::{Held, Proxy};
 pub(crate) use self::redis::{Flavour, RedisServer};
 pub(crate) use self::server::{Process, Server};
 

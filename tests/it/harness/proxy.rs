@@ -1,6 +1,8 @@
 //! A wire between Afterimage and Redis that can go silent without a word, as a cut cable does.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -8,9 +10,23 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+/// Which connections are held: nothing passes on them, and none is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Held {
+    None,
+    All,
+    /// Those on which nobody asked for tracking.
+    Data,
+    /// Of those, the ones that are open already.
+    OldData,
+    /// Those on which somebody did, and every new one.
+    Tracking,
+}
+
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
-    silent: watch::Sender<bool>,
+    held: watch::Sender<Held>,
+    target: Arc<AtomicU16>,
     accepting: JoinHandle<()>,
 }
 
@@ -18,30 +34,40 @@ impl Proxy {
     pub(crate) async fn to(port: u16) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (silent, heard) = watch::channel(false);
+        let (held, heard) = watch::channel(Held::None);
+        let target = Arc::new(AtomicU16::new(port));
+        let to = Arc::clone(&target);
         let accepting = tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                let Ok(far) = TcpStream::connect(("127.0.0.1", port)).await else { continue };
+                let Ok(far) = TcpStream::connect(("127.0.0.1", to.load(Ordering::SeqCst))).await
+                else {
+                    continue;
+                };
                 // Or a push would wait for the acknowledgement of what was sent before it.
                 near.set_nodelay(true).unwrap();
                 far.set_nodelay(true).unwrap();
                 let ((near_in, near_out), (far_in, far_out)) =
                     (near.into_split(), far.into_split());
-                tokio::spawn(carry(near_in, far_out, heard.clone()));
-                tokio::spawn(carry(far_in, near_out, heard.clone()));
+                let new = Arc::new(Wire {
+                    held: heard.clone(),
+                    tracks: AtomicBool::new(false),
+                    made_under: *heard.borrow(),
+                });
+                tokio::spawn(Arc::clone(&new).carry(near_in, far_out));
+                tokio::spawn(new.carry(far_in, near_out));
             }
         });
-        Proxy { address, silent, accepting }
+        Proxy { address, held, target, accepting }
     }
 
-    /// From now on nothing passes, in either direction and on old and new connections alike, and none is closed.
-    pub(crate) fn silence(&self) {
-        self.silent.send_replace(true);
+    /// From now on these connections are held; what was held back on the others passes.
+    pub(crate) fn hold(&self, held: Held) {
+        self.held.send_replace(held);
     }
 
-    /// What was held back passes, and what comes.
-    pub(crate) fn speak(&self) {
-        self.silent.send_replace(false);
+    /// From now on new connections lead to another server; old ones go on.
+    pub(crate) fn lead_to(&self, port: u16) {
+        self.target.store(port, Ordering::SeqCst);
     }
 }
 
@@ -51,15 +77,38 @@ impl Drop for Proxy {
     }
 }
 
-async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut silent: watch::Receiver<bool>) {
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        let Ok(length) = from.read(&mut buffer).await else { return };
-        if silent.wait_for(|silent| !silent).await.is_err() || length == 0 {
-            return;
-        }
-        if to.write_all(&buffer[..length]).await.is_err() {
-            return;
+/// One connection, in both directions.
+struct Wire {
+    held: watch::Receiver<Held>,
+    tracks: AtomicBool,
+    made_under: Held,
+}
+
+impl Wire {
+    async fn carry(self: Arc<Self>, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+        let (mut held, mut buffer) = (self.held.clone(), vec![0; 64 * 1024]);
+        loop {
+            let Ok(length) = from.read(&mut buffer).await else { return };
+            if buffer[..length].windows(8).any(|it| it == b"TRACKING") {
+                self.tracks.store(true, Ordering::SeqCst);
+            }
+            let passes = |held: &Held| match held {
+                Held::None => true,
+                Held::All => false,
+                Held::Data => self.tracks.load(Ordering::SeqCst),
+                Held::OldData => {
+                    self.tracks.load(Ordering::SeqCst) || self.made_under == Held::OldData
+                }
+                Held::Tracking => {
+                    !self.tracks.load(Ordering::SeqCst) && self.made_under != Held::Tracking
+                }
+            };
+            if held.wait_for(passes).await.is_err() || length == 0 {
+                return;
+            }
+            if to.write_all(&buffer[..length]).await.is_err() {
+                return;
+            }
         }
     }
 }
