@@ -3,6 +3,8 @@
 //! `cargo bench --bench cold`. The general decoder of `base64` and `base64-simd` stand beside the one in
 //! use.
 
+#![expect(clippy::unwrap_used, reason = "a bench whose parts fail has nothing to measure")]
+
 use std::hint::black_box;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -16,19 +18,11 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
-/// Bytes that pass for a PNG and don't repeat.
-fn png(length: usize) -> Vec<u8> {
-    let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
+#[path = "../tests/it/harness/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "the tests use all of it")]
+mod harness;
+
+use harness::png;
 
 fn base64_of<'a>(record: &'a Record<'_>) -> &'a str {
     match &record.content {
@@ -38,14 +32,14 @@ fn base64_of<'a>(record: &'a Record<'_>) -> &'a str {
 }
 
 fn cache() -> Cache {
-    Cache::new(NonZeroUsize::new(50).expect("not zero"), 50 << 20)
+    Cache::new(NonZeroUsize::new(50).unwrap(), 50 << 20)
 }
 
 fn stages(criterion: &mut Criterion) {
     for (name, length) in [("50 KB", 50_000), ("1 MB", 1_000_000)] {
-        let image = png(length);
+        let image = png(1, length);
         let value = record::encode(&image, MediaType::Png, std::time::SystemTime::UNIX_EPOCH);
-        let parsed = Record::parse(&value).expect("a record");
+        let parsed = Record::parse(&value).unwrap();
         let text = base64_of(&parsed);
         let mut group = criterion.benchmark_group(name);
         group.throughput(Throughput::Bytes(value.len() as u64));
@@ -56,19 +50,19 @@ fn stages(criterion: &mut Criterion) {
         };
 
         stage("parse", &mut || {
-            black_box(Record::parse(black_box(&value)).expect("a record"));
+            black_box(Record::parse(black_box(&value)).unwrap());
         });
         stage("decode, in use", &mut || {
-            black_box(record::decode(black_box(text)).expect("an image"));
+            black_box(record::decode(black_box(text)).unwrap());
         });
         stage("decode by base64", &mut || {
-            black_box(STANDARD.decode(black_box(text)).expect("base64"));
+            black_box(STANDARD.decode(black_box(text)).unwrap());
         });
         stage("decode by base64-simd", &mut || {
-            black_box(base64_simd::STANDARD.decode_to_vec(black_box(text)).expect("base64"));
+            black_box(base64_simd::STANDARD.decode_to_vec(black_box(text)).unwrap());
         });
         stage("decode by base64-turbo", &mut || {
-            black_box(base64_turbo::STANDARD.decode(black_box(text)).expect("base64"));
+            black_box(base64_turbo::STANDARD.decode(black_box(text)).unwrap());
         });
         stage("hash", &mut || {
             black_box(Version::of(black_box(&value)));
@@ -76,7 +70,7 @@ fn stages(criterion: &mut Criterion) {
         stage("sniff", &mut || {
             black_box(sniff(black_box(&image)));
         });
-        let (cache, id) = (cache(), ImageId::parse("a").expect("an id"));
+        let (cache, id) = (cache(), ImageId::parse("a").unwrap());
         let facts = Arc::new(Facts::new(Version::of(&value), MediaType::Png, length, None));
         let kept = Representation { facts, body: Bytes::from(image.clone()) };
         stage("insert", &mut || {
@@ -85,8 +79,8 @@ fn stages(criterion: &mut Criterion) {
         stage("whole", &mut || {
             let version = Version::of(black_box(&value));
             assert!(cache.get(&id, Version::of(b"")).is_none());
-            let parsed = Record::parse(&value).expect("a record");
-            let decoded = record::decode(base64_of(&parsed)).expect("an image");
+            let parsed = Record::parse(&value).unwrap();
+            let decoded = record::decode(base64_of(&parsed)).unwrap();
             let facts = Facts::new(version, decoded.media_type, decoded.bytes.len(), None);
             let body = Bytes::from(decoded.bytes);
             black_box(cache.insert(&id, Representation { facts: Arc::new(facts), body }));

@@ -121,7 +121,7 @@ pub enum Boarding<T> {
     Full,
 }
 
-/// The right and the duty to fetch a key. Dropped without [`Ticket::settle`], it leaves nothing behind.
+/// The right and the duty to fetch a key. Dropped without [`Ticket::keep`], it leaves nothing behind.
 #[derive(Debug)]
 pub struct Ticket<T> {
     index: Arc<Index<T>>,

@@ -4,7 +4,7 @@
 //!
 //! - [`settings`] is read once; [`app`] puts the parts together; [`server`] takes connections.
 //! - [`http`] turns a request into values and an answer into a response. Nothing below it knows of HTTP.
-//! - [`read`] and [`write`] know the order of the steps; the steps don't know each other.
+//! - [`read`] and [`mod@write`] know the order of the steps; the steps don't know each other.
 //! - [`image`] has the values: ids, versions, types. [`record`] has the stored JSON.
 //! - [`index`] knows what the store holds, as long as it may rely on it, and is where the promise is kept that
 //!   nothing replaced is served; [`collapse`] makes one fetch of many.

@@ -1,8 +1,9 @@
-//! One connection to Redis that carries commands and replies, and is made anew when it breaks.
+//! The connections to Redis that carry commands and replies, and are made anew when they break.
 //!
 //! The client's own `ConnectionManager` never tries again after a connect that failed by anything but I/O: a
 //! password that was wrong for a moment would be wrong until a restart.
 
+use std::num::NonZeroU8;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -57,9 +58,56 @@ pub(super) async fn run_id(connection: &mut MultiplexedConnection) -> Option<Str
     info.lines().find_map(|line| line.strip_prefix("run_id:")).map(str::to_owned)
 }
 
+/// The connections that carry data.
+#[derive(Debug)]
+pub(super) struct DataPath {
+    connections: Vec<Connection>,
+    /// Which connection is looked at first, so that all of them are used.
+    turn: AtomicUsize,
+    /// The server that tells of changes, which data has to come from as well.
+    pub(super) tracked: Arc<Tracked>,
+}
+
+impl DataPath {
+    /// Some connections, of which each connects when it is first needed.
+    pub(super) fn new(
+        count: NonZeroU8,
+        client: &Client,
+        config: &AsyncConnectionConfig,
+    ) -> DataPath {
+        let tracked = Arc::new(Tracked::default());
+        let connections = (0..count.get())
+            .map(|_| Connection::new(client.clone(), config.clone(), Arc::clone(&tracked)))
+            .collect();
+        DataPath { connections, turn: AtomicUsize::new(0), tracked }
+    }
+
+    /// Asks whether the server answers where the data comes from.
+    pub(super) async fn ping(&self) -> Result<(), StoreError> {
+        let (_pong,): (String,) = self.query(redis::pipe().cmd("PING"), Repeat::Once).await?;
+        Ok(())
+    }
+
+    /// Over the connection with the fewest commands waiting: a reply of a megabyte holds up what is behind it.
+    pub(super) async fn query<T: FromRedisValue>(
+        &self,
+        commands: &Pipeline,
+        repeat: Repeat,
+    ) -> Result<T, StoreError> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.connections.len();
+        let (before, from_turn) = self.connections.split_at(turn);
+        let connection = from_turn
+            .iter()
+            .chain(before)
+            .min_by_key(|connection| connection.waiting())
+            .expect("settings ask for at least one connection");
+        connection.query(commands, repeat).await
+    }
+}
+
 /// A connection that is open, being opened or closed, and how many commands wait on it.
 #[derive(Debug)]
-pub(super) struct Connection {
+struct Connection {
     client: Client,
     config: AsyncConnectionConfig,
     tracked: Arc<Tracked>,
@@ -79,23 +127,19 @@ pub(super) enum Repeat {
 
 impl Connection {
     /// Connects when it is first needed.
-    pub(super) fn new(
-        client: Client,
-        config: AsyncConnectionConfig,
-        tracked: Arc<Tracked>,
-    ) -> Connection {
+    fn new(client: Client, config: AsyncConnectionConfig, tracked: Arc<Tracked>) -> Connection {
         let (opening, waiting) = (Arc::default(), AtomicUsize::new(0));
         Connection { client, config, tracked, opening, waiting }
     }
 
     /// How many commands wait for a reply.
-    pub(super) fn waiting(&self) -> usize {
+    fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 
     /// Sends commands and reads their replies. A connection that the other side closed while it was idle is
     /// noticed only now, so what may be repeated is sent again over a new one.
-    pub(super) async fn query<T: FromRedisValue>(
+    async fn query<T: FromRedisValue>(
         &self,
         commands: &Pipeline,
         repeat: Repeat,

@@ -11,8 +11,7 @@ use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
 
-use super::tracking::AbortOnDrop;
-use super::{Announcer, Change, Lease, Replaced, StoreError, Stored};
+use super::{AbortOnDrop, Announcer, Change, Lease, Replaced, StoreError, Stored};
 use crate::image::ImageId;
 use crate::settings::Settings;
 

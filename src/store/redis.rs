@@ -1,26 +1,25 @@
 //! The store in Redis or Valkey.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ::redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use ::redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, FromRedisValue,
-    IntoConnectionInfo, Pipeline, ProtocolVersion, TlsCertificates, Value,
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo,
+    IntoConnectionInfo, ProtocolVersion, TlsCertificates, Value,
 };
 use anyhow::Context;
 use bytes::Bytes;
 
-use super::connection::{Connection, Repeat, Tracked};
-use super::tracking::{AbortOnDrop, Tracking};
-use super::{Announcer, Change, Coherence, Replaced, StoreError, Stored};
+use super::connection::{DataPath, Repeat};
+use super::tracking::Tracking;
+use super::{AbortOnDrop, Announcer, Change, Coherence, Replaced, StoreError, Stored};
 use crate::image::ImageId;
 use crate::settings::{self, Settings};
 
 /// Reads and writes records over a few connections that reconnect by themselves.
 ///
-/// The connections carry data only: that a value changed is told over another, which [`Tracking`] owns.
+/// The connections carry data only: that a value changed is told over another, which `Tracking` owns.
 #[derive(Debug)]
 pub struct RedisStore {
     data: Arc<DataPath>,
@@ -32,16 +31,6 @@ pub struct RedisStore {
     max_value: usize,
 }
 
-/// The connections that carry data.
-#[derive(Debug)]
-pub(super) struct DataPath {
-    connections: Vec<Connection>,
-    /// Which connection is looked at first, so that all of them are used.
-    turn: AtomicUsize,
-    /// The server that tells of changes, which data has to come from as well.
-    pub(super) tracked: Arc<Tracked>,
-}
-
 impl RedisStore {
     /// Prepares the connections; each connects when it is first needed.
     pub fn open(url: &str, settings: &Settings) -> anyhow::Result<RedisStore> {
@@ -49,12 +38,8 @@ impl RedisStore {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(settings.redis.connect_timeout))
             .set_response_timeout(Some(settings.redis.response_timeout));
-        let tracked = Arc::new(Tracked::default());
-        let connections = (0..settings.redis.connections.get())
-            .map(|_| Connection::new(data_client.clone(), config.clone(), Arc::clone(&tracked)))
-            .collect();
         Ok(RedisStore {
-            data: Arc::new(DataPath { connections, turn: AtomicUsize::new(0), tracked }),
+            data: Arc::new(DataPath::new(settings.redis.connections, &data_client, &config)),
             tracking_client: client(url, &settings.redis, ProtocolVersion::RESP3)?,
             connect_timeout: settings.redis.connect_timeout,
             track: settings.redis.tracking,
@@ -147,30 +132,6 @@ impl RedisStore {
             return Err(StoreError::TooLarge { size, limit: self.max_value });
         }
         Ok(())
-    }
-}
-
-impl DataPath {
-    /// Asks whether the server answers where the data comes from.
-    pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        let (_pong,): (String,) = self.query(::redis::pipe().cmd("PING"), Repeat::Once).await?;
-        Ok(())
-    }
-
-    /// Over the connection with the fewest commands waiting: a reply of a megabyte holds up what is behind it.
-    async fn query<T: FromRedisValue>(
-        &self,
-        commands: &Pipeline,
-        repeat: Repeat,
-    ) -> Result<T, StoreError> {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.connections.len();
-        let (before, from_turn) = self.connections.split_at(turn);
-        let connection = from_turn
-            .iter()
-            .chain(before)
-            .min_by_key(|connection| connection.waiting())
-            .expect("settings ask for at least one connection");
-        connection.query(commands, repeat).await
     }
 }
 

@@ -13,11 +13,9 @@ use redis::{
     Value,
 };
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
 
-use super::connection::run_id;
-use super::redis::DataPath;
-use super::{Announcer, Change, Coherence, Lease};
+use super::connection::{DataPath, run_id};
+use super::{AbortOnDrop, Announcer, Change, Coherence, Lease};
 use crate::image::ImageId;
 
 /// How often the connection is asked whether it is alive, and how long it may take to say so. A partition
@@ -44,16 +42,6 @@ pub(super) struct Tracking {
     pub(super) announcer: Announcer,
     /// Where the data comes from: the same server, or nothing can be relied upon.
     pub(super) data: Arc<DataPath>,
-}
-
-/// A task that ends with its owner.
-#[derive(Debug)]
-pub(super) struct AbortOnDrop(pub(super) JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 /// Why there is no tracking.

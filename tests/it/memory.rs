@@ -1,7 +1,7 @@
 //! The bounds of what is kept in memory.
 
 use crate::harness::server::{metric, program};
-use crate::harness::{Client, Process, RedisServer, Server, png, record};
+use crate::harness::{Client, Process, RedisServer, Server, get, png, record};
 
 const MIB: usize = 1024 * 1024;
 
@@ -61,4 +61,24 @@ async fn a_known_version_is_decoded_once() {
         redis.set("a", &value).await;
     }
     assert_eq!(server.metric("afterimage_decodes_total").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_cold_images_at_once_share_the_room_for_fetches_and_all_are_served() {
+    let redis = RedisServer::start().await;
+    // Room for one of them at a time, and less than the largest alone takes.
+    let server = Server::on(&redis, &[("limits.fetch_bytes", "1MiB")]).await.coherent().await;
+    let image = |number: u64| png(number, if number == 0 { 3 * MIB } else { 600_000 });
+    for number in 0..30 {
+        redis.set(&format!("i{number}"), &record(&image(number))).await;
+    }
+    let address = server.address;
+    let requests: Vec<_> = (0..30)
+        .map(|number| {
+            tokio::spawn(async move { get(address, &format!("/images/i{number}"), &[]).await })
+        })
+        .collect();
+    for (number, answer) in (0..).zip(requests) {
+        assert_eq!(answer.await.unwrap().body, image(number));
+    }
 }
