@@ -78,21 +78,18 @@ impl RedisStore {
         Ok(size)
     }
 
-    /// Value and remaining time in one transaction, so that both are of the same version.
+    /// Value and remaining time in one round trip, and in no transaction: a Redis that is full refuses to queue
+    /// even a GET. A write that comes between the two is told of, and what was read here is not kept.
     pub(super) async fn get(&self, id: &ImageId) -> Result<Option<Stored>, StoreError> {
-        let key = self.key(id);
-        let (value, milliseconds): (Option<Bytes>, i64) = self
-            .data
-            .query(
-                ::redis::pipe().atomic().cmd("GET").arg(&key).cmd("PTTL").arg(&key),
-                Repeat::Once,
-            )
-            .await?;
+        let (key, mut commands) = (self.key(id), ::redis::pipe());
+        commands.cmd("GET").arg(&key).cmd("PTTL").arg(&key);
+        let (value, milliseconds): (Option<Bytes>, i64) =
+            self.data.query(&commands, Repeat::Once).await?;
         let Some(value) = value else {
             return Ok(None);
         };
         self.check_size(value.len() as u64)?;
-        // PTTL answers -1 for a key without expiry.
+        // PTTL answers -1 for a key without expiry, and -2 for one that is gone since.
         let time_to_live = u64::try_from(milliseconds).ok().map(Duration::from_millis);
         Ok(Some(Stored { value, time_to_live }))
     }

@@ -115,6 +115,8 @@ impl Tracking {
                 }
             };
             life.lose(&coherence);
+            // Again: it may have been lost before it was renewed.
+            self.data.tracked.end();
             // Without tracking the images are asked for, if there is somebody to ask.
             let coherence = match tokio::time::timeout(HEARTBEAT, self.data.ping()).await {
                 Ok(Ok(())) => coherence,
@@ -201,6 +203,7 @@ impl Life {
         if self.told.swap(true, Ordering::SeqCst) {
             return;
         }
+        // At once: the server may be started again, under a new `run_id`, before the supervisor looks.
         self.data.tracked.end();
         self.announcer.announce(Change::Lost {
             connection: self.connection,

@@ -235,6 +235,14 @@ async fn every_way_to_change_a_key_is_seen(flavour: Flavour) {
     until_version(&server, &values[5]).await;
     connection.pexpire("image:a", 50).await.unwrap();
     until_status(&server, 404).await;
+
+    redis.set("a", &values[0]).await;
+    until_version(&server, &values[0]).await;
+    for (name, value) in [("maxmemory-policy", "allkeys-random"), ("maxmemory", "1")] {
+        let mut set = redis::cmd("CONFIG");
+        set.arg("SET").arg(name).arg(value).exec_async(&mut connection).await.unwrap();
+    }
+    until_status(&server, 404).await;
 }
 
 async fn an_image_is_gone_at_its_deadline_though_redis_has_not_reclaimed_it(flavour: Flavour) {

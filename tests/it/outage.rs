@@ -310,6 +310,18 @@ async fn redis_stopped_under_requests_is_503_with_retry_after_and_recovers_by_it
 }
 
 #[tokio::test]
+async fn a_redis_that_is_full_still_serves_what_it_has() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let bytes = png(1, 5000);
+    redis.set("a", &record(&bytes)).await;
+    let mut set = redis::cmd("CONFIG");
+    set.arg("SET").arg("maxmemory").arg("1").exec_async(&mut redis.connect().await).await.unwrap();
+    assert_eq!(server.get("/images/a").await.body, bytes);
+    server.get("/images/b").await.problem(404, "absent");
+}
+
+#[tokio::test]
 async fn a_server_may_start_before_its_redis() {
     let mut redis = RedisServer::start().await;
     redis.kill();
