@@ -121,7 +121,7 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
 /// What a person at a terminal wants to know next.
 fn welcome(app: &App, address: std::net::SocketAddr, demo: &[ImageId]) -> String {
     use std::fmt::Write;
-    let mut text = String::new();
+    let (mut text, address) = (String::new(), client::reachable(address));
     let store = match &app.store {
         Store::Redis(_) => "Redis".to_owned(),
         Store::Embedded(store) => format!("the embedded store {}", store.path().display()),

@@ -9,7 +9,7 @@ use axum::http::header::{
     CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, LAST_MODIFIED,
     VARY, X_CONTENT_TYPE_OPTIONS,
 };
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::response::Response;
 
 use super::conditional;
@@ -40,12 +40,17 @@ const SANDBOXED: HeaderValue =
 pub(crate) async fn get(
     State(app): State<Arc<App>>,
     method: Method,
+    uri: Uri,
     path: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let wants = if method == Method::HEAD { Wants::Facts } else { Wants::Bytes };
     let if_none_match = conditional::if_none_match(&headers);
     let request = ImageRequest { id: id(path)?, wants, if_none_match };
+    // Ignored, it would be answered with the original, which caches keep for an hour under that address.
+    if uri.query().is_some_and(|query| !query.is_empty()) {
+        return Err(Problem::bad_parameter("this address takes no parameters"));
+    }
     let answer = read::image(&app, request).await?;
     let mut response = match answer.content {
         AnswerContent::Image(Representation { facts, body }) => ok(&facts, Body::from(body)),

@@ -132,6 +132,15 @@ async fn a_bad_id_is_400_before_any_store_is_asked() {
 }
 
 #[tokio::test]
+async fn a_parameter_that_means_nothing_is_400_and_not_the_original_for_an_hour() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    redis.set("a", &record(&png(1, 100))).await;
+    server.get("/images/a?w=64").await.problem(400, "bad-parameter");
+    assert_eq!(server.get("/images/a?").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn what_is_absent_is_404_and_other_methods_are_405_with_allow() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
