@@ -128,8 +128,8 @@ pub struct Ticket<T> {
     id: ImageId,
     flight: Arc<Flight<T>>,
     landing: Option<Landing<T>>,
-    /// The one before, which has departed already: it settles first, so that the older outcome never
-    /// replaces the newer.
+    /// The one before, which has departed already: this one waits for it, so that there are never more than
+    /// two.
     before: Option<Arc<Flight<T>>>,
     epoch: u64,
     began: Instant,
@@ -367,6 +367,10 @@ impl<T: Clone> Index<T> {
             };
         }
         let before = under_way.map(Arc::clone);
+        if let Some(before) = &before {
+            // A push finds only what stands in `flights`, and this one leaves its place.
+            before.void();
+        }
         let (flight, landing) = Flight::new();
         state.flights.insert(id.clone(), Arc::clone(&flight));
         Boarding::Lead(Ticket {
@@ -445,9 +449,8 @@ impl<T: Clone> Ticket<T> {
         Arc::clone(&self.flight)
     }
 
-    /// Waits for the fetch before, then departs: the store may be asked from now on. Gives the moment,
-    /// which an expiry is to be counted from.
-    pub async fn depart(&mut self) -> Instant {
+    /// Waits for the fetch before, then departs: the store may be asked from now on.
+    pub async fn depart(&mut self) {
         if let Some(before) = self.before.take() {
             // Whatever becomes of it.
             let _ = before.outcome().await;
@@ -457,7 +460,6 @@ impl<T: Clone> Ticket<T> {
         self.flight.depart();
         drop(state);
         self.began = Instant::now();
-        self.began
     }
 
     /// Keeps what was found, unless a change has overtaken it. Gives the version that it replaces here.
@@ -774,6 +776,24 @@ mod tests {
         first.land(1);
         assert_eq!(joined.outcome().await, Ok(1));
         departing.await.unwrap().land(2);
+        lead(&index, "a");
+    }
+
+    #[tokio::test]
+    async fn a_fetch_that_another_has_taken_the_place_of_is_not_kept() {
+        let index = coherent();
+        let mut first = lead(&index, "a");
+        first.depart().await;
+        // No sign of life: the next request can't join it, though the epoch goes on.
+        index.hear(Change::Alive { connection: 1, lease: Lease::Until(Instant::now()) });
+        let mut second = lead(&index, "a");
+        // The push finds only the second; the first must not settle on what it read before.
+        index.hear(Change::Of(id("a")));
+        index.hear(Change::Alive { connection: 1, lease: Lease::Endless });
+        first.keep(present("old"));
+        first.land(1);
+        second.keep(present("old"));
+        second.land(2);
         lead(&index, "a");
     }
 

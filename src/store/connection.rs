@@ -12,7 +12,6 @@ use redis::{
     AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult,
     ServerErrorKind,
 };
-
 use tokio::sync::Notify;
 
 use super::StoreError;

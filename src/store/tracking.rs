@@ -212,14 +212,8 @@ impl Life {
         });
     }
 
-    /// Asks the connection for its life each second, until it has none; says and gives what is left.
+    /// Asks the connection for its life each second, until it has none; gives what is left.
     async fn beat(&self, mut connection: MultiplexedConnection) -> Coherence {
-        let coherence = self.beat_to_the_end(&mut connection).await;
-        self.lose(&coherence);
-        coherence
-    }
-
-    async fn beat_to_the_end(&self, connection: &mut MultiplexedConnection) -> Coherence {
         let mut interval = tokio::time::interval(HEARTBEAT);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -229,7 +223,7 @@ impl Life {
             }
             let sent = Instant::now();
             let ping = redis::cmd("PING");
-            match tokio::time::timeout(HEARTBEAT, ping.exec_async(connection)).await {
+            match tokio::time::timeout(HEARTBEAT, ping.exec_async(&mut connection)).await {
                 Ok(Ok(())) => {
                     *self.last_heard.lock().unwrap_or_else(PoisonError::into_inner) = sent;
                     let lease = Lease::Until(sent + LEASE);
@@ -263,9 +257,7 @@ impl Failure {
             }
         }
     }
-}
 
-impl Failure {
     /// Of the commands that only a server has which can do it.
     fn of_tracking(error: RedisError) -> Failure {
         match error.kind() {

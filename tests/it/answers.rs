@@ -237,10 +237,9 @@ async fn a_stop_lets_requests_in_progress_finish() {
     let address = server.address;
     let waiting = tokio::spawn(async move { get(address, "/images/a", &[]).await });
     crate::harness::until("the request is in the server", || async {
-        !waiting.is_finished() && tokio::net::TcpStream::connect(address).await.is_ok()
+        server.metric("afterimage_fetches_total").await == 1
     })
     .await;
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     let stopping = tokio::spawn(server.stop());
     redis.signal("CONT");
     assert_eq!(waiting.await.unwrap().status, StatusCode::OK);
