@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use afterimage::app::App;
+use afterimage::coding::AcceptedCodings;
 use afterimage::image::ImageId;
+use afterimage::preconditions::Preconditions;
 use afterimage::read::{self, Answer, ImageRequest, Served, Wants};
 use afterimage::store::Coherence;
 use criterion::{BenchmarkId, Criterion};
@@ -47,7 +49,12 @@ async fn set(connection: &mut MultiplexedConnection, number: usize, value: &[u8]
 }
 
 async fn get(app: &Arc<App>, id: ImageId) -> Answer {
-    let request = ImageRequest { id, wants: Wants::Bytes, if_none_match: None };
+    let request = ImageRequest {
+        id,
+        wants: Wants::Bytes,
+        preconditions: Preconditions::default(),
+        accepts: AcceptedCodings::UNSAID,
+    };
     read::image(app, request).await.unwrap()
 }
 

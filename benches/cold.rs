@@ -74,16 +74,17 @@ fn stages(criterion: &mut Criterion) {
         let facts = Arc::new(Facts::new(Version::of(&value), MediaType::Png, length, None));
         let kept = Representation { facts, body: Bytes::from(image.clone()) };
         stage("insert", &mut || {
-            black_box(cache.insert(&id, kept.clone()));
+            black_box(cache.insert(&id, kept.clone().into()));
         });
         stage("whole", &mut || {
             let version = Version::of(black_box(&value));
-            assert!(cache.get(&id, Version::of(b"")).is_none());
+            assert!(cache.get_image(&id, Version::of(b"")).is_none());
             let parsed = Record::parse(&value).unwrap();
             let decoded = record::decode(base64_of(&parsed)).unwrap();
             let facts = Facts::new(version, decoded.media_type, decoded.bytes.len(), None);
-            let body = Bytes::from(decoded.bytes);
-            black_box(cache.insert(&id, Representation { facts: Arc::new(facts), body }));
+            let body = cache.count(decoded.bytes);
+            let image = Representation { facts: Arc::new(facts), body };
+            black_box(cache.insert(&id, image.into()));
         });
     }
 }

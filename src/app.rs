@@ -1,6 +1,7 @@
 //! The parts of one running service, put together.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -8,7 +9,7 @@ use crate::cache::Cache;
 use crate::index::{Bounds, Guard, Index};
 use crate::read::{CorruptLog, Outcome};
 use crate::settings::Settings;
-use crate::store::{Announcer, Change, Store, StoreError};
+use crate::store::{Announcer, Change, Store};
 use crate::telemetry::Metrics;
 
 /// Everything that a request needs. There are no globals: two of them may run in one process.
@@ -31,6 +32,7 @@ pub struct App {
     pub decoding: Arc<Semaphore>,
     /// One permit for each KiB of values that are being fetched and decoded.
     pub fetching: Semaphore,
+    stopping: AtomicBool,
 }
 
 impl App {
@@ -53,11 +55,19 @@ impl App {
         store.watch({
             let (index, metrics) = (Arc::clone(&index), Arc::clone(&metrics));
             Announcer::new(move |change| {
-                let invalidates = matches!(change, Change::Of(_) | Change::OfEverything);
-                index.hear(change);
-                if invalidates {
-                    metrics.invalidations.inc();
+                match &change {
+                    Change::Of(id) => {
+                        metrics.invalidations.inc();
+                        metrics.push_came(id);
+                    }
+                    Change::OfEverything => {
+                        metrics.invalidations.inc();
+                    }
+                    Change::Alive { round_trip, .. } => metrics.observe_heartbeat(*round_trip),
+                    Change::Lost { .. } => metrics.expect_no_push(None),
+                    Change::Tracked { .. } | Change::Reached(_) => {}
                 }
+                index.hear(change);
             })
         });
         Ok(Arc::new(App {
@@ -68,19 +78,44 @@ impl App {
             corrupt_log: CorruptLog::default(),
             decoding: Arc::new(Semaphore::new(cores)),
             fetching: Semaphore::new(settings.limits.fetch_bytes.div_ceil(1024)),
+            stopping: AtomicBool::new(false),
             settings,
         }))
     }
 
+    /// From now on the service says that it isn't ready, though it still answers.
+    pub fn begin_to_stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was told to stop.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
     /// Waits for room for a value of some bytes among those that are being fetched, no longer than Redis may
     /// take to answer. A value larger than all the room there is gets all of it.
-    pub async fn room_for(&self, bytes: u64) -> Result<SemaphorePermit<'_>, StoreError> {
-        let all = self.settings.limits.fetch_bytes.div_ceil(1024) as u64;
-        let wanted = u32::try_from(bytes.div_ceil(1024).min(all)).unwrap_or(u32::MAX);
-        let room = self.fetching.acquire_many(wanted);
+    ///
+    /// Images that have left the cache, or never were in it, and that slow clients are still reading, take
+    /// from the same room: nobody knows for how long, so that a value without room beside them is refused
+    /// at once.
+    pub async fn room_for(&self, bytes: u64) -> Result<SemaphorePermit<'_>, NoRoom> {
+        let all = self.settings.limits.fetch_bytes as u64;
+        let in_flight = self.cache.held().in_flight as u64;
+        if in_flight > 0 && in_flight + bytes > all {
+            return Err(NoRoom);
+        }
+        let wanted = bytes.div_ceil(1024).min(all.div_ceil(1024));
+        let room = self.fetching.acquire_many(u32::try_from(wanted).unwrap_or(u32::MAX));
         match tokio::time::timeout(self.settings.redis.response_timeout, room).await {
             Ok(Ok(room)) => Ok(room),
-            Ok(Err(_)) | Err(_) => Err(StoreError::TimedOut),
+            Ok(Err(_)) | Err(_) => Err(NoRoom),
         }
     }
 }
+
+/// Memory is full of images that are being fetched and sent ([limits] `fetch_bytes`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too many images are being fetched and sent: there is no room for another one")]
+pub struct NoRoom;

@@ -1,37 +1,43 @@
 //! The bytes that are kept in memory: one LRU of decoded images, keyed by (id, version).
 
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use lru::LruCache;
 
-use crate::image::{ImageId, Representation, Version};
+use crate::image::{Form, Image, ImageId, Representation, Version};
 
 /// A bounded LRU of decoded images behind a mutex.
 ///
-/// It never holds more images than its count nor more bytes than its budget. What a version means
-/// never changes, so an entry is never wrong; whether it is *current* is not known here. The lock
-/// is held for a few map operations and never shows outside.
+/// It never holds more images than its count nor more bytes than its budget. All forms of an image are
+/// one entry: they count together and leave together. What a version means never changes, so an entry is
+/// never wrong; whether it is *current* is not known here. The lock is held for a few map operations and
+/// never shows outside.
 #[derive(Debug)]
 pub struct Cache {
     entries: Mutex<Entries>,
     budget: usize,
     largest: usize,
+    alive: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
 struct Entries {
-    by_version: LruCache<(ImageId, Version), Representation>,
+    by_version: LruCache<(ImageId, Version), Vec<Representation>>,
     bytes: usize,
 }
 
-/// How much a cache holds at one moment.
+/// How much there is at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Held {
-    /// Images.
+    /// Images in the cache.
     pub images: usize,
     /// Bytes of their bodies.
     pub bytes: usize,
+    /// Bytes of bodies that are in memory outside the cache: on their way to a client, or to the cache.
+    pub in_flight: usize,
 }
 
 /// Whether an image was kept.
@@ -52,18 +58,40 @@ impl Cache {
         let mut by_version = LruCache::unbounded();
         by_version.resize(images);
         let entries = Mutex::new(Entries { by_version, bytes: 0 });
-        Cache { entries, budget, largest: budget / 4 }
+        Cache { entries, budget, largest: budget / 4, alive: Arc::default() }
     }
 
-    /// The image, which becomes the most recently used.
+    /// A body that is counted for as long as anyone holds it, so that what slow clients keep from being
+    /// freed is known.
     #[must_use]
-    pub fn get(&self, id: &ImageId, version: Version) -> Option<Representation> {
-        self.lock().by_version.get(&(id.clone(), version)).cloned()
+    pub fn count(&self, body: Vec<u8>) -> Bytes {
+        self.alive.fetch_add(body.len(), Ordering::Relaxed);
+        Bytes::from_owner(Counted { body, alive: Arc::clone(&self.alive) })
+    }
+
+    /// A form of an image, which becomes the most recently used.
+    #[must_use]
+    pub fn get(&self, id: &ImageId, version: Version, form: Form) -> Option<Representation> {
+        let mut entries = self.lock();
+        let forms = entries.by_version.get(&(id.clone(), version))?;
+        forms.iter().find(|it| it.facts.form == form).cloned()
+    }
+
+    /// An image in all its forms.
+    #[must_use]
+    pub fn get_image(&self, id: &ImageId, version: Version) -> Option<Image> {
+        let mut entries = self.lock();
+        let forms = entries.by_version.get(&(id.clone(), version))?;
+        let (original, coded) = forms.split_first()?;
+        Some(Image { original: original.clone(), coded: coded.to_vec() })
     }
 
     /// Keeps an image, and drops the least recently used ones that it has no room beside.
-    pub fn insert(&self, id: &ImageId, image: Representation) -> Kept {
-        let length = image.body.len();
+    pub fn insert(&self, id: &ImageId, image: Image) -> Kept {
+        let version = image.original.facts.version;
+        let mut forms = image.coded;
+        forms.insert(0, image.original);
+        let length = length(&forms);
         if length > self.largest {
             return Kept::TooLarge;
         }
@@ -71,9 +99,8 @@ impl Cache {
         // everything that is done under it.
         let mut dropped = Vec::new();
         let mut entries = self.lock();
-        let key = (id.clone(), image.facts.version);
-        if let Some((_, old)) = entries.by_version.push(key, image) {
-            entries.bytes -= old.body.len();
+        if let Some((_, old)) = entries.by_version.push((id.clone(), version), forms) {
+            entries.bytes -= self::length(&old);
             dropped.push(old);
         }
         entries.bytes += length;
@@ -81,7 +108,7 @@ impl Cache {
             let Some((_, old)) = entries.by_version.pop_lru() else {
                 break;
             };
-            entries.bytes -= old.body.len();
+            entries.bytes -= self::length(&old);
             dropped.push(old);
         }
         drop(entries);
@@ -92,17 +119,20 @@ impl Cache {
     pub fn remove(&self, id: &ImageId, version: Version) {
         let mut entries = self.lock();
         let removed = entries.by_version.pop(&(id.clone(), version));
-        if let Some(image) = &removed {
-            entries.bytes -= image.body.len();
+        if let Some(forms) = &removed {
+            entries.bytes -= length(forms);
         }
         drop(entries);
     }
 
-    /// How much is held now.
+    /// How much there is now.
     #[must_use]
     pub fn held(&self) -> Held {
         let entries = self.lock();
-        Held { images: entries.by_version.len(), bytes: entries.bytes }
+        let (images, bytes) = (entries.by_version.len(), entries.bytes);
+        drop(entries);
+        let in_flight = self.alive.load(Ordering::Relaxed).saturating_sub(bytes);
+        Held { images, bytes, in_flight }
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
@@ -111,13 +141,35 @@ impl Cache {
     }
 }
 
+/// How many bytes some forms have.
+fn length(forms: &[Representation]) -> usize {
+    forms.iter().map(|it| it.body.len()).sum()
+}
+
+/// The owner of a body's bytes.
+struct Counted {
+    body: Vec<u8>,
+    alive: Arc<AtomicUsize>,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.alive.fetch_sub(self.body.len(), Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use bytes::Bytes;
-
     use super::*;
+    use crate::coding::Coding;
     use crate::image::{Facts, MediaType};
 
     fn cache(images: usize, budget: usize) -> Cache {
@@ -129,14 +181,20 @@ mod tests {
     }
 
     /// An image of a length, whose version is made from the given text.
-    fn image(version: &str, length: usize) -> Representation {
+    fn image(version: &str, length: usize) -> Image {
         let version = Version::of(version.as_bytes());
         let facts = Arc::new(Facts::new(version, MediaType::Png, length, None));
-        Representation { facts, body: Bytes::from(vec![0; length]) }
+        let original = Representation { facts, body: Bytes::from(vec![0; length]) };
+        original.into()
     }
 
     fn has(cache: &Cache, name: &str, version: &str) -> bool {
-        cache.get(&id(name), Version::of(version.as_bytes())).is_some()
+        cache.get(&id(name), Version::of(version.as_bytes()), Form::Original).is_some()
+    }
+
+    fn holds(cache: &Cache, images: usize, bytes: usize) {
+        let held = cache.held();
+        assert_eq!((held.images, held.bytes), (images, bytes));
     }
 
     #[test]
@@ -145,7 +203,7 @@ mod tests {
         for name in ["a", "b", "c"] {
             cache.insert(&id(name), image("1", 10));
         }
-        assert_eq!(cache.held(), Held { images: 2, bytes: 20 });
+        holds(&cache, 2, 20);
         assert!(!has(&cache, "a", "1") && has(&cache, "b", "1") && has(&cache, "c", "1"));
     }
 
@@ -157,7 +215,7 @@ mod tests {
             assert!(cache.held().bytes <= 100);
         }
         assert!(!has(&cache, "a", "1") && has(&cache, "b", "1"));
-        assert_eq!(cache.held(), Held { images: 4, bytes: 100 });
+        holds(&cache, 4, 100);
     }
 
     #[test]
@@ -175,7 +233,7 @@ mod tests {
         let cache = cache(10, 100);
         cache.insert(&id("a"), image("1", 25));
         assert_eq!(cache.insert(&id("b"), image("1", 26)), Kept::TooLarge);
-        assert_eq!(cache.held(), Held { images: 1, bytes: 25 });
+        holds(&cache, 1, 25);
     }
 
     #[test]
@@ -183,7 +241,7 @@ mod tests {
         let cache = cache(10, 100);
         cache.insert(&id("a"), image("1", 20));
         cache.insert(&id("a"), image("1", 20));
-        assert_eq!(cache.held(), Held { images: 1, bytes: 20 });
+        holds(&cache, 1, 20);
     }
 
     #[test]
@@ -198,9 +256,9 @@ mod tests {
         let cache = cache(10, 100);
         cache.insert(&id("a"), image("1", 20));
         cache.remove(&id("a"), Version::of(b"2"));
-        assert_eq!(cache.held(), Held { images: 1, bytes: 20 });
+        holds(&cache, 1, 20);
         cache.remove(&id("a"), Version::of(b"1"));
-        assert_eq!(cache.held(), Held { images: 0, bytes: 0 });
+        holds(&cache, 0, 0);
     }
 
     #[test]
@@ -208,7 +266,39 @@ mod tests {
         let cache = cache(10, 100);
         let kept = image("1", 5);
         cache.insert(&id("a"), kept.clone());
-        let hit = cache.get(&id("a"), kept.facts.version).unwrap();
-        assert_eq!(hit.body.as_ptr(), kept.body.as_ptr());
+        let hit = cache.get(&id("a"), kept.original.facts.version, Form::Original).unwrap();
+        assert_eq!(hit.body.as_ptr(), kept.original.body.as_ptr());
+    }
+
+    #[test]
+    fn the_forms_of_an_image_count_together_and_leave_together() {
+        let cache = cache(1, 1000);
+        let mut both = image("1", 30);
+        let facts = Arc::new(both.original.facts.coded(Coding::Gzip, 10));
+        both.coded.push(Representation { facts, body: Bytes::from(vec![0; 10]) });
+        let version = both.original.facts.version;
+        cache.insert(&id("a"), both);
+        holds(&cache, 1, 40);
+        let coded = cache.get(&id("a"), version, Form::Coded(Coding::Gzip)).unwrap();
+        assert_eq!(coded.body.len(), 10);
+        assert!(cache.get(&id("a"), version, Form::Coded(Coding::Brotli)).is_none());
+        assert_eq!(cache.get_image(&id("a"), version).unwrap().coded.len(), 1);
+        cache.insert(&id("b"), image("1", 5));
+        holds(&cache, 1, 5);
+    }
+
+    #[test]
+    fn bytes_that_a_client_still_holds_are_known_after_they_have_left() {
+        let cache = cache(1, 1000);
+        let mut first = image("1", 30);
+        first.original.body = cache.count(vec![0; 30]);
+        let on_its_way = first.original.body.clone();
+        assert_eq!(cache.held().in_flight, 30);
+        cache.insert(&id("a"), first);
+        assert_eq!(cache.held().in_flight, 0);
+        cache.remove(&id("a"), Version::of(b"1"));
+        assert_eq!(cache.held().in_flight, 30);
+        drop(on_its_way);
+        assert_eq!(cache.held().in_flight, 0);
     }
 }

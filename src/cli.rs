@@ -10,17 +10,18 @@ use anyhow::Context;
 use bytes::Bytes;
 use clap::{Arg, ArgMatches, value_parser};
 use hyper::Method;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 use crate::app::App;
 use crate::http::client;
 use crate::image::ImageId;
 use crate::picture::{demo, sniff};
+use crate::server::{self, Listeners};
 use crate::settings::{self, Override, Settings, SettingsError};
 use crate::store::Store;
 use crate::store::embedded::InUse;
-use crate::{record, server, telemetry};
+use crate::{record, telemetry};
 
 /// What the program was asked to do.
 #[derive(Debug)]
@@ -95,50 +96,69 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
 }
 
 async fn serve(settings: Settings) -> anyhow::Result<()> {
-    telemetry::start_log(&settings.log)?;
-    let listen = settings.http.listen;
-    let listener = TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("{listen} can't be listened on ([http] listen)"))?;
-    let address = listener.local_addr()?;
+    let _log = telemetry::start_log(&settings.log)?;
+    make_room_for_connections(settings.limits.connections.get());
+    let listeners = Listeners::bind(&settings)?;
+    let url = listeners.main.url();
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
     let app = App::build(settings).await?;
     let demo = demo::fill(&app.store, app.settings.embedded.demo).await?;
     // Where nobody listens, nothing is lost.
-    let _ = std::io::stdout().write_all(welcome(&app, address, &demo).as_bytes());
-    server::serve(app, listener, async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
-    .await;
-    Ok(())
+    let _ = std::io::stdout().write_all(welcome(&app, &url, &demo).as_bytes());
+    let (stop, stopped) = oneshot::channel();
+    let signals = async {
+        let mut next = async || {
+            tokio::select! {
+                _ = terminate.recv() => server::Stop::Announced,
+                _ = interrupt.recv() => server::Stop::AtOnce,
+            }
+        };
+        let _ = stop.send(next().await);
+        next().await
+    };
+    let stopped = async { stopped.await.unwrap_or(server::Stop::AtOnce) };
+    tokio::select! {
+        () = server::serve(app, listeners, stopped) => Ok(()),
+        // Who asks again doesn't want to wait.
+        _ = signals => anyhow::bail!("told to stop twice: requests in progress were cut"),
+    }
+}
+
+/// Each connection is an open file, and the usual limit of 1,024 is lower than what is allowed to ask for.
+fn make_room_for_connections(connections: usize) {
+    const OTHER_FILES: u64 = 256;
+    let wanted = connections as u64 + OTHER_FILES;
+    match rlimit::increase_nofile_limit(wanted) {
+        Ok(allowed) if allowed >= wanted => {}
+        Ok(allowed) => tracing::warn!(
+            allowed,
+            wanted,
+            "fewer files may be open than [limits] connections needs: raise LimitNOFILE or ulimit -Hn"
+        ),
+        Err(error) => tracing::warn!(%error, "the limit on open files is unknown"),
+    }
 }
 
 /// What a person at a terminal wants to know next.
-fn welcome(app: &App, address: std::net::SocketAddr, demo: &[ImageId]) -> String {
+fn welcome(app: &App, url: &str, demo: &[ImageId]) -> String {
     use std::fmt::Write;
-    let (mut text, address) = (String::new(), client::reachable(address));
+    let mut text = String::new();
     let store = match &app.store {
         Store::Redis(_) => "Redis".to_owned(),
         Store::Embedded(store) => format!("the embedded store {}", store.path().display()),
     };
-    let _ = writeln!(text, "afterimage serves http://{address}/images/{{id}} from {store}");
+    let _ = writeln!(text, "afterimage serves {url}/images/{{id}} from {store}");
     let Some(first) = demo.first() else {
         return text;
     };
     let _ = writeln!(text, "\nDemo images to look at:");
     for id in demo {
-        let _ = writeln!(text, "  http://{address}/images/{id}");
+        let _ = writeln!(text, "  {url}/images/{id}");
     }
     let _ = writeln!(text, "\nTime one, twice, to see it come from memory:");
-    let _ = writeln!(
-        text,
-        "  curl -o /dev/null -sw @config/curl-format.txt http://{address}/images/{first}"
-    );
+    let _ = writeln!(text, "  curl -o /dev/null -sw @config/curl-format.txt {url}/images/{first}");
     let _ = writeln!(text, "\nAdd your own:");
     // As this very program was called: `cargo run` puts none on the path.
     let program = std::env::args().next().unwrap_or_else(|| "afterimage".to_owned());
@@ -172,7 +192,7 @@ async fn put(
         }
         Err(error) if error.is::<InUse>() => {
             let path = format!("/images/{id}?ttl={}ms", ttl.as_millis());
-            let (status, body) = client::send(settings.http.listen, Method::PUT, &path, value)
+            let (status, body) = client::send(&settings.http.listen, Method::PUT, &path, value)
                 .await
                 .with_context(|| format!("{error}, and it can't be asked to write"))?;
             let body = String::from_utf8_lossy(&body);
@@ -190,8 +210,12 @@ async fn put(
 }
 
 async fn health(settings: &Settings) -> anyhow::Result<()> {
-    let (status, body) =
-        client::send(settings.http.listen, Method::GET, "/healthz", Bytes::new()).await?;
+    let listen = match &settings.admin.listen {
+        Some(listen) => listen,
+        None if settings.http.tls_cert_file.as_os_str().is_empty() => &settings.http.listen,
+        None => anyhow::bail!("the health of a server with TLS is asked over [admin] listen"),
+    };
+    let (status, body) = client::send(listen, Method::GET, "/healthz", Bytes::new()).await?;
     anyhow::ensure!(status.is_success(), "unhealthy: {status} {}", String::from_utf8_lossy(&body));
     Ok(())
 }

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use hyper::header::HeaderValue;
 use md5::{Digest, Md5};
 
+use crate::coding::{AcceptedCodings, Coding};
+
 /// The longest id, in bytes.
 pub const MAX_ID_LENGTH: usize = 128;
 
@@ -97,6 +99,17 @@ impl Version {
     }
 }
 
+impl Version {
+    /// Whether this is how the version is written.
+    #[must_use]
+    pub fn is_written(&self, text: &str) -> bool {
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        let digits = |byte: &u8| [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]];
+        text.len() == 2 * self.0.len()
+            && text.as_bytes().chunks_exact(2).zip(&self.0).all(|(two, byte)| two == digits(byte))
+    }
+}
+
 impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -162,26 +175,40 @@ impl MediaType {
     }
 }
 
-/// What is known of an image without its bytes: enough for a 304 and a HEAD. The header values are
-/// ready to be sent.
+/// Which of the representations of a version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// The bytes of the record.
+    Original,
+    /// The same, compressed.
+    Coded(Coding),
+}
+
+/// What is known of a representation without its bytes: enough for a 304 and a HEAD. The header values
+/// are ready to be sent.
 #[derive(Debug)]
 pub struct Facts {
     /// The version of the stored value.
     pub version: Version,
+    /// Which representation of it.
+    pub form: Form,
     /// What the bytes are.
     pub media_type: MediaType,
-    /// How many bytes the image has.
+    /// How many bytes there are.
     pub length: usize,
     /// When the writer says it was made, in whole seconds.
     pub last_modified: Option<SystemTime>,
-    /// The strong entity-tag: the version in double quotes (RFC 9110 §8.8.3).
+    /// The strong entity-tag (RFC 9110 §8.8.3): the version in double quotes; in another form than the
+    /// original with that form's name in it, so that it never validates other bytes.
     pub etag: HeaderValue,
     /// `last_modified` as an HTTP date.
     pub last_modified_value: Option<HeaderValue>,
+    /// The coded forms that this original has, the preferred first.
+    pub coded: Vec<Arc<Facts>>,
 }
 
 impl Facts {
-    /// The facts of an original.
+    /// The facts of an original without coded forms.
     #[must_use]
     pub fn new(
         version: Version,
@@ -191,47 +218,75 @@ impl Facts {
     ) -> Facts {
         Facts {
             version,
+            form: Form::Original,
             media_type,
             length,
             last_modified,
             etag: ascii(format!("\"{version}\"")),
             last_modified_value: last_modified.map(|time| ascii(httpdate::fmt_http_date(time))),
+            coded: Vec::new(),
         }
     }
+
+    /// The facts of a coded form of this original.
+    #[must_use]
+    pub fn coded(&self, coding: Coding, length: usize) -> Facts {
+        Facts {
+            form: Form::Coded(coding),
+            etag: ascii(format!("\"{}-{}\"", self.version, coding.as_str())),
+            ..Facts::new(self.version, self.media_type, length, self.last_modified)
+        }
+    }
+}
+
+/// The facts of the form of an original that a client likes best.
+#[must_use]
+pub fn select(original: &Arc<Facts>, accepts: AcceptedCodings) -> &Arc<Facts> {
+    let coding = |facts: &Arc<Facts>| match facts.form {
+        Form::Coded(coding) => Some(coding),
+        Form::Original => None,
+    };
+    let best = accepts.best(original.coded.iter().filter_map(coding));
+    let coded = original.coded.iter().find(|facts| best.is_some() && coding(facts) == best);
+    coded.unwrap_or(original)
 }
 
 fn ascii(text: String) -> HeaderValue {
     HeaderValue::from_maybe_shared(Bytes::from(text)).expect("hex digits and dates are ASCII")
 }
 
-/// The entity-tags that a client named in a precondition (RFC 9110 §13.1).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EntityTags {
-    /// `*`: any representation at all.
-    Any,
-    /// Opaque tags in their quotes, without the `W/` of the weak ones.
-    List(Vec<Box<str>>),
-}
-
-impl EntityTags {
-    /// Whether one of them is the given strong tag, by weak comparison: the opaque tags are the same,
-    /// weak or not (RFC 9110 §8.8.3.2).
-    #[must_use]
-    pub fn match_weakly(&self, etag: &HeaderValue) -> bool {
-        match self {
-            EntityTags::Any => true,
-            EntityTags::List(tags) => tags.iter().any(|tag| tag.as_bytes() == etag.as_bytes()),
-        }
-    }
-}
-
-/// An image, decoded: the bytes that are sent and what is known of them. Cloning shares the bytes.
+/// Bytes that can be sent, and what is known of them. Cloning shares the bytes.
 #[derive(Debug, Clone)]
 pub struct Representation {
     /// What is known of the bytes.
     pub facts: Arc<Facts>,
     /// The bytes.
     pub body: Bytes,
+}
+
+/// An image, decoded, in all the forms that come with it.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// As it was stored.
+    pub original: Representation,
+    /// Its coded forms.
+    pub coded: Vec<Representation>,
+}
+
+impl From<Representation> for Image {
+    /// An image whose original is all there is of it.
+    fn from(original: Representation) -> Image {
+        Image { original, coded: Vec::new() }
+    }
+}
+
+impl Image {
+    /// The form with these facts.
+    #[must_use]
+    pub fn into_form(self, facts: &Facts) -> Representation {
+        let coded = self.coded.into_iter().find(|it| it.facts.form == facts.form);
+        coded.unwrap_or(self.original)
+    }
 }
 
 /// The last second that an HTTP date can say, 9999-12-31T23:59:59Z, since the epoch.
@@ -269,7 +324,12 @@ mod tests {
     #[test]
     fn a_version_is_what_hashlib_md5_says() {
         // python3 -c 'import hashlib; print(hashlib.md5(b"{}").hexdigest())'
-        assert_eq!(Version::of(b"{}").to_string(), "99914b932bd37a50b983c5e7c90ae93b");
+        let version = Version::of(b"{}");
+        assert_eq!(version.to_string(), "99914b932bd37a50b983c5e7c90ae93b");
+        assert!(version.is_written("99914b932bd37a50b983c5e7c90ae93b"));
+        for other in ["", "99914b932bd37a50b983c5e7c90ae93", "99914B932BD37A50B983C5E7C90AE93B"] {
+            assert!(!version.is_written(other), "{other}");
+        }
     }
 
     #[test]
@@ -278,5 +338,23 @@ mod tests {
         assert!(MediaType::Svg.is_named("image/svg+xml;charset=utf-8"));
         assert!(!MediaType::Png.is_named("image/jpeg"));
         assert!(!MediaType::Png.is_named(""));
+    }
+
+    #[test]
+    fn each_form_has_an_entity_tag_of_its_own() {
+        let version = Version::of(b"{}");
+        let mut facts = Facts::new(version, MediaType::Svg, 100, None);
+        let coded = Coding::ALL.map(|coding| Arc::new(facts.coded(coding, 50)));
+        assert_eq!(facts.etag, "\"99914b932bd37a50b983c5e7c90ae93b\"");
+        assert_eq!(coded[0].etag, "\"99914b932bd37a50b983c5e7c90ae93b-br\"");
+        assert_eq!(coded[1].etag, "\"99914b932bd37a50b983c5e7c90ae93b-gzip\"");
+
+        facts.coded = coded.to_vec();
+        let facts = Arc::new(facts);
+        let form =
+            |brotli, gzip| select(&facts, AcceptedCodings { brotli, gzip, identity: 1 }).form;
+        assert_eq!(form(1000, 1000), Form::Coded(Coding::Brotli));
+        assert_eq!(form(0, 1000), Form::Coded(Coding::Gzip));
+        assert_eq!(form(0, 0), Form::Original);
     }
 }

@@ -105,9 +105,18 @@ pub enum LookUp<T> {
     /// The store holds this now.
     Current(Known),
     /// The store can't be reached; it held this when it was last heard of, recently enough.
-    Stale(Arc<Facts>),
+    Stale(LastKnown),
     /// It has to be asked.
     Ask(Boarding<T>),
+}
+
+/// A version that may be out of date.
+#[derive(Debug, Clone)]
+pub struct LastKnown {
+    /// The version.
+    pub facts: Arc<Facts>,
+    /// For how long nobody has vouched for it.
+    pub age: Duration,
 }
 
 /// How to ask the store: with others, or for others.
@@ -234,9 +243,9 @@ impl<T: Clone> Index<T> {
                     return LookUp::Current(entry.known.clone());
                 }
                 Coherence::Unreachable(_) => {
-                    if let Some(facts) = entry.last_known(&state.ended, self.bounds.stale_if_error)
+                    if let Some(known) = entry.last_known(&state.ended, self.bounds.stale_if_error)
                     {
-                        return LookUp::Stale(facts);
+                        return LookUp::Stale(known);
                     }
                 }
                 Coherence::Coherent | Coherence::Unverified(_) => {}
@@ -251,7 +260,7 @@ impl<T: Clone> Index<T> {
     }
 
     /// The last known version of an image whose fetch has failed, if that isn't too long ago.
-    pub fn last_known(&self, id: &ImageId) -> Option<Arc<Facts>> {
+    pub fn last_known(&self, id: &ImageId) -> Option<LastKnown> {
         let state = self.lock();
         state.entries.peek(id)?.last_known(&state.ended, self.bounds.stale_if_error)
     }
@@ -293,7 +302,7 @@ impl<T: Clone> Index<T> {
                     state.begin_epoch();
                 }
             }
-            Change::Alive { connection, lease } => {
+            Change::Alive { connection, lease, round_trip: _ } => {
                 if connection == state.tracked {
                     state.lease = lease;
                 }
@@ -422,14 +431,15 @@ impl Entry {
         &self,
         ended: &VecDeque<(u64, Instant)>,
         stale_if_error: Duration,
-    ) -> Option<Arc<Facts>> {
+    ) -> Option<LastKnown> {
         let end = ended.iter().find(|(epoch, _)| *epoch == self.epoch).map(|(_, end)| *end);
         let certain = end.map_or(self.fetched, |end| end.max(self.fetched));
+        let age = certain.elapsed();
         match &self.known {
             Known::Present(facts)
-                if !self.replaced && !self.has_expired() && certain.elapsed() < stale_if_error =>
+                if !self.replaced && !self.has_expired() && age < stale_if_error =>
             {
-                Some(Arc::clone(facts))
+                Some(LastKnown { facts: Arc::clone(facts), age })
             }
             _ => None,
         }
@@ -604,15 +614,15 @@ mod tests {
         index.hear(Change::Tracked { connection: 1, lease: later });
         fetch(&index, "a", present("1"));
         assert!(is_current(&index, "a", "1"));
-        index.hear(Change::Alive { connection: 1, lease: over });
+        index.hear(Change::Alive { connection: 1, lease: over, round_trip: Duration::ZERO });
         let mut ticket = lead(&index, "a");
         ticket.keep(present("1"));
         ticket.land(0);
         lead(&index, "a");
-        index.hear(Change::Alive { connection: 1, lease: later });
+        index.hear(Change::Alive { connection: 1, lease: later, round_trip: Duration::ZERO });
         assert!(is_current(&index, "a", "1"));
         // Of another connection, it says nothing.
-        index.hear(Change::Alive { connection: 0, lease: over });
+        index.hear(Change::Alive { connection: 0, lease: over, round_trip: Duration::ZERO });
         assert!(is_current(&index, "a", "1"));
     }
 
@@ -785,11 +795,19 @@ mod tests {
         let mut first = lead(&index, "a");
         first.depart().await;
         // No sign of life: the next request can't join it, though the epoch goes on.
-        index.hear(Change::Alive { connection: 1, lease: Lease::Until(Instant::now()) });
+        index.hear(Change::Alive {
+            connection: 1,
+            lease: Lease::Until(Instant::now()),
+            round_trip: Duration::ZERO,
+        });
         let mut second = lead(&index, "a");
         // The push finds only the second; the first must not settle on what it read before.
         index.hear(Change::Of(id("a")));
-        index.hear(Change::Alive { connection: 1, lease: Lease::Endless });
+        index.hear(Change::Alive {
+            connection: 1,
+            lease: Lease::Endless,
+            round_trip: Duration::ZERO,
+        });
         first.keep(present("old"));
         first.land(1);
         second.keep(present("old"));

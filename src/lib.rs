@@ -5,7 +5,8 @@
 //! - [`settings`] is read once; [`app`] puts the parts together; [`server`] takes connections.
 //! - [`http`] turns a request into values and an answer into a response. Nothing below it knows of HTTP.
 //! - [`read`] and [`mod@write`] know the order of the steps; the steps don't know each other.
-//! - [`image`] has the values: ids, versions, types. [`record`] has the stored JSON.
+//! - [`image`] has the values: ids, versions, types. [`record`] has the stored JSON. [`preconditions`] say when a
+//!   representation isn't to be sent; [`coding`] compresses those that gain by it.
 //! - [`index`] knows what the store holds, as long as it may rely on it, and is where the promise is kept that
 //!   nothing replaced is served; [`collapse`] makes one fetch of many.
 //! - [`store`] keeps records and tells of changes; [`cache`] keeps decoded bytes; [`picture`] knows pixels and signatures.
@@ -16,11 +17,13 @@
 pub mod app;
 pub mod cache;
 pub mod cli;
+pub mod coding;
 pub mod collapse;
 pub mod http;
 pub mod image;
 pub mod index;
 pub mod picture;
+pub mod preconditions;
 pub mod read;
 pub mod record;
 pub mod server;

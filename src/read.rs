@@ -3,16 +3,17 @@
 use std::num::NonZeroUsize;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use lru::LruCache;
 
-use crate::app::App;
+use crate::app::{App, NoRoom};
 use crate::cache::Kept;
+use crate::coding::{AcceptedCodings, Coding};
 use crate::collapse::Lost;
-use crate::image::{EntityTags, Facts, ImageId, Representation, Version};
-use crate::index::{Boarding, Digest, Found, Known, LookUp, Ticket};
+use crate::image::{self, Facts, Image, ImageId, MediaType, Representation, Version};
+use crate::index::{Boarding, Digest, Found, Known, LastKnown, LookUp, Ticket};
+use crate::preconditions::{Preconditions, Verdict};
 use crate::record::{self, Content, Corrupt, Record};
 use crate::store::StoreError;
 
@@ -27,8 +28,10 @@ pub struct ImageRequest {
     pub id: ImageId,
     /// Whether the bytes are asked for, or only what is known of them.
     pub wants: Wants,
-    /// The representations that the client has already (RFC 9110 §13.1.2).
-    pub if_none_match: Option<EntityTags>,
+    /// What the client makes it depend on.
+    pub preconditions: Preconditions,
+    /// How the bytes may be coded.
+    pub accepts: AcceptedCodings,
 }
 
 /// How much of an image a request is after.
@@ -47,6 +50,8 @@ pub struct Answer {
     pub content: AnswerContent,
     /// What it took.
     pub served: Served,
+    /// How long the parts of that took.
+    pub times: Times,
 }
 
 /// What to send.
@@ -58,6 +63,8 @@ pub enum AnswerContent {
     Facts(Arc<Facts>),
     /// The client has it already.
     NotModified(Arc<Facts>),
+    /// The client doesn't want what there is.
+    PreconditionFailed(Arc<Facts>),
 }
 
 /// What an answer took, in the terms of RFC 9211.
@@ -78,7 +85,38 @@ pub enum Served {
         collapsed: bool,
     },
     /// The last known version, since the store can't be reached.
-    Stale,
+    Stale {
+        /// For how long nobody has vouched for it.
+        age: Duration,
+    },
+}
+
+/// How long the parts of a fetch took; none where there was none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Times {
+    /// Asking the store and reading its answer, with the wait for room.
+    pub store: Duration,
+    /// Telling which version the value is.
+    pub hash: Duration,
+    /// Making an image of it.
+    pub decode: Duration,
+}
+
+/// A read without an image.
+#[derive(Debug)]
+pub struct Failure {
+    /// Why.
+    pub error: ReadError,
+    /// Where that is known from; `None` where it isn't known what the store holds.
+    pub served: Option<Served>,
+    /// How long the parts of the fetch took.
+    pub times: Times,
+}
+
+impl Failure {
+    fn new(error: ReadError, served: Option<Served>, times: Times) -> Failure {
+        Failure { error, served, times }
+    }
 }
 
 /// Why a read has no image.
@@ -99,19 +137,61 @@ pub enum ReadError {
     /// As many requests wait for this image as may.
     #[error("too many requests are waiting for this image")]
     Busy,
+    /// Memory is full of images that are being fetched and sent.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// The fetch failed in a way that it should not.
     #[error("the image can't be fetched")]
     Lost(#[from] Lost),
 }
 
-/// What one fetch brings to all who wait for it, and when that will have expired.
-pub type Outcome = Result<(Fetched, Option<Instant>), StoreError>;
+/// What one fetch brings to all who wait for it.
+pub type Outcome = Result<Landed, FetchError>;
+
+/// What a fetch found.
+#[derive(Debug, Clone)]
+pub struct Landed {
+    fetched: Fetched,
+    /// When that will have expired.
+    expires: Option<Instant>,
+    times: Times,
+}
+
+/// Why a fetch found nothing out.
+#[derive(Debug, Clone)]
+pub enum FetchError {
+    /// The store had no answer.
+    Store(StoreError),
+    /// Memory is full.
+    NoRoom(NoRoom),
+}
+
+impl From<StoreError> for FetchError {
+    fn from(error: StoreError) -> FetchError {
+        FetchError::Store(error)
+    }
+}
+
+impl From<NoRoom> for FetchError {
+    fn from(error: NoRoom) -> FetchError {
+        FetchError::NoRoom(error)
+    }
+}
+
+impl From<FetchError> for ReadError {
+    fn from(error: FetchError) -> ReadError {
+        match error {
+            FetchError::Store(error) => ReadError::Store(error),
+            FetchError::NoRoom(error) => ReadError::NoRoom(error),
+        }
+    }
+}
 
 /// What is under a key.
 #[derive(Debug, Clone)]
-pub enum Fetched {
+enum Fetched {
     /// An image.
-    Present(Representation, Source),
+    Present(Image, Source),
     /// Nothing.
     Absent,
     /// A value that is no image.
@@ -122,7 +202,7 @@ pub enum Fetched {
 
 /// Where the bytes of a fetched version came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
+enum Source {
     /// They were in memory already.
     Memory,
     /// They were decoded, and kept or not.
@@ -130,79 +210,99 @@ pub enum Source {
 }
 
 /// Answers a request for an image.
-pub async fn image(app: &Arc<App>, request: ImageRequest) -> Result<Answer, ReadError> {
+pub async fn image(app: &Arc<App>, request: ImageRequest) -> Result<Answer, Failure> {
+    let answer = answer(app, &request).await;
+    let served = answer.as_ref().map_or_else(|failure| failure.served, |it| Some(it.served));
+    app.metrics.count_read(served);
+    if let Err(Failure { error: ReadError::Corrupt(_), .. }) = &answer {
+        app.metrics.corrupt_records.inc();
+    }
+    answer
+}
+
+async fn answer(app: &Arc<App>, request: &ImageRequest) -> Result<Answer, Failure> {
+    let nothing = Times::default();
     // 1 index
     let boarding = match app.index.look_up(&request.id) {
-        LookUp::Current(known) => match from_memory(app, &request, &known_image(app, known)?) {
-            Some(content) => return Ok(Answer { content, served: Served::Hit }),
-            None => app.index.ask(&request.id),
-        },
-        LookUp::Stale(facts) => {
-            let content = from_memory(app, &request, &facts).ok_or_else(|| {
+        LookUp::Current(known) => {
+            let facts = known_image(known)
+                .map_err(|error| Failure::new(error, Some(Served::Hit), nothing))?;
+            match from_memory(app, request, &facts) {
+                Some(content) => {
+                    return Ok(Answer { content, served: Served::Hit, times: nothing });
+                }
+                None => app.index.ask(&request.id),
+            }
+        }
+        LookUp::Stale(known) => {
+            return stale(app, request, &known).ok_or_else(|| {
                 let reason = app.index.coherence().reason().unwrap_or_default().to_owned();
-                ReadError::Store(StoreError::Unreachable(reason))
-            })?;
-            return Ok(Answer { content, served: Served::Stale });
+                let error = ReadError::Store(StoreError::Unreachable(reason));
+                Failure::new(error, None, nothing)
+            });
         }
         LookUp::Ask(boarding) => boarding,
     };
 
     // 2 store and 5 decode, together with whoever asks for the same; or the last known version, as soon as the
     // store is known to be unreachable
-    let stale = || {
-        let facts = app.index.last_known(&request.id)?;
-        let content = from_memory(app, &request, &facts)?;
-        Some(Answer { content, served: Served::Stale })
-    };
+    let last_known = || stale(app, request, &app.index.last_known(&request.id)?);
     let mut fetch = pin!(fetch(app, &request.id, boarding));
     let fetched = tokio::select! {
         fetched = &mut fetch => fetched,
-        () = app.index.until_unreachable() => match stale() {
+        () = app.index.until_unreachable() => match last_known() {
             Some(answer) => return Ok(answer),
             None => fetch.await,
         },
     };
     match fetched {
-        Ok((image, served)) => {
-            let content = without_bytes(&request, &image.facts);
-            Ok(Answer { content: content.unwrap_or(AnswerContent::Image(image)), served })
+        Ok((image, served, times)) => {
+            let facts = Arc::clone(image::select(&image.original.facts, request.accepts));
+            let content = without_bytes(request, &facts)
+                .unwrap_or_else(|| AnswerContent::Image(image.into_form(&facts)));
+            Ok(Answer { content, served, times })
         }
-        Err(ReadError::Store(error @ (StoreError::Unreachable(_) | StoreError::TimedOut))) => {
-            stale().ok_or(ReadError::Store(error))
-        }
-        Err(error) => Err(error),
+        Err(failure) => match failure.error {
+            ReadError::Store(StoreError::Unreachable(_) | StoreError::TimedOut) => {
+                last_known().ok_or(failure)
+            }
+            _ => Err(failure),
+        },
     }
 }
 
+/// The answer with a version that may be out of date, if its bytes are in memory or not needed.
+fn stale(app: &App, request: &ImageRequest, known: &LastKnown) -> Option<Answer> {
+    let content = from_memory(app, request, &known.facts)?;
+    let served = Served::Stale { age: known.age };
+    Some(Answer { content, served, times: Times::default() })
+}
+
 /// The answer about a known version, unless its bytes are needed and have left.
-fn from_memory(app: &App, request: &ImageRequest, facts: &Arc<Facts>) -> Option<AnswerContent> {
+fn from_memory(app: &App, request: &ImageRequest, original: &Arc<Facts>) -> Option<AnswerContent> {
     // 3 validators, 4 LRU
+    let facts = image::select(original, request.accepts);
     without_bytes(request, facts)
-        .or_else(|| app.cache.get(&request.id, facts.version).map(AnswerContent::Image))
+        .or_else(|| app.cache.get(&request.id, facts.version, facts.form).map(AnswerContent::Image))
 }
 
 /// The answer about a version, where none of its bytes are needed.
 fn without_bytes(request: &ImageRequest, facts: &Arc<Facts>) -> Option<AnswerContent> {
-    let has_it = request.if_none_match.as_ref().is_some_and(|tags| tags.match_weakly(&facts.etag));
-    match request.wants {
-        _ if has_it => Some(AnswerContent::NotModified(Arc::clone(facts))),
-        Wants::Facts => Some(AnswerContent::Facts(Arc::clone(facts))),
-        Wants::Bytes => None,
+    match (request.preconditions.evaluate(facts), request.wants) {
+        (Verdict::NotModified, _) => Some(AnswerContent::NotModified(Arc::clone(facts))),
+        (Verdict::Failed, _) => Some(AnswerContent::PreconditionFailed(Arc::clone(facts))),
+        (Verdict::Proceed, Wants::Facts) => Some(AnswerContent::Facts(Arc::clone(facts))),
+        (Verdict::Proceed, Wants::Bytes) => None,
     }
 }
 
-fn known_image(app: &App, known: Known) -> Result<Arc<Facts>, ReadError> {
+fn known_image(known: Known) -> Result<Arc<Facts>, ReadError> {
     match known {
         Known::Present(facts) => Ok(facts),
         Known::Absent => Err(ReadError::Absent),
-        Known::Corrupt(corrupt) => Err(corrupt_record(app, corrupt)),
+        Known::Corrupt(corrupt) => Err(ReadError::Corrupt(corrupt)),
         Known::Offloaded => Err(ReadError::Offloaded),
     }
-}
-
-fn corrupt_record(app: &App, corrupt: Corrupt) -> ReadError {
-    app.metrics.corrupt_records.inc();
-    ReadError::Corrupt(corrupt)
 }
 
 /// Waits for the fetch that this request joins or leads.
@@ -210,8 +310,9 @@ async fn fetch(
     app: &Arc<App>,
     id: &ImageId,
     mut boarding: Boarding<Outcome>,
-) -> Result<(Representation, Served), ReadError> {
-    let (fetched, collapsed) = loop {
+) -> Result<(Image, Served, Times), Failure> {
+    let unknown = |error: ReadError| Failure::new(error, None, Times::default());
+    let (landed, collapsed) = loop {
         let (flight, collapsed) = match boarding {
             Boarding::Join(flight) => {
                 app.metrics.collapsed.inc();
@@ -224,51 +325,58 @@ async fn fetch(
                 tokio::spawn(lead(Arc::clone(app), ticket));
                 (flight, false)
             }
-            Boarding::Full => return Err(ReadError::Busy),
+            Boarding::Full => return Err(unknown(ReadError::Busy)),
         };
-        let (fetched, expires) = flight.outcome().await?.map_err(ReadError::Store)?;
+        let outcome = flight.outcome().await.map_err(|lost| unknown(lost.into()))?;
+        let landed = outcome.map_err(|error| unknown(error.into()))?;
         // Who joined late may have begun after the expiry of what the store handed out before it.
-        if collapsed && expires.is_some_and(|expires| Instant::now() >= expires) {
+        if collapsed && landed.expires.is_some_and(|expires| Instant::now() >= expires) {
             boarding = app.index.ask(id);
         } else {
-            break (fetched, collapsed);
+            break (landed, collapsed);
         }
     };
-    match fetched {
-        Fetched::Present(image, Source::Memory) => Ok((image, Served::Revalidated { collapsed })),
-        Fetched::Present(image, Source::Decoded(kept)) => {
-            Ok((image, Served::Fetched { collapsed, kept: kept == Kept::Yes }))
+    let times = landed.times;
+    let error = match landed.fetched {
+        Fetched::Present(image, Source::Memory) => {
+            return Ok((image, Served::Revalidated { collapsed }, times));
         }
-        Fetched::Absent => Err(ReadError::Absent),
-        Fetched::Corrupt(corrupt) => Err(corrupt_record(app, corrupt)),
-        Fetched::Offloaded => Err(ReadError::Offloaded),
-    }
+        Fetched::Present(image, Source::Decoded(kept)) => {
+            return Ok((image, Served::Fetched { collapsed, kept: kept == Kept::Yes }, times));
+        }
+        Fetched::Absent => ReadError::Absent,
+        Fetched::Corrupt(corrupt) => ReadError::Corrupt(corrupt),
+        Fetched::Offloaded => ReadError::Offloaded,
+    };
+    Err(Failure::new(error, Some(Served::Fetched { collapsed, kept: false }), times))
 }
 
 /// Fetches an image for all who wait, and keeps what was found before they are told.
 async fn lead(app: Arc<App>, mut ticket: Ticket<Outcome>) {
     app.metrics.fetches.inc();
     ticket.depart().await;
-    let outcome = ask_store(&app, ticket.id()).await.map(|(fetched, digest, expires)| {
-        let known = match &fetched {
-            Fetched::Present(image, _) => Known::Present(Arc::clone(&image.facts)),
+    let outcome = ask_store(&app, ticket.id()).await.map(|(landed, digest)| {
+        let known = match &landed.fetched {
+            Fetched::Present(image, _) => Known::Present(Arc::clone(&image.original.facts)),
             Fetched::Absent => Known::Absent,
             Fetched::Corrupt(corrupt) => Known::Corrupt(corrupt.clone()),
             Fetched::Offloaded => Known::Offloaded,
         };
-        if let Some(version) = ticket.keep(Found { known, digest, expires }) {
+        let found = Found { known, digest, expires: landed.expires };
+        if let Some(version) = ticket.keep(found) {
             app.cache.remove(ticket.id(), version);
         }
-        (fetched, expires)
+        landed
     });
+    if let Err(FetchError::Store(error)) = &outcome {
+        app.metrics.count_store_error(error);
+    }
     ticket.land(outcome);
 }
 
 /// Asks the store, and makes an image of its answer.
-async fn ask_store(
-    app: &Arc<App>,
-    id: &ImageId,
-) -> Result<(Fetched, Option<Digest>, Option<Instant>), StoreError> {
+async fn ask_store(app: &Arc<App>, id: &ImageId) -> Result<(Landed, Option<Digest>), FetchError> {
+    let began = Instant::now();
     let value = async {
         let size = app.store.size(id).await?;
         // The room that the value takes until it is decoded and dropped.
@@ -276,31 +384,64 @@ async fn ask_store(
         // An expiry is counted from before the question, so that it is never later here than there.
         let asked = Instant::now();
         let stored = app.store.get(id).await?;
-        Ok((stored, asked, room))
+        Ok::<_, FetchError>((stored, asked, room))
     };
-    let (stored, asked, _room) = match value.await {
+    let value = value.await;
+    let mut times = Times { store: began.elapsed(), ..Times::default() };
+    let nothing = |fetched| Ok((Landed { fetched, expires: None, times }, None));
+    let (stored, asked, _room) = match value {
         Ok(value) => value,
-        Err(StoreError::WrongType) => return Ok(unreadable(app, id, Corrupt::WrongType)),
-        Err(StoreError::TooLarge { size, limit }) => {
-            return Ok(unreadable(app, id, Corrupt::TooLarge { size, limit }));
+        Err(FetchError::Store(StoreError::WrongType)) => {
+            return nothing(unreadable(app, id, Corrupt::WrongType));
+        }
+        Err(FetchError::Store(StoreError::TooLarge { size, limit })) => {
+            return nothing(unreadable(app, id, Corrupt::TooLarge { size, limit }));
         }
         Err(error) => return Err(error),
     };
     let Some(stored) = stored else {
-        return Ok((Fetched::Absent, None, None));
+        return nothing(Fetched::Absent);
     };
     let expires = stored.time_to_live.and_then(|left| asked.checked_add(left));
-    let (fetched, digest) = off_worker(app, stored.value.len(), {
+    let (opened, digest, opening) = off_worker(app, stored.value.len(), {
         let (app, id, value) = (Arc::clone(app), id.clone(), stored.value);
         move || open(&app, &id, &value)
     })
     .await;
-    Ok((fetched, Some(digest), expires))
+    times.hash = opening.hash;
+    times.decode = opening.decode;
+    let fetched = match opened {
+        Opened::Known(image) => Fetched::Present(image, Source::Memory),
+        Opened::Decoded(original) => {
+            let began = Instant::now();
+            let image = with_coded_forms(app, original).await;
+            times.decode += began.elapsed();
+            let kept = app.cache.insert(id, image.clone());
+            Fetched::Present(image, Source::Decoded(kept))
+        }
+        Opened::Offloaded => Fetched::Offloaded,
+        Opened::Corrupt(corrupt) => Fetched::Corrupt(corrupt),
+    };
+    Ok((Landed { fetched, expires, times }, Some(digest)))
 }
 
-/// The image in a value. One that was only written again is known by its digest, without a new hash, and
-/// where its bytes are still in memory, without a new decoding.
-fn open(app: &App, id: &ImageId, value: &[u8]) -> (Fetched, Digest) {
+/// What is in a value.
+enum Opened {
+    /// An image that is still in memory.
+    Known(Image),
+    /// An image that was not.
+    Decoded(Representation),
+    /// The address of an image.
+    Offloaded,
+    /// No image.
+    Corrupt(Corrupt),
+}
+
+/// Opens a value. One that was only written again is known by its digest, without a new hash, and where its
+/// bytes are still in memory, without a new decoding.
+fn open(app: &App, id: &ImageId, value: &[u8]) -> (Opened, Digest, Times) {
+    let mut times = Times::default();
+    let began = Instant::now();
     let digest = Digest::of(value);
     let known = app.index.recognise(id, digest);
     let version = known.map_or_else(
@@ -310,21 +451,21 @@ fn open(app: &App, id: &ImageId, value: &[u8]) -> (Fetched, Digest) {
         },
         |facts| facts.version,
     );
-    if let Some(image) = app.cache.get(id, version) {
-        return (Fetched::Present(image, Source::Memory), digest);
+    times.hash = began.elapsed();
+    if let Some(image) = app.cache.get_image(id, version) {
+        return (Opened::Known(image), digest, times);
     }
-    let fetched = match decode(app, id, version, value) {
-        Ok(Some(image)) => {
-            let kept = app.cache.insert(id, image.clone());
-            Fetched::Present(image, Source::Decoded(kept))
-        }
-        Ok(None) => Fetched::Offloaded,
+    let began = Instant::now();
+    let opened = match decode(app, id, version, value) {
+        Ok(Some(image)) => Opened::Decoded(image),
+        Ok(None) => Opened::Offloaded,
         Err(corrupt) => {
             app.corrupt_log.report(id, Some(version), &corrupt);
-            Fetched::Corrupt(corrupt)
+            Opened::Corrupt(corrupt)
         }
     };
-    (fetched, digest)
+    times.decode = began.elapsed();
+    (opened, digest, times)
 }
 
 /// The image in a record, or none where the record says that it is elsewhere.
@@ -349,17 +490,38 @@ fn decode(
         tracing::warn!(image.id = %id, declared, found, "the declared type is not what the bytes are");
     }
     let facts = Facts::new(version, decoded.media_type, decoded.bytes.len(), record.created_at);
-    Ok(Some(Representation { facts: Arc::new(facts), body: Bytes::from(decoded.bytes) }))
+    Ok(Some(Representation { facts: Arc::new(facts), body: app.cache.count(decoded.bytes) }))
+}
+
+/// The image with the coded forms that are worth having: text gets them, at once and once for all, so that
+/// every length and entity-tag is known from then on; pixels are compressed already.
+async fn with_coded_forms(app: &Arc<App>, original: Representation) -> Image {
+    if original.facts.media_type != MediaType::Svg {
+        return original.into();
+    }
+    let cache = Arc::clone(app);
+    on_blocking_thread(app, move || {
+        let facts = &original.facts;
+        let code = |coding: Coding| {
+            let body = coding.encode(&original.body)?;
+            let facts = Arc::new(facts.coded(coding, body.len()));
+            Some(Representation { facts, body: cache.cache.count(body) })
+        };
+        let coded: Vec<Representation> = Coding::ALL.into_iter().filter_map(code).collect();
+        let facts = Facts {
+            coded: coded.iter().map(|it| Arc::clone(&it.facts)).collect(),
+            ..Facts::new(facts.version, facts.media_type, facts.length, facts.last_modified)
+        };
+        let original = Representation { facts: Arc::new(facts), body: original.body };
+        Image { original, coded }
+    })
+    .await
 }
 
 /// A value that the store wouldn't hand out is a corrupt record.
-fn unreadable(
-    app: &App,
-    id: &ImageId,
-    corrupt: Corrupt,
-) -> (Fetched, Option<Digest>, Option<Instant>) {
+fn unreadable(app: &App, id: &ImageId, corrupt: Corrupt) -> Fetched {
     app.corrupt_log.report(id, None, &corrupt);
-    (Fetched::Corrupt(corrupt), None, None)
+    Fetched::Corrupt(corrupt)
 }
 
 /// Runs work on a value of some length: here where it is short, on a blocking thread otherwise.
@@ -368,9 +530,13 @@ pub(crate) async fn off_worker<T: Send + 'static>(
     length: usize,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> T {
-    if length <= INLINE_LIMIT {
-        return work();
-    }
+    if length <= INLINE_LIMIT { work() } else { on_blocking_thread(app, work).await }
+}
+
+async fn on_blocking_thread<T: Send + 'static>(
+    app: &App,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
     let permit = Arc::clone(&app.decoding).acquire_owned().await;
     let work = tokio::task::spawn_blocking(move || {
         let _permit = permit;

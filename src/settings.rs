@@ -7,11 +7,14 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::num::{NonZeroU8, NonZeroUsize};
+use std::num::{NonZeroU8, NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use hyper::Uri;
+use hyper::header::HeaderValue;
 use serde::{Deserialize, Deserializer, de};
 use toml::de::{DeTable, DeValue};
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -25,6 +28,7 @@ pub const SHIPPED: &str = include_str!("../config/afterimage.toml");
 #[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
 pub struct Settings {
     pub http: Http,
+    pub admin: Admin,
     pub redis: Redis,
     pub embedded: Embedded,
     pub records: Records,
@@ -38,12 +42,40 @@ pub struct Settings {
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
 pub struct Http {
-    pub listen: SocketAddr,
+    pub listen: ListenOn,
+    pub tls_cert_file: PathBuf,
+    pub tls_key_file: PathBuf,
     #[serde(deserialize_with = "duration")]
-    pub header_timeout: Duration,
+    pub tls_reload_interval: Duration,
+    #[serde(deserialize_with = "duration_or_none")]
+    pub max_age: Duration,
+    #[serde(deserialize_with = "duration_or_none")]
+    pub stale_while_revalidate: Duration,
+    #[serde(deserialize_with = "duration_or_none")]
+    pub stale_if_error: Duration,
+    pub cors_origins: Origins,
     pub writes: bool,
     #[serde(deserialize_with = "duration")]
+    pub header_timeout: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub idle_timeout: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub body_timeout: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub send_timeout: Duration,
+    #[serde(deserialize_with = "duration_or_none")]
+    pub shutdown_delay: Duration,
+    #[serde(deserialize_with = "duration")]
     pub shutdown_timeout: Duration,
+}
+
+/// `[admin]`: a listener for operators.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
+pub struct Admin {
+    #[serde(deserialize_with = "listen_or_none")]
+    pub listen: Option<ListenOn>,
 }
 
 /// `[redis]`: how the Redis store is reached.
@@ -108,6 +140,11 @@ pub struct Limits {
     #[serde(deserialize_with = "size")]
     pub fetch_bytes: usize,
     pub waiters: NonZeroUsize,
+    pub connections: NonZeroUsize,
+    pub streams: NonZeroU32,
+    pub requests: NonZeroUsize,
+    #[serde(deserialize_with = "header_size")]
+    pub header_bytes: usize,
 }
 
 /// `[log]`: what is logged.
@@ -117,6 +154,99 @@ pub struct Limits {
 pub struct Log {
     #[serde(deserialize_with = "log_filter")]
     pub filter: String,
+    pub format: LogFormat,
+    pub access: bool,
+}
+
+/// How a line of the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where a listener listens: `127.0.0.1:8000`, or `unix:/run/afterimage.sock`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenOn {
+    /// An address and a port.
+    Tcp(SocketAddr),
+    /// A socket in the file system.
+    Unix(PathBuf),
+}
+
+impl FromStr for ListenOn {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ListenOn, String> {
+        match text.strip_prefix("unix:") {
+            Some(path) if !path.is_empty() => Ok(ListenOn::Unix(path.into())),
+            _ => text.parse().map(ListenOn::Tcp).map_err(|error| {
+                format!(
+                    "`{text}` is no address to listen on ({error}), expected such as \"127.0.0.1:8000\", \"[::]:8000\" or \"unix:/run/afterimage.sock\""
+                )
+            }),
+        }
+    }
+}
+
+impl fmt::Display for ListenOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ListenOn::Tcp(address) => address.fmt(f),
+            ListenOn::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ListenOn {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// Whose scripts may read images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origins {
+    /// Only those of the server's own origin.
+    None,
+    /// All.
+    Any,
+    /// Those of these origins, as `Origin` names them.
+    Listed(Vec<HeaderValue>),
+}
+
+impl<'de> Deserialize<'de> for Origins {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let listed = Vec::<String>::deserialize(deserializer)?;
+        if listed.is_empty() {
+            return Ok(Origins::None);
+        }
+        if listed == ["*"] {
+            return Ok(Origins::Any);
+        }
+        let origin = |text: &String| match text.parse::<Uri>() {
+            Ok(uri)
+                if uri.scheme().is_some()
+                    && uri.authority().is_some()
+                    && !text.ends_with('/')
+                    && uri.path_and_query().is_none_or(|it| it == "/") =>
+            {
+                HeaderValue::from_str(text).ok()
+            }
+            _ => None,
+        };
+        let origins = listed.iter().map(|text| {
+            origin(text).ok_or_else(|| {
+                de::Error::custom(format!(
+                    "`{text}` is no origin, expected such as \"https://app.example\", or \"*\" alone"
+                ))
+            })
+        });
+        origins.collect::<Result<_, _>>().map(Origins::Listed)
+    }
 }
 
 /// The address of a Redis server, or none. Never prints the password.
@@ -399,6 +529,28 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
     }
 }
 
+/// A duration, or `0s` for what isn't wanted.
+fn duration_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    const LONGEST: Duration = Duration::from_hours(365 * 24);
+    let text = String::deserialize(deserializer)?;
+    match humantime::parse_duration(&text) {
+        Ok(duration) if duration <= LONGEST => Ok(duration),
+        _ => Err(de::Error::custom(format!(
+            "`{text}` is no duration up to 365days, expected such as \"1h\", or \"0s\" for none"
+        ))),
+    }
+}
+
+fn listen_or_none<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<ListenOn>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(de::Error::custom)
+}
+
 /// A time to live that every store can keep: 1 ms to ten years.
 pub fn time_to_live(text: &str) -> Result<Duration, String> {
     const RANGE: std::ops::RangeInclusive<Duration> =
@@ -420,6 +572,16 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
         _ => Err(de::Error::custom(format!(
             "{size} bytes are out of range, expected at least 1KiB, such as \"50MiB\""
         ))),
+    }
+}
+
+/// The smallest is what the HTTP library needs, the largest what it takes.
+fn header_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    match size(deserializer)? {
+        size @ 8192..=1_048_576 => Ok(size),
+        size => {
+            Err(de::Error::custom(format!("{size} bytes are out of range, expected 8KiB to 1MiB")))
+        }
     }
 }
 
@@ -508,7 +670,7 @@ mod tests {
             ),
             (
                 "[http]\nlisten = \"here\"",
-                "my.toml:2: bad value for `http.listen`: invalid socket address",
+                "my.toml:2: bad value for `http.listen`: `here` is no address to listen on",
             ),
             (
                 "[log]\nfilter = \"loud\"",

@@ -1,23 +1,53 @@
 //! What the service tells its operator: the log and the metrics.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::cache;
-use crate::settings;
+use crate::image::ImageId;
+use crate::read::Served;
+use crate::settings::{self, LogFormat};
+use crate::store::{Coherence, StoreError};
 
 /// Sends the log of this process to standard error. Only `main` calls it: it is process-wide.
-pub fn start_log(settings: &settings::Log) -> anyhow::Result<()> {
+///
+/// The lines are written by a thread of their own, so that a reader of the log who has stopped reading stops no
+/// request; lines that can't be written then are dropped. What is left is written when the guard is dropped.
+pub fn start_log(settings: &settings::Log) -> anyhow::Result<WorkerGuard> {
     let filter: Targets = settings.filter.parse()?;
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(filter);
-    Ok(tracing_subscriber::registry().with(lines).try_init()?)
+    let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    let lines = match settings.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry().with(lines.with_filter(filter)).try_init()?;
+    Ok(guard)
 }
+
+/// Upper bounds of the buckets of all histograms, in seconds. A hit takes some 20 µs, a cold read milliseconds.
+const BUCKETS: [f64; 16] = [
+    50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 0.5, 1.0,
+    2.5, 10.0,
+];
+
+/// Of how many writes it is timed at once how long the store takes to tell of them.
+const MAX_EXPECTED: usize = 1024;
 
 /// The counters of one server. Two servers in one process have one each.
 #[derive(Debug)]
@@ -37,10 +67,65 @@ pub struct Metrics {
     pub hashes: Counter,
     /// Images that were decoded from base64.
     pub decodes: Counter,
+    /// Bytes of answers.
+    pub response_bytes: Counter,
+    /// Requests that are being answered.
+    pub requests_in_flight: Gauge,
+    /// Open connections.
+    pub connections: Gauge,
+    /// Connections that were refused since there were as many as may be.
+    pub connections_refused: Counter,
+    requests: Family<RequestLabels, Counter>,
+    durations: Family<RouteLabel, Histogram, fn() -> Histogram>,
+    reads: Family<ServedLabel, Counter>,
+    store_errors: Family<KindLabel, Counter>,
+    push_latency: Histogram,
+    /// When the writes were made of which the store hasn't told yet.
+    expected_pushes: Mutex<HashMap<ImageId, Instant>>,
+    tracking_round_trip: Histogram,
     cache_images: Gauge,
     cache_bytes: Gauge,
+    in_flight_bytes: Gauge,
     known_keys: Gauge,
-    coherent: Gauge,
+    coherence: Family<StateLabel, Gauge>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    route: &'static str,
+    method: &'static str,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabel {
+    route: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServedLabel {
+    served: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
+}
+
+/// What is looked at when somebody asks for the metrics.
+#[derive(Debug)]
+pub struct Observed {
+    /// In memory.
+    pub held: cache::Held,
+    /// In the index.
+    pub known_keys: usize,
+    /// Of the store.
+    pub coherence: Coherence,
 }
 
 impl Metrics {
@@ -48,57 +133,211 @@ impl Metrics {
     #[must_use]
     pub fn new() -> Metrics {
         let mut registry = Registry::with_prefix("afterimage");
-        let mut counter = |name: &str, help: &str| {
-            let counter: Counter = Counter::default();
-            registry.register(name, help, counter.clone());
-            counter
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "The program", build);
+        let histogram: fn() -> Histogram = || Histogram::new(BUCKETS);
+        let metrics = Metrics {
+            corrupt_records: counter(
+                &mut registry,
+                "corrupt_records",
+                "Records answered as corrupt",
+            ),
+            type_mismatches: counter(
+                &mut registry,
+                "type_mismatches",
+                "Images whose declared type is not what their bytes are",
+            ),
+            invalidations: counter(
+                &mut registry,
+                "invalidations",
+                "Changes that the store told of",
+            ),
+            fetches: counter(&mut registry, "fetches", "Images that the store was asked for"),
+            collapsed: counter(
+                &mut registry,
+                "collapsed",
+                "Requests that waited for the fetch of another",
+            ),
+            hashes: counter(&mut registry, "hashes", "Values that were hashed for their version"),
+            decodes: counter(&mut registry, "decodes", "Images decoded from base64"),
+            response_bytes: Counter::default(),
+            requests_in_flight: gauge(
+                &mut registry,
+                "requests_in_flight",
+                "Requests being answered",
+            ),
+            connections: gauge(&mut registry, "connections", "Open connections"),
+            connections_refused: counter(
+                &mut registry,
+                "connections_refused",
+                "Connections over [limits] connections",
+            ),
+            requests: Family::default(),
+            durations: Family::new_with_constructor(histogram),
+            reads: Family::default(),
+            store_errors: Family::default(),
+            push_latency: histogram(),
+            expected_pushes: Mutex::default(),
+            tracking_round_trip: histogram(),
+            cache_images: gauge(&mut registry, "cache_images", "Images held in memory"),
+            cache_bytes: Gauge::default(),
+            in_flight_bytes: Gauge::default(),
+            known_keys: gauge(&mut registry, "known_keys", "Keys of which something is known"),
+            coherence: Family::default(),
+            registry,
         };
-        let corrupt_records = counter("corrupt_records", "Records answered as corrupt");
-        let type_mismatches =
-            counter("type_mismatches", "Images whose declared type is not what their bytes are");
-        let invalidations = counter("invalidations", "Changes that the store told of");
-        let fetches = counter("fetches", "Images that the store was asked for");
-        let collapsed = counter("collapsed", "Requests that waited for the fetch of another");
-        let hashes = counter("hashes", "Values that were hashed for their version");
-        let decodes = counter("decodes", "Images decoded from base64");
-        let (cache_images, cache_bytes) = (Gauge::default(), Gauge::default());
-        let (known_keys, coherent) = (Gauge::default(), Gauge::default());
-        registry.register("cache_images", "Images held in memory", cache_images.clone());
+        metrics.registered()
+    }
+
+    fn registered(mut self) -> Metrics {
+        let registry = &mut self.registry;
+        registry.register("requests", "Requests answered", self.requests.clone());
+        registry.register(
+            "reads",
+            "Reads of images, by where the answer came from",
+            self.reads.clone(),
+        );
+        registry.register(
+            "store_errors",
+            "Fetches that the store didn't answer",
+            self.store_errors.clone(),
+        );
+        registry.register(
+            "coherence",
+            "1 for the state that the store is in: whether it tells of every change",
+            self.coherence.clone(),
+        );
+        let seconds = || Unit::Seconds;
+        registry.register_with_unit(
+            "request_duration",
+            "From a request's head to its answer's",
+            seconds(),
+            self.durations.clone(),
+        );
+        registry.register_with_unit(
+            "push_latency",
+            "From a write made here to the store telling of it",
+            seconds(),
+            self.push_latency.clone(),
+        );
+        registry.register_with_unit(
+            "tracking_round_trip",
+            "From a heartbeat on the connection that changes are told over to its answer",
+            seconds(),
+            self.tracking_round_trip.clone(),
+        );
+        let bytes = || Unit::Bytes;
+        registry.register_with_unit(
+            "response",
+            "Bytes of answers' bodies",
+            bytes(),
+            self.response_bytes.clone(),
+        );
         registry.register_with_unit(
             "cache",
             "Bytes of images held in memory",
-            Unit::Bytes,
-            cache_bytes.clone(),
+            bytes(),
+            self.cache_bytes.clone(),
         );
-        registry.register("known_keys", "Keys of which something is known", known_keys.clone());
-        registry.register("coherent", "1 while the store tells of every change", coherent.clone());
-        Metrics {
-            registry,
-            corrupt_records,
-            type_mismatches,
-            invalidations,
-            fetches,
-            collapsed,
-            hashes,
-            decodes,
-            cache_images,
-            cache_bytes,
-            known_keys,
-            coherent,
+        registry.register_with_unit(
+            "in_flight",
+            "Bytes of images in memory outside the cache: being sent, or about to be kept",
+            bytes(),
+            self.in_flight_bytes.clone(),
+        );
+        self
+    }
+
+    /// A request was answered.
+    pub fn count_request(
+        &self,
+        route: &'static str,
+        method: &'static str,
+        status: u16,
+        duration: Duration,
+    ) {
+        self.requests.get_or_create(&RequestLabels { route, method, status }).inc();
+        self.durations.get_or_create(&RouteLabel { route }).observe(duration.as_secs_f64());
+    }
+
+    /// An image was read, or nothing could be said of it.
+    pub fn count_read(&self, served: Option<Served>) {
+        let served = match served {
+            Some(Served::Hit) => "hit",
+            Some(Served::Fetched { collapsed: true, .. }) => "collapsed",
+            Some(Served::Fetched { collapsed: false, .. }) => "fetched",
+            Some(Served::Revalidated { .. }) => "revalidated",
+            Some(Served::Stale { .. }) => "stale",
+            None => "failed",
+        };
+        self.reads.get_or_create(&ServedLabel { served }).inc();
+    }
+
+    /// The store didn't answer.
+    pub fn count_store_error(&self, error: &StoreError) {
+        self.store_errors.get_or_create(&KindLabel { kind: error.kind() }).inc();
+    }
+
+    /// A write is made here, and the store will tell of it: from now on the time runs.
+    pub fn expect_push(&self, id: &ImageId) {
+        let mut expected = self.expected_pushes();
+        if expected.len() < MAX_EXPECTED {
+            expected.insert(id.clone(), Instant::now());
         }
+    }
+
+    /// The store told of a change of an image.
+    pub fn push_came(&self, id: &ImageId) {
+        if let Some(written) = self.expected_pushes().remove(id) {
+            self.push_latency.observe(written.elapsed().as_secs_f64());
+        }
+    }
+
+    /// The store may not tell of what it was expected to.
+    pub fn expect_no_push(&self, id: Option<&ImageId>) {
+        match id {
+            Some(id) => drop(self.expected_pushes().remove(id)),
+            None => self.expected_pushes().clear(),
+        }
+    }
+
+    fn expected_pushes(&self) -> MutexGuard<'_, HashMap<ImageId, Instant>> {
+        self.expected_pushes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A heartbeat came back.
+    pub fn observe_heartbeat(&self, round_trip: Duration) {
+        self.tracking_round_trip.observe(round_trip.as_secs_f64());
     }
 
     /// The metrics in the OpenMetrics text format.
     #[must_use]
-    pub fn render(&self, held: cache::Held, known_keys: usize, coherent: bool) -> String {
-        self.cache_images.set(i64::try_from(held.images).unwrap_or(i64::MAX));
-        self.cache_bytes.set(i64::try_from(held.bytes).unwrap_or(i64::MAX));
-        self.known_keys.set(i64::try_from(known_keys).unwrap_or(i64::MAX));
-        self.coherent.set(i64::from(coherent));
+    pub fn render(&self, observed: &Observed) -> String {
+        let count = |it: usize| i64::try_from(it).unwrap_or(i64::MAX);
+        self.cache_images.set(count(observed.held.images));
+        self.cache_bytes.set(count(observed.held.bytes));
+        self.in_flight_bytes.set(count(observed.held.in_flight));
+        self.known_keys.set(count(observed.known_keys));
+        for state in Coherence::NAMES {
+            let is = state == observed.coherence.name();
+            self.coherence.get_or_create(&StateLabel { state }).set(i64::from(is));
+        }
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("writing to a string can't fail");
         text
     }
+}
+
+fn counter(registry: &mut Registry, name: &str, help: &str) -> Counter {
+    let counter = Counter::default();
+    registry.register(name, help, counter.clone());
+    counter
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str) -> Gauge {
+    let gauge = Gauge::default();
+    registry.register(name, help, gauge.clone());
+    gauge
 }
 
 impl Default for Metrics {

@@ -9,7 +9,7 @@ use crate::app::App;
 use crate::image::{Facts, ImageId, Version};
 use crate::read::off_worker;
 use crate::record::{self, Content, Corrupt, Record};
-use crate::store::{Change, Replaced, StoreError};
+use crate::store::{Change, Coherence, Replaced, StoreError};
 
 /// What a write did.
 #[derive(Debug)]
@@ -46,7 +46,13 @@ pub async fn put(
         move || facts(&value)
     });
     let facts = facts.await?;
+    if app.index.coherence() == Coherence::Coherent {
+        app.metrics.expect_push(id);
+    }
     let replaced = app.store.put(id, value, Some(time_to_live)).await;
+    if replaced.is_err() {
+        app.metrics.expect_no_push(Some(id));
+    }
     // The push says so too, later; but who has read this answer must not be shown what was there before. A write
     // that failed may have happened all the same.
     app.index.hear(Change::Of(id.clone()));

@@ -6,7 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # A program, and Debian's package that has it.
-needs=(redis-server:redis-server curl:curl openssl:openssl python3:python3)
+needs=(redis-server:redis-server curl:curl openssl:openssl python3:python3 nginx:nginx varnishd:varnish
+  prometheus:prometheus chromium:chromium node:nodejs npm:npm)
 missing=()
 for need in "${needs[@]}"; do
   command -v "${need%%:*}" >/dev/null || missing+=("${need##*:}")

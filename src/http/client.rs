@@ -10,27 +10,32 @@ use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+
+use crate::server::listen;
+use crate::settings::ListenOn;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Sends a request to the server that listens at an address and reads the whole answer.
 pub async fn send(
-    listen: SocketAddr,
+    listen: &ListenOn,
     method: Method,
     path: &str,
     json: Bytes,
 ) -> anyhow::Result<(StatusCode, Bytes)> {
-    let address = reachable(listen);
+    let host = match listen {
+        ListenOn::Tcp(address) => reachable(*address).to_string(),
+        ListenOn::Unix(_) => "localhost".to_owned(),
+    };
     let exchange = async {
-        let stream = TcpStream::connect(address).await?;
+        let stream = listen::connect(listen).await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let connection = tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
             .uri(path)
-            .header(HOST, address.to_string())
+            .header(HOST, host)
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(json))?;
         let response = sender.send_request(request).await?;
@@ -41,8 +46,8 @@ pub async fn send(
     };
     tokio::time::timeout(TIMEOUT, exchange)
         .await
-        .with_context(|| format!("the server at {address} didn't answer within {TIMEOUT:?}"))?
-        .with_context(|| format!("no answer from a server at {address}"))
+        .with_context(|| format!("the server at {listen} didn't answer within {TIMEOUT:?}"))?
+        .with_context(|| format!("no answer from a server at {listen}"))
 }
 
 /// A server that listens on every address is found on the loopback one.

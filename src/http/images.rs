@@ -1,69 +1,153 @@
 //! `GET` and `HEAD` of an image.
 
+use std::fmt::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, LAST_MODIFIED,
-    VARY, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT_RANGES, AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
+    CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, LAST_MODIFIED, VARY,
 };
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
-use axum::response::Response;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
 
-use super::conditional;
+use super::conditional::{self, Part};
+use super::negotiation;
 use super::problem::Problem;
-use crate::app::App;
-use crate::image::{Facts, ImageId, MediaType, Representation};
-use crate::read::{self, AnswerContent, ImageRequest, Served, Wants};
+use super::router::Site;
+use super::{CACHE_STATUS, SERVER_TIMING};
+use crate::image::{Facts, Form, ImageId, MediaType, Representation, Version};
+use crate::read::{self, Answer, AnswerContent, Failure, ImageRequest, Served, Times, Wants};
+use crate::settings;
 
-/// For an hour a browser need not ask again, not even on a reload (RFC 9111 §5.2.2, RFC 8246).
-const FRESH_FOR_AN_HOUR: HeaderValue = HeaderValue::from_static("public, max-age=3600, immutable");
+/// The address names the version, and what that means never changes (RFC 8246).
+const FRESH_FOR_EVER: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
 
 /// What may be out of date is asked for again soon.
 const FRESH_FOR_A_MOMENT: HeaderValue = HeaderValue::from_static("public, max-age=5");
 
-/// RFC 9211.
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+/// The address names a version that isn't there any more: kept, and asked for each time (RFC 9111 §5.2.2.4).
+const ASK_EACH_TIME: HeaderValue = HeaderValue::from_static("no-cache");
 
 /// Representations may differ by encoding, and caches must know it from the first answer on.
 const BY_ENCODING: HeaderValue = HeaderValue::from_static("Accept-Encoding");
 
-const NO_SNIFFING: HeaderValue = HeaderValue::from_static("nosniff");
+/// A hit costs the store nothing.
+const NO_TIME: HeaderValue = HeaderValue::from_static("store;dur=0");
 
 /// A document that can do nothing, for the one image type that can hold scripts.
 const SANDBOXED: HeaderValue =
     HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'; sandbox");
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Parameters {
+    /// The version that the address was made for.
+    v: Option<String>,
+}
+
 /// `GET` and `HEAD /images/{id}`.
 pub(crate) async fn get(
-    State(app): State<Arc<App>>,
+    State(site): State<Arc<Site>>,
     method: Method,
     uri: Uri,
     path: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let wants = if method == Method::HEAD { Wants::Facts } else { Wants::Bytes };
-    let if_none_match = conditional::if_none_match(&headers);
-    let request = ImageRequest { id: id(path)?, wants, if_none_match };
-    // Ignored, it would be answered with the original, which caches keep for an hour under that address.
-    if uri.query().is_some_and(|query| !query.is_empty()) {
-        return Err(Problem::bad_parameter("this address takes no parameters"));
-    }
-    let answer = read::image(&app, request).await?;
-    let mut response = match answer.content {
-        AnswerContent::Image(Representation { facts, body }) => ok(&facts, Body::from(body)),
-        AnswerContent::Facts(facts) => ok(&facts, Body::empty()),
-        AnswerContent::NotModified(facts) => not_modified(&facts),
+    let request = ImageRequest {
+        id: id(path)?,
+        wants,
+        preconditions: conditional::preconditions(&headers),
+        accepts: negotiation::accepted_codings(&headers),
     };
-    let fresh = match answer.served {
-        Served::Stale => FRESH_FOR_A_MOMENT,
-        Served::Hit | Served::Fetched { .. } | Served::Revalidated { .. } => FRESH_FOR_AN_HOUR,
+    let version = parameters(&uri)?.v;
+    let response = match read::image(&site.app, request).await {
+        Ok(answer) => answered(&site, &headers, version.as_deref(), answer),
+        Err(failure) => failed(failure),
     };
-    response.headers_mut().insert(CACHE_CONTROL, fresh);
-    response.headers_mut().insert(CACHE_STATUS, cache_status(answer.served));
     Ok(response)
+}
+
+/// An ignored parameter would be answered with the original, which caches keep for an hour under that address.
+fn parameters(uri: &Uri) -> Result<Parameters, Problem> {
+    if uri.query().is_none_or(str::is_empty) {
+        return Ok(Parameters::default());
+    }
+    match Query::try_from_uri(uri) {
+        Ok(Query(parameters)) => Ok(parameters),
+        Err(rejection) => {
+            let detail = format!("{}; this address takes v", rejection.body_text());
+            Err(Problem::bad_parameter(detail))
+        }
+    }
+}
+
+/// The id in the path, decoded once. One that isn't UTF-8 once it is decoded is as bad as any other.
+pub(crate) fn id(path: Result<Path<String>, PathRejection>) -> Result<ImageId, Problem> {
+    let Path(text) = path.map_err(|rejection| Problem::bad_id(&rejection.body_text()))?;
+    ImageId::parse(&text).map_err(|invalid| Problem::bad_id(&invalid))
+}
+
+fn answered(site: &Site, headers: &HeaderMap, version: Option<&str>, answer: Answer) -> Response {
+    let Answer { content, served, times } = answer;
+    let (mut response, facts) = match content {
+        AnswerContent::Image(Representation { facts, body }) => {
+            let response = match conditional::part(headers, &facts) {
+                Part::Whole => whole(&facts, Body::from(body)),
+                Part::Bytes { first, last } => {
+                    partial(&facts, first, last, Body::from(body.slice(first..=last)))
+                }
+                Part::Unsatisfiable => unsatisfiable(&facts),
+            };
+            (response, facts)
+        }
+        AnswerContent::Facts(facts) => (whole(&facts, Body::empty()), facts),
+        AnswerContent::NotModified(facts) => (not_modified(&facts), facts),
+        AnswerContent::PreconditionFailed(facts) => (precondition_failed(&facts), facts),
+    };
+    let status = response.status();
+    let headers = response.headers_mut();
+    if status.is_success() || status == StatusCode::NOT_MODIFIED {
+        headers.insert(CACHE_CONTROL, freshness(site, facts.version, version, served));
+        if let Served::Stale { age } = served {
+            // Nobody else's answer is older than its request (RFC 9111 §5.1).
+            headers.insert(AGE, HeaderValue::from(age.as_secs()));
+        }
+    }
+    headers.insert(CACHE_STATUS, cache_status(served));
+    headers.insert(SERVER_TIMING, server_timing(&times));
+    response
+}
+
+/// For how long caches need not ask again.
+fn freshness(site: &Site, version: Version, asked: Option<&str>, served: Served) -> HeaderValue {
+    match asked {
+        Some(asked) if version.is_written(asked.trim_matches('"')) => FRESH_FOR_EVER,
+        Some(_) => ASK_EACH_TIME,
+        None => match served {
+            Served::Stale { .. } => FRESH_FOR_A_MOMENT,
+            Served::Hit | Served::Fetched { .. } | Served::Revalidated { .. } => site.fresh.clone(),
+        },
+    }
+}
+
+/// `Cache-Control` of an image under its plain address.
+pub(crate) fn cache_control(settings: &settings::Http) -> HeaderValue {
+    let mut text = format!("public, max-age={}, immutable", settings.max_age.as_secs());
+    for (name, time) in [
+        ("stale-while-revalidate", settings.stale_while_revalidate),
+        ("stale-if-error", settings.stale_if_error),
+    ] {
+        if !time.is_zero() {
+            let _ = write!(text, ", {name}={}", time.as_secs());
+        }
+    }
+    HeaderValue::try_from(text).expect("words and numbers are ASCII")
 }
 
 /// Where the answer came from (RFC 9211 §2).
@@ -80,27 +164,78 @@ fn cache_status(served: Served) -> HeaderValue {
         Served::Revalidated { collapsed: true } => {
             "afterimage; fwd=stale; collapsed; detail=revalidated"
         }
-        Served::Stale => "afterimage; fwd=stale; detail=store-unreachable",
+        Served::Stale { .. } => "afterimage; fwd=stale; detail=store-unreachable",
     })
 }
 
-/// The id in the path, decoded once. One that isn't UTF-8 once it is decoded is as bad as any other.
-pub(crate) fn id(path: Result<Path<String>, PathRejection>) -> Result<ImageId, Problem> {
-    let Path(text) = path.map_err(|rejection| Problem::bad_id(&rejection.body_text()))?;
-    ImageId::parse(&text).map_err(|invalid| Problem::bad_id(&invalid))
+/// How long the parts took, in milliseconds.
+fn server_timing(times: &Times) -> HeaderValue {
+    let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
+    if times.store.is_zero() {
+        return NO_TIME;
+    }
+    let mut text = format!("store;dur={:.3}", milliseconds(times.store));
+    for (name, time) in [("hash", times.hash), ("decode", times.decode)] {
+        if !time.is_zero() {
+            let _ = write!(text, ", {name};dur={:.3}", milliseconds(time));
+        }
+    }
+    HeaderValue::try_from(text).expect("words and numbers are ASCII")
 }
 
-fn ok(facts: &Facts, body: Body) -> Response {
+fn failed(Failure { error, served, times }: Failure) -> Response {
+    let problem = Problem::from(error);
+    let status = match served {
+        Some(served) => cache_status(served),
+        None => HeaderValue::try_from(format!("afterimage; fwd=miss; detail={}", problem.kind()))
+            .expect("kinds are tokens"),
+    };
+    let mut response = problem.into_response();
+    response.headers_mut().insert(CACHE_STATUS, status);
+    response.headers_mut().insert(SERVER_TIMING, server_timing(&times));
+    response
+}
+
+fn whole(facts: &Facts, body: Body) -> Response {
     let mut response = Response::new(body);
+    describe(response.headers_mut(), facts, facts.length);
+    response
+}
+
+/// A part of a representation (RFC 9110 §15.3.7).
+fn partial(facts: &Facts, first: usize, last: usize, body: Body) -> Response {
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::PARTIAL_CONTENT;
     let headers = response.headers_mut();
+    describe(headers, facts, last - first + 1);
+    headers.insert(CONTENT_RANGE, content_range(&format!("{first}-{last}"), facts));
+    response
+}
+
+/// RFC 9110 §15.5.17.
+fn unsatisfiable(facts: &Facts) -> Response {
+    let detail = format!("the image has {} bytes", facts.length);
+    let mut response = Problem::range_not_satisfiable(detail).into_response();
+    response.headers_mut().insert(CONTENT_RANGE, content_range("*", facts));
+    response
+}
+
+fn content_range(range: &str, facts: &Facts) -> HeaderValue {
+    HeaderValue::try_from(format!("bytes {range}/{}", facts.length))
+        .expect("words and numbers are ASCII")
+}
+
+fn describe(headers: &mut HeaderMap, facts: &Facts, length: usize) {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(facts.media_type.as_str()));
-    headers.insert(CONTENT_LENGTH, HeaderValue::from(facts.length));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, NO_SNIFFING);
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    if let Form::Coded(coding) = facts.form {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.as_str()));
+    }
     if facts.media_type == MediaType::Svg {
         headers.insert(CONTENT_SECURITY_POLICY, SANDBOXED);
     }
     validators(headers, facts);
-    response
 }
 
 /// What a 304 has to repeat (RFC 9110 §15.4.5), and nothing that describes the body it hasn't got.
@@ -109,6 +244,14 @@ fn not_modified(facts: &Facts) -> Response {
     *response.status_mut() = StatusCode::NOT_MODIFIED;
     // The length that the 200 has (RFC 9110 §8.6). Left out, the server would say 0 to a HEAD.
     response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(facts.length));
+    validators(response.headers_mut(), facts);
+    response
+}
+
+/// RFC 9110 §15.5.13. It says what there is instead.
+fn precondition_failed(facts: &Facts) -> Response {
+    let detail = "the image is not the one that If-Match or If-Unmodified-Since asks for";
+    let mut response = Problem::precondition_failed(detail).into_response();
     validators(response.headers_mut(), facts);
     response
 }

@@ -1,9 +1,23 @@
 //! HTTP: the only part that knows of methods, headers and status codes.
 
+use axum::http::HeaderName;
+
 pub mod client;
 mod conditional;
+mod cors;
 mod images;
+mod negotiation;
+mod openapi;
 mod ops;
-mod problem;
+pub(crate) mod problem;
 pub mod router;
 mod writes;
+
+/// RFC 9211.
+pub(crate) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// W3C Server Timing.
+pub(crate) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// By which a request is found in the logs of all who saw it.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

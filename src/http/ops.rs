@@ -10,29 +10,38 @@ use axum::response::IntoResponse;
 use serde_json::json;
 
 use super::problem::Problem;
-use crate::app::App;
-use crate::store::Coherence;
+use super::router::Site;
+use crate::telemetry::Observed;
 
 const NEVER_CACHED: (HeaderName, &str) = (CACHE_CONTROL, "no-store");
 
 /// The process answers.
 pub(crate) async fn healthz() -> impl IntoResponse {
-    ([NEVER_CACHED], "ok\n")
+    const PLAIN: (HeaderName, &str) = (CONTENT_TYPE, "text/plain; charset=utf-8");
+    ([NEVER_CACHED, PLAIN], "ok\n")
 }
 
-/// The store answers as well; and how far it can be relied upon to tell of changes.
-pub(crate) async fn readyz(State(app): State<Arc<App>>) -> Result<impl IntoResponse, Problem> {
-    app.store.ping().await?;
-    let coherence = app.index.coherence();
+/// The store answers as well, and nobody has told the server to stop; and how far the store can be relied upon
+/// to tell of changes.
+pub(crate) async fn readyz(State(site): State<Arc<Site>>) -> Result<impl IntoResponse, Problem> {
+    if site.app.is_stopping() {
+        return Err(Problem::stopping());
+    }
+    site.app.store.ping().await?;
+    let coherence = site.app.index.coherence();
     let body =
         json!({"status": "ready", "coherence": coherence.name(), "reason": coherence.reason()});
     Ok(([NEVER_CACHED], Json(body)))
 }
 
 /// The counters, for Prometheus.
-pub(crate) async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
+pub(crate) async fn metrics(State(site): State<Arc<Site>>) -> impl IntoResponse {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let coherent = app.index.coherence() == Coherence::Coherent;
-    let page = app.metrics.render(app.cache.held(), app.index.len(), coherent);
+    let app = &site.app;
+    let page = app.metrics.render(&Observed {
+        held: app.cache.held(),
+        known_keys: app.index.len(),
+        coherence: app.index.coherence(),
+    });
     ([NEVER_CACHED, (CONTENT_TYPE, OPEN_METRICS)], page)
 }

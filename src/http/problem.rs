@@ -1,5 +1,7 @@
 //! Errors as `application/problem+json` (RFC 9457), and the one place that gives an error its status.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_TYPE, HeaderName, RETRY_AFTER, VARY, X_CONTENT_TYPE_OPTIONS,
@@ -22,7 +24,13 @@ pub(crate) struct Problem {
     kind: &'static str,
     title: &'static str,
     detail: String,
+    cause: Option<Cause>,
 }
+
+/// What is behind an answer that isn't the client's fault: for the log, not for the client, since it may name
+/// hosts. It travels as an extension of the response to where the request is logged.
+#[derive(Debug, Clone)]
+pub(crate) struct Cause(pub(crate) Arc<str>);
 
 impl Problem {
     /// `kind` is the stable end of the problem's type; `detail` explains this very occurrence.
@@ -32,7 +40,7 @@ impl Problem {
         title: &'static str,
         detail: impl Into<String>,
     ) -> Problem {
-        Problem { status, kind, title, detail: detail.into() }
+        Problem { status, kind, title, detail: detail.into(), cause: None }
     }
 
     pub(crate) fn bad_id(detail: &impl ToString) -> Problem {
@@ -41,6 +49,40 @@ impl Problem {
 
     pub(crate) fn bad_parameter(detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::BAD_REQUEST, "bad-parameter", "bad parameter", detail)
+    }
+
+    pub(crate) fn bad_host(detail: &str) -> Problem {
+        Problem::new(StatusCode::BAD_REQUEST, "bad-host", "bad host", detail)
+    }
+
+    pub(crate) fn precondition_failed(detail: &str) -> Problem {
+        let status = StatusCode::PRECONDITION_FAILED;
+        Problem::new(status, "precondition-failed", "precondition failed", detail)
+    }
+
+    pub(crate) fn range_not_satisfiable(detail: String) -> Problem {
+        let status = StatusCode::RANGE_NOT_SATISFIABLE;
+        Problem::new(status, "range-not-satisfiable", "range not satisfiable", detail)
+    }
+
+    pub(crate) fn busy(detail: String) -> Problem {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too busy", detail)
+    }
+
+    pub(crate) fn internal(cause: &str) -> Problem {
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        let problem = Problem::new(status, "internal", "internal error", "");
+        Problem { cause: Some(Cause(cause.into())), ..problem }
+    }
+
+    pub(crate) fn stopping() -> Problem {
+        let detail = "the server is about to stop";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "stopping", detail)
+    }
+
+    /// The stable end of the problem's type.
+    pub(crate) fn kind(&self) -> &'static str {
+        self.kind
     }
 
     pub(crate) fn unknown_address(path: &str) -> Problem {
@@ -69,20 +111,25 @@ fn shortened(text: &str) -> String {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
-        // The details name hosts and are the operator's: they go to the log.
-        match error {
-            StoreError::TimedOut => {
-                tracing::warn!("the store didn't answer in time");
-                let detail = "the store didn't answer in time";
-                Problem::new(StatusCode::GATEWAY_TIMEOUT, "store-timeout", "store timeout", detail)
-            }
-            error => {
-                tracing::warn!(%error, "the store has no answer");
-                let (kind, detail) =
-                    ("store-unavailable", "the store can't be reached, or refuses to answer");
-                Problem::new(StatusCode::SERVICE_UNAVAILABLE, kind, "store unavailable", detail)
-            }
-        }
+        let cause = Some(Cause(error.to_string().into()));
+        let problem = match error {
+            StoreError::TimedOut => Problem::new(
+                StatusCode::GATEWAY_TIMEOUT,
+                "store-timeout",
+                "store timeout",
+                "the store didn't answer in time",
+            ),
+            StoreError::Unreachable(_)
+            | StoreError::Refused(_)
+            | StoreError::WrongType
+            | StoreError::TooLarge { .. } => Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "store-unavailable",
+                "store unavailable",
+                "the store can't be reached, or refuses to answer",
+            ),
+        };
+        Problem { cause, ..problem }
     }
 }
 
@@ -100,14 +147,8 @@ impl From<ReadError> for Problem {
                 Problem::new(StatusCode::NOT_IMPLEMENTED, "offloaded", "offloaded image", detail)
             }
             ReadError::Store(error) => error.into(),
-            ReadError::Busy => {
-                Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too busy", detail)
-            }
-            ReadError::Lost(_) => {
-                tracing::error!("a fetch ended without an outcome");
-                let status = StatusCode::INTERNAL_SERVER_ERROR;
-                Problem::new(status, "internal", "internal error", detail)
-            }
+            ReadError::Busy | ReadError::NoRoom(_) => Problem::busy(detail),
+            ReadError::Lost(_) => Problem::internal("a fetch ended without an outcome"),
         }
     }
 }
@@ -163,6 +204,9 @@ impl IntoResponse for Problem {
         }
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS);
+        }
+        if let Some(cause) = self.cause {
+            response.extensions_mut().insert(cause);
         }
         response
     }

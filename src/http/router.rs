@@ -3,30 +3,97 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{HeaderValue, Method, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::problem::Problem;
 pub use super::writes::Peer;
-use super::{images, ops, writes};
+use super::{cors, images, openapi, ops, writes};
 use crate::app::App;
 
-/// Every route of the service.
-pub fn router(app: Arc<App>) -> Router {
-    let max_body = app.settings.records.max_value;
-    Router::new()
-        .route("/images/{id}", get(images::get).put(writes::put))
-        .route("/healthz", get(ops::healthz))
-        .route("/readyz", get(ops::readyz))
-        .route("/metrics", get(ops::metrics))
+/// What the handlers share: the app, and what is made ready of its settings.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub(crate) app: Arc<App>,
+    /// `Cache-Control` of an image.
+    pub(crate) fresh: HeaderValue,
+}
+
+/// The kinds of address, by which requests are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "their patterns say it")]
+pub enum Route {
+    Image,
+    OpenApi,
+    Healthz,
+    Readyz,
+    Metrics,
+    /// What no route has.
+    Unknown,
+}
+
+impl Route {
+    /// What a path asks for, whatever the method.
+    #[must_use]
+    pub fn of(path: &str) -> Route {
+        let known = [Route::OpenApi, Route::Healthz, Route::Readyz, Route::Metrics];
+        match path.strip_prefix("/images/") {
+            Some(_) => Route::Image,
+            None => known.into_iter().find(|it| it.pattern() == path).unwrap_or(Route::Unknown),
+        }
+    }
+
+    /// The route in the table.
+    #[must_use]
+    pub const fn pattern(self) -> &'static str {
+        match self {
+            Route::Image => "/images/{id}",
+            Route::OpenApi => "/openapi.json",
+            Route::Healthz => "/healthz",
+            Route::Readyz => "/readyz",
+            Route::Metrics => "/metrics",
+            Route::Unknown => "unknown",
+        }
+    }
+}
+
+/// Which routes a listener has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Routes {
+    /// All of them.
+    All,
+    /// Those for the public: the operators have a listener of their own.
+    Public,
+    /// Those for operators.
+    Admin,
+}
+
+/// The routes of the service.
+pub fn router(app: Arc<App>, routes: Routes) -> Router {
+    let mut images = Router::new()
+        .route(Route::Image.pattern(), get(images::get).put(writes::put))
+        .route(Route::OpenApi.pattern(), get(openapi::get))
+        .method_not_allowed_fallback(method_not_allowed);
+    if let Some(layer) = cors::layer(&app.settings.http.cors_origins) {
+        images = images.layer(layer);
+    }
+    let operations = Router::new()
+        .route(Route::Healthz.pattern(), get(ops::healthz))
+        .route(Route::Readyz.pattern(), get(ops::readyz))
+        .route(Route::Metrics.pattern(), get(ops::metrics))
+        .method_not_allowed_fallback(method_not_allowed);
+    let table = match routes {
+        Routes::All => images.merge(operations),
+        Routes::Public => images,
+        Routes::Admin => operations,
+    };
+    let fresh = images::cache_control(&app.settings.http);
+    table
         .fallback(unknown_address)
-        .method_not_allowed_fallback(method_not_allowed)
-        .layer(DefaultBodyLimit::max(max_body))
         .layer(CatchPanicLayer::custom(panicked))
-        .with_state(app)
+        .with_state(Arc::new(Site { app, fresh }))
 }
 
 /// An id with a slash in it matches no route; it is a bad id all the same.
@@ -49,7 +116,20 @@ fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
         .map(String::as_str)
         .or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or("unknown");
-    tracing::error!(panic = text, "a request panicked");
-    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "internal error", String::new())
-        .into_response()
+    Problem::internal(&format!("a request panicked: {text}")).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_counted_under_the_route_that_answers_it() {
+        for route in [Route::Image, Route::OpenApi, Route::Healthz, Route::Readyz, Route::Metrics] {
+            assert_eq!(Route::of(route.pattern()), route);
+        }
+        assert_eq!(Route::of("/images/a/b"), Route::Image);
+        assert_eq!(Route::of("/nothing"), Route::Unknown);
+        assert_eq!(Route::of("/metrics/"), Route::Unknown);
+    }
 }

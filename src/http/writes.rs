@@ -1,22 +1,27 @@
 //! `PUT` of a record, from this machine only: what `afterimage put` speaks to a running server.
 
+use std::error::Error;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Extension;
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{FromRequest, Path, Query, Request, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::header::{
     CONTENT_TYPE, ETAG, FORWARDED, HOST, IF_MATCH, IF_NONE_MATCH, ORIGIN, VIA,
 };
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
+use tower_http::timeout::TimeoutError;
 
 use super::images;
 use super::problem::Problem;
+use super::router::Site;
 use crate::app::App;
 use crate::settings;
 use crate::store::Replaced;
@@ -24,7 +29,30 @@ use crate::write;
 
 /// Who is at the other end of the connection.
 #[derive(Debug, Clone, Copy)]
-pub struct Peer(pub SocketAddr);
+pub enum Peer {
+    /// A socket address.
+    Tcp(SocketAddr),
+    /// A program on this machine, over a Unix socket: a proxy, as a rule, for whom nobody knows.
+    Unix,
+}
+
+impl Peer {
+    fn is_loopback(self) -> bool {
+        match self {
+            Peer::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Peer::Unix => false,
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Tcp(address) => address.fmt(f),
+            Peer::Unix => f.write_str("unix"),
+        }
+    }
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -36,13 +64,14 @@ pub(crate) struct Parameters {
 /// `PUT /images/{id}?ttl=2h` with a JSON record. The body is read last: who may not write can't make the
 /// server hold one.
 pub(crate) async fn put(
-    State(app): State<Arc<App>>,
+    State(site): State<Arc<Site>>,
     Extension(peer): Extension<Peer>,
     path: Result<Path<String>, PathRejection>,
     query: Result<Query<Parameters>, QueryRejection>,
     request: Request,
 ) -> Result<Response, Problem> {
-    from_this_machine(&app, peer, &request)?;
+    let app = &site.app;
+    from_this_machine(app, peer, &request)?;
     let id = images::id(path)?;
     let ttl = match query.map_err(|rejection| Problem::bad_parameter(rejection.body_text()))?.0.ttl
     {
@@ -51,13 +80,8 @@ pub(crate) async fn put(
         None => app.settings.records.ttl,
     };
     is_plain_record(request.headers())?;
-    let limit = app.settings.records.max_value;
-    let body = Bytes::from_request(request, &()).await.map_err(|rejection| {
-        let detail =
-            format!("{}; the limit is {limit} bytes ([records] max_value)", rejection.body_text());
-        Problem::new(rejection.status(), "body", "the body can't be read", detail)
-    })?;
-    let written = write::put(&app, &id, body, ttl).await?;
+    let body = read(request.into_body(), app.settings.records.max_value).await?;
+    let written = write::put(app, &id, body, ttl).await?;
     let status = match written.replaced {
         Replaced::Nothing => StatusCode::CREATED,
         Replaced::Value => StatusCode::NO_CONTENT,
@@ -65,9 +89,35 @@ pub(crate) async fn put(
     Ok((status, [(ETAG, written.facts.etag)]).into_response())
 }
 
+/// The whole body, or why it can't be had.
+async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
+    let too_large = || {
+        let detail = format!("the limit is {limit} bytes ([records] max_value)");
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body", "the body is too large", detail)
+    };
+    // What says that it is too large is refused before it is sent.
+    if http_body::Body::size_hint(&body).lower() > limit as u64 {
+        return Err(too_large());
+    }
+    match Limited::new(body, limit).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+        Err(error) => {
+            let causes = std::iter::successors(Some(&*error as &dyn Error), |it| (*it).source());
+            let slow = causes.into_iter().any(<dyn Error>::is::<TimeoutError>);
+            let (status, title) = if slow {
+                (StatusCode::REQUEST_TIMEOUT, "the body took too long")
+            } else {
+                (StatusCode::BAD_REQUEST, "the body can't be read")
+            };
+            Err(Problem::new(status, "body", title, error.to_string()))
+        }
+    }
+}
+
 /// A connection from this machine, for this machine: a page of another site that was made to resolve to
 /// it still names itself in `Host` and `Origin`, and what came through a proxy came from anywhere.
-fn from_this_machine(app: &App, Peer(peer): Peer, request: &Request) -> Result<(), Problem> {
+fn from_this_machine(app: &App, peer: Peer, request: &Request) -> Result<(), Problem> {
     let headers = request.headers();
     // HTTP/2 names the host in `:authority`, HTTP/1 in `Host`.
     let host = headers.get(HOST).and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
@@ -78,7 +128,7 @@ fn from_this_machine(app: &App, Peer(peer): Peer, request: &Request) -> Result<(
     let proxied = [FORWARDED.as_str(), VIA.as_str(), "x-forwarded-for", "x-real-ip"]
         .iter()
         .any(|name| headers.contains_key(*name));
-    let here = peer.ip().to_canonical().is_loopback() && local && !proxied;
+    let here = peer.is_loopback() && local && !proxied;
     if here && !headers.contains_key(ORIGIN) && app.settings.http.writes {
         return Ok(());
     }

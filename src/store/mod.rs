@@ -74,6 +74,20 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Its kind in one word, as it is counted.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            StoreError::Unreachable(_) => "unreachable",
+            StoreError::TimedOut => "timeout",
+            StoreError::Refused(_) => "refused",
+            StoreError::WrongType => "wrong-type",
+            StoreError::TooLarge { .. } => "too-large",
+        }
+    }
+}
+
 impl Store {
     /// Opens the store that the settings name: Redis where it has an address, the embedded one otherwise.
     ///
@@ -152,13 +166,17 @@ pub enum Coherence {
 }
 
 impl Coherence {
+    /// The names of all states.
+    pub const NAMES: [&'static str; 3] = ["coherent", "unverified", "unreachable"];
+
     /// Its name, for people and machines.
     #[must_use]
     pub fn name(&self) -> &'static str {
+        let [coherent, unverified, unreachable] = Coherence::NAMES;
         match self {
-            Coherence::Coherent => "coherent",
-            Coherence::Unverified(_) => "unverified",
-            Coherence::Unreachable(_) => "unreachable",
+            Coherence::Coherent => coherent,
+            Coherence::Unverified(_) => unverified,
+            Coherence::Unreachable(_) => unreachable,
         }
     }
 
@@ -188,6 +206,8 @@ pub enum Change {
         connection: u64,
         /// For how long that may be relied upon.
         lease: Lease,
+        /// How long the store took to say so.
+        round_trip: Duration,
     },
     /// While nothing is told: whether the store answers at all.
     Reached(Coherence),

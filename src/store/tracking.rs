@@ -227,8 +227,8 @@ impl Life {
                 Ok(Ok(())) => {
                     *self.last_heard.lock().unwrap_or_else(PoisonError::into_inner) = sent;
                     let lease = Lease::Until(sent + LEASE);
-                    let connection = self.connection;
-                    self.announcer.announce(Change::Alive { connection, lease });
+                    let (connection, round_trip) = (self.connection, sent.elapsed());
+                    self.announcer.announce(Change::Alive { connection, lease, round_trip });
                 }
                 Ok(Err(error)) if error.is_connection_dropped() => return closed(),
                 Ok(Err(error)) => return Coherence::Unverified(error.to_string().into()),

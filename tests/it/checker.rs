@@ -106,7 +106,7 @@ async fn two_servers(redis: &RedisServer, guard: Guard) -> [Server; 2] {
     let settings = load(&[("redis.url", &redis.url())]);
     let start = async || {
         let app = App::build_guarded(settings.clone(), guard).await.unwrap();
-        Server::serve(app).await.coherent().await
+        Server::serve(app).coherent().await
     };
     [start().await, start().await]
 }

@@ -8,10 +8,14 @@
 mod harness;
 
 mod answers;
+mod browser;
 mod checker;
 mod coherence;
 mod command_line;
+mod dashboards;
+mod description;
 mod embedded;
+mod fronts;
 mod memory;
 mod outage;
 mod python;

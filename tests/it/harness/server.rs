@@ -7,10 +7,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use afterimage::app::App;
+use afterimage::server::{Listener, Listeners, Stop};
 use afterimage::settings::{self, Settings};
 use bytes::Bytes;
 use hyper::Method;
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -20,7 +20,9 @@ use super::redis::RedisServer;
 /// A server in this process, started as the program starts it.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
-    stop: Option<oneshot::Sender<()>>,
+    /// Where operators ask, if it isn't there.
+    pub(crate) admin: SocketAddr,
+    stop: Option<oneshot::Sender<Stop>>,
     running: JoinHandle<()>,
 }
 
@@ -34,8 +36,7 @@ impl Server {
     }
 
     pub(crate) async fn start(settings: &[(&str, &str)]) -> Server {
-        let app = App::build(load(settings)).await.unwrap();
-        Server::serve(app).await
+        Server::serve(App::build(load(settings)).await.unwrap())
     }
 
     /// Waits until the server relies on its store to tell of changes.
@@ -52,15 +53,20 @@ impl Server {
         body["coherence"].as_str().unwrap_or_default().to_owned()
     }
 
-    pub(crate) async fn serve(app: Arc<App>) -> Server {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (stop, stopped) = oneshot::channel::<()>();
-        let shutdown = async {
-            let _ = stopped.await;
-        };
-        let running = tokio::spawn(afterimage::server::serve(app, listener, shutdown));
-        Server { address, stop: Some(stop), running }
+    pub(crate) fn serve(app: Arc<App>) -> Server {
+        let listeners = Listeners::bind(&app.settings).unwrap();
+        let address = |listener: &Listener| listener.local_addr();
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+        let (main, admin) = (address(&listeners.main), listeners.admin.as_ref().and_then(address));
+        let (stop, stopped) = oneshot::channel();
+        let shutdown = async { stopped.await.unwrap_or(Stop::AtOnce) };
+        let running = tokio::spawn(afterimage::server::serve(app, listeners, shutdown));
+        Server {
+            address: main.unwrap_or(nowhere),
+            admin: admin.unwrap_or(nowhere),
+            stop: Some(stop),
+            running,
+        }
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
@@ -82,9 +88,13 @@ impl Server {
         metric(&self.get("/metrics").await, name)
     }
 
+    pub(crate) fn begin_to_stop(&mut self, stop: Stop) {
+        self.stop.take().unwrap().send(stop).unwrap();
+    }
+
     /// Stops it gracefully and waits until it has stopped.
     pub(crate) async fn stop(mut self) {
-        self.stop.take().unwrap().send(()).unwrap();
+        self.begin_to_stop(Stop::AtOnce);
         (&mut self.running).await.unwrap();
     }
 }
@@ -106,8 +116,9 @@ pub(crate) fn metric(page: &Answer, name: &str) -> u64 {
 /// Settings with some of them given as on the command line.
 pub(crate) fn load(given: &[(&str, &str)]) -> Settings {
     let all = settings::described();
-    let overrides: Vec<_> = given
+    let overrides: Vec<_> = [("http.listen", "127.0.0.1:0")]
         .iter()
+        .chain(given)
         .map(|(key, text)| {
             let setting = all.iter().find(|setting| setting.key == *key).expect(key);
             setting.overridden(text, "test".into())

@@ -1,0 +1,12 @@
+//! The description of the service, for programs that make clients and tests of it (`OpenAPI` 3.1).
+
+use axum::http::HeaderName;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::response::IntoResponse;
+
+/// `GET /openapi.json`.
+pub(crate) async fn get() -> impl IntoResponse {
+    const HEADERS: [(HeaderName, &str); 2] =
+        [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-cache")];
+    (HEADERS, include_str!("openapi.json"))
+}

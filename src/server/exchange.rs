@@ -1,0 +1,380 @@
+//! One request and its answer: who may ask, what every answer says, and the line in the log.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::header::{CONNECTION, HOST, HeaderMap, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use axum::response::IntoResponse;
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use tower_http::timeout::TimeoutBody;
+use tracing::Level;
+
+use super::activity::Activity;
+use crate::app::App;
+use crate::http::problem::{Cause, Problem};
+use crate::http::router::{Peer, Route};
+use crate::http::{CACHE_STATUS, REQUEST_ID};
+
+/// The target of the lines about requests.
+const ACCESS: &str = "afterimage::access";
+
+/// Anyone may show an image, and time its loading (Fetch §3.7; W3C Resource Timing §4.5).
+const SHOWN_ANYWHERE: (HeaderName, HeaderValue) = (
+    HeaderName::from_static("cross-origin-resource-policy"),
+    HeaderValue::from_static("cross-origin"),
+);
+const TIMED_ANYWHERE: (HeaderName, HeaderValue) =
+    (HeaderName::from_static("timing-allow-origin"), HeaderValue::from_static("*"));
+const NO_SNIFFING: (HeaderName, HeaderValue) =
+    (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+
+/// What answers the requests of a listener.
+#[derive(Debug)]
+pub(super) struct Front {
+    pub(super) app: Arc<App>,
+    pub(super) router: Router,
+}
+
+impl Front {
+    /// Answers a request.
+    pub(super) async fn answer(
+        &self,
+        peer: Peer,
+        activity: &Arc<Activity>,
+        request: Request<Incoming>,
+    ) -> Response<Sent> {
+        let began = Instant::now();
+        let (method, version) = (request.method().clone(), request.version());
+        let route = Route::of(request.uri().path());
+        let id = request_id(request.headers());
+        let counted = Counted::new(&self.app, activity, version);
+        let logged = self.logs_access().then(|| request.uri().to_string());
+
+        let mut response = match self.refuses(route, &request) {
+            Some(problem) => problem.into_response(),
+            None => self.route(peer, request).await,
+        };
+
+        let headers = response.headers_mut();
+        headers.insert(REQUEST_ID, id.clone());
+        if route == Route::Image {
+            for (name, value) in [SHOWN_ANYWHERE, TIMED_ANYWHERE, NO_SNIFFING] {
+                headers.insert(name, value);
+            }
+        }
+        if self.app.is_stopping() && version <= Version::HTTP_11 {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        let status = response.status();
+        let name = method_name(&method);
+        self.app.metrics.count_request(route.pattern(), name, status.as_u16(), began.elapsed());
+        let cause = response.extensions_mut().remove::<Cause>();
+        // What fails by the server's fault is logged at once, even where not every request is.
+        let line = (logged.is_some() || cause.is_some()).then(|| {
+            let cache = response.headers().get(CACHE_STATUS).cloned();
+            Box::new(Line {
+                id,
+                peer,
+                method,
+                path: logged.unwrap_or_default(),
+                version,
+                status,
+                cache,
+                cause,
+                began,
+            })
+        });
+        response.map(|body| Sent::new(body, counted, line, version))
+    }
+
+    /// Why a request isn't even routed.
+    fn refuses(&self, route: Route, request: &Request<Incoming>) -> Option<Problem> {
+        if let Err(detail) = check_host(request) {
+            return Some(Problem::bad_host(detail));
+        }
+        let limit = self.app.settings.limits.requests.get();
+        let now = usize::try_from(self.app.metrics.requests_in_flight.get()).unwrap_or_default();
+        if now > limit && matches!(route, Route::Image | Route::Unknown) {
+            let detail = format!("{limit} requests are being answered ([limits] requests)");
+            return Some(Problem::busy(detail));
+        }
+        None
+    }
+
+    async fn route(&self, peer: Peer, mut request: Request<Incoming>) -> Response<Body> {
+        request.extensions_mut().insert(peer);
+        let timeout = self.app.settings.http.body_timeout;
+        let request = request.map(|incoming| {
+            if incoming.is_end_stream() {
+                Body::empty()
+            } else {
+                Body::new(TimeoutBody::new(timeout, incoming))
+            }
+        });
+        let answered = tower_service::Service::call(&mut self.router.clone(), request).await;
+        answered.unwrap_or_else(|never| match never {})
+    }
+
+    fn logs_access(&self) -> bool {
+        self.app.settings.log.access && tracing::enabled!(target: ACCESS, Level::INFO)
+    }
+}
+
+/// The client's id for its request, if it is fit to be repeated; or one of its own.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let fit = |id: &&HeaderValue| {
+        (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
+    };
+    headers.get(REQUEST_ID).filter(fit).cloned().unwrap_or_else(|| {
+        let id = format!("{:032x}", fastrand::u128(..));
+        HeaderValue::from_maybe_shared(Bytes::from(id)).expect("hex digits are ASCII")
+    })
+}
+
+/// A request says which host it is for, once and well-formed (RFC 9112 §3.2, RFC 9113 §8.3.1); otherwise another
+/// server in front may have understood something else.
+fn check_host(request: &Request<Incoming>) -> Result<(), &'static str> {
+    let mut lines = request.headers().get_all(HOST).iter();
+    let (host, authority) = (lines.next(), request.uri().authority());
+    if lines.next().is_some() {
+        return Err("there is more than one Host");
+    }
+    let multiplexed = request.version() >= Version::HTTP_2;
+    let host = match host {
+        Some(host) => host.to_str().ok().filter(|host| is_host(host)).ok_or("Host is malformed")?,
+        None => match authority {
+            Some(authority) if multiplexed && is_host(authority.as_str()) => return Ok(()),
+            Some(_) if multiplexed => return Err(":authority is malformed"),
+            _ if request.version() == Version::HTTP_10 => return Ok(()),
+            _ => return Err("Host is missing"),
+        },
+    };
+    match authority {
+        Some(authority) if multiplexed && !authority.as_str().eq_ignore_ascii_case(host) => {
+            Err("Host and :authority differ")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `uri-host [ ":" port ]` (RFC 3986 §3.2.2), without the characters that only a sub-delimiter of something else
+/// would have.
+fn is_host(text: &str) -> bool {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((address, port)) if address.parse::<std::net::Ipv6Addr>().is_ok() => ("v6", port),
+            _ => return false,
+        },
+        None => match text.find(':') {
+            Some(colon) => text.split_at(colon),
+            None => (text, ""),
+        },
+    };
+    let named = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%".contains(&byte);
+    let port = port.strip_prefix(':').unwrap_or(port);
+    !host.is_empty()
+        && host.bytes().all(named)
+        && (port.is_empty() || port.parse::<u16>().is_ok_and(|_| !port.starts_with('+')))
+}
+
+/// The method, from a set that no client can make grow.
+fn method_name(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::PUT => "PUT",
+        Method::POST => "POST",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        Method::PATCH => "PATCH",
+        _ => "other",
+    }
+}
+
+/// A request that is being answered, for as long as it exists.
+struct Counted {
+    app: Arc<App>,
+    activity: Arc<Activity>,
+    sending: bool,
+}
+
+impl Counted {
+    fn new(app: &Arc<App>, activity: &Arc<Activity>, version: Version) -> Counted {
+        app.metrics.requests_in_flight.inc();
+        activity.begin_handling(version >= Version::HTTP_2);
+        Counted { app: Arc::clone(app), activity: Arc::clone(activity), sending: false }
+    }
+
+    fn begin_sending(&mut self) {
+        self.sending = true;
+        self.activity.begin_sending();
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.app.metrics.requests_in_flight.dec();
+        if self.sending {
+            self.activity.end_sending();
+        } else {
+            self.activity.end_handling();
+        }
+    }
+}
+
+/// What the log says of a request.
+struct Line {
+    id: HeaderValue,
+    peer: Peer,
+    method: Method,
+    path: String,
+    version: Version,
+    status: StatusCode,
+    cache: Option<HeaderValue>,
+    cause: Option<Cause>,
+    began: Instant,
+}
+
+impl Line {
+    fn log(&self, bytes: u64, whole: bool) {
+        let text = |value: &HeaderValue| value.to_str().unwrap_or_default().to_owned();
+        let duration = self.began.elapsed().as_secs_f64() * 1000.0;
+        // To the microsecond.
+        let duration_ms = (duration * 1000.0).round() / 1000.0;
+        let (id, cache) = (text(&self.id), self.cache.as_ref().map(text).unwrap_or_default());
+        let (peer, method, path) = (&self.peer, &self.method, &self.path);
+        let (version, status) = (self.version, self.status.as_u16());
+        if let Some(Cause(error)) = &self.cause {
+            tracing::warn!(
+                target: ACCESS,
+                id, %peer, %method, path, ?version, status, bytes, cache, duration_ms, whole, %error,
+                "request failed"
+            );
+        } else {
+            tracing::info!(
+                target: ACCESS,
+                id, %peer, %method, path, ?version, status, bytes, cache, duration_ms, whole,
+                "request"
+            );
+        }
+    }
+}
+
+/// Over HTTP/2 a body is handed over in pieces of this many bytes, each when there is room for one: so it is seen
+/// whether the client takes any, and no more than one piece waits in the library.
+const PIECE: usize = 64 * 1024;
+
+/// The body of an answer on its way. When it is dropped the request is over.
+pub(super) struct Sent {
+    body: Body,
+    /// What is left of a frame that is handed over in pieces.
+    rest: Bytes,
+    piece: usize,
+    bytes: u64,
+    finished: bool,
+    counted: Counted,
+    line: Option<Box<Line>>,
+}
+
+impl Sent {
+    fn new(body: Body, mut counted: Counted, line: Option<Box<Line>>, version: Version) -> Sent {
+        counted.begin_sending();
+        let piece = if version >= Version::HTTP_2 { PIECE } else { usize::MAX };
+        let finished = body.is_end_stream();
+        Sent { body, rest: Bytes::new(), piece, bytes: 0, finished, counted, line }
+    }
+
+    fn hand_over(&mut self, mut data: Bytes) -> Frame<Bytes> {
+        self.rest = data.split_off(data.len().min(self.piece));
+        self.bytes += data.len() as u64;
+        self.counted.activity.make_progress();
+        Frame::data(data)
+    }
+}
+
+impl HttpBody for Sent {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if !self.rest.is_empty() {
+            let rest = std::mem::take(&mut self.rest);
+            return Poll::Ready(Some(Ok(self.hand_over(rest))));
+        }
+        match Pin::new(&mut self.body).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(match frame.into_data() {
+                Ok(data) => self.hand_over(data),
+                Err(trailers) => trailers,
+            }))),
+            Poll::Ready(None) => {
+                self.finished = true;
+                Poll::Ready(None)
+            }
+            other => other,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (body, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut hint = SizeHint::new();
+        hint.set_lower(body.lower() + rest);
+        if let Some(upper) = body.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        self.counted.app.metrics.response_bytes.inc_by(self.bytes);
+        if let Some(line) = self.line.take() {
+            line.log(self.bytes, self.finished || self.is_end_stream());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_a_name_or_an_address_with_or_without_a_port() {
+        for good in ["a", "a.example", "127.0.0.1:80", "[::1]", "[::1]:8000", "a_b:", "xn--a"] {
+            assert!(is_host(good), "{good}");
+        }
+        for bad in
+            ["", ":80", "a,b", "a b", "u@a", "a:b", "a:99999", "a:+1", "::1", "[::1", "[a]", "a/b"]
+        {
+            assert!(!is_host(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_id_of_the_clients_is_kept_if_it_is_fit_to_be_repeated() {
+        let id = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(REQUEST_ID, HeaderValue::from_bytes(text.as_bytes()).unwrap());
+            request_id(&headers).to_str().unwrap().to_owned()
+        };
+        assert_eq!(id("a-1:B/2"), "a-1:B/2");
+        for unfit in ["", "a b", "ä", &"x".repeat(129)] {
+            let own = id(unfit);
+            assert!(own.len() == 32 && own.bytes().all(|it| it.is_ascii_hexdigit()), "{own}");
+        }
+    }
+}

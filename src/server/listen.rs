@@ -1,0 +1,201 @@
+//! Sockets that connections come from.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use anyhow::Context as _;
+use listenfd::ListenFd;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+
+use super::tls::Tls;
+use crate::http::client::reachable;
+use crate::http::router::Peer;
+use crate::settings::{ListenOn, Settings};
+
+/// The sockets of one server.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Where images are served.
+    pub main: Listener,
+    /// Where operators ask, if not there.
+    pub admin: Option<Listener>,
+}
+
+/// A socket that connections are accepted from.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    pub(super) tls: Option<Tls>,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpListener),
+    Unix {
+        listener: UnixListener,
+        /// None where somebody else made it.
+        _file: Option<SocketFile>,
+    },
+}
+
+/// The file of a Unix socket, removed with it.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+/// A connection's bytes, whatever carries them.
+pub(crate) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+impl Listeners {
+    /// Those that the settings name; or, in place of the main one, what systemd hands over.
+    pub fn bind(settings: &Settings) -> anyhow::Result<Listeners> {
+        let http = &settings.http;
+        let tls = Tls::load(http)?;
+        let socket = match inherited().context("the socket that was handed over (LISTEN_FDS)")? {
+            Some(socket) => socket,
+            None => bind(&http.listen)
+                .with_context(|| format!("{} can't be listened on ([http] listen)", http.listen))?,
+        };
+        let admin = settings.admin.listen.as_ref().map(|listen| {
+            let socket = bind(listen)
+                .with_context(|| format!("{listen} can't be listened on ([admin] listen)"))?;
+            anyhow::Ok(Listener { socket, tls: None })
+        });
+        Ok(Listeners { main: Listener { socket, tls }, admin: admin.transpose()? })
+    }
+}
+
+impl From<TcpListener> for Listeners {
+    fn from(listener: TcpListener) -> Listeners {
+        Listeners { main: Listener { socket: Socket::Tcp(listener), tls: None }, admin: None }
+    }
+}
+
+fn bind(listen: &ListenOn) -> io::Result<Socket> {
+    match listen {
+        ListenOn::Tcp(address) => {
+            let listener = std::net::TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener).map(Socket::Tcp)
+        }
+        ListenOn::Unix(path) => {
+            remove_if_left_behind(path)?;
+            let listener = UnixListener::bind(path)?;
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+            Ok(Socket::Unix { listener, _file: Some(SocketFile(path.clone())) })
+        }
+    }
+}
+
+/// A socket that nobody listens on was left by a process that was killed; any other file isn't ours.
+fn remove_if_left_behind(path: &Path) -> io::Result<()> {
+    match std::os::unix::net::UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            use std::os::unix::fs::FileTypeExt;
+            if std::fs::symlink_metadata(path)?.file_type().is_socket() {
+                std::fs::remove_file(path)?;
+            }
+            Ok(())
+        }
+        // Nothing there, or somebody who listens: binding says which.
+        _ => Ok(()),
+    }
+}
+
+/// The first socket of those that systemd, or who speaks like it, hands over.
+fn inherited() -> io::Result<Option<Socket>> {
+    let mut handed = ListenFd::from_env();
+    if handed.len() == 0 {
+        return Ok(None);
+    }
+    if let Ok(Some(listener)) = handed.take_tcp_listener(0) {
+        listener.set_nonblocking(true)?;
+        return TcpListener::from_std(listener).map(|it| Some(Socket::Tcp(it)));
+    }
+    let listener = handed.take_unix_listener(0)?;
+    listener
+        .map(|listener| {
+            listener.set_nonblocking(true)?;
+            UnixListener::from_std(listener).map(|listener| Socket::Unix { listener, _file: None })
+        })
+        .transpose()
+}
+
+impl Listener {
+    /// The next connection.
+    pub(super) async fn accept(&self) -> io::Result<(Box<dyn Wire>, Peer)> {
+        match &self.socket {
+            Socket::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                // An answer's last bytes shouldn't wait for the acknowledgement of those before.
+                let _ = stream.set_nodelay(true);
+                Ok((Box::new(stream), Peer::Tcp(peer)))
+            }
+            Socket::Unix { listener, .. } => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Box::new(stream), Peer::Unix))
+            }
+        }
+    }
+
+    /// A connection that is there already: whose client has been told by the kernel that it is accepted.
+    pub(super) async fn accept_waiting(&self) -> Option<(Box<dyn Wire>, Peer)> {
+        let mut accept = std::pin::pin!(self.accept());
+        let now = std::future::poll_fn(|context: &mut Context<'_>| {
+            Poll::Ready(match Pin::as_mut(&mut accept).poll(context) {
+                Poll::Ready(accepted) => accepted.ok(),
+                Poll::Pending => None,
+            })
+        });
+        now.await
+    }
+
+    /// Its address and port, where it has some; port 0 has become the one that was taken.
+    #[must_use]
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.local_addr().ok(),
+            Socket::Unix { .. } => None,
+        }
+    }
+
+    /// The address to open in a browser, or what tells a person where it is.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        match (&self.socket, self.local_addr()) {
+            (Socket::Tcp(_), address) => {
+                let address = address.map(|it| reachable(it).to_string());
+                format!("{scheme}://{}", address.unwrap_or_default())
+            }
+            (Socket::Unix { listener, .. }, _) => {
+                let address = listener.local_addr().ok();
+                let path = address.as_ref().and_then(|it| it.as_pathname());
+                format!("{scheme}://unix:{}:", path.unwrap_or(Path::new("")).display())
+            }
+        }
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Connects to where a server listens.
+pub(crate) async fn connect(listen: &ListenOn) -> io::Result<Box<dyn Wire>> {
+    match listen {
+        ListenOn::Tcp(address) => {
+            let address = reachable(*address);
+            Ok(Box::new(tokio::net::TcpStream::connect(address).await?))
+        }
+        ListenOn::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+    }
+}

@@ -1,0 +1,256 @@
+//! The server: connections in, requests to the router, and a graceful end.
+
+mod activity;
+mod exchange;
+pub(crate) mod listen;
+mod tls;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use self::activity::{Activity, Observed, Overdue, Timeouts};
+use self::exchange::Front;
+use self::listen::Wire;
+pub use self::listen::{Listener, Listeners};
+use crate::app::App;
+use crate::http::router::{Peer, Routes, router};
+
+/// How a server is told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Go on for `shutdown_delay`, so that load balancers go elsewhere first.
+    Announced,
+    /// Take no more requests.
+    AtOnce,
+}
+
+/// Serves until `shutdown` is ready, then lets requests in progress finish, up to the deadline.
+///
+/// Not `axum::serve`, which installs no timer: it has no time-outs.
+pub async fn serve(
+    app: Arc<App>,
+    listeners: impl Into<Listeners>,
+    shutdown: impl Future<Output = Stop>,
+) {
+    let Listeners { main, admin } = listeners.into();
+    let settings = &app.settings.http;
+    let (delay, deadline) = (settings.shutdown_delay, settings.shutdown_timeout);
+    let routes = if admin.is_some() { Routes::Public } else { Routes::All };
+    let (open, draining) = watch::channel(Phase::Open);
+    let server = |listener, routes| {
+        Arc::new(Server {
+            builder: builder(&app),
+            timeouts: Timeouts::new(&app.settings.http),
+            front: Front { app: Arc::clone(&app), router: router(Arc::clone(&app), routes) },
+            listener,
+            phase: draining.clone(),
+        })
+    };
+    let mut tasks = JoinSet::new();
+    if let Some(tls) = main.tls.clone() {
+        tasks.spawn(tls.keep_current());
+    }
+    if let Some(admin) = admin {
+        tasks.spawn(server(admin, Routes::Admin).accept());
+    }
+    let main = server(main, routes);
+    drop(draining);
+    let mut accepting = JoinSet::new();
+    accepting.spawn(Arc::clone(&main).accept());
+    drop(main);
+
+    let stop = shutdown.await;
+    app.begin_to_stop();
+    if stop == Stop::Announced && !delay.is_zero() {
+        tracing::info!(delay_ms = delay.as_millis(), "not ready any more, stopping soon");
+        tokio::time::sleep(delay).await;
+    }
+    tracing::info!("stopping");
+    let ended = async {
+        open.send_replace(Phase::Draining);
+        // The listener goes first, with whoever waits there answered; the connections end when they have sent what
+        // they were asked for. Operators may look until the end.
+        accepting.join_next().await;
+        tasks.shutdown().await;
+        open.closed().await;
+    };
+    if tokio::time::timeout(deadline, ended).await.is_err() {
+        tracing::warn!("connections were cut: their requests didn't end in time");
+        open.send_replace(Phase::Over);
+    }
+}
+
+/// What a listener and its connections are to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    /// Take what comes.
+    Open,
+    /// Finish what is in progress.
+    Draining,
+    /// End.
+    Over,
+}
+
+/// Waits until there is nothing left to do but what a phase says. A server that is gone has ended.
+async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
+    let _ = phase.wait_for(|phase| *phase >= wanted).await;
+}
+
+/// A listener, and what its connections need.
+struct Server {
+    listener: Listener,
+    front: Front,
+    builder: Builder<TokioExecutor>,
+    timeouts: Timeouts,
+    phase: watch::Receiver<Phase>,
+}
+
+fn builder(app: &App) -> Builder<TokioExecutor> {
+    let limits = &app.settings.limits;
+    let header_bytes = u32::try_from(limits.header_bytes).unwrap_or(u32::MAX);
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        // `Activity` tells a slow head from an idle connection; the library doesn't.
+        .header_read_timeout(None)
+        .max_buf_size(limits.header_bytes);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams.get())
+        .max_header_list_size(header_bytes);
+    builder
+}
+
+impl Server {
+    /// Accepts connections until the server drains, and then those that are waiting already.
+    async fn accept(self: Arc<Self>) {
+        let mut phase = self.phase.clone();
+        let mut draining = pin!(reached(&mut phase, Phase::Draining));
+        loop {
+            tokio::select! {
+                accepted = self.listener.accept() => match accepted {
+                    Ok((wire, peer)) => self.take(wire, peer),
+                    Err(error) => pause_after(&error).await,
+                },
+                () = &mut draining => break,
+            }
+        }
+        while let Some((wire, peer)) = self.listener.accept_waiting().await {
+            self.take(wire, peer);
+        }
+    }
+
+    /// Serves a connection in a task of its own, which ends with the server.
+    fn take(self: &Arc<Self>, wire: Box<dyn Wire>, peer: Peer) {
+        let metrics = &self.front.app.metrics;
+        let limit = self.front.app.settings.limits.connections.get();
+        let open = metrics.connections.inc();
+        if usize::try_from(open).unwrap_or_default() >= limit {
+            metrics.connections_refused.inc();
+            metrics.connections.dec();
+            let tls = self.listener.tls.is_some();
+            tokio::spawn(refuse(wire, tls));
+            return;
+        }
+        let server = Arc::clone(self);
+        tokio::spawn(async move {
+            server.secure(wire, peer).await;
+            server.front.app.metrics.connections.dec();
+        });
+    }
+
+    /// Speaks TLS where the listener does.
+    async fn secure(self: &Arc<Self>, wire: Box<dyn Wire>, peer: Peer) {
+        let Some(tls) = &self.listener.tls else {
+            return self.converse(wire, peer).await;
+        };
+        let handshake = tls.acceptor.accept(wire);
+        match tokio::time::timeout(self.timeouts.header(), handshake).await {
+            Ok(Ok(wire)) => self.converse(Box::new(wire), peer).await,
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
+            Err(_elapsed) => tracing::debug!(%peer, "the TLS handshake took too long"),
+        }
+    }
+
+    /// One connection, to its end. What goes wrong on it is the client's affair.
+    async fn converse(self: &Arc<Self>, wire: Box<dyn Wire>, peer: Peer) {
+        let activity = Arc::new(Activity::new());
+        let io = TokioIo::new(Observed { wire, activity: Arc::clone(&activity) });
+        let service = service_fn(|request| {
+            let (server, activity) = (Arc::clone(self), Arc::clone(&activity));
+            async move { Ok::<_, Infallible>(server.front.answer(peer, &activity, request).await) }
+        });
+        let mut connection = pin!(self.builder.serve_connection(io, service));
+        let mut phase = self.phase.clone();
+        let mut next = Phase::Draining;
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%peer, error, "connection ended");
+                    }
+                    return;
+                }
+                () = reached(&mut phase, next) => {
+                    if next == Phase::Over {
+                        return;
+                    }
+                    connection.as_mut().graceful_shutdown();
+                    next = Phase::Over;
+                }
+                () = tokio::time::sleep(self.timeouts.tick()) => {
+                    let overdue = activity.overdue(&self.timeouts);
+                    if overdue != Overdue::Nothing {
+                        tracing::debug!(%peer, ?overdue, "connection timed out");
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Says that there are too many connections, and waits a moment for the client to read it: closed with its
+/// request unread, the connection would be reset and the answer lost.
+async fn refuse(mut wire: Box<dyn Wire>, tls: bool) {
+    const ANSWER: &[u8] =
+        b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n\
+        Cache-Control: no-store\r\nContent-Length: 0\r\n\r\n";
+    if tls {
+        return;
+    }
+    let farewell = async {
+        wire.write_all(ANSWER).await?;
+        wire.shutdown().await?;
+        while wire.read(&mut [0; 1024]).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // Whatever becomes of it.
+    let _ = tokio::time::timeout(Duration::from_secs(1), farewell).await;
+}
+
+/// A client that hung up before it was accepted is nothing; too many open files need a moment.
+async fn pause_after(error: &io::Error) {
+    let gone = [
+        io::ErrorKind::ConnectionAborted,
+        io::ErrorKind::ConnectionRefused,
+        io::ErrorKind::ConnectionReset,
+    ];
+    if !gone.contains(&error.kind()) {
+        tracing::error!(%error, "connections can't be accepted");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}

@@ -1,0 +1,1 @@
+//! What operators' tools make of the metrics.

@@ -1,0 +1,1 @@
+//! What testers that read the standards make of the service.
