@@ -4,16 +4,29 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1::SendRequest;
+use hyper::client::conn::{http1, http2};
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 /// One connection to a server.
 pub(crate) struct Client {
-    sender: SendRequest<Full<Bytes>>,
+    sender: Sender,
     host: String,
+}
+
+enum Sender {
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
+}
+
+/// Which protocol to speak, without negotiation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Http1,
+    Http2,
 }
 
 /// An answer, read whole.
@@ -26,12 +39,35 @@ pub(crate) struct Answer {
 
 impl Client {
     pub(crate) async fn connect(address: SocketAddr) -> Client {
+        Client::speaking(Protocol::Http1, address).await
+    }
+
+    pub(crate) async fn speaking(protocol: Protocol, address: SocketAddr) -> Client {
         let stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        let (sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
-        Client { sender, host: address.to_string() }
+        Client::over(protocol, stream, &address.to_string()).await
+    }
+
+    pub(crate) async fn over(
+        protocol: Protocol,
+        wire: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        host: &str,
+    ) -> Client {
+        let wire = TokioIo::new(wire);
+        let sender = match protocol {
+            Protocol::Http1 => {
+                let (sender, connection) = http1::handshake(wire).await.unwrap();
+                tokio::spawn(connection);
+                Sender::Http1(sender)
+            }
+            Protocol::Http2 => {
+                let executor = TokioExecutor::new();
+                let (sender, connection) = http2::handshake(executor, wire).await.unwrap();
+                tokio::spawn(connection);
+                Sender::Http2(sender)
+            }
+        };
+        Client { sender, host: host.to_owned() }
     }
 
     pub(crate) async fn send(
@@ -43,8 +79,16 @@ impl Client {
     ) -> hyper::Result<Answer> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
-        *request.uri_mut() = path.parse().unwrap();
-        request.headers_mut().insert("host", HeaderValue::from_str(&self.host).unwrap());
+        match self.sender {
+            Sender::Http1(_) => {
+                *request.uri_mut() = path.parse().unwrap();
+                let host = HeaderValue::from_str(&self.host).unwrap();
+                request.headers_mut().insert("host", host);
+            }
+            Sender::Http2(_) => {
+                *request.uri_mut() = format!("http://{}{path}", self.host).parse().unwrap();
+            }
+        }
         for (name, value) in headers {
             let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
             let value = HeaderValue::from_str(value).unwrap();
@@ -54,8 +98,16 @@ impl Client {
                 request.headers_mut().append(name, value);
             }
         }
-        self.sender.ready().await?;
-        let response = self.sender.send_request(request).await?;
+        let response = match &mut self.sender {
+            Sender::Http1(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
+            Sender::Http2(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
+        };
         let (parts, body) = response.into_parts();
         let body = body.collect().await?.to_bytes();
         Ok(Answer { status: parts.status, headers: parts.headers, body })

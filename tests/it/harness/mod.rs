@@ -9,7 +9,7 @@ pub(crate) mod server;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-pub(crate) use self::client::{Answer, Client, get};
+pub(crate) use self::client::{Answer, Client, Protocol, get};
 pub(crate) use self::proxy::{Held, Proxy};
 pub(crate) use self::redis::{Flavour, RedisServer};
 pub(crate) use self::server::{Process, Server};

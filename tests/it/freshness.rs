@@ -1,0 +1,287 @@
+//! For how long an answer may be kept and by whom, where it came from, and in which form it comes.
+
+use std::io::Read;
+
+use bytes::Bytes;
+use hyper::{Method, StatusCode};
+
+use crate::conditional::drawing;
+use crate::harness::{Answer, Client, RedisServer, Server, etag, get, png, record, until};
+
+const HOUR: &str = "public, max-age=3600, immutable";
+
+#[tokio::test]
+async fn an_address_with_the_current_version_is_fresh_for_ever_and_one_with_another_is_not() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let (old, new) = (record(&png(1, 3000)), record(&png(2, 3000)));
+    let version = |value: &[u8]| etag(value).trim_matches('"').to_owned();
+    redis.set("a", &old).await;
+
+    let versioned = format!("/images/a?v={}", version(&old));
+    for _ in 0..2 {
+        let answer = server.get(&versioned).await;
+        assert_eq!(answer.header("cache-control"), "public, max-age=31536000, immutable");
+        assert_eq!(answer.header("etag"), etag(&old));
+    }
+    let quoted = format!("/images/a?v=%22{}%22", version(&old));
+    assert!(server.get(&quoted).await.header("cache-control").contains("31536000"));
+    let known = [("if-none-match", etag(&old))];
+    let known = known.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let same = get(server.address, &versioned, &known).await;
+    assert_eq!(same.status, StatusCode::NOT_MODIFIED);
+    assert_eq!(same.header("cache-control"), "public, max-age=31536000, immutable");
+
+    redis.set("a", &new).await;
+    until("the old address gives the new image, to be asked for each time", || async {
+        let answer = server.get(&versioned).await;
+        answer.header("etag") == etag(&new) && answer.header("cache-control") == "no-cache"
+    })
+    .await;
+    for other in ["v=", "v=1", "v=00000000000000000000000000000000"] {
+        let answer = server.get(&format!("/images/a?{other}")).await;
+        assert_eq!((answer.status.as_u16(), answer.header("cache-control")), (200, "no-cache"));
+    }
+    server.get("/images/a?v=1&v=2").await.problem(400, "bad-parameter");
+    server.get("/images/a?v=1&x=2").await.problem(400, "bad-parameter");
+}
+
+#[tokio::test]
+async fn how_long_caches_may_keep_an_image_is_a_setting() {
+    let redis = RedisServer::start().await;
+    redis.set("a", &record(&png(1, 100))).await;
+    let server = Server::on(&redis, &[]).await;
+    assert_eq!(server.get("/images/a").await.header("cache-control"), HOUR);
+    let settings = [
+        ("http.max_age", "1min"),
+        ("http.stale_while_revalidate", "1day"),
+        ("http.stale_if_error", "2h"),
+    ];
+    let server = Server::on(&redis, &settings).await;
+    // RFC 5861.
+    assert_eq!(
+        server.get("/images/a").await.header("cache-control"),
+        "public, max-age=60, immutable, stale-while-revalidate=86400, stale-if-error=7200"
+    );
+}
+
+#[tokio::test]
+async fn an_answer_says_where_it_came_from_and_how_long_that_took() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    redis.set("a", &record(&png(1, 200_000))).await;
+    redis.set("corrupt", b"{}").await;
+
+    let cold = server.get("/images/a").await;
+    assert_eq!(cold.header("cache-status"), "afterimage; fwd=miss; stored");
+    let timing = cold.header("server-timing");
+    for part in ["store;dur=", "hash;dur=", "decode;dur="] {
+        assert!(timing.contains(part), "{timing}");
+    }
+    let hit = server.get("/images/a").await;
+    assert_eq!(hit.header("cache-status"), "afterimage; hit");
+    assert_eq!(hit.header("server-timing"), "store;dur=0");
+
+    // Errors too.
+    for (path, status) in [("/images/absent", 404), ("/images/corrupt", 502)] {
+        let cold = server.get(path).await;
+        assert_eq!(
+            (cold.status.as_u16(), cold.header("cache-status")),
+            (status, "afterimage; fwd=miss")
+        );
+        assert!(cold.header("server-timing").starts_with("store;dur="));
+        assert_eq!(server.get(path).await.header("cache-status"), "afterimage; hit");
+    }
+    let nowhere = Server::start(&[("redis.url", "redis://127.0.0.1:1")]).await;
+    let failed = nowhere.get("/images/a").await;
+    assert_eq!(failed.header("cache-status"), "afterimage; fwd=miss; detail=store-unavailable");
+}
+
+#[tokio::test]
+async fn an_answer_that_may_be_out_of_date_says_its_age_and_no_other_does() {
+    let mut redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    redis.set("a", &record(&png(1, 3000))).await;
+    until("it is a hit", || async {
+        server.get("/images/a").await.header("cache-status") == "afterimage; hit"
+    })
+    .await;
+    assert_eq!(server.get("/images/a").await.header("age"), "");
+    redis.kill();
+    let stale = || server.get("/images/a");
+    until("it is stale, for a second at least", || async {
+        stale().await.header("age").parse::<u64>().is_ok_and(|age| age >= 1)
+    })
+    .await;
+    let answer = stale().await;
+    assert_eq!(answer.header("cache-status"), "afterimage; fwd=stale; detail=store-unreachable");
+    assert_eq!(answer.header("cache-control"), "public, max-age=5");
+    // What its address names is what it is, however old the news.
+    let version = answer.header("etag").trim_matches('"').to_owned();
+    let versioned = server.get(&format!("/images/a?v={version}")).await;
+    assert_eq!(versioned.header("cache-control"), "public, max-age=31536000, immutable");
+}
+
+#[tokio::test]
+async fn every_answer_about_an_image_can_be_shown_timed_and_told_apart_by_encoding() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    let value = record(&png(1, 300));
+    redis.set("a", &value).await;
+    redis.set("corrupt", b"{}").await;
+    let tag = etag(&value);
+    let ask = |method: Method, path: &'static str, fields: Vec<(&'static str, String)>| {
+        let server = &server;
+        async move {
+            let fields: Vec<_> = fields.iter().map(|(name, it)| (*name, it.as_str())).collect();
+            server.send(method, path, &fields, Bytes::new()).await
+        }
+    };
+    for (status, answer) in [
+        (200, ask(Method::GET, "/images/a", vec![]).await),
+        (200, ask(Method::HEAD, "/images/a", vec![]).await),
+        (206, ask(Method::GET, "/images/a", vec![("range", "bytes=0-1".into())]).await),
+        (304, ask(Method::GET, "/images/a", vec![("if-none-match", tag)]).await),
+        (400, ask(Method::GET, "/images/-", vec![]).await),
+        (400, ask(Method::GET, "/images/a?w=1", vec![]).await),
+        (404, ask(Method::GET, "/images/absent", vec![]).await),
+        (405, ask(Method::DELETE, "/images/a", vec![]).await),
+        (412, ask(Method::GET, "/images/a", vec![("if-match", "\"x\"".into())]).await),
+        (416, ask(Method::GET, "/images/a", vec![("range", "bytes=300-".into())]).await),
+        (502, ask(Method::GET, "/images/corrupt", vec![]).await),
+    ] {
+        assert_eq!(answer.status, status);
+        for (name, value) in [
+            ("vary", "Accept-Encoding"),
+            ("cross-origin-resource-policy", "cross-origin"),
+            ("timing-allow-origin", "*"),
+            ("x-content-type-options", "nosniff"),
+        ] {
+            assert_eq!(answer.header(name), value, "{name} of {answer:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn scripts_of_other_origins_read_images_where_the_settings_say_so() {
+    let redis = RedisServer::start().await;
+    redis.set("a", &record(&png(1, 300))).await;
+    let preflight = |server: &Server, origin: &'static str| {
+        let address = server.address;
+        async move {
+            let fields = [
+                ("origin", origin),
+                ("access-control-request-method", "GET"),
+                ("access-control-request-headers", "range"),
+            ];
+            let mut client = Client::connect(address).await;
+            client.send(Method::OPTIONS, "/images/a", &fields, Bytes::new()).await.unwrap()
+        }
+    };
+    let from = |server: &Server, origin: &'static str| {
+        let address = server.address;
+        async move { get(address, "/images/a", &[("origin", origin)]).await }
+    };
+    let allowed = |answer: &Answer| answer.header("access-control-allow-origin").to_owned();
+
+    let closed = Server::on(&redis, &[]).await;
+    assert_eq!(allowed(&from(&closed, "https://app.example").await), "");
+    preflight(&closed, "https://app.example").await.problem(405, "method-not-allowed");
+
+    let open = Server::on(&redis, &[("http.cors_origins", "[\"*\"]")]).await;
+    let answer = from(&open, "https://app.example").await;
+    assert_eq!(allowed(&answer), "*");
+    assert!(answer.header("access-control-expose-headers").contains("etag"));
+    // The answer is the same for all, and so may be kept for all.
+    assert_eq!(answer.headers.get_all("vary").iter().count(), 1);
+    let asked = preflight(&open, "https://app.example").await;
+    assert_eq!(asked.status, StatusCode::OK);
+    assert_eq!(allowed(&asked), "*");
+    assert_eq!(asked.header("access-control-allow-methods"), "GET,HEAD");
+    assert!(asked.header("access-control-allow-headers").contains("range"));
+    assert_eq!(asked.header("access-control-max-age"), "86400");
+
+    let origins = "[\"https://app.example\", \"https://other.example\"]";
+    let listed = Server::on(&redis, &[("http.cors_origins", origins)]).await;
+    let answer = from(&listed, "https://app.example").await;
+    assert_eq!(allowed(&answer), "https://app.example");
+    assert_eq!(allowed(&from(&listed, "https://evil.example").await), "");
+    for origin in ["https://app.example", "https://evil.example"] {
+        let answer = from(&listed, origin).await;
+        let vary: Vec<_> = answer.headers.get_all("vary").iter().collect();
+        assert_eq!(vary, ["Accept-Encoding", "origin"]);
+    }
+    assert_eq!(allowed(&preflight(&listed, "https://evil.example").await), "");
+    // An error can be told from a refusal.
+    let fields = [("origin", "https://app.example")];
+    let absent = get(listed.address, "/images/absent", &fields).await;
+    assert_eq!((absent.status.as_u16(), allowed(&absent).as_str()), (404, "https://app.example"));
+}
+
+#[tokio::test]
+async fn a_drawing_comes_compressed_as_the_client_likes_best_with_an_entity_tag_of_its_own() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let drawing = drawing();
+    let value = record(drawing.as_bytes());
+    redis.set("a", &value).await;
+    let version = etag(&value).trim_matches('"').to_owned();
+
+    for _ in ["cold", "hit"] {
+        for (accepted, coding) in [
+            ("gzip, deflate, br, zstd", "br"),
+            ("gzip, deflate", "gzip"),
+            ("br;q=0.5, gzip;q=0.6", "gzip"),
+            ("br;q=0, *", "gzip"),
+            ("br;q=0.5, identity", ""),
+            ("gzip;q=0", ""),
+            ("zstd", ""),
+            ("", ""),
+            // Nothing that there is would do: the image all the same (RFC 9110 §12.5.3).
+            ("identity;q=0", ""),
+        ] {
+            let answer = get(server.address, "/images/a", &[("accept-encoding", accepted)]).await;
+            assert_eq!(answer.status, StatusCode::OK, "{accepted}");
+            assert_eq!(answer.header("content-encoding"), coding, "{accepted}");
+            let tag =
+                if coding.is_empty() { version.clone() } else { format!("{version}-{coding}") };
+            assert_eq!(answer.header("etag"), format!("\"{tag}\""));
+            assert_eq!(answer.header("content-length"), answer.body.len().to_string());
+            assert_eq!(answer.header("content-type"), "image/svg+xml");
+            assert!(answer.header("content-security-policy").contains("sandbox"));
+            assert_eq!(decoded(coding, &answer.body), drawing.as_bytes());
+
+            let fields = [("accept-encoding", accepted)];
+            let mut client = Client::connect(server.address).await;
+            let head = client.send(Method::HEAD, "/images/a", &fields, Bytes::new()).await.unwrap();
+            for name in ["content-encoding", "content-length", "etag"] {
+                assert_eq!(head.header(name), answer.header(name), "{name} for {accepted}");
+            }
+        }
+    }
+    // All forms came of one fetch, and are one entry of the cache.
+    assert_eq!(server.metric("afterimage_fetches_total").await, 1);
+    assert_eq!(server.metric("afterimage_cache_images").await, 1);
+}
+
+#[tokio::test]
+async fn pixels_are_never_compressed_again() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    let mut compressible = png(1, 8);
+    compressible.resize(100_000, 0);
+    redis.set("a", &record(&compressible)).await;
+    let answer = get(server.address, "/images/a", &[("accept-encoding", "br, gzip")]).await;
+    assert_eq!(answer.header("content-encoding"), "");
+    assert_eq!(answer.body, compressible);
+}
+
+fn decoded(coding: &str, body: &[u8]) -> Vec<u8> {
+    let mut decoded = Vec::new();
+    match coding {
+        "br" => brotli::Decompressor::new(body, 4096).read_to_end(&mut decoded).unwrap(),
+        "gzip" => flate2::read::GzDecoder::new(body).read_to_end(&mut decoded).unwrap(),
+        _ => return body.to_vec(),
+    };
+    decoded
+}
