@@ -31,6 +31,8 @@ pub(super) struct Activity {
     head_began: AtomicU64,
     handling: AtomicUsize,
     sending: AtomicUsize,
+    /// Something was to be written for which the socket had no room.
+    blocked: AtomicBool,
     multiplexed: AtomicBool,
 }
 
@@ -79,6 +81,7 @@ impl Activity {
             head_began: AtomicU64::new(0),
             handling: AtomicUsize::new(0),
             sending: AtomicUsize::new(0),
+            blocked: AtomicBool::new(false),
             multiplexed: AtomicBool::new(false),
         }
     }
@@ -123,7 +126,8 @@ impl Activity {
         let head_began = self.head_began.load(Ordering::Relaxed);
         if self.handling.load(Ordering::Relaxed) > 0 {
             Overdue::Nothing
-        } else if self.sending.load(Ordering::Relaxed) > 0 {
+        } else if self.sending.load(Ordering::Relaxed) > 0 || self.blocked.load(Ordering::Relaxed) {
+            // An answer that was handed over whole may still be waiting in the library.
             if quiet > timeouts.send { Overdue::Taking } else { Overdue::Nothing }
         } else if head_began > 0 && since(head_began) > timeouts.header {
             Overdue::Head
@@ -142,8 +146,9 @@ impl Activity {
         }
     }
 
-    fn wrote(&self) {
-        if !self.multiplexed.load(Ordering::Relaxed) {
+    fn wrote<T>(&self, written: &Poll<T>) {
+        self.blocked.store(written.is_pending(), Ordering::Relaxed);
+        if written.is_ready() && !self.multiplexed.load(Ordering::Relaxed) {
             self.make_progress();
         }
     }
@@ -181,9 +186,7 @@ impl AsyncWrite for Observed {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.wire).poll_write(context, bytes);
-        if written.is_ready() {
-            self.activity.wrote();
-        }
+        self.activity.wrote(&written);
         written
     }
 
@@ -193,9 +196,7 @@ impl AsyncWrite for Observed {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.wire).poll_write_vectored(context, slices);
-        if written.is_ready() {
-            self.activity.wrote();
-        }
+        self.activity.wrote(&written);
         written
     }
 
@@ -266,7 +267,20 @@ mod tests {
         stalled.begin_sending();
         stalled.progress.store(900_000, Ordering::Relaxed);
         assert_eq!(stalled.overdue(&TIMEOUTS), Overdue::Taking);
-        stalled.wrote();
+        stalled.wrote(&Poll::Ready(()));
+        assert_eq!(stalled.overdue(&TIMEOUTS), Overdue::Nothing);
+    }
+
+    #[test]
+    fn what_was_handed_over_and_has_no_way_out_has_to_be_taken_as_well() {
+        let stalled = old(1000);
+        stalled.begin_handling(false);
+        stalled.begin_sending();
+        stalled.wrote(&Poll::<()>::Pending);
+        stalled.end_sending();
+        stalled.progress.store(935_000, Ordering::Relaxed);
+        assert_eq!(stalled.overdue(&TIMEOUTS), Overdue::Taking);
+        stalled.wrote(&Poll::Ready(()));
         assert_eq!(stalled.overdue(&TIMEOUTS), Overdue::Nothing);
     }
 
@@ -277,7 +291,7 @@ mod tests {
         stalled.begin_sending();
         stalled.progress.store(900_000, Ordering::Relaxed);
         stalled.read();
-        stalled.wrote();
+        stalled.wrote(&Poll::Ready(()));
         assert_eq!(stalled.overdue(&TIMEOUTS), Overdue::Taking);
     }
 }

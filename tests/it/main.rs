@@ -13,6 +13,7 @@ mod checker;
 mod coherence;
 mod command_line;
 mod conditional;
+mod connections;
 mod dashboards;
 mod description;
 mod embedded;

@@ -1,0 +1,343 @@
+//! What clients may do to the server: time-outs, limits, and what is refused before it is routed.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hyper::{Method, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::harness::server::metric;
+use crate::harness::{Client, PATIENCE, Protocol, RedisServer, Server, get, png, record, until};
+
+/// What opens an HTTP/2 connection (RFC 9113 §3.4), with an empty SETTINGS frame.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// Reads until the server closes the connection, and gives what it sent and when it closed.
+async fn until_closed(stream: &mut TcpStream) -> (Vec<u8>, Instant) {
+    let mut sent = Vec::new();
+    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut sent)).await;
+    // Reset is closed as well.
+    let _ = read.expect("the connection stays open");
+    (sent, Instant::now())
+}
+
+async fn exchange(address: SocketAddr, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    String::from_utf8_lossy(&until_closed(&mut stream).await.0).into_owned()
+}
+
+#[tokio::test]
+async fn a_connection_without_a_request_is_closed_after_its_time_and_not_before() {
+    let settings = [("http.idle_timeout", "600ms"), ("http.header_timeout", "100ms")];
+    let server =
+        Server::start(&[("redis.url", "redis://127.0.0.1:1"), settings[0], settings[1]]).await;
+    let start = Instant::now();
+    // One that never said a word, one that has had an answer, over either protocol.
+    let mut silent = TcpStream::connect(server.address).await.unwrap();
+    let mut used = TcpStream::connect(server.address).await.unwrap();
+    used.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut multiplexed = Client::speaking(Protocol::Http2, server.address).await;
+    assert_eq!(multiplexed.get("/healthz", &[]).await.status, StatusCode::OK);
+    let ((nothing, silent), (answer, used)) =
+        tokio::join!(until_closed(&mut silent), until_closed(&mut used));
+    assert!(nothing.is_empty());
+    assert!(answer.starts_with(b"HTTP/1.1 200 OK"));
+    for closed in [silent, used] {
+        assert!(closed - start >= Duration::from_millis(600));
+    }
+    until("the HTTP/2 connection is closed too", || async {
+        server.metric("afterimage_connections").await == 1
+    })
+    .await;
+    let again = multiplexed.send(Method::GET, "/healthz", &[], Bytes::new()).await;
+    assert!(again.is_err());
+}
+
+#[tokio::test]
+async fn a_head_that_comes_byte_by_byte_is_not_waited_for() {
+    let settings = [("redis.url", "redis://127.0.0.1:1"), ("http.header_timeout", "300ms")];
+    let server = Server::start(&settings).await;
+    let drip = |begin: &'static [u8]| async move {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(begin).await.unwrap();
+        let start = Instant::now();
+        while stream.write_all(b"a").await.is_ok() {
+            assert!(start.elapsed() < PATIENCE, "the connection stays open");
+            let mut byte = [0; 1];
+            let read = tokio::time::timeout(Duration::from_millis(20), stream.read(&mut byte));
+            if let Ok(Ok(0) | Err(_)) = read.await {
+                break;
+            }
+        }
+    };
+    drip(b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: ").await;
+    drip(b"G").await;
+    // Of HTTP/2 a part of the preface, and a head whose end never comes.
+    drip(b"PRI * HTTP/2.0\r\n\r\nSM").await;
+}
+
+#[tokio::test]
+async fn an_http_2_preface_alone_holds_no_connection() {
+    let settings = [("redis.url", "redis://127.0.0.1:1"), ("http.header_timeout", "300ms")];
+    let server = Server::start(&settings).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(PREFACE).await.unwrap();
+    until_closed(&mut stream).await;
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_of_its_answer_is_let_go() {
+    let redis = RedisServer::start().await;
+    let settings = [("http.send_timeout", "500ms"), ("http.idle_timeout", "1min")];
+    let server = Server::on(&redis, &settings).await;
+    redis.set("a", &record(&png(1, 20_000_000))).await;
+
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stalled = socket.connect(server.address).await.unwrap();
+    stalled.write_all(b"GET /images/a HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    // Over HTTP/2 with a window of 65,535 bytes that is never opened further, and a ping now and then.
+    let mut pinging = TcpStream::connect(server.address).await.unwrap();
+    pinging.write_all(PREFACE).await.unwrap();
+    pinging.write_all(&get_image_frame()).await.unwrap();
+    let (mut from, mut to) = pinging.into_split();
+    let pings = tokio::spawn(async move {
+        while to.write_all(b"\0\0\x08\x06\0\0\0\0\0abcdefgh").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let reads = tokio::spawn(async move {
+        let mut all = Vec::new();
+        let _ = from.read_to_end(&mut all).await;
+        all.len()
+    });
+    until("both are being answered", || async {
+        server.metric("afterimage_requests_in_flight").await == 3
+    })
+    .await;
+    until("both are let go", || async {
+        let page = server.get("/metrics").await;
+        metric(&page, "afterimage_requests_in_flight") == 1
+            && metric(&page, "afterimage_connections") == 1
+    })
+    .await;
+    assert!(tokio::time::timeout(PATIENCE, reads).await.unwrap().unwrap() < 200_000);
+    pings.abort();
+    // Nothing of it stays in memory: it is too large to be kept.
+    assert_eq!(server.metric("afterimage_in_flight_bytes").await, 0);
+    drop(stalled);
+}
+
+/// A HEADERS frame with `GET /images/a` (RFC 9113 §6.2, RFC 7541).
+fn get_image_frame() -> Vec<u8> {
+    // :method GET, :scheme http, :path and :authority as literals.
+    let mut block = vec![0x82, 0x86, 0x04, 9];
+    block.extend_from_slice(b"/images/a");
+    block.extend_from_slice(&[0x01, 1, b'a']);
+    let length = u8::try_from(block.len()).unwrap();
+    // END_STREAM and END_HEADERS, on stream 1.
+    let mut frame = vec![0, 0, length, 0x01, 0x05, 0, 0, 0, 1];
+    frame.extend(block);
+    frame
+}
+
+#[tokio::test]
+async fn a_slow_client_that_goes_on_taking_gets_its_whole_answer() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("http.send_timeout", "1s")]).await;
+    let image = png(1, 20_000_000);
+    redis.set("a", &record(&image)).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(400_000).unwrap();
+    let mut slow = socket.connect(server.address).await.unwrap();
+    let start = Instant::now();
+    let request = b"GET /images/a HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    slow.write_all(request).await.unwrap();
+    let (mut all, mut piece) = (Vec::new(), vec![0; 200_000]);
+    loop {
+        let length = slow.read(&mut piece).await.unwrap();
+        if length == 0 {
+            break;
+        }
+        all.extend_from_slice(&piece[..length]);
+        if start.elapsed() < Duration::from_millis(2500) {
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+    }
+    assert!(start.elapsed() > Duration::from_secs(2), "it was not slow");
+    assert!(all.ends_with(&image));
+}
+
+#[tokio::test]
+async fn a_body_that_pauses_for_too_long_is_408() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("http.body_timeout", "200ms")]).await;
+    let head = "PUT /images/a HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+        Content-Length: 1000\r\nConnection: close\r\n\r\n{";
+    let answer = exchange(server.address, head).await;
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert!(answer.contains("urn:problem:afterimage:body"), "{answer}");
+    // One that never comes whole changes nothing.
+    server.get("/images/a").await.problem(404, "absent");
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_say_once_and_well_formed_for_which_host_it_is_is_400() {
+    let server = Server::start(&[("redis.url", "redis://127.0.0.1:1")]).await;
+    let ask = |host: &'static str| async move {
+        let request = format!("GET /healthz HTTP/1.1\r\n{host}Connection: close\r\n\r\n");
+        exchange(server.address, &request).await
+    };
+    for good in ["Host: a\r\n", "Host: a.example:80\r\n", "Host: [::1]:8000\r\n", "HOST: a\r\n"] {
+        assert!(ask(good).await.starts_with("HTTP/1.1 200 "), "{good}");
+    }
+    for bad in [
+        "",
+        "Host:\r\n",
+        "Host: a\r\nHost: a\r\n",
+        "Host: a\r\nHost: b\r\n",
+        "Host: a, b\r\n",
+        "Host: a b\r\n",
+        "Host: u@a\r\n",
+        "Host: a:b\r\n",
+        "Host: http://a/\r\n",
+    ] {
+        let answer = ask(bad).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{bad:?}: {answer}");
+        assert!(answer.contains("urn:problem:afterimage:bad-host"), "{answer}");
+    }
+    // HTTP/1.0 had none.
+    let old = exchange(server.address, "GET /healthz HTTP/1.0\r\n\r\n").await;
+    assert!(old.starts_with("HTTP/1.0 200 ") || old.starts_with("HTTP/1.1 200 "), "{old}");
+    // The host of an absolute address doesn't replace the field (RFC 9112 §3.2.2).
+    let absolute = "GET http://a/healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    assert!(exchange(server.address, absolute).await.starts_with("HTTP/1.1 200 "));
+    let mut multiplexed = Client::speaking(Protocol::Http2, server.address).await;
+    let differs = multiplexed.get("/healthz", &[("host", "b")]).await;
+    differs.problem(400, "bad-host");
+}
+
+#[tokio::test]
+async fn a_head_over_the_limit_is_refused() {
+    let settings = [("redis.url", "redis://127.0.0.1:1"), ("limits.header_bytes", "8KiB")];
+    let server = Server::start(&settings).await;
+    let long = "x".repeat(9000);
+    let answer = get(server.address, "/healthz", &[("x", &long)]).await;
+    assert_eq!(answer.status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+    let mut multiplexed = Client::speaking(Protocol::Http2, server.address).await;
+    // Over HTTP/2 the stream is refused (RFC 9113 §8.1.1), or answered so.
+    match multiplexed.send(Method::GET, "/healthz", &[("x", &long)], Bytes::new()).await {
+        Ok(answer) => assert_eq!(answer.status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
+        Err(error) => assert!(!error.is_timeout(), "{error}"),
+    }
+    let fits = "x".repeat(7000);
+    assert_eq!(get(server.address, "/healthz", &[("x", &fits)]).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn connections_over_the_limit_get_503_and_leave_the_others_alone() {
+    let settings = [("redis.url", "redis://127.0.0.1:1"), ("limits.connections", "3")];
+    let server = Server::start(&settings).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut client = Client::connect(server.address).await;
+        assert_eq!(client.get("/healthz", &[]).await.status, StatusCode::OK);
+        held.push(client);
+    }
+    let refused = exchange(server.address, "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
+    assert!(refused.contains("Retry-After: 1\r\n"), "{refused}");
+    for client in &mut held {
+        assert_eq!(client.get("/healthz", &[]).await.status, StatusCode::OK);
+    }
+    let page = held[0].get("/metrics", &[]).await;
+    assert_eq!(metric(&page, "afterimage_connections_refused_total"), 1);
+    assert_eq!(metric(&page, "afterimage_connections"), 3);
+    held.pop();
+    until("one that leaves makes room", || async {
+        let request = "GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        exchange(server.address, request).await.starts_with("HTTP/1.1 200 ")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn requests_over_the_limit_get_503_while_operators_are_answered() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("limits.requests", "2"), ("limits.streams", "10")]).await;
+    redis.set("a", &record(&png(1, 100))).await;
+    redis.set("b", &record(&png(2, 100))).await;
+    redis.signal("STOP");
+    let address = server.address;
+    let waiting: Vec<_> = ["/images/a", "/images/b"]
+        .map(|path| tokio::spawn(async move { get(address, path, &[]).await }))
+        .into_iter()
+        .collect();
+    until("both are in the server", || async {
+        // The third is the one that asks.
+        server.metric("afterimage_requests_in_flight").await == 3
+    })
+    .await;
+    let shed = server.get("/images/c").await;
+    let members = shed.problem(503, "busy");
+    assert!(members["detail"].as_str().unwrap().contains("[limits] requests"));
+    assert_eq!(shed.header("retry-after"), "1");
+    assert_eq!(server.get("/healthz").await.status, StatusCode::OK);
+    redis.signal("CONT");
+    for waiting in waiting {
+        assert_eq!(waiting.await.unwrap().status, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn no_more_streams_are_open_on_a_connection_than_may_be() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("limits.streams", "2")]).await;
+    redis.set("a", &record(&png(1, 100))).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(PREFACE).await.unwrap();
+    let mut settings = vec![0; 200];
+    stream.read_exact(&mut settings[..9]).await.unwrap();
+    let length = usize::from(settings[2]);
+    stream.read_exact(&mut settings[..length]).await.unwrap();
+    // SETTINGS_MAX_CONCURRENT_STREAMS is 3 (RFC 9113 §6.5.2).
+    assert!(settings[..length].chunks(6).any(|it| it == [0, 3, 0, 0, 0, 2]), "{settings:?}");
+}
+
+#[tokio::test]
+async fn memory_that_slow_clients_hold_is_not_given_out_twice() {
+    let redis = RedisServer::start().await;
+    // The cache keeps one image, and there is room for two and a half beside it.
+    let settings =
+        [("cache.images", "1"), ("limits.fetch_bytes", "25MB"), ("cache.bytes", "100MiB")];
+    let server = Server::on(&redis, &settings).await;
+    for number in 0..5 {
+        redis.set(&format!("i{number}"), &record(&png(number, 8_000_000))).await;
+    }
+    let mut slow = Vec::new();
+    for number in 0..4 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut stream = socket.connect(server.address).await.unwrap();
+        let request = format!("GET /images/i{number} HTTP/1.1\r\nHost: a\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        // The head has come, so the image is in memory, and most of it has nowhere to go.
+        stream.readable().await.unwrap();
+        slow.push(stream);
+    }
+    let refused = server.get("/images/i4").await;
+    let members = refused.problem(503, "busy");
+    assert_eq!(refused.header("retry-after"), "1");
+    assert!(members["detail"].as_str().unwrap().contains("no room"), "{members}");
+    // What is in memory is served all the same.
+    let in_flight = server.metric("afterimage_in_flight_bytes").await;
+    assert!((16_000_000..=25_000_000).contains(&in_flight), "{in_flight}");
+    drop(slow);
+    until("what nobody holds makes room", || async {
+        server.get("/images/i4").await.status == StatusCode::OK
+    })
+    .await;
+}
