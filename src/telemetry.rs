@@ -1,6 +1,7 @@
 //! What the service tells its operator: the log and the metrics.
 
 use std::collections::HashMap;
+use std::io::IsTerminal;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,7 +32,8 @@ use crate::store::{Coherence, StoreError};
 pub fn start_log(settings: &settings::Log) -> anyhow::Result<WorkerGuard> {
     let filter: Targets = settings.filter.parse()?;
     let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
-    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    let colours = std::io::stderr().is_terminal();
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colours);
     let lines = match settings.format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),

@@ -34,6 +34,7 @@ pub(super) struct Activity {
     /// Something was to be written for which the socket had no room.
     blocked: AtomicBool,
     multiplexed: AtomicBool,
+    asked: AtomicBool,
 }
 
 /// The time-outs of a connection.
@@ -83,6 +84,7 @@ impl Activity {
             sending: AtomicUsize::new(0),
             blocked: AtomicBool::new(false),
             multiplexed: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
         }
     }
 
@@ -91,6 +93,7 @@ impl Activity {
         if multiplexed {
             self.multiplexed.store(true, Ordering::Relaxed);
         }
+        self.asked.store(true, Ordering::Relaxed);
         self.handling.fetch_add(1, Ordering::Relaxed);
         self.head_began.store(0, Ordering::Relaxed);
         self.make_progress();
@@ -117,6 +120,11 @@ impl Activity {
     /// Something of an answer was taken.
     pub(super) fn make_progress(&self) {
         self.progress.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// Whether there has been a request.
+    pub(super) fn has_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
     }
 
     /// What the client is late with.

@@ -2,15 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
 use anyhow::Context as _;
 use listenfd::ListenFd;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::tls::Tls;
 use crate::http::client::reachable;
@@ -144,16 +143,29 @@ impl Listener {
         }
     }
 
-    /// A connection that is there already: whose client has been told by the kernel that it is accepted.
-    pub(super) async fn accept_waiting(&self) -> Option<(Box<dyn Wire>, Peer)> {
-        let mut accept = std::pin::pin!(self.accept());
-        let now = std::future::poll_fn(|context: &mut Context<'_>| {
-            Poll::Ready(match Pin::as_mut(&mut accept).poll(context) {
-                Poll::Ready(accepted) => accepted.ok(),
-                Poll::Pending => None,
-            })
-        });
-        now.await
+    /// The connections that are there already: the kernel has told their clients that they are accepted.
+    ///
+    /// Asked of the kernel itself, since the runtime may not have heard of them yet.
+    pub(super) fn accept_waiting(&self) -> io::Result<Vec<(Box<dyn Wire>, Peer)>> {
+        let mut waiting: Vec<(Box<dyn Wire>, Peer)> = Vec::new();
+        match &self.socket {
+            Socket::Tcp(listener) => {
+                let listener = std::net::TcpListener::from(listener.as_fd().try_clone_to_owned()?);
+                while let Ok((stream, peer)) = listener.accept() {
+                    stream.set_nonblocking(true)?;
+                    waiting.push((Box::new(TcpStream::from_std(stream)?), Peer::Tcp(peer)));
+                }
+            }
+            Socket::Unix { listener, .. } => {
+                let listener =
+                    std::os::unix::net::UnixListener::from(listener.as_fd().try_clone_to_owned()?);
+                while let Ok((stream, _)) = listener.accept() {
+                    stream.set_nonblocking(true)?;
+                    waiting.push((Box::new(UnixStream::from_std(stream)?), Peer::Unix));
+                }
+            }
+        }
+        Ok(waiting)
     }
 
     /// Its address and port, where it has some; port 0 has become the one that was taken.
@@ -194,7 +206,7 @@ pub(crate) async fn connect(listen: &ListenOn) -> io::Result<Box<dyn Wire>> {
     match listen {
         ListenOn::Tcp(address) => {
             let address = reachable(*address);
-            Ok(Box::new(tokio::net::TcpStream::connect(address).await?))
+            Ok(Box::new(TcpStream::connect(address).await?))
         }
         ListenOn::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
     }

@@ -23,6 +23,7 @@ use self::activity::{Activity, Observed, Overdue, Timeouts};
 use self::exchange::Front;
 use self::listen::Wire;
 pub use self::listen::{Listener, Listeners};
+use self::tls::Tls;
 use crate::app::App;
 use crate::http::router::{Peer, Routes, router};
 
@@ -48,27 +49,26 @@ pub async fn serve(
     let (delay, deadline) = (settings.shutdown_delay, settings.shutdown_timeout);
     let routes = if admin.is_some() { Routes::Public } else { Routes::All };
     let (open, draining) = watch::channel(Phase::Open);
-    let server = |listener, routes| {
-        Arc::new(Server {
+    let accept = |listener: Listener, routes| {
+        let server = Server {
             builder: builder(&app),
             timeouts: Timeouts::new(&app.settings.http),
             front: Front { app: Arc::clone(&app), router: router(Arc::clone(&app), routes) },
-            listener,
+            tls: listener.tls.clone(),
             phase: draining.clone(),
-        })
+        };
+        Arc::new(server).accept(listener)
     };
     let mut tasks = JoinSet::new();
     if let Some(tls) = main.tls.clone() {
         tasks.spawn(tls.keep_current());
     }
     if let Some(admin) = admin {
-        tasks.spawn(server(admin, Routes::Admin).accept());
+        tasks.spawn(accept(admin, Routes::Admin));
     }
-    let main = server(main, routes);
-    drop(draining);
     let mut accepting = JoinSet::new();
-    accepting.spawn(Arc::clone(&main).accept());
-    drop(main);
+    accepting.spawn(accept(main, routes));
+    drop(draining);
 
     let stop = shutdown.await;
     app.begin_to_stop();
@@ -82,6 +82,7 @@ pub async fn serve(
         // The listener goes first, with whoever waits there answered; the connections end when they have sent what
         // they were asked for. Operators may look until the end.
         accepting.join_next().await;
+        // A connection that doesn't end leaves the operators' listener until the deadline.
         tasks.shutdown().await;
         open.closed().await;
     };
@@ -107,10 +108,20 @@ async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
     let _ = phase.wait_for(|phase| *phase >= wanted).await;
 }
 
-/// A listener, and what its connections need.
+/// Waits until a connection is to take no further request: when the server drains; or a moment later, where the
+/// client has only just been told that it is connected, so that its request is on its way.
+async fn last_request(phase: &mut watch::Receiver<Phase>, activity: &Activity) {
+    const MOMENT: Duration = Duration::from_secs(1);
+    reached(phase, Phase::Draining).await;
+    if !activity.has_asked() {
+        let _ = tokio::time::timeout(MOMENT, reached(phase, Phase::Over)).await;
+    }
+}
+
+/// What the connections of a listener need. Not the listener itself: it is closed before the last of them ends.
 struct Server {
-    listener: Listener,
     front: Front,
+    tls: Option<Tls>,
     builder: Builder<TokioExecutor>,
     timeouts: Timeouts,
     phase: watch::Receiver<Phase>,
@@ -136,19 +147,19 @@ fn builder(app: &App) -> Builder<TokioExecutor> {
 
 impl Server {
     /// Accepts connections until the server drains, and then those that are waiting already.
-    async fn accept(self: Arc<Self>) {
+    async fn accept(self: Arc<Self>, listener: Listener) {
         let mut phase = self.phase.clone();
         let mut draining = pin!(reached(&mut phase, Phase::Draining));
         loop {
             tokio::select! {
-                accepted = self.listener.accept() => match accepted {
+                accepted = listener.accept() => match accepted {
                     Ok((wire, peer)) => self.take(wire, peer),
                     Err(error) => pause_after(&error).await,
                 },
                 () = &mut draining => break,
             }
         }
-        while let Some((wire, peer)) = self.listener.accept_waiting().await {
+        for (wire, peer) in listener.accept_waiting().unwrap_or_default() {
             self.take(wire, peer);
         }
     }
@@ -161,7 +172,7 @@ impl Server {
         if usize::try_from(open).unwrap_or_default() >= limit {
             metrics.connections_refused.inc();
             metrics.connections.dec();
-            let tls = self.listener.tls.is_some();
+            let tls = self.tls.is_some();
             tokio::spawn(refuse(wire, tls));
             return;
         }
@@ -174,7 +185,7 @@ impl Server {
 
     /// Speaks TLS where the listener does.
     async fn secure(self: &Arc<Self>, wire: Box<dyn Wire>, peer: Peer) {
-        let Some(tls) = &self.listener.tls else {
+        let Some(tls) = &self.tls else {
             return self.converse(wire, peer).await;
         };
         let handshake = tls.acceptor.accept(wire);
@@ -194,8 +205,9 @@ impl Server {
             async move { Ok::<_, Infallible>(server.front.answer(peer, &activity, request).await) }
         });
         let mut connection = pin!(self.builder.serve_connection(io, service));
-        let mut phase = self.phase.clone();
-        let mut next = Phase::Draining;
+        let (mut draining, mut over) = (self.phase.clone(), self.phase.clone());
+        let mut last_request = pin!(last_request(&mut draining, &activity));
+        let mut winding_down = false;
         loop {
             tokio::select! {
                 ended = connection.as_mut() => {
@@ -204,13 +216,11 @@ impl Server {
                     }
                     return;
                 }
-                () = reached(&mut phase, next) => {
-                    if next == Phase::Over {
-                        return;
-                    }
+                () = &mut last_request, if !winding_down => {
                     connection.as_mut().graceful_shutdown();
-                    next = Phase::Over;
+                    winding_down = true;
                 }
+                () = reached(&mut over, Phase::Over), if winding_down => return,
                 () = tokio::time::sleep(self.timeouts.tick()) => {
                     let overdue = activity.overdue(&self.timeouts);
                     if overdue != Overdue::Nothing {

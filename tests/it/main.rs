@@ -20,6 +20,7 @@ mod embedded;
 mod freshness;
 mod fronts;
 mod memory;
+mod operation;
 mod outage;
 mod python;
 mod records;

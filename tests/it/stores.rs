@@ -143,14 +143,8 @@ async fn redis_keeps_the_contract_with_a_user_and_a_password() {
 
 #[tokio::test]
 async fn redis_keeps_the_contract_over_tls_with_certificates_on_both_sides() {
-    let certificates = tempfile::tempdir().unwrap();
+    let certificates = crate::harness::certificates();
     let dir = certificates.path();
-    let made = std::process::Command::new("bash")
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/harness/certificates.sh"))
-        .arg(dir)
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
     let port = crate::harness::redis::free_port();
     let _redis = RedisServer::start_with(&[

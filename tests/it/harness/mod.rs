@@ -57,3 +57,15 @@ pub(crate) fn etag(value: &[u8]) -> String {
     use md5::Digest;
     format!("\"{:032x}\"", u128::from_be_bytes(md5::Md5::digest(value).into()))
 }
+
+/// A folder with an authority, and certificates by it for a server at localhost and for a client.
+pub(crate) fn certificates() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let made = std::process::Command::new("bash")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/harness/certificates.sh"))
+        .arg(dir.path())
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    dir
+}

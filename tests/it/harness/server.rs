@@ -95,6 +95,11 @@ impl Server {
     /// Stops it gracefully and waits until it has stopped.
     pub(crate) async fn stop(mut self) {
         self.begin_to_stop(Stop::AtOnce);
+        self.ended().await;
+    }
+
+    /// Waits until it has stopped.
+    pub(crate) async fn ended(mut self) {
         (&mut self.running).await.unwrap();
     }
 }
@@ -152,17 +157,21 @@ impl Process {
         Process::start(command)
     }
 
-    pub(crate) fn start(mut command: Command) -> Process {
+    pub(crate) fn start(command: Command) -> Process {
+        Process::listening(command, "127.0.0.1:0")
+    }
+
+    pub(crate) fn listening(mut command: Command, listen: &str) -> Process {
         let mut child =
-            command.args(["--http-listen", "127.0.0.1:0"]).stdout(Stdio::piped()).spawn().unwrap();
+            command.args(["--http-listen", listen]).stdout(Stdio::piped()).spawn().unwrap();
         // The first line names the address: "afterimage serves http://127.0.0.1:8000/images/{id} from …".
         let mut lines = BufReader::new(child.stdout.take().unwrap());
         let mut first = String::new();
         lines.read_line(&mut first).unwrap();
-        let address = first
-            .split_once("http://")
-            .and_then(|(_, rest)| rest.split_once('/')?.0.parse().ok())
-            .unwrap_or_else(|| panic!("no address in {first:?}"));
+        let (_, url) = first.split_once("://").unwrap_or_else(|| panic!("no address in {first:?}"));
+        let address = url.split('/').next().and_then(|address| address.parse().ok());
+        // A Unix socket has none.
+        let address = address.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 1)));
         // Read on, so that the program never waits for its reader.
         std::thread::spawn(move || lines.read_to_end(&mut Vec::new()));
         Process { child, address }
@@ -172,6 +181,12 @@ impl Process {
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Sends it a signal, such as `TERM`.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
     }
 
     /// How much memory it occupies, in bytes (`VmRSS` of proc(5)).

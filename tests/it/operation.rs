@@ -1,0 +1,542 @@
+//! What an operator needs: TLS, sockets, a listener of one's own, a clean stop, and a log that says what happened.
+
+use std::collections::HashMap;
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use afterimage::server::Stop;
+use bytes::Bytes;
+use hyper::{Method, StatusCode};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::Value;
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::harness::server::{metric, program};
+use crate::harness::{
+    Client, PATIENCE, Process, Protocol, RedisServer, Server, certificates, etag, get, png, record,
+    until,
+};
+
+#[tokio::test]
+async fn tls_serves_both_protocols_and_a_renewed_certificate_without_a_restart() {
+    let (first, second) = (certificates(), certificates());
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let install = |from: &Path| {
+        for name in ["server.pem", "server.key"] {
+            std::fs::copy(from.join(name), dir.path().join(name)).unwrap();
+        }
+    };
+    install(first.path());
+    let redis = RedisServer::start().await;
+    redis.set("a", &record(&png(1, 3000))).await;
+    let settings = [
+        ("http.tls_cert_file", path("server.pem")),
+        ("http.tls_key_file", path("server.key")),
+        ("http.tls_reload_interval", "20ms".to_owned()),
+    ];
+    let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let server = Server::on(&redis, &settings).await;
+
+    for (offered, protocol) in [
+        (vec![b"h2".to_vec(), b"http/1.1".to_vec()], Protocol::Http2),
+        (vec![b"http/1.1".to_vec()], Protocol::Http1),
+        (vec![], Protocol::Http1),
+    ] {
+        let stream = handshake(server.address, first.path(), offered.clone()).await.unwrap();
+        let agreed = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+        assert_eq!(agreed, offered.first().cloned());
+        let mut client = Client::over(protocol, stream, "localhost").await;
+        assert_eq!(client.get("/images/a", &[]).await.status, StatusCode::OK);
+    }
+
+    // A key that doesn't fit, as while the files are being replaced, changes nothing.
+    std::fs::copy(second.path().join("server.pem"), path("server.pem")).unwrap();
+    assert!(handshake(server.address, first.path(), vec![]).await.is_ok());
+    install(second.path());
+    until("the new certificate is shown", || async {
+        handshake(server.address, second.path(), vec![]).await.is_ok()
+    })
+    .await;
+    assert!(handshake(server.address, first.path(), vec![]).await.is_err());
+}
+
+async fn handshake(
+    address: SocketAddr,
+    authority: &Path,
+    protocols: Vec<Vec<u8>>,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(authority.join("ca.pem")).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = protocols;
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await
+}
+
+#[test]
+fn a_certificate_that_can_not_be_used_stops_the_start_with_its_setting() {
+    let (first, second) = (certificates(), certificates());
+    let dir = tempfile::tempdir().unwrap();
+    let (pem, key) = (first.path().join("server.pem"), second.path().join("server.key"));
+    let start = |arguments: &[&Path]| {
+        let mut command = program();
+        command.arg("--embedded-dir").arg(dir.path()).args(["--http-listen", "127.0.0.1:0"]);
+        command.arg("--http-tls-cert-file").arg(arguments[0]);
+        if let Some(key) = arguments.get(1) {
+            command.arg("--http-tls-key-file").arg(key);
+        }
+        let output = command.output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(start(&[&pem]).contains("belong together"));
+    assert!(start(&[&pem, &key]).contains("don't fit together"));
+    assert!(
+        start(&[Path::new("/no/such.pem"), &key]).contains("/no/such.pem ([http] tls_cert_file)")
+    );
+}
+
+#[tokio::test]
+async fn a_unix_socket_serves_reads_and_no_writes_and_outlives_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("afterimage.sock");
+    let listen = format!("unix:{}", socket.display());
+    let start = || {
+        let mut command = program();
+        command.arg("--embedded-dir").arg(dir.path().join("store"));
+        Process::listening(command, &listen)
+    };
+    let ask = |method: Method, path: &'static str| {
+        let socket = socket.clone();
+        async move {
+            let stream = UnixStream::connect(socket).await.unwrap();
+            let mut client = Client::over(Protocol::Http1, stream, "localhost").await;
+            let json = [("content-type", "application/json")];
+            let record = Bytes::from(record(&png(1, 100)));
+            client.send(method, path, &json, record).await.unwrap()
+        }
+    };
+    let mut server = start();
+    assert_eq!(ask(Method::GET, "/healthz").await.status, StatusCode::OK);
+    ask(Method::PUT, "/images/a").await.problem(403, "not-from-here");
+    let health = program().args(["health", "--http-listen", &listen]).output().unwrap();
+    assert!(health.status.success(), "{}", String::from_utf8_lossy(&health.stderr));
+
+    // Nobody else takes the socket of one that runs; one that was left behind is replaced.
+    let mut second = program();
+    second.arg("--embedded-dir").arg(dir.path().join("other")).args(["--http-listen", &listen]);
+    let second = second.output().unwrap();
+    assert!(String::from_utf8_lossy(&second.stderr).contains("[http] listen"));
+    server.kill();
+    assert!(socket.exists());
+    let mut server = start();
+    assert_eq!(ask(Method::GET, "/healthz").await.status, StatusCode::OK);
+    server.signal("TERM");
+    assert!(server.child.wait().unwrap().success());
+    assert!(!socket.exists());
+}
+
+#[tokio::test]
+async fn a_socket_that_was_handed_over_is_served_in_place_of_a_bound_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    // What systemd does: descriptor 3 listens, and LISTEN_PID says for whom.
+    let script = "import os, socket, sys\n\
+        s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n\
+        s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); os.dup2(s.fileno(), 3); os.set_inheritable(3, True)\n\
+        os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n\
+        os.execv(sys.argv[2], sys.argv[2:])";
+    let mut command = Command::new("python3");
+    command.args(["-c", script, &address.port().to_string(), env!("CARGO_BIN_EXE_afterimage")]);
+    command.arg("--embedded-dir").arg(dir.path());
+    // The setting is one that nobody could listen on.
+    let process = Process::listening(command, "192.0.2.1:80");
+    assert_eq!(process.address, address);
+    assert_eq!(get(address, "/healthz", &[]).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn operators_may_have_a_listener_of_their_own() {
+    let redis = RedisServer::start().await;
+    redis.set("a", &record(&png(1, 100))).await;
+    let server = Server::on(&redis, &[("admin.listen", "127.0.0.1:0")]).await;
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        assert_eq!(get(server.admin, path, &[]).await.status, StatusCode::OK, "{path}");
+        get(server.address, path, &[]).await.problem(404, "unknown-address");
+    }
+    assert_eq!(server.get("/images/a").await.status, StatusCode::OK);
+    get(server.admin, "/images/a", &[]).await.problem(400, "bad-id");
+}
+
+#[tokio::test]
+async fn a_stop_that_is_announced_turns_readiness_off_first_and_asks_clients_to_go() {
+    let redis = RedisServer::start().await;
+    redis.set("a", &record(&png(1, 100))).await;
+    let mut server = Server::on(&redis, &[("http.shutdown_delay", "500ms")]).await;
+    let mut kept = Client::connect(server.address).await;
+    let mut multiplexed = Client::speaking(Protocol::Http2, server.address).await;
+    assert_eq!(kept.get("/images/a", &[]).await.header("connection"), "");
+    assert_eq!(multiplexed.get("/images/a", &[]).await.status, StatusCode::OK);
+    server.begin_to_stop(Stop::Announced);
+    until("it says that it isn't ready", || async {
+        server.get("/readyz").await.status == StatusCode::SERVICE_UNAVAILABLE
+    })
+    .await;
+    server.get("/readyz").await.problem(503, "stopping");
+    // It answers all the same, and asks not to be asked here again.
+    let last = kept.get("/images/a", &[]).await;
+    assert_eq!((last.status, last.header("connection")), (StatusCode::OK, "close"));
+    assert_eq!(server.get("/images/a").await.status, StatusCode::OK);
+    assert_eq!(multiplexed.get("/images/a", &[]).await.status, StatusCode::OK);
+    until("it is gone", || async { TcpStream::connect(server.address).await.is_err() }).await;
+    server.ended().await;
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_end_holds_a_stop_no_longer_than_its_deadline() {
+    let redis = RedisServer::start().await;
+    redis.set("a", &record(&png(1, 100))).await;
+    let server = Server::on(&redis, &[("http.shutdown_timeout", "300ms")]).await;
+    redis.signal("STOP");
+    let address = server.address;
+    let waiting = tokio::spawn(async move {
+        let mut client = Client::connect(address).await;
+        client.send(Method::GET, "/images/a", &[], Bytes::new()).await
+    });
+    until("the request is in the server", || async {
+        server.metric("afterimage_requests_in_flight").await == 2
+    })
+    .await;
+    tokio::time::timeout(Duration::from_secs(3), server.stop()).await.unwrap();
+    assert!(waiting.await.unwrap().is_err());
+    redis.signal("CONT");
+}
+
+/// Closed-loop clients that keep their connections as long as they may, behind a balancer that asks `/readyz` and
+/// makes no new ones to a server that isn't ready.
+struct Load {
+    ready: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
+    clients: Vec<tokio::task::JoinHandle<Option<String>>>,
+}
+
+impl Load {
+    fn start(address: SocketAddr, protocol: Protocol, clients: usize, path: &'static str) -> Load {
+        let (ready, answered) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
+        let balancer = Arc::clone(&ready);
+        tokio::spawn(async move {
+            while get(address, "/readyz", &[]).await.status == StatusCode::OK {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            balancer.store(false, Ordering::Relaxed);
+        });
+        let clients = (0..clients)
+            .map(|_| {
+                let (ready, answered) = (Arc::clone(&ready), Arc::clone(&answered));
+                tokio::spawn(async move {
+                    while ready.load(Ordering::Relaxed) {
+                        let mut client = Client::speaking(protocol, address).await;
+                        if let Err(lost) = ask_on(&mut client, path, &answered).await {
+                            return Some(lost);
+                        }
+                    }
+                    None
+                })
+            })
+            .collect();
+        Load { ready, answered, clients }
+    }
+
+    /// What was lost.
+    async fn losses(self) -> Vec<String> {
+        assert!(!self.ready.load(Ordering::Relaxed));
+        let mut losses = Vec::new();
+        for client in self.clients {
+            losses.extend(client.await.unwrap());
+        }
+        losses
+    }
+}
+
+/// Asks until the server says that it is the last time, or until a request is lost.
+async fn ask_on(client: &mut Client, path: &str, answered: &AtomicU64) -> Result<(), String> {
+    loop {
+        match client.send(Method::GET, path, &[], Bytes::new()).await {
+            Ok(answer) if answer.status == StatusCode::OK => {
+                answered.fetch_add(1, Ordering::Relaxed);
+                if answer.header("connection") == "close" {
+                    return Ok(());
+                }
+            }
+            Ok(answer) => return Err(format!("{answer:?}")),
+            // What was never sent can be sent elsewhere; and so can a stream that GOAWAY left out (RFC 9113 §6.8).
+            Err(error) if error.is_canceled() || error.is_closed() => return Ok(()),
+            Err(error) if format!("{error:?}").contains("GoAway(b\"\", NO_ERROR") => return Ok(()),
+            Err(error) => return Err(format!("{error:?}")),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_told_to_stop_under_load_loses_no_request() {
+    let redis = RedisServer::start().await;
+    redis.set("a", &record(&png(1, 50_000))).await;
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        let mut command = program();
+        command.args(["--redis-url", &redis.url(), "--http-shutdown-delay", "300ms"]);
+        command.args(["--log-access", "false"]);
+        let mut server = Process::start(command);
+        let load = Load::start(server.address, protocol, 32, "/images/a");
+        until("there is load", || async { load.answered.load(Ordering::Relaxed) > 1000 }).await;
+        server.signal("TERM");
+        let ended = tokio::task::spawn_blocking(move || server.child.wait().unwrap().success());
+        assert!(tokio::time::timeout(PATIENCE, ended).await.unwrap().unwrap());
+        let answered = Arc::clone(&load.answered);
+        let losses = load.losses().await;
+        println!(
+            "{protocol:?}: {} answered, {} lost",
+            answered.load(Ordering::Relaxed),
+            losses.len()
+        );
+        assert!(losses.is_empty(), "{protocol:?}: {losses:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_and_idle_clients_by_the_thousand_leave_the_others_alone() {
+    const SLOW: usize = 2000;
+    const IDLE: usize = 5000;
+    rlimit::increase_nofile_limit(20_000).unwrap();
+    let redis = RedisServer::start().await;
+    redis.set("a", &record(&png(1, 50_000))).await;
+    let mut command = program();
+    command.args([
+        "--redis-url",
+        &redis.url(),
+        "--http-header-timeout",
+        "8s",
+        "--log-access",
+        "false",
+    ]);
+    let server = Process::start(command);
+    let mib = |bytes: u64| bytes >> 20;
+    let connections =
+        async || metric(&get(server.address, "/metrics", &[]).await, "afterimage_connections");
+    let mut client = Client::connect(server.address).await;
+    let mut steps = HashMap::new();
+    let mut step = async |name: &'static str| {
+        // They are served while all of this goes on.
+        for _ in 0..200 {
+            let answer = client.get("/images/a", &[]).await;
+            assert_eq!(answer.status, StatusCode::OK);
+        }
+        steps.insert(name, mib(server.resident()));
+        println!("{name}: {} MiB resident, {} connections", steps[name], connections().await);
+    };
+    step("at first").await;
+
+    let mut idle = Vec::new();
+    for _ in 0..IDLE {
+        let mut other = Client::connect(server.address).await;
+        assert_eq!(other.get("/images/a", &[]).await.status, StatusCode::OK);
+        idle.push(other);
+    }
+    step("with 5,000 idle connections").await;
+
+    let (slow, start) = (Arc::new(AtomicU64::new(0)), Instant::now());
+    for _ in 0..SLOW {
+        let slow = Arc::clone(&slow);
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        tokio::spawn(async move {
+            use tokio::io::AsyncWriteExt;
+            stream.write_all(b"GET /images/a HTTP/1.1\r\nHost: a\r\nX: ").await.unwrap();
+            while stream.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            slow.fetch_add(1, Ordering::Relaxed);
+        });
+    }
+    step("with 2,000 slow heads as well").await;
+    while slow.load(Ordering::Relaxed) < SLOW as u64 {
+        assert!(start.elapsed() < 3 * PATIENCE, "{} were let go", slow.load(Ordering::Relaxed));
+        step("while the slow ones are let go").await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    step("when the slow ones are gone").await;
+    // The idle ones are there still, and answered.
+    for other in idle.iter_mut().step_by(100) {
+        assert_eq!(other.get("/images/a", &[]).await.status, StatusCode::OK);
+    }
+    drop(idle);
+    until("all are gone", || async { connections().await <= 2 }).await;
+    step("at last").await;
+}
+
+#[tokio::test]
+async fn every_answer_has_a_request_id_the_clients_own_where_it_sent_one() {
+    let server = Server::start(&[("redis.url", "redis://127.0.0.1:1")]).await;
+    let own = get(server.address, "/images/a", &[("x-request-id", "abc-1/2")]).await;
+    assert_eq!(own.header("x-request-id"), "abc-1/2");
+    let (one, other) = (server.get("/healthz").await, server.get("/nothing").await);
+    assert_eq!(one.header("x-request-id").len(), 32);
+    assert_ne!(one.header("x-request-id"), other.header("x-request-id"));
+    let unfit = get(server.address, "/healthz", &[("x-request-id", "a b")]).await;
+    assert_eq!(unfit.header("x-request-id").len(), 32);
+}
+
+/// The program with its log in a file.
+struct Logging {
+    process: Process,
+    file: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Logging {
+    fn start(arguments: &[&str]) -> Logging {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("log");
+        let mut command = program();
+        command.args(arguments).stderr(Stdio::from(std::fs::File::create(&file).unwrap()));
+        Logging { process: Process::start(command), file, _dir: dir }
+    }
+
+    /// Everything that was logged, once the program has ended.
+    fn end(mut self) -> String {
+        self.process.signal("INT");
+        assert!(self.process.child.wait().unwrap().success());
+        let mut text = String::new();
+        std::fs::File::open(&self.file).unwrap().read_to_string(&mut text).unwrap();
+        text
+    }
+}
+
+#[tokio::test]
+async fn the_log_has_one_line_a_request_for_people_or_as_json_and_no_secret() {
+    let redis = RedisServer::start_with(&["--requirepass", "hunter2"]).await;
+    let url = format!("redis://:hunter2@127.0.0.1:{}", redis.port);
+    let value = record(&png(1, 3000));
+    let client = redis::Client::open(url.as_str()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    redis::cmd("SET").arg("image:a").arg(&value).exec_async(&mut connection).await.unwrap();
+
+    let server =
+        Logging::start(&["--redis-url", &url, "--log-format", "json", "--log-filter", "debug"]);
+    let address = server.process.address;
+    let fields = [("x-request-id", "mine"), ("authorization", "Bearer hunter2")];
+    assert_eq!(get(address, "/images/a?v=1", &fields).await.status, StatusCode::OK);
+    let tag = etag(&value);
+    let fields = [("x-request-id", "again"), ("if-none-match", tag.as_str())];
+    assert_eq!(get(address, "/images/a", &fields).await.status, StatusCode::NOT_MODIFIED);
+    let log = server.end();
+    assert!(!log.contains("hunter2"), "{log}");
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |id: &str| {
+        let mut lines = lines.iter().filter(|line| line["id"] == id);
+        let line = lines.next().unwrap_or_else(|| panic!("no line for {id} in {log}"));
+        assert!(lines.next().is_none());
+        line
+    };
+    let first = of("mine");
+    assert_eq!(first["target"], "afterimage::access");
+    assert_eq!(first["level"], "INFO");
+    assert_eq!(first["method"], "GET");
+    assert_eq!(first["path"], "/images/a?v=1");
+    assert_eq!(first["status"], 200);
+    assert_eq!(first["bytes"], 3000);
+    assert_eq!(first["cache"], "afterimage; fwd=miss; stored");
+    assert_eq!(first["whole"], true);
+    assert!(first["duration_ms"].as_f64().unwrap() > 0.0);
+    assert!(first["peer"].as_str().unwrap().starts_with("127.0.0.1:"));
+    let again = of("again");
+    assert_eq!((&again["status"], &again["bytes"]), (&304.into(), &0.into()));
+
+    let server = Logging::start(&["--redis-url", &url]);
+    get(server.process.address, "/images/a", &[("x-request-id", "mine")]).await;
+    let log = server.end();
+    let line = log.lines().find(|line| line.contains("mine")).unwrap();
+    assert!(line.contains("INFO") && line.contains("status=200"), "{line}");
+}
+
+#[tokio::test]
+async fn a_failure_is_logged_once_with_its_request_even_where_requests_are_not() {
+    let server = Logging::start(&[
+        "--redis-url",
+        "redis://127.0.0.1:1",
+        "--log-access",
+        "false",
+        "--log-format",
+        "json",
+    ]);
+    let address = server.process.address;
+    let answer = get(address, "/images/a", &[("x-request-id", "unlucky")]).await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    // The client isn't told which host is behind it; the operator is.
+    assert!(!String::from_utf8_lossy(&answer.body).contains("127.0.0.1"));
+    get(address, "/images/-", &[("x-request-id", "wrong")]).await.problem(400, "bad-id");
+    let log = server.end();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("unlucky")).collect();
+    let [line] = lines[..] else { panic!("{log}") };
+    let line: Value = serde_json::from_str(line).unwrap();
+    assert_eq!((&line["level"], &line["status"]), (&"WARN".into(), &503.into()));
+    assert!(line["error"].as_str().unwrap().contains("can't be reached"), "{line}");
+    assert!(!log.contains("wrong"), "{log}");
+}
+
+#[tokio::test]
+async fn the_metrics_count_requests_and_reads_and_time_what_the_store_tells() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let value = record(&png(1, 3000));
+    let json = [("content-type", "application/json")];
+    server.send(Method::PUT, "/images/a", &json, Bytes::from(value.clone())).await;
+    for _ in 0..3 {
+        assert_eq!(server.get("/images/a").await.status, StatusCode::OK);
+    }
+    server.get("/images/absent").await.problem(404, "absent");
+    server.send("BREW".parse().unwrap(), "/images/a", &[], Bytes::new()).await;
+    let page = server.get("/metrics").await;
+    let requests = |method: &str, status: u16| {
+        metric(
+            &page,
+            &format!(
+                "afterimage_requests_total{{route=\"/images/{{id}}\",method=\"{method}\",status=\"{status}\"}}"
+            ),
+        )
+    };
+    assert_eq!((requests("GET", 200), requests("GET", 404)), (3, 1));
+    assert_eq!((requests("PUT", 201), requests("other", 405)), (1, 1));
+    assert_eq!(metric(&page, "afterimage_reads_total{served=\"hit\"}"), 2);
+    assert_eq!(metric(&page, "afterimage_reads_total{served=\"fetched\"}"), 2);
+    let coherent =
+        |state: &str| metric(&page, &format!("afterimage_coherence{{state=\"{state}\"}}"));
+    assert_eq!((coherent("coherent"), coherent("unverified"), coherent("unreachable")), (1, 0, 0));
+    let seconds = "afterimage_request_duration_seconds_count{route=\"/images/{id}\"}";
+    assert_eq!(metric(&page, seconds), 6);
+    assert!(metric(&page, "afterimage_response_bytes_total") >= 9000);
+    until("the store has told of the write", || async {
+        server.metric("afterimage_push_latency_seconds_count").await == 1
+    })
+    .await;
+    until("a heartbeat came back", || async {
+        server.metric("afterimage_tracking_round_trip_seconds_count").await >= 1
+    })
+    .await;
+}
