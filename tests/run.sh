@@ -38,4 +38,13 @@ if ! "$python/bin/python" -c 'import redis' 2>/dev/null; then
   done
 fi
 
+# What drives Chromium, in a folder of its own.
+browser=target/browser
+if ! { cmp -s tests/browser/package.json "$browser/package.json" && [ -d "$browser/node_modules/playwright-core" ]; }; then
+  rm -rf "$browser"
+  mkdir -p "$browser"
+  cp tests/browser/package.json "$browser/"
+  npm install --no-package-lock --omit=dev --no-audit --no-fund --ignore-scripts --silent --prefix "$browser"
+fi
+
 exec cargo test --locked "$@"

@@ -59,7 +59,8 @@ async function newTab() {
     const it = request(event.requestId);
     it.answered = true;
     if (fromDiskCache) it.cache ??= "disk";
-    it.more = event.hasExtraInfo;
+    // Out of memory comes the event of the first time: nothing more follows, whatever it says.
+    it.more = event.hasExtraInfo && it.cache !== "memory";
   });
   session.on("Network.loadingFailed", (event) => {
     Object.assign(request(event.requestId), { answered: true, failed: event.errorText });
