@@ -18,7 +18,7 @@ use crate::http::client;
 use crate::image::ImageId;
 use crate::picture::{demo, sniff};
 use crate::server::{self, Listeners};
-use crate::settings::{self, Override, Settings, SettingsError};
+use crate::settings::{self, ListenOn, Override, Settings, SettingsError};
 use crate::store::Store;
 use crate::store::embedded::InUse;
 use crate::{record, telemetry};
@@ -192,7 +192,8 @@ async fn put(
         }
         Err(error) if error.is::<InUse>() => {
             let path = format!("/images/{id}?ttl={}ms", ttl.as_millis());
-            let (status, body) = client::send(&settings.http.listen, Method::PUT, &path, value)
+            let listen = plain(settings).with_context(|| error.to_string())?;
+            let (status, body) = client::send(listen, Method::PUT, &path, value)
                 .await
                 .with_context(|| format!("{error}, and it can't be asked to write"))?;
             let body = String::from_utf8_lossy(&body);
@@ -209,11 +210,17 @@ async fn put(
     Ok(())
 }
 
+/// Where the server can be asked by this program, which knows no authority to trust.
+fn plain(settings: &Settings) -> anyhow::Result<&ListenOn> {
+    let tls = !settings.http.tls_cert_file.as_os_str().is_empty();
+    anyhow::ensure!(!tls, "the server at {} speaks TLS only", settings.http.listen);
+    Ok(&settings.http.listen)
+}
+
 async fn health(settings: &Settings) -> anyhow::Result<()> {
     let listen = match &settings.admin.listen {
         Some(listen) => listen,
-        None if settings.http.tls_cert_file.as_os_str().is_empty() => &settings.http.listen,
-        None => anyhow::bail!("the health of a server with TLS is asked over [admin] listen"),
+        None => plain(settings).context("set [admin] listen, where health is asked without TLS")?,
     };
     let (status, body) = client::send(listen, Method::GET, "/healthz", Bytes::new()).await?;
     anyhow::ensure!(status.is_success(), "unhealthy: {status} {}", String::from_utf8_lossy(&body));

@@ -10,6 +10,7 @@ use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::app::NoRoom;
 use crate::read::ReadError;
 use crate::store::StoreError;
 use crate::write::WriteError;
@@ -133,6 +134,12 @@ impl From<StoreError> for Problem {
     }
 }
 
+impl From<NoRoom> for Problem {
+    fn from(no_room: NoRoom) -> Problem {
+        Problem::busy(no_room.to_string())
+    }
+}
+
 impl From<ReadError> for Problem {
     fn from(error: ReadError) -> Problem {
         let detail = error.to_string();
@@ -147,7 +154,8 @@ impl From<ReadError> for Problem {
                 Problem::new(StatusCode::NOT_IMPLEMENTED, "offloaded", "offloaded image", detail)
             }
             ReadError::Store(error) => error.into(),
-            ReadError::Busy | ReadError::NoRoom(_) => Problem::busy(detail),
+            ReadError::Busy => Problem::busy(detail),
+            ReadError::NoRoom(no_room) => no_room.into(),
             ReadError::Lost(_) => Problem::internal("a fetch ended without an outcome"),
         }
     }

@@ -10,7 +10,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::header::{
-    CONTENT_TYPE, ETAG, FORWARDED, HOST, IF_MATCH, IF_NONE_MATCH, ORIGIN, VIA,
+    CONTENT_LENGTH, CONTENT_TYPE, ETAG, FORWARDED, HOST, IF_MATCH, IF_NONE_MATCH, ORIGIN, VIA,
 };
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode};
@@ -80,7 +80,15 @@ pub(crate) async fn put(
         None => app.settings.records.ttl,
     };
     is_plain_record(request.headers())?;
-    let body = read(request.into_body(), app.settings.records.max_value).await?;
+    let limit = app.settings.records.max_value;
+    // What says that it is too large is refused before it is sent; what doesn't say may be as large as any.
+    let announced = request.headers().get(CONTENT_LENGTH);
+    let announced = announced.and_then(|it| it.to_str().ok()?.parse().ok()).unwrap_or(limit as u64);
+    if announced > limit as u64 {
+        return Err(too_large(limit));
+    }
+    let _room = app.room_for(announced).await?;
+    let body = read(request.into_body(), limit).await?;
     let written = write::put(app, &id, body, ttl).await?;
     let status = match written.replaced {
         Replaced::Nothing => StatusCode::CREATED,
@@ -91,17 +99,9 @@ pub(crate) async fn put(
 
 /// The whole body, or why it can't be had.
 async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
-    let too_large = || {
-        let detail = format!("the limit is {limit} bytes ([records] max_value)");
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body", "the body is too large", detail)
-    };
-    // What says that it is too large is refused before it is sent.
-    if http_body::Body::size_hint(&body).lower() > limit as u64 {
-        return Err(too_large());
-    }
     match Limited::new(body, limit).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large(limit)),
         Err(error) => {
             let causes = std::iter::successors(Some(&*error as &dyn Error), |it| (*it).source());
             let slow = causes.into_iter().any(<dyn Error>::is::<TimeoutError>);
@@ -113,6 +113,11 @@ async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
             Err(Problem::new(status, "body", title, error.to_string()))
         }
     }
+}
+
+fn too_large(limit: usize) -> Problem {
+    let detail = format!("the limit is {limit} bytes ([records] max_value)");
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body", "the body is too large", detail)
 }
 
 /// A connection from this machine, for this machine: a page of another site that was made to resolve to
