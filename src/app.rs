@@ -10,7 +10,7 @@ use crate::index::{Bounds, Guard, Index};
 use crate::read::{CorruptLog, Outcome};
 use crate::settings::Settings;
 use crate::store::{Announcer, Change, Store};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Shed};
 
 /// Everything that a request needs. There are no globals: two of them may run in one process.
 #[derive(Debug)]
@@ -103,14 +103,18 @@ impl App {
     pub async fn room_for(&self, bytes: u64) -> Result<SemaphorePermit<'_>, NoRoom> {
         let all = self.settings.limits.fetch_bytes as u64;
         let in_flight = self.cache.held().in_flight as u64;
+        let none = || {
+            self.metrics.count_shed(Shed::FetchBytes);
+            NoRoom
+        };
         if in_flight > 0 && in_flight + bytes > all {
-            return Err(NoRoom);
+            return Err(none());
         }
         let wanted = bytes.div_ceil(1024).min(all.div_ceil(1024));
         let room = self.fetching.acquire_many(u32::try_from(wanted).unwrap_or(u32::MAX));
         match tokio::time::timeout(self.settings.redis.response_timeout, room).await {
             Ok(Ok(room)) => Ok(room),
-            Ok(Err(_)) | Err(_) => Err(NoRoom),
+            Ok(Err(_)) | Err(_) => Err(none()),
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::index::{Boarding, Digest, Found, Known, LastKnown, LookUp, Ticket};
 use crate::preconditions::{Preconditions, Verdict};
 use crate::record::{self, Content, Corrupt, Record};
 use crate::store::StoreError;
+use crate::telemetry::Shed;
 
 /// Values up to this many bytes are hashed and decoded where they are: it takes under a fifth of a
 /// millisecond, and a trip to another thread costs its share of that.
@@ -325,7 +326,10 @@ async fn fetch(
                 tokio::spawn(lead(Arc::clone(app), ticket));
                 (flight, false)
             }
-            Boarding::Full => return Err(unknown(ReadError::Busy)),
+            Boarding::Full => {
+                app.metrics.count_shed(Shed::Waiters);
+                return Err(unknown(ReadError::Busy));
+            }
         };
         let outcome = flight.outcome().await.map_err(|lost| unknown(lost.into()))?;
         let landed = outcome.map_err(|error| unknown(error.into()))?;

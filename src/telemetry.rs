@@ -71,16 +71,15 @@ pub struct Metrics {
     pub decodes: Counter,
     /// Bytes of answers.
     pub response_bytes: Counter,
-    /// Requests that are being answered.
+    /// Requests that are being answered, but for those of operators.
     pub requests_in_flight: Gauge,
     /// Open connections.
     pub connections: Gauge,
-    /// Connections that were refused since there were as many as may be.
-    pub connections_refused: Counter,
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabel, Histogram, fn() -> Histogram>,
     reads: Family<ServedLabel, Counter>,
     store_errors: Family<KindLabel, Counter>,
+    shed: Family<LimitLabel, Counter>,
     push_latency: Histogram,
     /// When the writes were made of which the store hasn't told yet.
     expected_pushes: Mutex<HashMap<ImageId, Instant>>,
@@ -115,9 +114,43 @@ struct KindLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabel {
+    limit: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabel {
     state: &'static str,
 }
+
+/// What was turned away so that the rest gets through, by the setting under `[limits]` that says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shed {
+    /// A connection.
+    Connections,
+    /// A request.
+    Requests,
+    /// A request that would have waited for a fetch.
+    Waiters,
+    /// A fetch, or a record to be written.
+    FetchBytes,
+}
+
+impl Shed {
+    const ALL: [Shed; 4] = [Shed::Connections, Shed::Requests, Shed::Waiters, Shed::FetchBytes];
+
+    const fn limit(self) -> &'static str {
+        match self {
+            Shed::Connections => "connections",
+            Shed::Requests => "requests",
+            Shed::Waiters => "waiters",
+            Shed::FetchBytes => "fetch_bytes",
+        }
+    }
+}
+
+/// Where a read was answered from.
+const SERVED: [&str; 6] = ["hit", "fetched", "collapsed", "revalidated", "stale", "failed"];
 
 /// What is looked at when somebody asks for the metrics.
 #[derive(Debug)]
@@ -169,15 +202,11 @@ impl Metrics {
                 "Requests being answered",
             ),
             connections: gauge(&mut registry, "connections", "Open connections"),
-            connections_refused: counter(
-                &mut registry,
-                "connections_refused",
-                "Connections over [limits] connections",
-            ),
             requests: Family::default(),
             durations: Family::new_with_constructor(histogram),
             reads: Family::default(),
             store_errors: Family::default(),
+            shed: Family::default(),
             push_latency: histogram(),
             expected_pushes: Mutex::default(),
             tracking_round_trip: histogram(),
@@ -192,6 +221,16 @@ impl Metrics {
     }
 
     fn registered(mut self) -> Metrics {
+        // At zero from the start: what appears with its first event has no rise that anyone could see.
+        for served in SERVED {
+            let _ = self.reads.get_or_create(&ServedLabel { served });
+        }
+        for kind in StoreError::KINDS {
+            let _ = self.store_errors.get_or_create(&KindLabel { kind });
+        }
+        for shed in Shed::ALL {
+            let _ = self.shed.get_or_create(&LimitLabel { limit: shed.limit() });
+        }
         let registry = &mut self.registry;
         registry.register("requests", "Requests answered", self.requests.clone());
         registry.register(
@@ -201,8 +240,13 @@ impl Metrics {
         );
         registry.register(
             "store_errors",
-            "Fetches that the store didn't answer",
+            "Fetches and writes that the store didn't answer",
             self.store_errors.clone(),
+        );
+        registry.register(
+            "shed",
+            "Connections and requests turned away, by the setting under [limits]",
+            self.shed.clone(),
         );
         registry.register(
             "coherence",
@@ -264,20 +308,28 @@ impl Metrics {
 
     /// An image was read, or nothing could be said of it.
     pub fn count_read(&self, served: Option<Served>) {
+        let [hit, fetched, collapsed, revalidated, stale, failed] = SERVED;
         let served = match served {
-            Some(Served::Hit) => "hit",
-            Some(Served::Fetched { collapsed: true, .. }) => "collapsed",
-            Some(Served::Fetched { collapsed: false, .. }) => "fetched",
-            Some(Served::Revalidated { .. }) => "revalidated",
-            Some(Served::Stale { .. }) => "stale",
-            None => "failed",
+            Some(Served::Hit) => hit,
+            Some(Served::Fetched { collapsed: false, .. }) => fetched,
+            Some(Served::Fetched { collapsed: true, .. }) => collapsed,
+            Some(Served::Revalidated { .. }) => revalidated,
+            Some(Served::Stale { .. }) => stale,
+            None => failed,
         };
         self.reads.get_or_create(&ServedLabel { served }).inc();
     }
 
+    /// Something was turned away.
+    pub fn count_shed(&self, shed: Shed) {
+        self.shed.get_or_create(&LimitLabel { limit: shed.limit() }).inc();
+    }
+
     /// The store didn't answer.
     pub fn count_store_error(&self, error: &StoreError) {
-        self.store_errors.get_or_create(&KindLabel { kind: error.kind() }).inc();
+        if let Some(kind) = error.kind() {
+            self.store_errors.get_or_create(&KindLabel { kind }).inc();
+        }
     }
 
     /// A write is made here, and the store will tell of it: from now on the time runs.

@@ -50,8 +50,9 @@ pub async fn put(
         app.metrics.expect_push(id);
     }
     let replaced = app.store.put(id, value, Some(time_to_live)).await;
-    if replaced.is_err() {
+    if let Err(error) = &replaced {
         app.metrics.expect_no_push(Some(id));
+        app.metrics.count_store_error(error);
     }
     // The push says so too, later; but who has read this answer must not be shown what was there before. A write
     // that failed may have happened all the same.

@@ -45,6 +45,12 @@ impl Route {
         }
     }
 
+    /// Whether it tells of the service and not of images.
+    #[must_use]
+    pub const fn is_for_operators(self) -> bool {
+        matches!(self, Route::Healthz | Route::Readyz | Route::Metrics)
+    }
+
     /// The route in the table.
     #[must_use]
     pub const fn pattern(self) -> &'static str {

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::header::{CONNECTION, HOST, HeaderMap, X_CONTENT_TYPE_OPTIONS};
+use axum::http::header::{CONNECTION, HOST, HeaderMap, VARY, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use axum::response::IntoResponse;
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use crate::app::App;
 use crate::http::problem::{Cause, Problem};
 use crate::http::router::{Peer, Route};
 use crate::http::{CACHE_STATUS, REQUEST_ID};
+use crate::telemetry::Shed;
 
 /// The target of the lines about requests.
 const ACCESS: &str = "afterimage::access";
@@ -54,7 +55,7 @@ impl Front {
         let (method, version) = (request.method().clone(), request.version());
         let route = Route::of(request.uri().path());
         let id = request_id(request.headers());
-        let counted = Counted::new(&self.app, activity, version);
+        let counted = Counted::new(&self.app, activity, version, route.is_for_operators());
         let logged = self.logs_access().then(|| request.uri().to_string());
 
         let mut response = match self.refuses(route, &request) {
@@ -68,6 +69,7 @@ impl Front {
             for (name, value) in [SHOWN_ANYWHERE, TIMED_ANYWHERE, NO_SNIFFING] {
                 headers.insert(name, value);
             }
+            join_vary(headers);
         }
         if self.app.is_stopping() && version <= Version::HTTP_11 {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -101,7 +103,8 @@ impl Front {
         }
         let limit = self.app.settings.limits.requests.get();
         let now = usize::try_from(self.app.metrics.requests_in_flight.get()).unwrap_or_default();
-        if now > limit && matches!(route, Route::Image | Route::Unknown) {
+        if now > limit && !route.is_for_operators() {
+            self.app.metrics.count_shed(Shed::Requests);
             let detail = format!("{limit} requests are being answered ([limits] requests)");
             return Some(Problem::busy(detail));
         }
@@ -136,6 +139,16 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
         let id = format!("{:032x}", fastrand::u128(..));
         HeaderValue::from_maybe_shared(Bytes::from(id)).expect("hex digits are ASCII")
     })
+}
+
+/// `Vary` in one line. nginx 1.22 heeds the last one only, and would give a compressed answer to who can't read it.
+fn join_vary(headers: &mut HeaderMap) {
+    if headers.get_all(VARY).iter().nth(1).is_some() {
+        let lines: Vec<&[u8]> = headers.get_all(VARY).iter().map(HeaderValue::as_bytes).collect();
+        if let Ok(line) = HeaderValue::from_bytes(&lines.join(&b", "[..])) {
+            headers.insert(VARY, line);
+        }
+    }
 }
 
 /// A request says which host it is for, once and well-formed (RFC 9112 §3.2, RFC 9113 §8.3.1); otherwise another
@@ -203,13 +216,23 @@ struct Counted {
     app: Arc<App>,
     activity: Arc<Activity>,
     sending: bool,
+    /// Not counted among those in flight: operators look when there are too many.
+    for_operators: bool,
 }
 
 impl Counted {
-    fn new(app: &Arc<App>, activity: &Arc<Activity>, version: Version) -> Counted {
-        app.metrics.requests_in_flight.inc();
+    fn new(
+        app: &Arc<App>,
+        activity: &Arc<Activity>,
+        version: Version,
+        for_operators: bool,
+    ) -> Counted {
+        if !for_operators {
+            app.metrics.requests_in_flight.inc();
+        }
         activity.begin_handling(version >= Version::HTTP_2);
-        Counted { app: Arc::clone(app), activity: Arc::clone(activity), sending: false }
+        let (app, activity) = (Arc::clone(app), Arc::clone(activity));
+        Counted { app, activity, sending: false, for_operators }
     }
 
     fn begin_sending(&mut self) {
@@ -220,7 +243,9 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.app.metrics.requests_in_flight.dec();
+        if !self.for_operators {
+            self.app.metrics.requests_in_flight.dec();
+        }
         if self.sending {
             self.activity.end_sending();
         } else {

@@ -26,6 +26,7 @@ pub use self::listen::{Listener, Listeners};
 use self::tls::Tls;
 use crate::app::App;
 use crate::http::router::{Peer, Routes, router};
+use crate::telemetry::Shed;
 
 /// How a server is told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,7 +171,7 @@ impl Server {
         let limit = self.front.app.settings.limits.connections.get();
         let open = metrics.connections.inc();
         if usize::try_from(open).unwrap_or_default() >= limit {
-            metrics.connections_refused.inc();
+            metrics.count_shed(Shed::Connections);
             metrics.connections.dec();
             let tls = self.tls.is_some();
             tokio::spawn(refuse(wire, tls));

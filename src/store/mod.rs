@@ -75,15 +75,18 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Its kind in one word, as it is counted.
+    /// The kinds that are counted: what a record is refused for says nothing of the store.
+    pub const KINDS: [&'static str; 3] = ["unreachable", "timeout", "refused"];
+
+    /// Its kind in one word, if it is one of those.
     #[must_use]
-    pub fn kind(&self) -> &'static str {
+    pub fn kind(&self) -> Option<&'static str> {
+        let [unreachable, timeout, refused] = StoreError::KINDS;
         match self {
-            StoreError::Unreachable(_) => "unreachable",
-            StoreError::TimedOut => "timeout",
-            StoreError::Refused(_) => "refused",
-            StoreError::WrongType => "wrong-type",
-            StoreError::TooLarge { .. } => "too-large",
+            StoreError::Unreachable(_) => Some(unreachable),
+            StoreError::TimedOut => Some(timeout),
+            StoreError::Refused(_) => Some(refused),
+            StoreError::WrongType | StoreError::TooLarge { .. } => None,
         }
     }
 }

@@ -115,12 +115,12 @@ async fn a_client_that_takes_nothing_of_its_answer_is_let_go() {
         all.len()
     });
     until("both are being answered", || async {
-        server.metric("afterimage_requests_in_flight").await == 3
+        server.metric("afterimage_requests_in_flight").await == 2
     })
     .await;
     until("both are let go", || async {
         let page = server.get("/metrics").await;
-        metric(&page, "afterimage_requests_in_flight") == 1
+        metric(&page, "afterimage_requests_in_flight") == 0
             && metric(&page, "afterimage_connections") == 1
     })
     .await;
@@ -254,7 +254,7 @@ async fn connections_over_the_limit_get_503_and_leave_the_others_alone() {
         assert_eq!(client.get("/healthz", &[]).await.status, StatusCode::OK);
     }
     let page = held[0].get("/metrics", &[]).await;
-    assert_eq!(metric(&page, "afterimage_connections_refused_total"), 1);
+    assert_eq!(metric(&page, "afterimage_shed_total{limit=\"connections\"}"), 1);
     assert_eq!(metric(&page, "afterimage_connections"), 3);
     held.pop();
     until("one that leaves makes room", || async {
@@ -277,14 +277,14 @@ async fn requests_over_the_limit_get_503_while_operators_are_answered() {
         .into_iter()
         .collect();
     until("both are in the server", || async {
-        // The third is the one that asks.
-        server.metric("afterimage_requests_in_flight").await == 3
+        server.metric("afterimage_requests_in_flight").await == 2
     })
     .await;
     let shed = server.get("/images/c").await;
     let members = shed.problem(503, "busy");
     assert!(members["detail"].as_str().unwrap().contains("[limits] requests"));
     assert_eq!(shed.header("retry-after"), "1");
+    assert_eq!(server.metric("afterimage_shed_total{limit=\"requests\"}").await, 1);
     assert_eq!(server.get("/healthz").await.status, StatusCode::OK);
     redis.signal("CONT");
     for waiting in waiting {
@@ -332,6 +332,7 @@ async fn memory_that_slow_clients_hold_is_not_given_out_twice() {
     let members = refused.problem(503, "busy");
     assert_eq!(refused.header("retry-after"), "1");
     assert!(members["detail"].as_str().unwrap().contains("no room"), "{members}");
+    assert!(server.metric("afterimage_shed_total{limit=\"fetch_bytes\"}").await >= 1);
     // What is in memory is served all the same.
     let in_flight = server.metric("afterimage_in_flight_bytes").await;
     assert!((16_000_000..=25_000_000).contains(&in_flight), "{in_flight}");

@@ -1,1 +1,454 @@
-//! What operators' tools make of the metrics.
+//! What operators' tools make of the metrics: Prometheus, its alerts, and the queries of the dashboard.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use bytes::Bytes;
+use hyper::Method;
+use serde_json::{Value, json};
+
+use crate::harness::redis::free_port;
+use crate::harness::{Client, PATIENCE, RedisServer, Server, get, png, record, until};
+
+#[test]
+fn promtool_finds_nothing_wrong_with_the_shipped_configuration() {
+    promtool("check config", &[&shipped("prometheus.yml")], "");
+    promtool("check rules", &[&shipped("prometheus-rules.yml")], "");
+}
+
+#[tokio::test]
+async fn promtool_finds_nothing_wrong_with_names_and_help_of_the_metrics() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    traffic(&server, &redis, 0).await;
+    let page = server.get("/metrics").await;
+    promtool("check metrics", &[], &older_format(std::str::from_utf8(&page.body).unwrap()));
+}
+
+#[tokio::test]
+async fn the_dashboard_shows_every_metric_and_the_alerts_know_each_that_they_name() {
+    let mut redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    // A family with labels is on the page once it has counted something.
+    traffic(&server, &redis, 0).await;
+    redis.kill();
+    let page = RefCell::new(String::new());
+    until("an error of the store is counted", || async {
+        server.get("/images/lost").await;
+        let body = server.get("/metrics").await.body;
+        *page.borrow_mut() = String::from_utf8(body.into()).unwrap();
+        page.borrow().contains("afterimage_store_errors_total{")
+    })
+    .await;
+    let families = families(&page.take());
+
+    let dashboard = names(&read("grafana.json"));
+    let rules = names(&read("prometheus-rules.yml"));
+    let exposed: BTreeSet<&String> = families.values().flatten().collect();
+    let unknown: Vec<_> = dashboard.union(&rules).filter(|it| !exposed.contains(it)).collect();
+    assert!(unknown.is_empty(), "nothing exposes {unknown:?}");
+    for (family, samples) in &families {
+        let shown = samples.iter().any(|sample| dashboard.contains(sample));
+        assert!(shown, "the dashboard doesn't show {family}");
+    }
+}
+
+#[test]
+fn every_panel_says_what_it_shows_and_in_which_unit() {
+    let (dashboard, mut ids, mut taken) = (dashboard(), BTreeSet::new(), BTreeSet::new());
+    for panel in dashboard["panels"].as_array().unwrap() {
+        let title = panel["title"].as_str().unwrap();
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}: its id is another's");
+        let [x, y, w, h] = ["x", "y", "w", "h"].map(|key| panel["gridPos"][key].as_u64().unwrap());
+        assert!(x + w <= 24, "{title}: Grafana's grid has 24 columns");
+        for cell in (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y))) {
+            assert!(taken.insert(cell), "{title} covers another panel");
+        }
+        if panel["type"] != "row" {
+            assert!(panel["description"].as_str().unwrap().ends_with('.'), "{title}");
+            assert!(panel["fieldConfig"]["defaults"]["unit"].is_string(), "{title}");
+            assert_eq!(panel["datasource"]["uid"], "${datasource}", "{title}");
+        }
+    }
+}
+
+#[test]
+fn each_alert_is_raised_by_what_it_names_and_by_nothing_else() {
+    type Changes = &'static [(&'static str, &'static str)];
+    const UNAVAILABLE: &str = r#"requests_total{route="/images/{id}",method="GET",status="503"}"#;
+    const COHERENT: &str = r#"coherence{state="coherent"}"#;
+    const UNREACHABLE: &str = r#"coherence{state="unreachable"}"#;
+    const SHED: &str = r#"shed_total{limit="requests"}"#;
+    const TIMEOUTS: &str = r#"store_errors_total{kind="timeout"}"#;
+    const FAST: &str = r#"request_duration_seconds_bucket{route="/images/{id}",le="0.01"}"#;
+    const HITS: &str = r#"reads_total{served="hit"}"#;
+    // What happens each minute when all is well: a value, or by how much a counter grows.
+    let well = BTreeMap::from([
+        ("up", "1+0x30"),
+        (COHERENT, "1+0x30"),
+        (UNREACHABLE, "0+0x30"),
+        (r#"requests_total{route="/images/{id}",method="GET",status="200"}"#, "0+6000x30"),
+        // One bad minute.
+        (UNAVAILABLE, "0x10 90x20"),
+        (TIMEOUTS, "0x10 90x20"),
+        (FAST, "0+5990x30"),
+        (HITS, "0+5900x30"),
+        (SHED, "0+0x30"),
+    ]);
+    // What is otherwise, and which alerts are raised.
+    let cases: [(Changes, &[&str]); 7] = [
+        (&[], &[]),
+        (&[("up", "0+0x30")], &["Down"]),
+        (&[(COHERENT, "0+0x30")], &["NotCoherent"]),
+        (&[(TIMEOUTS, "0+1x30")], &["StoreErrors"]),
+        (
+            &[(r#"requests_total{route="/images/{id}",method="GET",status="502"}"#, "0+90x30")],
+            &["Failing"],
+        ),
+        (&[(SHED, "0+1x30")], &["Sheds"]),
+        // Slow answers could all be misses until there are fewer fast ones than hits.
+        (&[(FAST, "0+5800x30")], &["SlowHits"]),
+    ];
+    let tests = cases.map(|(changes, raised)| {
+        let mut series = well.clone();
+        series.extend(changes.iter().copied());
+        let series = series.into_iter().map(|(name, values)| {
+            let name = match name.strip_suffix('}') {
+                Some(name) => format!("afterimage_{name},instance=\"a\"}}").replace("{,", "{"),
+                None => format!("{name}{{job=\"afterimage\",instance=\"a\"}}"),
+            };
+            json!({"series": name, "values": values})
+        });
+        let raised = raised.iter().map(
+            |name| json!({"labels": format!("{{alertname=\"Afterimage{name}\"}}"), "value": 1}),
+        );
+        json!({
+            "interval": "1m",
+            "input_series": series.collect::<Vec<_>>(),
+            "promql_expr_test": [{
+                "expr": "group by (alertname) (max_over_time(ALERTS{alertstate=\"firing\"}[25m]))",
+                "eval_time": "25m",
+                "exp_samples": raised.collect::<Vec<_>>(),
+            }],
+        })
+    });
+    // JSON is YAML.
+    let rules = [shipped("prometheus-rules.yml")];
+    let file = json!({"rule_files": rules, "evaluation_interval": "1m", "tests": tests.as_slice()});
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tests.yml");
+    std::fs::write(&path, file.to_string()).unwrap();
+    promtool("test rules", &[&path], "");
+}
+
+#[tokio::test]
+async fn prometheus_evaluates_every_expression_of_the_dashboard_and_of_the_alerts() {
+    let mut redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let prometheus = Prometheus::scraping(&server).await;
+
+    // Each panel shows something: those about errors once the store is gone, the others under traffic.
+    let (mut errors, mut others): (Vec<_>, Vec<_>) =
+        panels(&server).into_iter().partition(|panel| panel.expression.contains("store_errors"));
+    let (mut round, began) = (0, Instant::now());
+    while !others.is_empty() {
+        assert!(began.elapsed() < PATIENCE, "no data: {others:#?}");
+        traffic(&server, &redis, round).await;
+        round += 1;
+        others = prometheus.without_data(others).await;
+    }
+    // There is a corrupt record in the traffic.
+    until("no other alert is on its way than the one about failures", || async {
+        prometheus.alerts().await.iter().all(|name| name == "AfterimageFailing")
+    })
+    .await;
+
+    redis.kill();
+    let began = Instant::now();
+    while !errors.is_empty() {
+        assert!(began.elapsed() < PATIENCE, "no data: {errors:#?}");
+        server.get(&format!("/images/lost{round}")).await;
+        round += 1;
+        errors = prometheus.without_data(errors).await;
+    }
+    for status in [200, 201, 304, 400, 404, 502, 503] {
+        let expression = format!("afterimage_requests_total{{status=\"{status}\"}}");
+        until(&expression, || async { !prometheus.query(&expression).await.is_empty() }).await;
+    }
+    until("an alert about the killed store is on its way", || async {
+        prometheus.alerts().await.contains("AfterimageNotCoherent")
+    })
+    .await;
+
+    // No label and no value of one is misspelt: what is chosen from is there.
+    let rules = prometheus.rules().await;
+    let expressions: Vec<String> = rules.into_values().collect();
+    let shown = panels(&server).into_iter().map(|panel| panel.expression);
+    for selector in shown.chain(expressions).flat_map(|expression| selectors(&expression)) {
+        assert!(!prometheus.query(&selector).await.is_empty(), "nothing is {selector}");
+    }
+}
+
+/// One of every kind of request that there is.
+async fn traffic(server: &Server, redis: &RedisServer, round: u64) {
+    if round == 0 {
+        redis.set("corrupt", b"{}").await;
+        redis.set("mistyped", &record(b"GIF89a\x01\0\x01\0\0\0\0;")).await;
+    }
+    let value = record(&png(round, 3000));
+    redis.set("a", &value).await;
+    for id in ["a", "a", "missing", "corrupt", "mistyped", "-bad"] {
+        server.get(&format!("/images/{id}")).await;
+    }
+    get(server.address, "/images/a", &[("if-none-match", "*")]).await;
+    server.send(Method::HEAD, "/images/a", &[], Bytes::new()).await;
+    let json = [("content-type", "application/json")];
+    server.send(Method::PUT, &format!("/images/put{round}"), &json, value.into()).await;
+    server.get("/healthz").await;
+    server.get("/readyz").await;
+}
+
+/// A Prometheus that is stopped with the test, by its own process id.
+struct Prometheus {
+    child: Child,
+    port: u16,
+    _folder: tempfile::TempDir,
+}
+
+impl Prometheus {
+    /// With the shipped configuration, but for the address of the target and how often it is asked.
+    async fn scraping(server: &Server) -> Prometheus {
+        let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
+        let config = replaced(&read("prometheus.yml"), "127.0.0.1:8000", &address(server));
+        let config = replaced(&config, "interval: 15s", "interval: 250ms");
+        std::fs::write(folder.path().join("prometheus.yml"), config).unwrap();
+        let rules = read("prometheus-rules.yml");
+        std::fs::write(folder.path().join("prometheus-rules.yml"), rules).unwrap();
+        let child = Command::new("prometheus")
+            .current_dir(folder.path())
+            .args(["--config.file=prometheus.yml", "--storage.tsdb.path=data"])
+            .args([&format!("--web.listen-address=127.0.0.1:{port}"), "--log.level=error"])
+            .spawn()
+            .expect("prometheus is needed: apt-get install prometheus");
+        let prometheus = Prometheus { child, port, _folder: folder };
+        until("Prometheus answers", || async {
+            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()
+                && prometheus.get("/-/ready").await.is_some()
+        })
+        .await;
+        until("Prometheus has scraped Afterimage", || async {
+            let up = prometheus.query("up{job=\"afterimage\"} == 1").await;
+            let targets = prometheus.get("/api/v1/targets").await.unwrap_or_default();
+            let error = targets["data"]["activeTargets"][0]["lastError"].as_str().unwrap_or("");
+            // A scrape may take no longer than the interval, and this machine may be busy.
+            let readable = error.is_empty() || error.contains("deadline exceeded");
+            assert!(readable, "what it was sent can't be read: {error}");
+            !up.is_empty()
+        })
+        .await;
+        prometheus
+    }
+
+    /// What its API answers, or nothing while it isn't ready.
+    async fn get(&self, path: &str) -> Option<Value> {
+        let answer = Client::connect(([127, 0, 0, 1], self.port).into()).await.get(path, &[]).await;
+        let json = serde_json::from_slice(&answer.body).unwrap_or_default();
+        answer.status.is_success().then_some(json)
+    }
+
+    /// The series that an expression gives at this moment.
+    async fn query(&self, expression: &str) -> Vec<Value> {
+        let path = format!("/api/v1/query?query={}", encoded(expression));
+        let answer = self.get(&path).await.unwrap_or_else(|| panic!("an error: {expression}"));
+        assert_eq!(answer["data"]["resultType"], "vector", "{expression}");
+        answer["data"]["result"].as_array().unwrap().clone()
+    }
+
+    /// Those panels that show no number yet. One that shows some has the labels that its legend names.
+    async fn without_data(&self, panels: Vec<Panel>) -> Vec<Panel> {
+        let mut without = Vec::new();
+        for panel in panels {
+            let series = self.query(&panel.expression).await;
+            let number = |series: &&Value| series["value"][1] != "NaN";
+            match series.iter().find(number) {
+                Some(series) => {
+                    for label in panel.legend_labels() {
+                        assert!(series["metric"][label].is_string(), "no {label}: {panel:?}");
+                    }
+                }
+                None => without.push(panel),
+            }
+        }
+        without
+    }
+
+    /// The expressions of the alerts by name, once each has been evaluated without an error.
+    async fn rules(&self) -> BTreeMap<String, String> {
+        let rules = || async {
+            let answer = self.get("/api/v1/rules").await.unwrap();
+            answer["data"]["groups"][0]["rules"].as_array().unwrap().clone()
+        };
+        until("all rules have been evaluated", || async {
+            rules().await.iter().all(|rule| {
+                assert_eq!(rule["lastError"].as_str().unwrap_or_default(), "", "{rule}");
+                rule["health"] == "ok"
+            })
+        })
+        .await;
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        rules().await.iter().map(|rule| (text(&rule["name"]), text(&rule["query"]))).collect()
+    }
+
+    /// The alerts that are raised or about to be, once all have been evaluated.
+    async fn alerts(&self) -> BTreeSet<String> {
+        self.rules().await;
+        let answer = self.get("/api/v1/alerts").await.unwrap();
+        let alerts = answer["data"]["alerts"].as_array().unwrap();
+        alerts
+            .iter()
+            .map(|alert| alert["labels"]["alertname"].as_str().unwrap().to_owned())
+            .collect()
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One query of a panel, as Grafana sends it.
+#[derive(Debug)]
+struct Panel {
+    #[expect(dead_code, reason = "it names the panel where one fails")]
+    title: String,
+    expression: String,
+    legend: String,
+}
+
+impl Panel {
+    fn legend_labels(&self) -> impl Iterator<Item = &str> {
+        self.legend.split("{{").skip(1).map(|rest| rest.split_once("}}").unwrap().0)
+    }
+}
+
+fn panels(server: &Server) -> Vec<Panel> {
+    let (dashboard, mut panels) = (dashboard(), Vec::new());
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            let text = |value: &Value| value.as_str().unwrap().to_owned();
+            let expression = text(&target["expr"])
+                .replace("$__rate_interval", "10s")
+                .replace("$instance", &address(server));
+            assert!(!expression.contains('$'), "{expression}");
+            let (title, legend) = (text(&panel["title"]), text(&target["legendFormat"]));
+            panels.push(Panel { title, expression, legend });
+        }
+    }
+    panels
+}
+
+fn dashboard() -> Value {
+    serde_json::from_str(&read("grafana.json")).unwrap()
+}
+
+fn address(server: &Server) -> String {
+    server.address.to_string()
+}
+
+fn shipped(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name)
+}
+
+fn read(name: &str) -> String {
+    std::fs::read_to_string(shipped(name)).unwrap()
+}
+
+/// The text with all of something replaced that must be there.
+fn replaced(text: &str, from: &str, to: &str) -> String {
+    assert!(text.contains(from), "no {from:?} in {text}");
+    text.replace(from, to)
+}
+
+/// The metrics of Afterimage that are named in a text.
+fn names(text: &str) -> BTreeSet<String> {
+    let words = text.split(|it: char| !it.is_ascii_alphanumeric() && it != '_');
+    words.filter(|word| word.starts_with("afterimage_")).map(str::to_owned).collect()
+}
+
+/// The selectors of an expression that have matchers: `name{label="value"}`.
+fn selectors(expression: &str) -> Vec<String> {
+    let is_name = |it: char| it.is_ascii_alphanumeric() || it == '_';
+    let mut quoted = false;
+    let (mut selectors, mut start) = (Vec::new(), 0);
+    for (at, character) in expression.char_indices() {
+        match character {
+            '"' => quoted = !quoted,
+            '{' if !quoted => {
+                start = expression[..at].rfind(|it| !is_name(it)).map_or(0, |it| it + 1);
+            }
+            '}' if !quoted => selectors.push(expression[start..=at].to_owned()),
+            _ => {}
+        }
+    }
+    selectors
+}
+
+/// The families of a page of metrics, each with the names that its samples may have in Prometheus.
+fn families(page: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let families = types.map(|(family, kind)| {
+        let suffixes: &[&str] = match kind {
+            "counter" => &["_total"],
+            "gauge" => &[""],
+            "histogram" => &["_bucket", "_sum", "_count"],
+            "info" => &["_info"],
+            _ => panic!("what is a {kind}?"),
+        };
+        let samples = suffixes.iter().map(|suffix| format!("{family}{suffix}")).collect();
+        (family.to_owned(), samples)
+    });
+    families.collect()
+}
+
+/// The page in the text format from before OpenMetrics, which is all that promtool's linter reads: counters and
+/// infos are called there what their samples are called, and there are no units and no end.
+fn older_format(page: &str) -> String {
+    let families = families(page);
+    let lines = page.lines().filter(|line| !line.starts_with("# UNIT ") && *line != "# EOF");
+    let lines = lines.map(|line| {
+        let family = line.split(' ').nth(2).filter(|_| line.starts_with('#')).unwrap_or("");
+        match families.get(family).map(|samples| samples.iter().collect::<Vec<_>>()).as_deref() {
+            Some([sample]) => line.replacen(family, sample, 1).replace(" info", " gauge") + "\n",
+            _ => format!("{line}\n"),
+        }
+    });
+    lines.collect()
+}
+
+/// As in the query of an address (RFC 3986 §2.1).
+fn encoded(text: &str) -> String {
+    let digit = |it: u8| char::from_digit(it.into(), 16).unwrap();
+    text.bytes().flat_map(|byte| ['%', digit(byte >> 4), digit(byte & 15)]).collect()
+}
+
+/// Runs promtool, which must be content and silent about errors.
+fn promtool(command: &str, files: &[&Path], input: &str) {
+    let mut child = Command::new("promtool")
+        .args(command.split(' '))
+        .args(files)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool is needed: apt-get install prometheus");
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "promtool {command}: {said}");
+}

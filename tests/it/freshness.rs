@@ -193,7 +193,7 @@ async fn scripts_of_other_origins_read_images_where_the_settings_say_so() {
     assert_eq!(allowed(&answer), "*");
     assert!(answer.header("access-control-expose-headers").contains("etag"));
     // The answer is the same for all, and so may be kept for all.
-    assert_eq!(answer.headers.get_all("vary").iter().count(), 1);
+    assert_eq!(answer.header("vary"), "Accept-Encoding");
     let asked = preflight(&open, "https://app.example").await;
     assert_eq!(asked.status, StatusCode::OK);
     assert_eq!(allowed(&asked), "*");
@@ -209,7 +209,8 @@ async fn scripts_of_other_origins_read_images_where_the_settings_say_so() {
     for origin in ["https://app.example", "https://evil.example"] {
         let answer = from(&listed, origin).await;
         let vary: Vec<_> = answer.headers.get_all("vary").iter().collect();
-        assert_eq!(vary, ["Accept-Encoding", "origin"]);
+        // In one line: nginx 1.22 reads only one.
+        assert_eq!(vary, ["Accept-Encoding, origin"]);
     }
     assert_eq!(allowed(&preflight(&listed, "https://evil.example").await), "");
     // An error can be told from a refusal.
