@@ -13,7 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
-use tracing_appender::non_blocking::WorkerGuard;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
@@ -31,7 +31,10 @@ use crate::store::{Coherence, StoreError};
 /// request; lines that can't be written then are dropped. What is left is written when the guard is dropped.
 pub fn start_log(settings: &settings::Log) -> anyhow::Result<WorkerGuard> {
     let filter: Targets = settings.filter.parse()?;
-    let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
+    let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(WAITING_LINES)
+        .thread_name("log")
+        .finish(std::io::stderr());
     let colours = std::io::stderr().is_terminal();
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colours);
     let lines = match settings.format {
@@ -41,6 +44,9 @@ pub fn start_log(settings: &settings::Log) -> anyhow::Result<WorkerGuard> {
     tracing_subscriber::registry().with(lines.with_filter(filter)).try_init()?;
     Ok(guard)
 }
+
+/// Lines of the log that may wait for their reader.
+const WAITING_LINES: usize = 32 * 1024;
 
 /// Upper bounds of the buckets of all histograms, in seconds. A hit takes some 20 µs, a cold read milliseconds.
 const BUCKETS: [f64; 16] = [

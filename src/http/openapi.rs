@@ -7,6 +7,6 @@ use axum::response::IntoResponse;
 /// `GET /openapi.json`.
 pub(crate) async fn get() -> impl IntoResponse {
     const HEADERS: [(HeaderName, &str); 2] =
-        [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-cache")];
+        [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "max-age=3600")];
     (HEADERS, include_str!("openapi.json"))
 }

@@ -95,20 +95,26 @@ pub fn router(app: Arc<App>, routes: Routes) -> Router {
         Routes::Public => images,
         Routes::Admin => operations,
     };
+    let table = match routes {
+        Routes::All | Routes::Public => table.fallback(unknown_image_or_address),
+        Routes::Admin => table.fallback(unknown_address),
+    };
     let fresh = images::cache_control(&app.settings.http);
-    table
-        .fallback(unknown_address)
-        .layer(CatchPanicLayer::custom(panicked))
-        .with_state(Arc::new(Site { app, fresh }))
+    table.layer(CatchPanicLayer::custom(panicked)).with_state(Arc::new(Site { app, fresh }))
 }
 
 /// An id with a slash in it matches no route; it is a bad id all the same.
-async fn unknown_address(uri: Uri) -> Problem {
-    if uri.path().starts_with("/images/") {
-        Problem::bad_id(&"the id is empty, or has a slash in it")
-    } else {
-        Problem::unknown_address(uri.path())
+async fn unknown_image_or_address(uri: Uri) -> Problem {
+    match Route::of(uri.path()) {
+        Route::Image => Problem::bad_id(&"the id is empty, or has a slash in it"),
+        Route::OpenApi | Route::Healthz | Route::Readyz | Route::Metrics | Route::Unknown => {
+            Problem::unknown_address(uri.path())
+        }
     }
+}
+
+async fn unknown_address(uri: Uri) -> Problem {
+    Problem::unknown_address(uri.path())
 }
 
 async fn method_not_allowed(method: Method) -> Problem {

@@ -10,7 +10,8 @@ use axum::body::{Body, Bytes};
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::header::{
-    CONTENT_LENGTH, CONTENT_TYPE, ETAG, FORWARDED, HOST, IF_MATCH, IF_NONE_MATCH, ORIGIN, VIA,
+    CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, FORWARDED, HOST, IF_MATCH, IF_NONE_MATCH,
+    IF_UNMODIFIED_SINCE, ORIGIN, VIA,
 };
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode};
@@ -143,7 +144,7 @@ fn from_this_machine(app: &App, peer: Peer, request: &Request) -> Result<(), Pro
 
 /// A precondition must not be ignored (RFC 9110 §13.1), so one that isn't understood is refused.
 fn is_plain_record(headers: &HeaderMap) -> Result<(), Problem> {
-    if headers.contains_key(IF_MATCH) || headers.contains_key(IF_NONE_MATCH) {
+    if [IF_MATCH, IF_NONE_MATCH, IF_UNMODIFIED_SINCE].iter().any(|it| headers.contains_key(it)) {
         let detail = "conditional writes aren't implemented";
         return Err(Problem::new(
             StatusCode::NOT_IMPLEMENTED,
@@ -152,9 +153,17 @@ fn is_plain_record(headers: &HeaderMap) -> Result<(), Problem> {
             detail,
         ));
     }
+    // A part would be taken for the whole (RFC 9110 §14.5).
+    if headers.contains_key(CONTENT_RANGE) {
+        let detail = "a record is written whole, not by Content-Range";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "body", "partial PUT", detail));
+    }
     let json =
         headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
-            value.split(';').next().is_some_and(|name| name.trim() == "application/json")
+            value
+                .split(';')
+                .next()
+                .is_some_and(|name| name.trim().eq_ignore_ascii_case("application/json"))
         });
     if json {
         return Ok(());

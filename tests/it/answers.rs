@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::harness::{Client, RedisServer, Server, etag, get, png, record};
 
@@ -198,9 +199,15 @@ async fn a_put_is_taken_from_this_machine_only() {
         put(vec![json, foreign], "/images/b", value.clone()).await.problem(403, "not-from-here");
     }
     put(vec![], "/images/b", value.clone()).await.problem(415, "media-type");
-    put(vec![json, ("if-none-match", "*")], "/images/b", value.clone())
-        .await
-        .problem(501, "conditional-write");
+    for condition in ["if-none-match", "if-match", "if-unmodified-since"] {
+        put(vec![json, (condition, "*")], "/images/b", value.clone())
+            .await
+            .problem(501, "conditional-write");
+    }
+    let part = ("content-range", "bytes 0-1/2");
+    put(vec![json, part], "/images/b", value.clone()).await.problem(400, "body");
+    let shouted = ("content-type", "Application/JSON; charset=utf-8");
+    assert_eq!(put(vec![shouted], "/images/c", value.clone()).await.status, StatusCode::CREATED);
     put(vec![json], "/images/b?ttl=0s", value.clone()).await.problem(400, "bad-parameter");
     put(vec![json], "/images/b?tll=1s", value.clone()).await.problem(400, "bad-parameter");
     put(vec![json], "/images/b", Bytes::from("{}")).await.problem(400, "corrupt-record");
@@ -217,6 +224,14 @@ async fn a_put_over_the_limit_is_413() {
     let answer = server.send(Method::PUT, "/images/a", &json, value).await;
     let members = answer.problem(413, "body");
     assert!(members["detail"].as_str().unwrap().contains("65536"));
+    // What says so is refused before it is sent.
+    let mut stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    let head = "PUT /images/a HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+        Content-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut status = [0; 12];
+    stream.read_exact(&mut status).await.unwrap();
+    assert_eq!(&status, b"HTTP/1.1 413");
 }
 
 #[tokio::test]

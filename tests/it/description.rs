@@ -1,1 +1,387 @@
-//! What testers that read the standards make of the service.
+//! What testers that read the standards make of the service, and of its own description.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use afterimage::http::router::Route;
+use bytes::Bytes;
+use hyper::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::harness::{RedisServer, Server, get, png, record};
+
+/// What schemathesis can't know. It must not call these answers failures; everything else is as it comes.
+const CONFIG: &str = r#"
+# What is asked for is there, every other time; and is known to the client now and then.
+[dictionaries.stored]
+values = ["picture", "drawing", "corrupt", "offloaded"]
+[dictionaries.any]
+values = ["*"]
+
+[[operations]]
+include-operation-id = ["getImage", "headImage"]
+parameters."path.id" = { dictionary = "stored", probability = 0.5 }
+parameters."header.If-None-Match" = { dictionary = "any", probability = 0.3 }
+# 501 of the offloaded record and 502 of the corrupt one are the right answers; any other 5xx is a failure.
+checks.not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 501, 502]
+# A valid request may meet no image, or one that its preconditions or its range don't fit; 400 is a failure.
+checks.positive_data_acceptance.expected-statuses = ["2xx", 304, 404, 412, 416, 501, 502]
+
+[[operations]]
+include-operation-id = "putImage"
+# 501 for a record with url in place of base64_data.
+checks.not_a_server_error.expected-statuses = ["2xx", "4xx", 501]
+# JSON Schema can say what base64 looks like, but not that there is an image in it, nor what a duration is.
+checks.positive_data_acceptance.expected-statuses = ["2xx", 400]
+"#;
+
+/// What `REDbot` still warns of, and why it stays.
+///
+/// `public` lets shared caches keep the answer to a request with `Authorization`, which a browser sends along where the
+/// site around the images asks for a password (RFC 9111 §3.5). Its own requests have none.
+const PUBLIC: &str = "warning STORE_PUBLIC_UNNECESSARY";
+/// `'unsafe-inline'` stands in `style-src` only, where drawings need it. `REDbot` looks for the word in every directive
+/// and says that scripts are allowed; `default-src 'none'` and `sandbox` forbid them.
+const INLINE_STYLE: &str = "warning CSP_UNSAFE_INLINE";
+/// It warns of every 400, which is what a request for a bad id has to get.
+const BAD_REQUEST: &str = "warning STATUS_BAD_REQUEST";
+
+#[tokio::test]
+async fn the_description_is_json_and_says_which_version_it_is_of() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    let answer = server.get("/openapi.json").await;
+    assert_eq!(answer.status, StatusCode::OK);
+    assert_eq!(answer.header("content-type"), "application/json");
+    assert_eq!(answer.header("cache-control"), "max-age=3600");
+    let description = described(&server).await;
+    assert!(description["openapi"].as_str().unwrap().starts_with("3.1."));
+    assert_eq!(description["info"]["version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[tokio::test]
+async fn the_description_has_every_route_with_its_methods_and_no_other() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    redis.set("a", &record(&png(1, 100))).await;
+    let description = described(&server).await;
+
+    let paths = description["paths"].as_object().unwrap();
+    let table = source("src/http/router.rs");
+    assert_eq!(paths.len(), table.matches(".route(").count(), "routes in src/http/router.rs");
+    for (path, item) in paths {
+        assert_eq!(Route::of(path).pattern(), path);
+        let methods = methods(item);
+        for method in ["GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", "TRACE", "QUERY"]
+        {
+            let sent = Method::from_bytes(method.as_bytes()).unwrap();
+            let answer = server.send(sent, &path.replace("{id}", "a"), &[], Bytes::new()).await;
+            let is_described = methods.contains(method);
+            assert_ne!(answer.status, StatusCode::NOT_FOUND, "{method} {path}");
+            let is_taken = answer.status != StatusCode::METHOD_NOT_ALLOWED;
+            assert_eq!(is_taken, is_described, "{method} {path}: {answer:?}");
+            if !is_taken {
+                answer.problem(405, "method-not-allowed");
+                let allowed: BTreeSet<_> =
+                    answer.header("allow").split(',').map(str::trim).collect();
+                assert_eq!(allowed, methods.iter().map(String::as_str).collect(), "{path}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_description_says_which_addresses_move_to_the_operators_listener() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("admin.listen", "127.0.0.1:0")]).await;
+    redis.set("a", &record(&png(1, 100))).await;
+    let description = described(&server).await;
+
+    let mut for_operators = 0;
+    for (path, item) in description["paths"].as_object().unwrap() {
+        let moves = item["get"]["tags"] == json!(["operations"]);
+        for_operators += usize::from(moves);
+        let (here, elsewhere) =
+            if moves { (server.admin, server.address) } else { (server.address, server.admin) };
+        let path = path.replace("{id}", "a");
+        assert_eq!(get(here, &path, &[]).await.status, StatusCode::OK, "{path}");
+        get(elsewhere, &path, &[]).await.problem(404, "unknown-address");
+    }
+    assert_eq!(for_operators, 3);
+}
+
+#[tokio::test]
+async fn the_description_has_every_type_of_problem_and_no_other() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    let description = described(&server).await;
+    let types = |schema: &Value| -> BTreeSet<String> {
+        let urns = schema["properties"]["type"]["enum"].as_array().unwrap();
+        urns.iter().map(|urn| urn.as_str().unwrap().to_owned()).collect()
+    };
+    let described = types(&description["components"]["schemas"]["Problem"]);
+
+    // Each is made by a call that names it in a literal: Problem::new(status, "kind", …).
+    let made: BTreeSet<String> = sources("src")
+        .iter()
+        .flat_map(|text| {
+            let kinds = text.split("Problem::new(").skip(1);
+            kinds.map(|call| call.split('"').nth(1).unwrap().to_owned()).collect::<Vec<_>>()
+        })
+        .map(|kind| format!("urn:problem:afterimage:{kind}"))
+        .collect();
+    assert_eq!(described, made);
+
+    // And each belongs to an answer, or to what is no operation.
+    let mut answered: BTreeSet<String> = ["method-not-allowed", "unknown-address"]
+        .map(|it| format!("urn:problem:afterimage:{it}"))
+        .into();
+    for response in description["components"]["responses"].as_object().unwrap().values() {
+        let schema = &response["content"]["application/problem+json"]["schema"]["allOf"][1];
+        if !schema.is_null() {
+            answered.extend(types(schema));
+        }
+    }
+    assert_eq!(answered, described);
+}
+
+#[tokio::test]
+async fn the_description_has_every_type_of_image_and_no_other() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    let description = described(&server).await;
+    // The arms of MediaType::as_str.
+    let text = source("src/image.rs");
+    let known: BTreeSet<&str> = text
+        .lines()
+        .filter_map(|line| {
+            line.trim().strip_prefix("MediaType::")?.split_once(" => \"")?.1.split('"').next()
+        })
+        .collect();
+    assert!(known.contains("image/png"));
+    for response in ["Image", "ImagePart"] {
+        let content = &description["components"]["responses"][response]["content"];
+        let described: BTreeSet<&str> =
+            content.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(described, known, "{response}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_description_takes_for_an_id_what_the_server_takes() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    let long = ["x".repeat(128), "x".repeat(129)];
+    let mut ids = vec!["a", "_", "0", "Z9._:~-", "a.webp.x", "awebp", "a.PNG", "a.jpeg", &*long[0]];
+    ids.extend([".a", ":a", "~a", "-a", "a@", "a+b", "a,b", "a*", "a.webp", "a.avif", "a.jpg"]);
+    ids.extend([".png", "a.png", &*long[1]]);
+
+    // Schemathesis tells by this library whether a value is valid.
+    let script = "import json, jsonschema_rs, sys; schema, *ids = map(json.loads, sys.argv[1:]); \
+        json.dump([jsonschema_rs.is_valid(schema, id) for id in ids], sys.stdout)";
+    let schema = &described(&server).await["components"]["schemas"]["ImageId"];
+    let mut command = Command::new(python("python"));
+    command.args(["-c", script, &schema.to_string()]);
+    command.args(ids.iter().map(|id| json!(id).to_string()));
+    let valid: Vec<bool> = serde_json::from_slice(&output(command).await).unwrap();
+
+    for (id, valid) in ids.iter().zip(valid) {
+        let answer = server.get(&format!("/images/{id}")).await;
+        let (status, kind) = if valid { (404, "absent") } else { (400, "bad-id") };
+        answer.problem(status, kind);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn schemathesis_finds_no_failure() {
+    let program = python("schemathesis");
+    let redis = RedisServer::start().await;
+    let server = with_images(&redis).await;
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("schemathesis.toml");
+    std::fs::write(&config, CONFIG).unwrap();
+
+    let mut command = Command::new(program);
+    command.current_dir(dir.path()).arg("--no-color").arg("--config-file").arg(config);
+    command.args(["run", &format!("http://{}/openapi.json", server.address)]);
+    // Every check, every phase; the same requests each time.
+    command.args(["--seed", "20261122", "--max-examples", "60", "--generation-database", "none"]);
+    command.args(["--request-timeout", "10", "--continue-on-failure"]);
+    output(command).await;
+
+    // It has been where it was sent.
+    let page = server.get("/metrics").await;
+    let counted = std::str::from_utf8(&page.body).unwrap();
+    for (method, statuses) in [
+        ("GET", &[200, 304, 400, 412][..]),
+        ("HEAD", &[200, 304, 400, 412][..]),
+        ("PUT", &[201, 204, 400][..]),
+    ] {
+        for status in statuses {
+            let name = format!(
+                r#"afterimage_requests_total{{route="/images/{{id}}",method="{method}",status="{status}"}}"#
+            );
+            assert!(counted.contains(&name), "{name} isn't in:\n{counted}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redbot_has_nothing_to_say_against_an_image_its_304_and_its_part() {
+    let redis = RedisServer::start().await;
+    let server = with_images(&redis).await;
+    let known = format!("If-None-Match:{}", server.get("/images/picture").await.header("etag"));
+    let picture = "/images/picture";
+    for (path, fields, answers) in [
+        // It asks again, compressed, for a part, and with each validator.
+        (
+            picture,
+            &[][..],
+            &["200", "conneg 200", "range 206", "etag_validate 304", "lm_validate 304"][..],
+        ),
+        (picture, &[&*known][..], &["304", "conneg 304"][..]),
+        (picture, &["Range:bytes=0-99"][..], &["206", "etag_validate 304", "lm_validate 304"][..]),
+    ] {
+        let expected = answers.iter().map(|it| ((*it).to_owned(), set(&[PUBLIC]))).collect();
+        assert_eq!(objections(&server, path, fields).await, expected, "{path} {fields:?}");
+    }
+
+    let drawing = objections(&server, "/images/drawing", &[]).await;
+    let whole = set(&[PUBLIC, INLINE_STYLE]);
+    assert_eq!(
+        drawing,
+        BTreeMap::from([
+            ("200".into(), whole.clone()),
+            ("conneg 200".into(), whole.clone()),
+            ("range 206".into(), whole),
+            // It repeats no policy: the stored answer has it.
+            ("etag_validate 304".into(), set(&[PUBLIC])),
+        ])
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redbot_has_nothing_to_say_against_an_error_or_the_operators_answers() {
+    let redis = RedisServer::start().await;
+    let server = with_images(&redis).await;
+    for (path, fields, status, against) in [
+        ("/images/missing", &[][..], "404", &[][..]),
+        ("/images/-bad", &[][..], "400", &[BAD_REQUEST][..]),
+        ("/images/picture", &["If-Match:\"another\""][..], "412", &[][..]),
+        ("/images/picture", &["Range:bytes=100000-"][..], "416", &[][..]),
+        ("/images/offloaded", &[][..], "501", &[][..]),
+        ("/images/corrupt", &[][..], "502", &[][..]),
+        ("/nothing", &[][..], "404", &[][..]),
+        ("/openapi.json", &[][..], "200", &[][..]),
+        ("/healthz", &[][..], "200", &[][..]),
+        ("/readyz", &[][..], "200", &[][..]),
+        ("/metrics", &[][..], "200", &[][..]),
+    ] {
+        let expected =
+            [status.to_owned(), format!("conneg {status}")].map(|answer| (answer, set(against)));
+        assert_eq!(objections(&server, path, fields).await, expected.into(), "{path} {fields:?}");
+    }
+}
+
+/// A server with a picture that has a date, a drawing that can be compressed, and two records that are no image.
+async fn with_images(redis: &RedisServer) -> Server {
+    use base64::Engine;
+    let coded = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+    let svg = format!(
+        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9">{}</svg>"#,
+        r#"<path d="M0 0L9 9"/>"#.repeat(100)
+    );
+    for (id, value) in [
+        (
+            "picture",
+            json!({"base64_data": coded(&png(1, 9000)), "created_at": "2026-01-02T03:04:05Z"}),
+        ),
+        ("drawing", json!({"base64_data": coded(svg.as_bytes())})),
+        ("corrupt", json!({"base64_data": "?"})),
+        ("offloaded", json!({"url": "https://cdn.example/a.png"})),
+    ] {
+        redis.set(id, value.to_string().as_bytes()).await;
+    }
+    Server::on(redis, &[]).await.coherent().await
+}
+
+/// What `REDbot` warns of or calls bad, in the answer to a request and in those to the further ones that it makes. The
+/// key of each is what it checks, if it isn't the request itself, and the status.
+async fn objections(
+    server: &Server,
+    path: &str,
+    fields: &[&str],
+) -> BTreeMap<String, BTreeSet<String>> {
+    let mut command = Command::new(python("python"));
+    assert!(
+        python("redbot").exists(),
+        "redbot is needed in target/python: run tests/run.sh, which installs it"
+    );
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/description/redbot_notes.py"));
+    command.arg(format!("http://{}{path}", server.address)).args(fields);
+    let answers: Vec<Value> = serde_json::from_slice(&output(command).await).unwrap();
+    answers
+        .iter()
+        .map(|answer| {
+            let key = format!("{} {}", answer["check"].as_str().unwrap(), answer["status"]);
+            let notes = answer["notes"].as_array().unwrap().iter();
+            let against = notes
+                .map(|note| {
+                    [&note["level"], &note["name"]].map(|it| it.as_str().unwrap()).join(" ")
+                })
+                .filter(|note| note.starts_with("warning ") || note.starts_with("bad "));
+            (key.trim_start_matches("default ").to_owned(), against.collect())
+        })
+        .collect()
+}
+
+/// What a program writes. It must succeed; otherwise the test shows all it said.
+async fn output(mut command: Command) -> Vec<u8> {
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let text = String::from_utf8_lossy;
+    let said = || format!("{}\n{}", text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{}", said());
+    output.stdout
+}
+
+/// A program of the Python environment.
+fn python(name: &str) -> PathBuf {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin").join(name);
+    assert!(
+        program.exists(),
+        "{name} is needed in target/python: run tests/run.sh, which installs it"
+    );
+    program
+}
+
+async fn described(server: &Server) -> Value {
+    serde_json::from_slice(&server.get("/openapi.json").await.body).unwrap()
+}
+
+/// The methods of a path, in capitals.
+fn methods(item: &Value) -> BTreeSet<String> {
+    let operations =
+        item.as_object().unwrap().iter().filter(|(_, it)| it.get("responses").is_some());
+    operations.map(|(method, _)| method.to_uppercase()).collect()
+}
+
+fn set(notes: &[&str]) -> BTreeSet<String> {
+    notes.iter().map(|&note| note.to_owned()).collect()
+}
+
+fn source(path: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// The text of every file in a folder and in those below it.
+fn sources(folder: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap();
+    let names = entries.map(|entry| entry.unwrap());
+    names
+        .flat_map(|entry| {
+            let path = format!("{folder}/{}", entry.file_name().to_str().unwrap());
+            if entry.file_type().unwrap().is_dir() { sources(&path) } else { vec![source(&path)] }
+        })
+        .collect()
+}

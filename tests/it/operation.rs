@@ -183,7 +183,7 @@ async fn operators_may_have_a_listener_of_their_own() {
         get(server.address, path, &[]).await.problem(404, "unknown-address");
     }
     assert_eq!(server.get("/images/a").await.status, StatusCode::OK);
-    get(server.admin, "/images/a", &[]).await.problem(400, "bad-id");
+    get(server.admin, "/images/a", &[]).await.problem(404, "unknown-address");
 }
 
 #[tokio::test]
