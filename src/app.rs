@@ -119,7 +119,7 @@ impl App {
     }
 }
 
-/// Memory is full of images that are being fetched and sent ([limits] `fetch_bytes`).
+/// Memory is full of images that are being fetched and sent (`[limits] fetch_bytes`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("too many images are being fetched and sent: there is no room for another one")]
 pub struct NoRoom;
