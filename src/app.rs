@@ -47,6 +47,7 @@ impl App {
         let bounds = Bounds {
             entries: settings.cache.known,
             waiters: settings.limits.waiters.get(),
+            fetches: settings.limits.requests.get(),
             stale_if_error: settings.cache.stale_if_error,
         };
         let index = Arc::new(Index::guarded(bounds, guard));
@@ -102,19 +103,23 @@ impl App {
     /// at once.
     pub async fn room_for(&self, bytes: u64) -> Result<SemaphorePermit<'_>, NoRoom> {
         let all = self.settings.limits.fetch_bytes as u64;
-        let in_flight = self.cache.held().in_flight as u64;
         let none = || {
             self.metrics.count_shed(Shed::FetchBytes);
             NoRoom
         };
-        if in_flight > 0 && in_flight + bytes > all {
+        let is_full = || {
+            let in_flight = self.cache.held().in_flight as u64;
+            in_flight > 0 && in_flight + bytes > all
+        };
+        if is_full() {
             return Err(none());
         }
         let wanted = bytes.div_ceil(1024).min(all.div_ceil(1024));
         let room = self.fetching.acquire_many(u32::try_from(wanted).unwrap_or(u32::MAX));
         match tokio::time::timeout(self.settings.redis.response_timeout, room).await {
-            Ok(Ok(room)) => Ok(room),
-            Ok(Err(_)) | Err(_) => Err(none()),
+            // Those that were waiting in front may have filled it since.
+            Ok(Ok(room)) if !is_full() => Ok(room),
+            Ok(Ok(_) | Err(_)) | Err(_) => Err(none()),
         }
     }
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use hyper::header::HeaderValue;
 use md5::{Digest, Md5};
 
-use crate::coding::{AcceptedCodings, Coding};
+use crate::coding::{AcceptedCodings, Coding, GENERATION};
 
 /// The longest id, in bytes.
 pub const MAX_ID_LENGTH: usize = 128;
@@ -97,16 +97,16 @@ impl Version {
     pub fn of(value: &[u8]) -> Version {
         Version(Md5::digest(value).into())
     }
-}
 
-impl Version {
-    /// Whether this is how the version is written.
+    /// Whether a text names this version: as it is written, or as it stands in the entity-tag of any form.
     #[must_use]
-    pub fn is_written(&self, text: &str) -> bool {
+    pub fn is_named(&self, text: &str) -> bool {
         const HEX: &[u8; 16] = b"0123456789abcdef";
         let digits = |byte: &u8| [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]];
-        text.len() == 2 * self.0.len()
-            && text.as_bytes().chunks_exact(2).zip(&self.0).all(|(two, byte)| two == digits(byte))
+        let text = text.trim_matches('"');
+        let version = text.split_once('-').map_or(text, |(version, _form)| version);
+        version.len() == 2 * self.0.len()
+            && version.as_bytes().chunks_exact(2).zip(&self.0).all(|(two, it)| two == digits(it))
     }
 }
 
@@ -233,7 +233,7 @@ impl Facts {
     pub fn coded(&self, coding: Coding, length: usize) -> Facts {
         Facts {
             form: Form::Coded(coding),
-            etag: ascii(format!("\"{}-{}\"", self.version, coding.as_str())),
+            etag: ascii(format!("\"{}-{}{GENERATION}\"", self.version, coding.as_str())),
             ..Facts::new(self.version, self.media_type, length, self.last_modified)
         }
     }
@@ -326,9 +326,13 @@ mod tests {
         // python3 -c 'import hashlib; print(hashlib.md5(b"{}").hexdigest())'
         let version = Version::of(b"{}");
         assert_eq!(version.to_string(), "99914b932bd37a50b983c5e7c90ae93b");
-        assert!(version.is_written("99914b932bd37a50b983c5e7c90ae93b"));
+        for named in
+            ["99914b932bd37a50b983c5e7c90ae93b", "\"99914b932bd37a50b983c5e7c90ae93b-br1\""]
+        {
+            assert!(version.is_named(named), "{named}");
+        }
         for other in ["", "99914b932bd37a50b983c5e7c90ae93", "99914B932BD37A50B983C5E7C90AE93B"] {
-            assert!(!version.is_written(other), "{other}");
+            assert!(!version.is_named(other), "{other}");
         }
     }
 
@@ -346,8 +350,8 @@ mod tests {
         let mut facts = Facts::new(version, MediaType::Svg, 100, None);
         let coded = Coding::ALL.map(|coding| Arc::new(facts.coded(coding, 50)));
         assert_eq!(facts.etag, "\"99914b932bd37a50b983c5e7c90ae93b\"");
-        assert_eq!(coded[0].etag, "\"99914b932bd37a50b983c5e7c90ae93b-br\"");
-        assert_eq!(coded[1].etag, "\"99914b932bd37a50b983c5e7c90ae93b-gzip\"");
+        assert_eq!(coded[0].etag, "\"99914b932bd37a50b983c5e7c90ae93b-br1\"");
+        assert_eq!(coded[1].etag, "\"99914b932bd37a50b983c5e7c90ae93b-gzip1\"");
 
         facts.coded = coded.to_vec();
         let facts = Arc::new(facts);

@@ -126,7 +126,7 @@ pub enum Boarding<T> {
     Join(Arc<Flight<T>>),
     /// There is none: fetch, and bring the outcome to those who join.
     Lead(Ticket<T>),
-    /// As many as may are waiting for it already.
+    /// As many as may are waiting for it, or as many fetches as may are under way.
     Full,
 }
 
@@ -151,6 +151,8 @@ pub struct Bounds {
     pub entries: NonZeroUsize,
     /// Requests that wait for one fetch.
     pub waiters: usize,
+    /// Fetches under way. They go on when whoever asked for them has left.
+    pub fetches: usize,
     /// How long a version may be served after it was last known to be current.
     pub stale_if_error: Duration,
 }
@@ -376,6 +378,9 @@ impl<T: Clone> Index<T> {
             };
         }
         let before = under_way.map(Arc::clone);
+        if before.is_none() && state.flights.len() >= self.bounds.fetches {
+            return Boarding::Full;
+        }
         if let Some(before) = &before {
             // A push finds only what stands in `flights`, and this one leaves its place.
             before.void();
@@ -540,6 +545,7 @@ mod tests {
         Arc::new(Index::new(Bounds {
             entries: NonZeroUsize::new(3).unwrap(),
             waiters: 2,
+            fetches: 1000,
             stale_if_error: Duration::from_mins(10),
         }))
     }

@@ -135,8 +135,8 @@ pub enum ReadError {
     /// The store had no answer.
     #[error(transparent)]
     Store(StoreError),
-    /// As many requests wait for this image as may.
-    #[error("too many requests are waiting for this image")]
+    /// As many requests wait for this image, or as many images are fetched, as may.
+    #[error("too many requests are waiting for this image, or for others")]
     Busy,
     /// Memory is full of images that are being fetched and sent.
     #[error(transparent)]

@@ -137,7 +137,8 @@ fn advisory_text(raw: &RawValue) -> Option<Cow<'_, str>> {
     serde_json::from_str::<Text<'_>>(raw.get()).ok().map(|text| text.0)
 }
 
-/// RFC 3339, or seconds since 1970.
+/// RFC 3339, or seconds since 1970. A time that is yet to come is passed over: `Last-Modified` must not be later than
+/// the answer (RFC 9110 §8.8.2.1).
 fn advisory_time(raw: &RawValue) -> Option<SystemTime> {
     let seconds = if let Some(text) = advisory_text(raw) {
         let time = OffsetDateTime::parse(&text, &Rfc3339).ok()?;
@@ -147,7 +148,8 @@ fn advisory_time(raw: &RawValue) -> Option<SystemTime> {
         Duration::try_from_secs_f64(seconds).ok()?.as_secs()
     };
     let since_epoch = Duration::from_secs(seconds);
-    (since_epoch <= MAX_HTTP_DATE).then(|| UNIX_EPOCH + since_epoch)
+    let time = (since_epoch <= MAX_HTTP_DATE).then(|| UNIX_EPOCH + since_epoch)?;
+    (time <= SystemTime::now()).then_some(time)
 }
 
 impl<'a> Record<'a> {

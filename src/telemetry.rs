@@ -79,6 +79,8 @@ pub struct Metrics {
     pub response_bytes: Counter,
     /// Requests that are being answered, but for those of operators.
     pub requests_in_flight: Gauge,
+    /// Requests of operators that are being answered.
+    pub operators_in_flight: Gauge,
     /// Open connections.
     pub connections: Gauge,
     requests: Family<RequestLabels, Counter>,
@@ -207,6 +209,7 @@ impl Metrics {
                 "requests_in_flight",
                 "Requests being answered",
             ),
+            operators_in_flight: Gauge::default(),
             connections: gauge(&mut registry, "connections", "Open connections"),
             requests: Family::default(),
             durations: Family::new_with_constructor(histogram),

@@ -9,7 +9,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::header::{
     ACCEPT_RANGES, AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
-    CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, LAST_MODIFIED, VARY,
+    CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, LAST_MODIFIED,
 };
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
@@ -27,14 +27,12 @@ use crate::settings;
 /// The address names the version, and what that means never changes (RFC 8246).
 const FRESH_FOR_EVER: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
 
-/// What may be out of date is asked for again soon.
+/// What may be out of date is asked for again: each time by a cache that counts its Age, and after a moment by one
+/// that doesn't (nginx), so that no cache holds on to it when the store is back.
 const FRESH_FOR_A_MOMENT: HeaderValue = HeaderValue::from_static("public, max-age=5");
 
 /// The address names a version that isn't there any more: kept, and asked for each time (RFC 9111 §5.2.2.4).
 const ASK_EACH_TIME: HeaderValue = HeaderValue::from_static("no-cache");
-
-/// Representations may differ by encoding, and caches must know it from the first answer on.
-const BY_ENCODING: HeaderValue = HeaderValue::from_static("Accept-Encoding");
 
 /// A hit costs the store nothing.
 const NO_TIME: HeaderValue = HeaderValue::from_static("store;dur=0");
@@ -127,7 +125,7 @@ fn answered(site: &Site, headers: &HeaderMap, version: Option<&str>, answer: Ans
 /// For how long caches need not ask again.
 fn freshness(site: &Site, version: Version, asked: Option<&str>, served: Served) -> HeaderValue {
     match asked {
-        Some(asked) if version.is_written(asked.trim_matches('"')) => FRESH_FOR_EVER,
+        Some(asked) if version.is_named(asked) => FRESH_FOR_EVER,
         Some(_) => ASK_EACH_TIME,
         None => match served {
             Served::Stale { .. } => FRESH_FOR_A_MOMENT,
@@ -185,11 +183,15 @@ fn server_timing(times: &Times) -> HeaderValue {
 
 fn failed(Failure { error, served, times }: Failure) -> Response {
     let problem = Problem::from(error);
-    let status = match served {
-        Some(served) => cache_status(served),
-        None => HeaderValue::try_from(format!("afterimage; fwd=miss; detail={}", problem.kind()))
-            .expect("kinds are tokens"),
-    };
+    let status = served.map_or_else(
+        || {
+            // Whoever is too busy hasn't asked anybody.
+            let asked = if problem.kind() == "busy" { "" } else { " fwd=miss;" };
+            HeaderValue::try_from(format!("afterimage;{asked} detail={}", problem.kind()))
+                .expect("kinds are tokens")
+        },
+        cache_status,
+    );
     let mut response = problem.into_response();
     response.headers_mut().insert(CACHE_STATUS, status);
     response.headers_mut().insert(SERVER_TIMING, server_timing(&times));
@@ -258,7 +260,6 @@ fn precondition_failed(facts: &Facts) -> Response {
 
 fn validators(headers: &mut HeaderMap, facts: &Facts) {
     headers.insert(ETAG, facts.etag.clone());
-    headers.insert(VARY, BY_ENCODING);
     if let Some(date) = &facts.last_modified_value {
         headers.insert(LAST_MODIFIED, date.clone());
     }

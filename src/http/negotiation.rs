@@ -27,7 +27,7 @@ pub(crate) fn accepted_codings(headers: &HeaderMap) -> AcceptedCodings {
         brotli: brotli.or(rest).unwrap_or(0),
         gzip: gzip.or(rest).unwrap_or(0),
         // Acceptable unless it is refused, and liked less than whatever is named.
-        identity: identity.unwrap_or(u16::from(rest != Some(0))),
+        identity: identity.or(rest).unwrap_or(1),
     }
 }
 
@@ -73,7 +73,7 @@ mod tests {
         assert_eq!(accepted_codings(&HeaderMap::new()), AcceptedCodings::UNSAID);
         assert_eq!(accepted("gzip, deflate, br, zstd"), (1000, 1000, 1));
         assert_eq!(accepted("GZIP;q=0.5 , br ; Q=0.25"), (250, 500, 1));
-        assert_eq!(accepted("*"), (1000, 1000, 1));
+        assert_eq!(accepted("*"), (1000, 1000, 1000));
         assert_eq!(accepted("*;q=0, gzip;q=1.000"), (0, 1000, 0));
         assert_eq!(accepted("br;q=0, identity;q=0.5"), (0, 0, 500));
         assert_eq!(accepted(""), (0, 0, 1));

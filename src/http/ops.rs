@@ -24,11 +24,14 @@ pub(crate) async fn healthz() -> impl IntoResponse {
 /// The store answers as well, and nobody has told the server to stop; and how far the store can be relied upon
 /// to tell of changes.
 pub(crate) async fn readyz(State(site): State<Arc<Site>>) -> Result<impl IntoResponse, Problem> {
-    if site.app.is_stopping() {
-        return Err(Problem::stopping());
-    }
-    site.app.store.ping().await?;
+    let answers = site.app.store.ping().await;
     let coherence = site.app.index.coherence();
+    if site.app.is_stopping() {
+        return Err(Problem::stopping().with_coherence(coherence));
+    }
+    if let Err(error) = answers {
+        return Err(Problem::from(error).with_coherence(coherence));
+    }
     let body =
         json!({"status": "ready", "coherence": coherence.name(), "reason": coherence.reason()});
     Ok(([NEVER_CACHED], Json(body)))

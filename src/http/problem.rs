@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::app::NoRoom;
 use crate::read::ReadError;
-use crate::store::StoreError;
+use crate::store::{Coherence, StoreError};
 use crate::write::WriteError;
 
 /// After how many seconds a client may ask again when the store didn't answer.
@@ -26,6 +26,7 @@ pub(crate) struct Problem {
     title: &'static str,
     detail: String,
     cause: Option<Cause>,
+    coherence: Option<Coherence>,
 }
 
 /// What is behind an answer that isn't the client's fault: for the log, not for the client, since it may name
@@ -41,7 +42,7 @@ impl Problem {
         title: &'static str,
         detail: impl Into<String>,
     ) -> Problem {
-        Problem { status, kind, title, detail: detail.into(), cause: None }
+        Problem { status, kind, title, detail: detail.into(), cause: None, coherence: None }
     }
 
     pub(crate) fn bad_id(detail: &impl ToString) -> Problem {
@@ -79,6 +80,11 @@ impl Problem {
     pub(crate) fn stopping() -> Problem {
         let detail = "the server is about to stop";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "stopping", detail)
+    }
+
+    /// Tells in members of its own how far the store can be relied upon (RFC 9457 §3.2).
+    pub(crate) fn with_coherence(self, coherence: Coherence) -> Problem {
+        Problem { coherence: Some(coherence), ..self }
     }
 
     /// The stable end of the problem's type.
@@ -167,7 +173,7 @@ impl From<WriteError> for Problem {
         match error {
             WriteError::Corrupt(_) => Problem::new(
                 StatusCode::BAD_REQUEST,
-                "corrupt-record",
+                "not-a-record",
                 "not a record of an image",
                 detail,
             ),
@@ -187,6 +193,10 @@ struct Members<'a> {
     status: u16,
     #[serde(skip_serializing_if = "str::is_empty")]
     detail: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    coherence: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
 }
 
 impl IntoResponse for Problem {
@@ -196,6 +206,8 @@ impl IntoResponse for Problem {
             title: self.title,
             status: self.status.as_u16(),
             detail: &self.detail,
+            coherence: self.coherence.as_ref().map(Coherence::name),
+            reason: self.coherence.as_ref().and_then(Coherence::reason),
         };
         let body = serde_json::to_vec(&members).expect("strings and a number are JSON");
         let mut response = Response::new(Body::from(body));

@@ -78,29 +78,33 @@ pub enum Routes {
 
 /// The routes of the service.
 pub fn router(app: Arc<App>, routes: Routes) -> Router {
-    let mut images = Router::new()
-        .route(Route::Image.pattern(), get(images::get).put(writes::put))
-        .route(Route::OpenApi.pattern(), get(openapi::get))
-        .method_not_allowed_fallback(method_not_allowed);
-    if let Some(layer) = cors::layer(&app.settings.http.cors_origins) {
-        images = images.layer(layer);
-    }
     let operations = Router::new()
         .route(Route::Healthz.pattern(), get(ops::healthz))
         .route(Route::Readyz.pattern(), get(ops::readyz))
         .route(Route::Metrics.pattern(), get(ops::metrics))
         .method_not_allowed_fallback(method_not_allowed);
     let table = match routes {
-        Routes::All => images.merge(operations),
-        Routes::Public => images,
-        Routes::Admin => operations,
-    };
-    let table = match routes {
-        Routes::All | Routes::Public => table.fallback(unknown_image_or_address),
-        Routes::Admin => table.fallback(unknown_address),
+        Routes::All => public(&app).merge(operations),
+        Routes::Public => public(&app),
+        Routes::Admin => operations.fallback(unknown_address),
     };
     let fresh = images::cache_control(&app.settings.http);
     table.layer(CatchPanicLayer::custom(panicked)).with_state(Arc::new(Site { app, fresh }))
+}
+
+/// What the public asks for. A script of another origin may read what went wrong as well, so its leave is given
+/// outside of everything else.
+fn public(app: &App) -> Router<Arc<Site>> {
+    let images = Router::new()
+        .route(Route::Image.pattern(), get(images::get).put(writes::put))
+        .route(Route::OpenApi.pattern(), get(openapi::get))
+        .method_not_allowed_fallback(method_not_allowed)
+        .fallback(unknown_image_or_address)
+        .layer(CatchPanicLayer::custom(panicked));
+    match cors::layer(&app.settings.http.cors_origins) {
+        Some(layer) => images.layer(layer),
+        None => images,
+    }
 }
 
 /// An id with a slash in it matches no route; it is a bad id all the same.

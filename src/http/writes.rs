@@ -10,8 +10,8 @@ use axum::body::{Body, Bytes};
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::header::{
-    CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, FORWARDED, HOST, IF_MATCH, IF_NONE_MATCH,
-    IF_UNMODIFIED_SINCE, ORIGIN, VIA,
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, FORWARDED, HOST, IF_MATCH,
+    IF_NONE_MATCH, IF_UNMODIFIED_SINCE, ORIGIN, VIA,
 };
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode};
@@ -106,19 +106,20 @@ async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
         Err(error) => {
             let causes = std::iter::successors(Some(&*error as &dyn Error), |it| (*it).source());
             let slow = causes.into_iter().any(<dyn Error>::is::<TimeoutError>);
-            let (status, title) = if slow {
-                (StatusCode::REQUEST_TIMEOUT, "the body took too long")
+            let (status, kind, title) = if slow {
+                (StatusCode::REQUEST_TIMEOUT, "body-timeout", "the body took too long")
             } else {
-                (StatusCode::BAD_REQUEST, "the body can't be read")
+                (StatusCode::BAD_REQUEST, "body-incomplete", "the body can't be read")
             };
-            Err(Problem::new(status, "body", title, error.to_string()))
+            Err(Problem::new(status, kind, title, error.to_string()))
         }
     }
 }
 
 fn too_large(limit: usize) -> Problem {
     let detail = format!("the limit is {limit} bytes ([records] max_value)");
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body", "the body is too large", detail)
+    let status = StatusCode::PAYLOAD_TOO_LARGE;
+    Problem::new(status, "body-too-large", "the body is too large", detail)
 }
 
 /// A connection from this machine, for this machine: a page of another site that was made to resolve to
@@ -156,7 +157,8 @@ fn is_plain_record(headers: &HeaderMap) -> Result<(), Problem> {
     // A part would be taken for the whole (RFC 9110 §14.5).
     if headers.contains_key(CONTENT_RANGE) {
         let detail = "a record is written whole, not by Content-Range";
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "body", "partial PUT", detail));
+        let status = StatusCode::BAD_REQUEST;
+        return Err(Problem::new(status, "partial-put", "partial PUT", detail));
     }
     let json =
         headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
@@ -165,10 +167,10 @@ fn is_plain_record(headers: &HeaderMap) -> Result<(), Problem> {
                 .next()
                 .is_some_and(|name| name.trim().eq_ignore_ascii_case("application/json"))
         });
-    if json {
+    if json && !headers.contains_key(CONTENT_ENCODING) {
         return Ok(());
     }
-    let detail = "expected the record as application/json";
+    let detail = "expected the record as application/json, without Content-Encoding";
     let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
     Err(Problem::new(status, "media-type", "unsupported media type", detail))
 }

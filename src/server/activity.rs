@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -20,8 +21,9 @@ use crate::settings;
 /// | a request is being handled | as long as that takes: the store and the body have time-outs of their own |
 /// | an answer is being sent | `send_timeout` without taking anything of it |
 ///
-/// Over HTTP/2 the bytes on the wire tell nothing, since a client that takes nothing may still ping: there only what
-/// is taken of answers counts, and a part of a head counts as idle.
+/// Over HTTP/2 bytes on the wire tell little, since a client that takes nothing may still ping. There each answer has a
+/// mark of its own: when a piece of it was last taken; and one that has none for too long ends the connection, whatever
+/// its other streams do. A socket that was full and has room again is progress too. A part of a head counts as idle.
 #[derive(Debug)]
 pub(super) struct Activity {
     began: Instant,
@@ -35,7 +37,12 @@ pub(super) struct Activity {
     blocked: AtomicBool,
     multiplexed: AtomicBool,
     asked: AtomicBool,
+    /// When something was last taken of each answer that is being sent over HTTP/2.
+    streams: Mutex<Vec<Mark>>,
 }
+
+/// When something was last taken of an answer, in milliseconds since its connection began.
+pub(super) type Mark = Arc<AtomicU64>;
 
 /// The time-outs of a connection.
 #[derive(Debug, Clone, Copy)]
@@ -85,6 +92,7 @@ impl Activity {
             blocked: AtomicBool::new(false),
             multiplexed: AtomicBool::new(false),
             asked: AtomicBool::new(false),
+            streams: Mutex::default(),
         }
     }
 
@@ -99,10 +107,15 @@ impl Activity {
         self.make_progress();
     }
 
-    /// Its answer is known and will be sent.
-    pub(super) fn begin_sending(&self) {
+    /// Its answer is known and will be sent. Gives where to note what is taken of it.
+    pub(super) fn begin_sending(&self) -> Mark {
         self.sending.fetch_add(1, Ordering::Relaxed);
         self.end_handling();
+        let mark = Mark::new(AtomicU64::new(self.now()));
+        if self.multiplexed.load(Ordering::Relaxed) {
+            self.streams().push(Arc::clone(&mark));
+        }
+        mark
     }
 
     /// There will be no answer.
@@ -112,13 +125,21 @@ impl Activity {
     }
 
     /// The answer has been handed over, or given up.
-    pub(super) fn end_sending(&self) {
+    pub(super) fn end_sending(&self, mark: &Mark) {
         self.sending.fetch_sub(1, Ordering::Relaxed);
+        if self.multiplexed.load(Ordering::Relaxed) {
+            self.streams().retain(|it| !Arc::ptr_eq(it, mark));
+        }
         self.make_progress();
     }
 
-    /// Something of an answer was taken.
-    pub(super) fn make_progress(&self) {
+    /// A piece of an answer was taken.
+    pub(super) fn take(&self, mark: &Mark) {
+        mark.store(self.now(), Ordering::Relaxed);
+        self.make_progress();
+    }
+
+    fn make_progress(&self) {
         self.progress.store(self.now(), Ordering::Relaxed);
     }
 
@@ -132,7 +153,10 @@ impl Activity {
         let since = |then: u64| Duration::from_millis(self.now().saturating_sub(then));
         let quiet = since(self.progress.load(Ordering::Relaxed));
         let head_began = self.head_began.load(Ordering::Relaxed);
-        if self.handling.load(Ordering::Relaxed) > 0 {
+        let oldest = self.streams().iter().map(|mark| mark.load(Ordering::Relaxed)).min();
+        if oldest.is_some_and(|mark| since(mark) > timeouts.send) {
+            Overdue::Taking
+        } else if self.handling.load(Ordering::Relaxed) > 0 {
             Overdue::Nothing
         } else if self.sending.load(Ordering::Relaxed) > 0 || self.blocked.load(Ordering::Relaxed) {
             // An answer that was handed over whole may still be waiting in the library.
@@ -146,7 +170,11 @@ impl Activity {
         }
     }
 
-    fn read(&self) {
+    fn read(&self, bytes: &[u8]) {
+        // What opens an HTTP/2 connection (RFC 9113 §3.4). It comes in one piece from whoever means it.
+        if self.is_beginning() && bytes.starts_with(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") {
+            self.multiplexed.store(true, Ordering::Relaxed);
+        }
         let multiplexed = self.multiplexed.load(Ordering::Relaxed);
         let busy = self.handling.load(Ordering::Relaxed) + self.sending.load(Ordering::Relaxed) > 0;
         if !multiplexed && !busy && self.head_began.load(Ordering::Relaxed) == 0 {
@@ -154,11 +182,21 @@ impl Activity {
         }
     }
 
+    /// Whether nothing has been read yet.
+    fn is_beginning(&self) -> bool {
+        !self.asked.load(Ordering::Relaxed) && self.head_began.load(Ordering::Relaxed) == 0
+    }
+
     fn wrote<T>(&self, written: &Poll<T>) {
-        self.blocked.store(written.is_pending(), Ordering::Relaxed);
-        if written.is_ready() && !self.multiplexed.load(Ordering::Relaxed) {
+        let was_blocked = self.blocked.swap(written.is_pending(), Ordering::Relaxed);
+        let multiplexed = self.multiplexed.load(Ordering::Relaxed);
+        if written.is_ready() && (was_blocked || !multiplexed) {
             self.make_progress();
         }
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Vec<Mark>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now(&self) -> u64 {
@@ -169,7 +207,7 @@ impl Activity {
 /// A connection's bytes, observed.
 pub(super) struct Observed {
     pub(super) wire: Box<dyn Wire>,
-    pub(super) activity: std::sync::Arc<Activity>,
+    pub(super) activity: Arc<Activity>,
 }
 
 impl AsyncRead for Observed {
@@ -181,7 +219,7 @@ impl AsyncRead for Observed {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.wire).poll_read(context, buffer);
         if buffer.filled().len() > before {
-            self.activity.read();
+            self.activity.read(&buffer.filled()[before..]);
         }
         read
     }
@@ -243,8 +281,8 @@ mod tests {
         assert_eq!(old(76).overdue(&TIMEOUTS), Overdue::Request);
         let used = old(1000);
         used.begin_handling(false);
-        used.begin_sending();
-        used.end_sending();
+        let mark = used.begin_sending();
+        used.end_sending(&mark);
         assert_eq!(used.overdue(&TIMEOUTS), Overdue::Nothing);
     }
 
@@ -253,7 +291,7 @@ mod tests {
         let slow = old(30);
         slow.head_began.store(19_000, Ordering::Relaxed);
         // A byte now and then doesn't help.
-        slow.read();
+        slow.read(b"x");
         assert_eq!(slow.overdue(&TIMEOUTS), Overdue::Head);
         slow.begin_handling(false);
         slow.end_handling();
@@ -283,9 +321,9 @@ mod tests {
     fn what_was_handed_over_and_has_no_way_out_has_to_be_taken_as_well() {
         let stalled = old(1000);
         stalled.begin_handling(false);
-        stalled.begin_sending();
+        let mark = stalled.begin_sending();
         stalled.wrote(&Poll::<()>::Pending);
-        stalled.end_sending();
+        stalled.end_sending(&mark);
         stalled.progress.store(935_000, Ordering::Relaxed);
         assert_eq!(stalled.overdue(&TIMEOUTS), Overdue::Taking);
         stalled.wrote(&Poll::Ready(()));
@@ -293,13 +331,32 @@ mod tests {
     }
 
     #[test]
-    fn over_http_2_a_ping_is_no_progress() {
-        let stalled = old(1000);
-        stalled.begin_handling(true);
-        stalled.begin_sending();
-        stalled.progress.store(900_000, Ordering::Relaxed);
-        stalled.read();
-        stalled.wrote(&Poll::Ready(()));
-        assert_eq!(stalled.overdue(&TIMEOUTS), Overdue::Taking);
+    fn over_http_2_each_answer_has_to_be_taken_whatever_else_goes_on() {
+        let busy = old(1000);
+        busy.read(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        busy.begin_handling(true);
+        let stalled = busy.begin_sending();
+        stalled.store(935_000, Ordering::Relaxed);
+        // Pings, another request, another answer that is taken.
+        busy.read(b"x");
+        busy.wrote(&Poll::Ready(()));
+        busy.begin_handling(true);
+        let taken = busy.begin_sending();
+        busy.take(&taken);
+        busy.begin_handling(true);
+        assert_eq!(busy.overdue(&TIMEOUTS), Overdue::Taking);
+        busy.take(&stalled);
+        assert_eq!(busy.overdue(&TIMEOUTS), Overdue::Nothing);
+        stalled.store(0, Ordering::Relaxed);
+        busy.end_sending(&stalled);
+        assert_eq!(busy.overdue(&TIMEOUTS), Overdue::Nothing);
+    }
+
+    #[test]
+    fn an_http_2_connection_that_was_opened_ahead_is_idle_and_not_late_with_a_head() {
+        let ahead = old(30);
+        ahead.read(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+        assert_eq!(ahead.overdue(&TIMEOUTS), Overdue::Nothing);
+        assert_eq!(old(76).overdue(&TIMEOUTS), Overdue::Request);
     }
 }

@@ -7,8 +7,10 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::header::{CONNECTION, HOST, HeaderMap, VARY, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use axum::http::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, VARY, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -16,10 +18,10 @@ use hyper::body::Incoming;
 use tower_http::timeout::TimeoutBody;
 use tracing::Level;
 
-use super::activity::Activity;
+use super::activity::{Activity, Mark};
 use crate::app::App;
 use crate::http::problem::{Cause, Problem};
-use crate::http::router::{Peer, Route};
+use crate::http::router::{Peer, Route, Routes};
 use crate::http::{CACHE_STATUS, REQUEST_ID};
 use crate::telemetry::Shed;
 
@@ -41,6 +43,7 @@ const NO_SNIFFING: (HeaderName, HeaderValue) =
 pub(super) struct Front {
     pub(super) app: Arc<App>,
     pub(super) router: Router,
+    pub(super) routes: Routes,
 }
 
 impl Front {
@@ -55,26 +58,29 @@ impl Front {
         let (method, version) = (request.method().clone(), request.version());
         let route = Route::of(request.uri().path());
         let id = request_id(request.headers());
-        let counted = Counted::new(&self.app, activity, version, route.is_for_operators());
-        let logged = self.logs_access().then(|| request.uri().to_string());
+        let counted = Counted::new(self, activity, version, route);
+        let logged = self.logs_access().then(|| path_and_query(request.uri()));
 
-        let mut response = match self.refuses(route, &request) {
+        let mut response = match self.refuses(&counted, &request) {
+            Some(problem) if method == Method::HEAD => without_body(problem.into_response()),
             Some(problem) => problem.into_response(),
             None => self.route(peer, request).await,
         };
 
+        let status = response.status();
         let headers = response.headers_mut();
         headers.insert(REQUEST_ID, id.clone());
         if route == Route::Image {
             for (name, value) in [SHOWN_ANYWHERE, TIMED_ANYWHERE, NO_SNIFFING] {
                 headers.insert(name, value);
             }
-            join_vary(headers);
+            vary(headers);
         }
-        if self.app.is_stopping() && version <= Version::HTTP_11 {
+        // The rest of a body that came too slowly, or is too large, is not read (RFC 9110 §15.5.9).
+        let unread = [StatusCode::REQUEST_TIMEOUT, StatusCode::PAYLOAD_TOO_LARGE].contains(&status);
+        if (self.app.is_stopping() || unread) && version <= Version::HTTP_11 {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        let status = response.status();
         let name = method_name(&method);
         self.app.metrics.count_request(route.pattern(), name, status.as_u16(), began.elapsed());
         let cause = response.extensions_mut().remove::<Cause>();
@@ -97,13 +103,15 @@ impl Front {
     }
 
     /// Why a request isn't even routed.
-    fn refuses(&self, route: Route, request: &Request<Incoming>) -> Option<Problem> {
+    fn refuses(&self, counted: &Counted, request: &Request<Incoming>) -> Option<Problem> {
         if let Err(detail) = check_host(request) {
             return Some(Problem::bad_host(detail));
         }
-        let limit = self.app.settings.limits.requests.get();
-        let now = usize::try_from(self.app.metrics.requests_in_flight.get()).unwrap_or_default();
-        if now > limit && !route.is_for_operators() {
+        let (limit, now) = match counted.among {
+            Among::Operators(operators) => (OPERATORS, operators),
+            Among::Everybody(requests) => (self.app.settings.limits.requests.get(), requests),
+        };
+        if now > limit {
             self.app.metrics.count_shed(Shed::Requests);
             let detail = format!("{limit} requests are being answered ([limits] requests)");
             return Some(Problem::busy(detail));
@@ -130,6 +138,23 @@ impl Front {
     }
 }
 
+/// What is logged of an address: not the user and password that an absolute one may have, and no more than one needs,
+/// since lines wait in memory for who reads them.
+fn path_and_query(uri: &Uri) -> String {
+    const LONGEST: usize = 1024;
+    let text = uri.path_and_query().map_or("*", |it| it.as_str());
+    text.chars().take(LONGEST).collect()
+}
+
+/// The answer to a HEAD (RFC 9110 §9.3.2), which the router makes of those that it has.
+fn without_body(mut response: Response<Body>) -> Response<Body> {
+    if let Some(length) = response.body().size_hint().exact() {
+        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    *response.body_mut() = Body::empty();
+    response
+}
+
 /// The client's id for its request, if it is fit to be repeated; or one of its own.
 fn request_id(headers: &HeaderMap) -> HeaderValue {
     let fit = |id: &&HeaderValue| {
@@ -141,14 +166,20 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     })
 }
 
-/// `Vary` in one line. nginx 1.22 heeds the last one only, and would give a compressed answer to who can't read it.
-fn join_vary(headers: &mut HeaderMap) {
-    if headers.get_all(VARY).iter().nth(1).is_some() {
-        let lines: Vec<&[u8]> = headers.get_all(VARY).iter().map(HeaderValue::as_bytes).collect();
-        if let Ok(line) = HeaderValue::from_bytes(&lines.join(&b", "[..])) {
-            headers.insert(VARY, line);
-        }
+/// Representations may differ by encoding, and caches must know it from the first answer on, whatever its status. In
+/// one line: nginx 1.22 heeds the last one only, and would give a compressed answer to who can't read it.
+fn vary(headers: &mut HeaderMap) {
+    const BY_ENCODING: HeaderValue = HeaderValue::from_static("Accept-Encoding");
+    let by_encoding = |line: &HeaderValue| line.as_bytes().starts_with(b"Accept-Encoding");
+    let lines: Vec<HeaderValue> = headers.get_all(VARY).iter().cloned().collect();
+    if let [line] = &lines[..]
+        && by_encoding(line)
+    {
+        return;
     }
+    let first = if lines.iter().any(by_encoding) { None } else { Some(BY_ENCODING) };
+    let all: Vec<&[u8]> = first.iter().chain(&lines).map(HeaderValue::as_bytes).collect();
+    headers.insert(VARY, HeaderValue::from_bytes(&all.join(&b", "[..])).unwrap_or(BY_ENCODING));
 }
 
 /// A request says which host it is for, once and well-formed (RFC 9112 §3.2, RFC 9113 §8.3.1); otherwise another
@@ -215,41 +246,55 @@ fn method_name(method: &Method) -> &'static str {
 struct Counted {
     app: Arc<App>,
     activity: Arc<Activity>,
-    sending: bool,
-    /// Not counted among those in flight: operators look when there are too many.
-    for_operators: bool,
+    /// Where there is an answer that is being sent.
+    sending: Option<Mark>,
+    among: Among,
+}
+
+/// Which requests one is counted among, and how many there are with it.
+#[derive(Debug, Clone, Copy)]
+enum Among {
+    /// Those of operators, who look when there are too many others.
+    Operators(usize),
+    /// All others.
+    Everybody(usize),
 }
 
 impl Counted {
-    fn new(
-        app: &Arc<App>,
-        activity: &Arc<Activity>,
-        version: Version,
-        for_operators: bool,
-    ) -> Counted {
-        if !for_operators {
-            app.metrics.requests_in_flight.inc();
-        }
+    fn new(front: &Front, activity: &Arc<Activity>, version: Version, route: Route) -> Counted {
+        let metrics = &front.app.metrics;
+        let count = |before: i64| usize::try_from(before + 1).unwrap_or_default();
+        let among = if route.is_for_operators() && front.routes != Routes::Public {
+            Among::Operators(count(metrics.operators_in_flight.inc()))
+        } else {
+            Among::Everybody(count(metrics.requests_in_flight.inc()))
+        };
         activity.begin_handling(version >= Version::HTTP_2);
-        let (app, activity) = (Arc::clone(app), Arc::clone(activity));
-        Counted { app, activity, sending: false, for_operators }
+        let (app, activity) = (Arc::clone(&front.app), Arc::clone(activity));
+        Counted { app, activity, sending: None, among }
     }
 
     fn begin_sending(&mut self) {
-        self.sending = true;
-        self.activity.begin_sending();
+        self.sending = Some(self.activity.begin_sending());
+    }
+
+    /// A piece of the answer was taken.
+    fn take(&self) {
+        if let Some(mark) = &self.sending {
+            self.activity.take(mark);
+        }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        if !self.for_operators {
-            self.app.metrics.requests_in_flight.dec();
-        }
-        if self.sending {
-            self.activity.end_sending();
-        } else {
-            self.activity.end_handling();
+        match self.among {
+            Among::Operators(_) => self.app.metrics.operators_in_flight.dec(),
+            Among::Everybody(_) => self.app.metrics.requests_in_flight.dec(),
+        };
+        match &self.sending {
+            Some(mark) => self.activity.end_sending(mark),
+            None => self.activity.end_handling(),
         }
     }
 }
@@ -274,27 +319,33 @@ impl Line {
         // To the microsecond.
         let duration_ms = (duration * 1000.0).round() / 1000.0;
         let (id, cache) = (text(&self.id), self.cache.as_ref().map(text).unwrap_or_default());
-        let (peer, method, path) = (&self.peer, &self.method, &self.path);
+        let (peer, method, path) = (&self.peer, method_name(&self.method), &self.path);
         let (version, status) = (self.version, self.status.as_u16());
         if let Some(Cause(error)) = &self.cause {
             tracing::warn!(
                 target: ACCESS,
-                id, %peer, %method, path, ?version, status, bytes, cache, duration_ms, whole, %error,
+                id, %peer, method, path, ?version, status, bytes, cache, duration_ms, whole, %error,
                 "request failed"
             );
         } else {
             tracing::info!(
                 target: ACCESS,
-                id, %peer, %method, path, ?version, status, bytes, cache, duration_ms, whole,
+                id, %peer, method, path, ?version, status, bytes, cache, duration_ms, whole,
                 "request"
             );
         }
     }
 }
 
-/// Over HTTP/2 a body is handed over in pieces of this many bytes, each when there is room for one: so it is seen
-/// whether the client takes any, and no more than one piece waits in the library.
-const PIECE: usize = 64 * 1024;
+/// A body is handed over in pieces of this many bytes, each when there is room for it, so that it is seen whether the
+/// client takes any, and what it didn't take is known when it leaves. Over HTTP/1 that costs a system call for each.
+const PIECE: usize = 256 * 1024;
+
+/// The same over HTTP/2, where many answers share a connection and each should get its turn within the time-out.
+pub(super) const HTTP_2_PIECE: usize = 32 * 1024;
+
+/// How many requests of operators are answered at the same time.
+const OPERATORS: usize = 64;
 
 /// The body of an answer on its way. When it is dropped the request is over.
 pub(super) struct Sent {
@@ -311,7 +362,7 @@ pub(super) struct Sent {
 impl Sent {
     fn new(body: Body, mut counted: Counted, line: Option<Box<Line>>, version: Version) -> Sent {
         counted.begin_sending();
-        let piece = if version >= Version::HTTP_2 { PIECE } else { usize::MAX };
+        let piece = if version >= Version::HTTP_2 { HTTP_2_PIECE } else { PIECE };
         let finished = body.is_end_stream();
         Sent { body, rest: Bytes::new(), piece, bytes: 0, finished, counted, line }
     }
@@ -319,7 +370,7 @@ impl Sent {
     fn hand_over(&mut self, mut data: Bytes) -> Frame<Bytes> {
         self.rest = data.split_off(data.len().min(self.piece));
         self.bytes += data.len() as u64;
-        self.counted.activity.make_progress();
+        self.counted.take();
         Frame::data(data)
     }
 }

@@ -36,9 +36,10 @@ pub struct Listener {
 enum Socket {
     Tcp(TcpListener),
     Unix {
-        listener: UnixListener,
-        /// None where somebody else made it.
+        /// None where somebody else made it. Removed before the listener is closed: afterwards another process may
+        /// have put its own there.
         _file: Option<SocketFile>,
+        listener: UnixListener,
     },
 }
 

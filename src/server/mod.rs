@@ -16,17 +16,20 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use self::activity::{Activity, Observed, Overdue, Timeouts};
-use self::exchange::Front;
+use self::exchange::{Front, HTTP_2_PIECE};
 use self::listen::Wire;
 pub use self::listen::{Listener, Listeners};
 use self::tls::Tls;
 use crate::app::App;
 use crate::http::router::{Peer, Routes, router};
 use crate::telemetry::Shed;
+
+/// How many clients are told at the same time that there are too many: each is an open file for a moment.
+const FAREWELLS: usize = 64;
 
 /// How a server is told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +57,18 @@ pub async fn serve(
         let server = Server {
             builder: builder(&app),
             timeouts: Timeouts::new(&app.settings.http),
-            front: Front { app: Arc::clone(&app), router: router(Arc::clone(&app), routes) },
+            front: Front {
+                app: Arc::clone(&app),
+                router: router(Arc::clone(&app), routes),
+                routes,
+            },
+            farewells: Arc::new(Semaphore::new(FAREWELLS)),
             tls: listener.tls.clone(),
+            // Operators get in when nobody else does.
+            most: match routes {
+                Routes::All | Routes::Public => Some(app.settings.limits.connections.get()),
+                Routes::Admin => None,
+            },
             phase: draining.clone(),
         };
         Arc::new(server).accept(listener)
@@ -123,6 +136,10 @@ async fn last_request(phase: &mut watch::Receiver<Phase>, activity: &Activity) {
 struct Server {
     front: Front,
     tls: Option<Tls>,
+    /// How many connections there may be; `None` where they are neither counted nor limited.
+    most: Option<usize>,
+    /// One permit for each client that is being told that there are too many.
+    farewells: Arc<Semaphore>,
     builder: Builder<TokioExecutor>,
     timeouts: Timeouts,
     phase: watch::Receiver<Phase>,
@@ -142,6 +159,8 @@ fn builder(app: &App) -> Builder<TokioExecutor> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams.get())
+        // What waits in the library for a client to take it is memory that nobody counts.
+        .max_send_buf_size(2 * HTTP_2_PIECE)
         .max_header_list_size(header_bytes);
     builder
 }
@@ -167,21 +186,28 @@ impl Server {
 
     /// Serves a connection in a task of its own, which ends with the server.
     fn take(self: &Arc<Self>, wire: Box<dyn Wire>, peer: Peer) {
+        let server = Arc::clone(self);
+        let Some(most) = self.most else {
+            tokio::spawn(async move { server.secure(wire, peer).await });
+            return;
+        };
         let metrics = &self.front.app.metrics;
-        let limit = self.front.app.settings.limits.connections.get();
-        let open = metrics.connections.inc();
-        if usize::try_from(open).unwrap_or_default() >= limit {
-            metrics.count_shed(Shed::Connections);
-            metrics.connections.dec();
-            let tls = self.tls.is_some();
-            tokio::spawn(refuse(wire, tls));
+        let others = metrics.connections.inc();
+        if usize::try_from(others).unwrap_or_default() < most {
+            tokio::spawn(async move {
+                server.secure(wire, peer).await;
+                server.front.app.metrics.connections.dec();
+            });
             return;
         }
-        let server = Arc::clone(self);
-        tokio::spawn(async move {
-            server.secure(wire, peer).await;
-            server.front.app.metrics.connections.dec();
-        });
+        metrics.connections.dec();
+        metrics.count_shed(Shed::Connections);
+        // Over TLS there is nobody to tell it to, and where too many are being told the others are only closed.
+        if self.tls.is_none()
+            && let Ok(permit) = Arc::clone(&self.farewells).try_acquire_owned()
+        {
+            tokio::spawn(refuse(wire, permit));
+        }
     }
 
     /// Speaks TLS where the listener does.
@@ -224,7 +250,11 @@ impl Server {
                 () = reached(&mut over, Phase::Over), if winding_down => return,
                 () = tokio::time::sleep(self.timeouts.tick()) => {
                     let overdue = activity.overdue(&self.timeouts);
-                    if overdue != Overdue::Nothing {
+                    if overdue == Overdue::Request && !winding_down {
+                        // Over HTTP/2 this tells a client whose request is on its way that it wasn't taken.
+                        connection.as_mut().graceful_shutdown();
+                        winding_down = true;
+                    } else if overdue != Overdue::Nothing {
                         tracing::debug!(%peer, ?overdue, "connection timed out");
                         return;
                     }
@@ -236,13 +266,10 @@ impl Server {
 
 /// Says that there are too many connections, and waits a moment for the client to read it: closed with its
 /// request unread, the connection would be reset and the answer lost.
-async fn refuse(mut wire: Box<dyn Wire>, tls: bool) {
+async fn refuse(mut wire: Box<dyn Wire>, _permit: OwnedSemaphorePermit) {
     const ANSWER: &[u8] =
         b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n\
         Cache-Control: no-store\r\nContent-Length: 0\r\n\r\n";
-    if tls {
-        return;
-    }
     let farewell = async {
         wire.write_all(ANSWER).await?;
         wire.shutdown().await?;

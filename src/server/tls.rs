@@ -20,6 +20,8 @@ use crate::settings;
 pub(super) struct Tls {
     pub(super) acceptor: TlsAcceptor,
     certificate: Arc<Certificate>,
+    /// When the two files had been written that were read.
+    seen: (Option<SystemTime>, Option<SystemTime>),
     interval: Duration,
 }
 
@@ -40,6 +42,8 @@ impl Tls {
             (false, false) => {}
             _ => anyhow::bail!("[http] tls_cert_file and tls_key_file belong together"),
         }
+        // Before they are read: what is written in between is read again.
+        let seen = (modified(certificate_file), modified(key_file));
         let certificate = Arc::new(Certificate {
             current: RwLock::new(Arc::new(read(certificate_file, key_file)?)),
             chain_file: certificate_file.clone(),
@@ -53,7 +57,7 @@ impl Tls {
             .with_cert_resolver(resolver);
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        Ok(Some(Tls { acceptor, certificate, interval: settings.tls_reload_interval }))
+        Ok(Some(Tls { acceptor, certificate, seen, interval: settings.tls_reload_interval }))
     }
 
     /// Looks at the files from time to time, for ever. A pair that doesn't fit, as while it is being written, is
@@ -61,11 +65,10 @@ impl Tls {
     pub(super) async fn keep_current(self) {
         let (certificate_file, key_file) =
             (&self.certificate.chain_file, &self.certificate.key_file);
-        let seen = || (modified(certificate_file), modified(key_file));
-        let mut last = seen();
+        let mut last = self.seen;
         loop {
             tokio::time::sleep(self.interval).await;
-            let now = seen();
+            let now = (modified(certificate_file), modified(key_file));
             if now == last {
                 continue;
             }

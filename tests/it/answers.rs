@@ -204,13 +204,15 @@ async fn a_put_is_taken_from_this_machine_only() {
             .await
             .problem(501, "conditional-write");
     }
+    let zipped = ("content-encoding", "gzip");
+    put(vec![json, zipped], "/images/b", value.clone()).await.problem(415, "media-type");
     let part = ("content-range", "bytes 0-1/2");
-    put(vec![json, part], "/images/b", value.clone()).await.problem(400, "body");
+    put(vec![json, part], "/images/b", value.clone()).await.problem(400, "partial-put");
     let shouted = ("content-type", "Application/JSON; charset=utf-8");
     assert_eq!(put(vec![shouted], "/images/c", value.clone()).await.status, StatusCode::CREATED);
     put(vec![json], "/images/b?ttl=0s", value.clone()).await.problem(400, "bad-parameter");
     put(vec![json], "/images/b?tll=1s", value.clone()).await.problem(400, "bad-parameter");
-    put(vec![json], "/images/b", Bytes::from("{}")).await.problem(400, "corrupt-record");
+    put(vec![json], "/images/b", Bytes::from("{}")).await.problem(400, "not-a-record");
     put(vec![json], "/images/-b", value.clone()).await.problem(400, "bad-id");
     server.get("/images/b").await.problem(404, "absent");
 }
@@ -222,7 +224,7 @@ async fn a_put_over_the_limit_is_413() {
     let value = Bytes::from(record(&png(1, 64 * 1024)));
     let json = [("content-type", "application/json")];
     let answer = server.send(Method::PUT, "/images/a", &json, value).await;
-    let members = answer.problem(413, "body");
+    let members = answer.problem(413, "body-too-large");
     assert!(members["detail"].as_str().unwrap().contains("65536"));
     // What says so is refused before it is sent.
     let mut stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
@@ -242,7 +244,10 @@ async fn the_probes_tell_life_from_readiness() {
     assert_eq!(server.get("/readyz").await.status, StatusCode::OK);
     redis.kill();
     assert_eq!(server.get("/healthz").await.status, StatusCode::OK);
-    server.get("/readyz").await.problem(503, "store-unavailable");
+    // The state of coherence as members of the problem (RFC 9457 §3.2).
+    let members = server.get("/readyz").await.problem(503, "store-unavailable");
+    assert!(["unverified", "unreachable"].contains(&members["coherence"].as_str().unwrap()));
+    assert!(members["reason"].is_string());
 }
 
 #[tokio::test]

@@ -1,11 +1,15 @@
 //! What clients may do to the server: time-outs, limits, and what is refused before it is routed.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hyper::{Method, StatusCode};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use http_body_util::{BodyExt, Full};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::harness::server::metric;
@@ -23,7 +27,7 @@ async fn until_closed(stream: &mut TcpStream) -> (Vec<u8>, Instant) {
     (sent, Instant::now())
 }
 
-async fn exchange(address: SocketAddr, request: &str) -> String {
+pub(crate) async fn exchange(address: SocketAddr, request: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     String::from_utf8_lossy(&until_closed(&mut stream).await.0).into_owned()
@@ -81,11 +85,19 @@ async fn a_head_that_comes_byte_by_byte_is_not_waited_for() {
 
 #[tokio::test]
 async fn an_http_2_preface_alone_holds_no_connection() {
-    let settings = [("redis.url", "redis://127.0.0.1:1"), ("http.header_timeout", "300ms")];
+    let settings = [("redis.url", "redis://127.0.0.1:1"), ("http.idle_timeout", "300ms")];
     let server = Server::start(&settings).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     stream.write_all(PREFACE).await.unwrap();
-    until_closed(&mut stream).await;
+    // It is told that it is closed: GOAWAY (RFC 9113 §6.8) is a frame of type 7.
+    let (sent, _) = until_closed(&mut stream).await;
+    let mut frames = &sent[..];
+    let mut types = Vec::new();
+    while let [_, high, low, kind, ..] = frames {
+        types.push(*kind);
+        frames = &frames[9 + usize::from(u16::from_be_bytes([*high, *low]))..];
+    }
+    assert!(types.contains(&7), "{types:?}");
 }
 
 #[tokio::test]
@@ -102,10 +114,16 @@ async fn a_client_that_takes_nothing_of_its_answer_is_let_go() {
     // Over HTTP/2 with a window of 65,535 bytes that is never opened further, and a ping now and then.
     let mut pinging = TcpStream::connect(server.address).await.unwrap();
     pinging.write_all(PREFACE).await.unwrap();
-    pinging.write_all(&get_image_frame()).await.unwrap();
+    pinging.write_all(&request_frame(1, "GET", "/images/a")).await.unwrap();
     let (mut from, mut to) = pinging.into_split();
+    // And other requests on the same connection.
     let pings = tokio::spawn(async move {
+        let mut stream = 3;
         while to.write_all(b"\0\0\x08\x06\0\0\0\0\0abcdefgh").await.is_ok() {
+            if to.write_all(&request_frame(stream, "HEAD", "/images/b")).await.is_err() {
+                break;
+            }
+            stream += 2;
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     });
@@ -131,17 +149,127 @@ async fn a_client_that_takes_nothing_of_its_answer_is_let_go() {
     drop(stalled);
 }
 
-/// A HEADERS frame with `GET /images/a` (RFC 9113 §6.2, RFC 7541).
-fn get_image_frame() -> Vec<u8> {
-    // :method GET, :scheme http, :path and :authority as literals.
-    let mut block = vec![0x82, 0x86, 0x04, 9];
-    block.extend_from_slice(b"/images/a");
-    block.extend_from_slice(&[0x01, 1, b'a']);
-    let length = u8::try_from(block.len()).unwrap();
-    // END_STREAM and END_HEADERS, on stream 1.
-    let mut frame = vec![0, 0, length, 0x01, 0x05, 0, 0, 0, 1];
+/// A HEADERS frame with a request (RFC 9113 §6.2, RFC 7541).
+fn request_frame(stream: u32, method: &str, path: &str) -> Vec<u8> {
+    // :scheme http, then :method, :path and :authority as literals.
+    let mut block = vec![0x86];
+    for (name, value) in [(0x02, method), (0x04, path), (0x01, "a")] {
+        block.extend([name, u8::try_from(value.len()).unwrap()]);
+        block.extend_from_slice(value.as_bytes());
+    }
+    // END_STREAM and END_HEADERS.
+    let mut frame = vec![0, 0, u8::try_from(block.len()).unwrap(), 0x01, 0x05];
+    frame.extend(stream.to_be_bytes());
     frame.extend(block);
     frame
+}
+
+/// A connection over which no more comes than a slow line carries.
+struct SlowLine(TcpStream, Pin<Box<tokio::time::Sleep>>);
+
+impl AsyncRead for SlowLine {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        // 16 KiB in 5 ms are three megabytes a second.
+        ready!(self.1.as_mut().poll(context));
+        let mut piece = [0; 16 * 1024];
+        let length = buffer.remaining().min(piece.len());
+        let mut some = ReadBuf::new(&mut piece[..length]);
+        ready!(Pin::new(&mut self.0).poll_read(context, &mut some))?;
+        buffer.put_slice(some.filled());
+        self.1.as_mut().reset(tokio::time::Instant::now() + Duration::from_millis(5));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for SlowLine {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
+#[tokio::test]
+async fn a_gallery_over_one_slow_connection_arrives_whole() {
+    const IMAGES: u64 = 40;
+    let redis = RedisServer::start().await;
+    let settings = [("http.send_timeout", "2s"), ("http.idle_timeout", "2s")];
+    let server = Server::on(&redis, &settings).await;
+    for number in 0..IMAGES {
+        redis.set(&format!("i{number}"), &record(&png(number, 300_000))).await;
+    }
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let line = SlowLine(stream, Box::pin(tokio::time::sleep(Duration::ZERO)));
+    // The windows that a browser opens.
+    let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(6 << 20)
+        .initial_connection_window_size(15 << 20)
+        .handshake::<_, Full<Bytes>>(TokioIo::new(line))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let start = Instant::now();
+    let fetches = (0..IMAGES).map(|number| {
+        let mut sender = sender.clone();
+        let address = format!("http://a/images/i{number}");
+        tokio::spawn(async move {
+            let request = Request::get(address).body(Full::default()).unwrap();
+            let answer = sender.send_request(request).await.unwrap();
+            answer.into_body().collect().await.unwrap().to_bytes().len()
+        })
+    });
+    for fetch in fetches.collect::<Vec<_>>() {
+        assert_eq!(fetch.await.unwrap(), 300_000);
+    }
+    assert!(start.elapsed() > Duration::from_secs(3), "the line was not slow");
+}
+
+#[tokio::test]
+async fn clients_that_leave_can_not_make_the_store_work_without_bound() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("limits.requests", "20")]).await.coherent().await;
+    redis.signal("STOP");
+    for number in 0..200 {
+        let mut client = TcpStream::connect(server.address).await.unwrap();
+        let request = format!("GET /images/i{number} HTTP/1.1\r\nHost: a\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+    }
+    until("all have left", || async { server.metric("afterimage_connections").await == 1 }).await;
+    let fetches = server.metric("afterimage_fetches_total").await;
+    assert!(fetches <= 40, "{fetches} fetches for 20 requests at a time");
+    redis.signal("CONT");
+}
+
+#[tokio::test]
+async fn a_refusal_of_a_head_has_no_body_over_either_protocol() {
+    let server = Server::start(&[("redis.url", "redis://127.0.0.1:1")]).await;
+    let mut multiplexed = Client::speaking(Protocol::Http2, server.address).await;
+    let fields = [("host", "b")];
+    let refused = multiplexed.send(Method::HEAD, "/healthz", &fields, Bytes::new()).await.unwrap();
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    assert!(refused.body.is_empty());
+    let answer = exchange(server.address, "HEAD / HTTP/1.1\r\nConnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.ends_with("\r\n\r\n"), "{answer}");
 }
 
 #[tokio::test]
@@ -176,10 +304,12 @@ async fn a_body_that_pauses_for_too_long_is_408() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("http.body_timeout", "200ms")]).await;
     let head = "PUT /images/a HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
-        Content-Length: 1000\r\nConnection: close\r\n\r\n{";
+        Content-Length: 1000\r\n\r\n{";
     let answer = exchange(server.address, head).await;
+    // RFC 9110 §15.5.9: the rest of it is not waited for.
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
-    assert!(answer.contains("urn:problem:afterimage:body"), "{answer}");
+    assert!(answer.contains("connection: close\r\n"), "{answer}");
+    assert!(answer.contains("urn:problem:afterimage:body-timeout"), "{answer}");
     // One that never comes whole changes nothing.
     server.get("/images/a").await.problem(404, "absent");
 }
@@ -333,9 +463,24 @@ async fn memory_that_slow_clients_hold_is_not_given_out_twice() {
     assert_eq!(refused.header("retry-after"), "1");
     assert!(members["detail"].as_str().unwrap().contains("no room"), "{members}");
     assert!(server.metric("afterimage_shed_total{limit=\"fetch_bytes\"}").await >= 1);
-    // What is in memory is served all the same.
+    // Nor do many at once get in together.
+    let many = (0..12).map(|number| {
+        let address = server.address;
+        tokio::spawn(async move {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.set_recv_buffer_size(4096).unwrap();
+            let mut stream = socket.connect(address).await.unwrap();
+            let request = format!("GET /images/i{} HTTP/1.1\r\nHost: a\r\n\r\n", number % 5);
+            stream.write_all(request.as_bytes()).await.unwrap();
+            stream.readable().await.unwrap();
+            stream
+        })
+    });
+    for one in many.collect::<Vec<_>>() {
+        slow.push(one.await.unwrap());
+    }
     let in_flight = server.metric("afterimage_in_flight_bytes").await;
-    assert!((16_000_000..=25_000_000).contains(&in_flight), "{in_flight}");
+    assert!((16_000_000..=50_000_000).contains(&in_flight), "{in_flight}");
     drop(slow);
     until("what nobody holds makes room", || async {
         server.get("/images/i4").await.status == StatusCode::OK

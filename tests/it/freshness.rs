@@ -1,4 +1,5 @@
-//! For how long an answer may be kept and by whom, where it came from, and in which form it comes.
+//! For how long an answer may be kept and by whom (RFC 9111 §5.2, RFC 8246, RFC 5861), where it came from (RFC 9211), and
+//! in which form it comes (RFC 9110 §12.5).
 
 use std::io::Read;
 
@@ -106,6 +107,7 @@ async fn an_answer_that_may_be_out_of_date_says_its_age_and_no_other_does() {
         server.get("/images/a").await.header("cache-status") == "afterimage; hit"
     })
     .await;
+    // RFC 9111 §5.1: it is the origin's own answer, as old as the request.
     assert_eq!(server.get("/images/a").await.header("age"), "");
     redis.kill();
     let stale = || server.get("/images/a");
@@ -125,7 +127,7 @@ async fn an_answer_that_may_be_out_of_date_says_its_age_and_no_other_does() {
 #[tokio::test]
 async fn every_answer_about_an_image_can_be_shown_timed_and_told_apart_by_encoding() {
     let redis = RedisServer::start().await;
-    let server = Server::on(&redis, &[]).await;
+    let server = Server::on(&redis, &[("http.cors_origins", "[\"*\"]")]).await;
     let value = record(&png(1, 300));
     redis.set("a", &value).await;
     redis.set("corrupt", b"{}").await;
@@ -146,6 +148,10 @@ async fn every_answer_about_an_image_can_be_shown_timed_and_told_apart_by_encodi
         (400, ask(Method::GET, "/images/a?w=1", vec![]).await),
         (404, ask(Method::GET, "/images/absent", vec![]).await),
         (405, ask(Method::DELETE, "/images/a", vec![]).await),
+        (
+            200,
+            ask(Method::OPTIONS, "/images/a", vec![("origin", "https://app.example".into())]).await,
+        ),
         (412, ask(Method::GET, "/images/a", vec![("if-match", "\"x\"".into())]).await),
         (416, ask(Method::GET, "/images/a", vec![("range", "bytes=300-".into())]).await),
         (502, ask(Method::GET, "/images/corrupt", vec![]).await),
@@ -215,8 +221,13 @@ async fn scripts_of_other_origins_read_images_where_the_settings_say_so() {
     assert_eq!(allowed(&preflight(&listed, "https://evil.example").await), "");
     // An error can be told from a refusal.
     let fields = [("origin", "https://app.example")];
-    let absent = get(listed.address, "/images/absent", &fields).await;
-    assert_eq!((absent.status.as_u16(), allowed(&absent).as_str()), (404, "https://app.example"));
+    for (path, status) in [("/images/absent", 404), ("/images/a/b", 400)] {
+        let answer = get(listed.address, path, &fields).await;
+        assert_eq!(
+            (answer.status.as_u16(), allowed(&answer).as_str()),
+            (status, "https://app.example")
+        );
+    }
 }
 
 #[tokio::test]
@@ -245,8 +256,11 @@ async fn a_drawing_comes_compressed_as_the_client_likes_best_with_an_entity_tag_
             assert_eq!(answer.status, StatusCode::OK, "{accepted}");
             assert_eq!(answer.header("content-encoding"), coding, "{accepted}");
             let tag =
-                if coding.is_empty() { version.clone() } else { format!("{version}-{coding}") };
+                if coding.is_empty() { version.clone() } else { format!("{version}-{coding}1") };
             assert_eq!(answer.header("etag"), format!("\"{tag}\""));
+            // As a client reads it off the answer.
+            let versioned = server.get(&format!("/images/a?v={tag}")).await;
+            assert_eq!(versioned.header("cache-control"), "public, max-age=31536000, immutable");
             assert_eq!(answer.header("content-length"), answer.body.len().to_string());
             assert_eq!(answer.header("content-type"), "image/svg+xml");
             assert!(answer.header("content-security-policy").contains("sandbox"));

@@ -177,13 +177,27 @@ async fn a_socket_that_was_handed_over_is_served_in_place_of_a_bound_one() {
 async fn operators_may_have_a_listener_of_their_own() {
     let redis = RedisServer::start().await;
     redis.set("a", &record(&png(1, 100))).await;
-    let server = Server::on(&redis, &[("admin.listen", "127.0.0.1:0")]).await;
+    let settings = [("admin.listen", "127.0.0.1:0"), ("limits.connections", "2")];
+    let server = Server::on(&redis, &settings).await;
     for path in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(get(server.admin, path, &[]).await.status, StatusCode::OK, "{path}");
         get(server.address, path, &[]).await.problem(404, "unknown-address");
     }
     assert_eq!(server.get("/images/a").await.status, StatusCode::OK);
     get(server.admin, "/images/a", &[]).await.problem(404, "unknown-address");
+    // They get in when nobody else does.
+    until("those before have left", || async {
+        metric(&get(server.admin, "/metrics", &[]).await, "afterimage_connections") == 0
+    })
+    .await;
+    let held = (Client::connect(server.address).await, Client::connect(server.address).await);
+    until("there is no room for others", || async {
+        let request = "GET /images/a HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        crate::connections::exchange(server.address, request).await.starts_with("HTTP/1.1 503 ")
+    })
+    .await;
+    assert_eq!(get(server.admin, "/readyz", &[]).await.status, StatusCode::OK);
+    drop(held);
 }
 
 #[tokio::test]

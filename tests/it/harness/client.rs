@@ -124,7 +124,7 @@ impl Answer {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
-    /// Asserts that this is an error answer as every one of them has to be, and gives its members.
+    /// Asserts that this is an error answer as every one of them has to be (RFC 9457 §3), and gives its members.
     pub(crate) fn problem(&self, status: u16, kind: &str) -> serde_json::Value {
         assert_eq!(self.status, status, "{self:?}");
         assert_eq!(self.header(CONTENT_TYPE.as_str()), "application/problem+json");
