@@ -10,6 +10,7 @@ RUN mkdir -p src benches && echo 'fn main() {}' > src/main.rs && touch src/lib.r
     && echo 'fn main() {}' | tee benches/cold.rs > benches/coherence.rs \
     && cargo build --release --locked && rm -r src benches
 COPY config/afterimage.toml config/
+COPY assets assets
 COPY src src
 COPY benches benches
 RUN touch src/main.rs src/lib.rs && cargo build --release --locked --bin afterimage \
@@ -18,7 +19,7 @@ RUN touch src/main.rs src/lib.rs && cargo build --release --locked --bin afterim
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /build/target/release/afterimage /usr/local/bin/afterimage
 COPY --from=build --chown=nonroot:nonroot /data /data
-COPY LICENSE-MIT LICENSE-APACHE /usr/share/doc/afterimage/
+COPY LICENSE-MIT LICENSE-APACHE assets/placeholder.otf.LICENSE /usr/share/doc/afterimage/
 COPY config/container.toml /etc/afterimage.toml
 ENV AFTERIMAGE_CONFIG=/etc/afterimage.toml
 VOLUME /data

@@ -54,6 +54,7 @@ async fn get(app: &Arc<App>, id: ImageId) -> Answer {
         wants: Wants::Bytes,
         preconditions: Preconditions::default(),
         accepts: AcceptedCodings::UNSAID,
+        asked: None,
     };
     read::image(app, request).await.unwrap()
 }

@@ -34,7 +34,7 @@ backend default {
 
 sub vcl_recv {
     # Only images. /metrics, /readyz and /healthz are not for the public.
-    if (req.url !~ "^/images/") {
+    if (req.url !~ "^/(images|placeholders)/") {
         return (synth(404));
     }
     # Writes stay on the machine: they go to Afterimage itself, which refuses them from here too, by the

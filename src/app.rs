@@ -8,6 +8,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use crate::cache::Cache;
 use crate::index::{Bounds, Guard, Index};
 use crate::read::{CorruptLog, Outcome};
+use crate::render::Renderer;
 use crate::settings::Settings;
 use crate::store::{Announcer, Change, Store};
 use crate::telemetry::{Metrics, Shed};
@@ -25,6 +26,8 @@ pub struct App {
     pub cache: Cache,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What makes pictures of them.
+    pub renderer: Renderer,
     /// Which corrupt records were logged.
     pub corrupt_log: CorruptLog,
     /// One permit for each value that is hashed and decoded at the same time: as many as there are cores,
@@ -76,6 +79,7 @@ impl App {
             index,
             cache: Cache::new(settings.cache.images, settings.cache.bytes),
             metrics,
+            renderer: Renderer::new(cores, settings.limits.renders.get()),
             corrupt_log: CorruptLog::default(),
             decoding: Arc::new(Semaphore::new(cores)),
             fetching: Semaphore::new(settings.limits.fetch_bytes.div_ceil(1024)),

@@ -82,33 +82,54 @@ impl Cache {
     pub fn get_image(&self, id: &ImageId, version: Version) -> Option<Image> {
         let mut entries = self.lock();
         let forms = entries.by_version.get(&(id.clone(), version))?;
-        let (original, coded) = forms.split_first()?;
-        Some(Image { original: original.clone(), coded: coded.to_vec() })
+        let original = forms.iter().find(|it| it.facts.form == Form::Original)?.clone();
+        let coded = forms.iter().filter(|it| matches!(it.facts.form, Form::Coded(_)));
+        Some(Image { original, coded: coded.cloned().collect() })
     }
 
     /// Keeps an image, and drops the least recently used ones that it has no room beside.
     pub fn insert(&self, id: &ImageId, image: Image) -> Kept {
-        let version = image.original.facts.version;
         let mut forms = image.coded;
-        forms.insert(0, image.original);
-        let length = length(&forms);
-        if length > self.largest {
+        forms.push(image.original);
+        self.keep(id, forms)
+    }
+
+    /// Keeps a further form of an image, whether the others are kept or not.
+    pub fn insert_form(&self, id: &ImageId, form: Representation) -> Kept {
+        self.keep(id, vec![form])
+    }
+
+    fn keep(&self, id: &ImageId, mut forms: Vec<Representation>) -> Kept {
+        let Some(first) = forms.first() else {
+            return Kept::Yes;
+        };
+        let version = first.facts.version;
+        if length(&forms) > self.largest {
             return Kept::TooLarge;
         }
         // The bytes of what is dropped are freed after the lock: unmapping a megabyte takes longer than
         // everything that is done under it.
         let mut dropped = Vec::new();
         let mut entries = self.lock();
-        if let Some((_, old)) = entries.by_version.push((id.clone(), version), forms) {
-            entries.bytes -= self::length(&old);
+        let key = (id.clone(), version);
+        if let Some(old) = entries.by_version.pop(&key) {
+            entries.bytes -= length(&old);
+            let replaced =
+                |it: &Representation| forms.iter().any(|form| form.facts.form == it.facts.form);
+            let (replaced, others): (Vec<_>, Vec<_>) = old.into_iter().partition(replaced);
+            forms.extend(others);
+            dropped.push(replaced);
+        }
+        entries.bytes += length(&forms);
+        if let Some((_, old)) = entries.by_version.push(key, forms) {
+            entries.bytes -= length(&old);
             dropped.push(old);
         }
-        entries.bytes += length;
         while entries.bytes > self.budget {
             let Some((_, old)) = entries.by_version.pop_lru() else {
                 break;
             };
-            entries.bytes -= self::length(&old);
+            entries.bytes -= length(&old);
             dropped.push(old);
         }
         drop(entries);
@@ -171,6 +192,7 @@ mod tests {
     use super::*;
     use crate::coding::Coding;
     use crate::image::{Facts, MediaType};
+    use crate::variant::{Asked, Resolved};
 
     fn cache(images: usize, budget: usize) -> Cache {
         Cache::new(NonZeroUsize::new(images).unwrap(), budget)
@@ -283,6 +305,17 @@ mod tests {
         assert_eq!(coded.body.len(), 10);
         assert!(cache.get(&id("a"), version, Form::Coded(Coding::Brotli)).is_none());
         assert_eq!(cache.get_image(&id("a"), version).unwrap().coded.len(), 1);
+        // One that is made later comes to the others.
+        let facts = cache.get(&id("a"), version, Form::Original).unwrap().facts;
+        let Ok(Resolved::Variant(variant)) = Asked::THUMBNAIL.resolve(MediaType::Png) else {
+            panic!("a PNG has a thumbnail");
+        };
+        let facts = Arc::new(facts.variant(variant, 7));
+        let thumbnail = Representation { facts, body: Bytes::from(vec![0; 7]) };
+        cache.insert_form(&id("a"), thumbnail.clone());
+        cache.insert_form(&id("a"), thumbnail);
+        holds(&cache, 1, 47);
+        assert!(cache.get(&id("a"), version, Form::Variant(variant)).is_some());
         cache.insert(&id("b"), image("1", 5));
         holds(&cache, 1, 5);
     }

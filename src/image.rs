@@ -2,7 +2,7 @@
 //! answered for it.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -10,6 +10,7 @@ use hyper::header::HeaderValue;
 use md5::{Digest, Md5};
 
 use crate::coding::{AcceptedCodings, Coding, GENERATION};
+use crate::variant::Variant;
 
 /// The longest id, in bytes.
 pub const MAX_ID_LENGTH: usize = 128;
@@ -62,6 +63,12 @@ impl ImageId {
             Some(end) => Err(InvalidId::Reserved(end)),
             None => Ok(ImageId(text.into())),
         }
+    }
+
+    /// Under which the drawn placeholders are kept. No address and no key can name it.
+    #[must_use]
+    pub fn of_placeholders() -> ImageId {
+        ImageId("/placeholders".into())
     }
 
     /// The id as text.
@@ -182,6 +189,10 @@ pub enum Form {
     Original,
     /// The same, compressed.
     Coded(Coding),
+    /// Another size, format or quality.
+    Variant(Variant),
+    /// Not bytes to be sent, but what is to be known of the picture, as JSON.
+    Outline,
 }
 
 /// What is known of a representation without its bytes: enough for a 304 and a HEAD. The header values
@@ -205,6 +216,8 @@ pub struct Facts {
     pub last_modified_value: Option<HeaderValue>,
     /// The coded forms that this original has, the preferred first.
     pub coded: Vec<Arc<Facts>>,
+    /// Whether this original moves; looked up when somebody first needs to know.
+    pub animated: OnceLock<bool>,
 }
 
 impl Facts {
@@ -225,6 +238,26 @@ impl Facts {
             etag: ascii(format!("\"{version}\"")),
             last_modified_value: last_modified.map(|time| ascii(httpdate::fmt_http_date(time))),
             coded: Vec::new(),
+            animated: OnceLock::new(),
+        }
+    }
+
+    /// The facts of a variant of this original.
+    #[must_use]
+    pub fn variant(&self, variant: Variant, length: usize) -> Facts {
+        Facts {
+            form: Form::Variant(variant),
+            etag: ascii(format!("\"{}-{variant}\"", self.version)),
+            ..Facts::new(self.version, variant.format().media_type(), length, self.last_modified)
+        }
+    }
+
+    /// The facts of the outline of this original.
+    #[must_use]
+    pub fn outline(&self, length: usize) -> Facts {
+        Facts {
+            form: Form::Outline,
+            ..Facts::new(self.version, self.media_type, length, self.last_modified)
         }
     }
 
@@ -244,7 +277,7 @@ impl Facts {
 pub fn select(original: &Arc<Facts>, accepts: AcceptedCodings) -> &Arc<Facts> {
     let coding = |facts: &Arc<Facts>| match facts.form {
         Form::Coded(coding) => Some(coding),
-        Form::Original => None,
+        Form::Original | Form::Variant(_) | Form::Outline => None,
     };
     let best = accepts.best(original.coded.iter().filter_map(coding));
     let coded = original.coded.iter().find(|facts| best.is_some() && coding(facts) == best);

@@ -267,6 +267,11 @@ impl<T: Clone> Index<T> {
         state.entries.peek(id)?.last_known(&state.ended, self.bounds.stale_if_error)
     }
 
+    /// When the store will drop what is known to be under a key, if it will.
+    pub fn expiry(&self, id: &ImageId) -> Option<Instant> {
+        self.lock().entries.peek(id)?.expires
+    }
+
     /// The facts of the image that was last seen under a key, if its value had this digest. They may
     /// be out of date as to the key; as to the value they never are.
     pub fn recognise(&self, id: &ImageId, digest: Digest) -> Option<Arc<Facts>> {

@@ -9,7 +9,8 @@
 //!   representation isn't to be sent; [`coding`] compresses those that gain by it.
 //! - [`index`] knows what the store holds, as long as it may rely on it, and is where the promise is kept that
 //!   nothing replaced is served; [`collapse`] makes one fetch of many.
-//! - [`store`] keeps records and tells of changes; [`cache`] keeps decoded bytes; [`picture`] knows pixels and signatures.
+//! - [`store`] keeps records and tells of changes; [`cache`] keeps decoded bytes; [`picture`] knows pixels and signatures;
+//!   [`variant`] says what of them is asked for, and [`render`] who makes it.
 //! - [`telemetry`] is the log and the metrics; [`cli`] is the command line.
 //!
 //! `ARCHITECTURE.md` says why it is so.
@@ -26,8 +27,10 @@ pub mod picture;
 pub mod preconditions;
 pub mod read;
 pub mod record;
+pub mod render;
 pub mod server;
 pub mod settings;
 pub mod store;
 pub mod telemetry;
+pub mod variant;
 pub mod write;

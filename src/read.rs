@@ -11,12 +11,15 @@ use crate::app::{App, NoRoom};
 use crate::cache::Kept;
 use crate::coding::{AcceptedCodings, Coding};
 use crate::collapse::Lost;
-use crate::image::{self, Facts, Image, ImageId, MediaType, Representation, Version};
+use crate::image::{self, Facts, Form, Image, ImageId, MediaType, Representation, Version};
 use crate::index::{Boarding, Digest, Found, Known, LastKnown, LookUp, Ticket};
+use crate::picture::{self, Outline};
 use crate::preconditions::{Preconditions, Verdict};
 use crate::record::{self, Content, Corrupt, Record};
+use crate::render::{self, RenderError, Rendered};
 use crate::store::StoreError;
 use crate::telemetry::Shed;
+use crate::variant::{Asked, NotAcceptable, Resolved, Variant};
 
 /// Values up to this many bytes are hashed and decoded where they are: it takes under a fifth of a
 /// millisecond, and a trip to another thread costs its share of that.
@@ -33,6 +36,8 @@ pub struct ImageRequest {
     pub preconditions: Preconditions,
     /// How the bytes may be coded.
     pub accepts: AcceptedCodings,
+    /// The size, format and quality, if not the image's own.
+    pub asked: Option<Asked>,
 }
 
 /// How much of an image a request is after.
@@ -73,6 +78,8 @@ pub enum AnswerContent {
 pub enum Served {
     /// Nothing but memory.
     Hit,
+    /// Memory, and a rendering of what was there.
+    Rendered,
     /// A fetch.
     Fetched {
         /// Led by another request.
@@ -101,6 +108,8 @@ pub struct Times {
     pub hash: Duration,
     /// Making an image of it.
     pub decode: Duration,
+    /// Making a variant of that.
+    pub render: Duration,
 }
 
 /// A read without an image.
@@ -141,6 +150,12 @@ pub enum ReadError {
     /// Memory is full of images that are being fetched and sent.
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
+    /// It isn't there in any format that the client or the address asks for.
+    #[error(transparent)]
+    NotAcceptable(#[from] NotAcceptable),
+    /// It can't be rendered.
+    #[error(transparent)]
+    Render(#[from] RenderError),
     /// The fetch failed in a way that it should not.
     #[error("the image can't be fetched")]
     Lost(#[from] Lost),
@@ -222,24 +237,21 @@ pub async fn image(app: &Arc<App>, request: ImageRequest) -> Result<Answer, Fail
 }
 
 async fn answer(app: &Arc<App>, request: &ImageRequest) -> Result<Answer, Failure> {
-    let nothing = Times::default();
     // 1 index
     let boarding = match app.index.look_up(&request.id) {
         LookUp::Current(known) => {
-            let facts = known_image(known)
-                .map_err(|error| Failure::new(error, Some(Served::Hit), nothing))?;
-            match from_memory(app, request, &facts) {
-                Some(content) => {
-                    return Ok(Answer { content, served: Served::Hit, times: nothing });
-                }
+            let hit = |error| Failure::new(error, Some(Served::Hit), Times::default());
+            let facts = known_image(known).map_err(hit)?;
+            match from_memory(app, request, &facts, Served::Hit).await {
+                Some(answer) => return answer,
                 None => app.index.ask(&request.id),
             }
         }
         LookUp::Stale(known) => {
-            return stale(app, request, &known).ok_or_else(|| {
+            return stale(app, request, &known).await.unwrap_or_else(|| {
                 let reason = app.index.coherence().reason().unwrap_or_default().to_owned();
                 let error = ReadError::Store(StoreError::Unreachable(reason));
-                Failure::new(error, None, nothing)
+                Err(Failure::new(error, None, Times::default()))
             });
         }
         LookUp::Ask(boarding) => boarding,
@@ -247,47 +259,250 @@ async fn answer(app: &Arc<App>, request: &ImageRequest) -> Result<Answer, Failur
 
     // 2 store and 5 decode, together with whoever asks for the same; or the last known version, as soon as the
     // store is known to be unreachable
-    let last_known = || stale(app, request, &app.index.last_known(&request.id)?);
     let mut fetch = pin!(fetch(app, &request.id, boarding));
     let fetched = tokio::select! {
         fetched = &mut fetch => fetched,
-        () = app.index.until_unreachable() => match last_known() {
-            Some(answer) => return Ok(answer),
+        () = app.index.until_unreachable() => match last_known(app, request).await {
+            Some(answer) => return answer,
             None => fetch.await,
         },
     };
     match fetched {
-        Ok((image, served, times)) => {
-            let facts = Arc::clone(image::select(&image.original.facts, request.accepts));
-            let content = without_bytes(request, &facts)
-                .unwrap_or_else(|| AnswerContent::Image(image.into_form(&facts)));
-            Ok(Answer { content, served, times })
-        }
+        Ok((image, served, times)) => from_image(app, request, image, served, times).await,
         Err(failure) => match failure.error {
             ReadError::Store(StoreError::Unreachable(_) | StoreError::TimedOut) => {
-                last_known().ok_or(failure)
+                last_known(app, request).await.unwrap_or(Err(failure))
             }
             _ => Err(failure),
         },
     }
 }
 
+/// The answer with the last known version, if there is one.
+async fn last_known(app: &Arc<App>, request: &ImageRequest) -> Option<Result<Answer, Failure>> {
+    stale(app, request, &app.index.last_known(&request.id)?).await
+}
+
 /// The answer with a version that may be out of date, if its bytes are in memory or not needed.
-fn stale(app: &App, request: &ImageRequest, known: &LastKnown) -> Option<Answer> {
-    let content = from_memory(app, request, &known.facts)?;
-    let served = Served::Stale { age: known.age };
-    Some(Answer { content, served, times: Times::default() })
+async fn stale(
+    app: &Arc<App>,
+    request: &ImageRequest,
+    known: &LastKnown,
+) -> Option<Result<Answer, Failure>> {
+    from_memory(app, request, &known.facts, Served::Stale { age: known.age }).await
 }
 
 /// The answer about a known version, unless its bytes are needed and have left.
-fn from_memory(app: &App, request: &ImageRequest, original: &Arc<Facts>) -> Option<AnswerContent> {
+async fn from_memory(
+    app: &Arc<App>,
+    request: &ImageRequest,
+    original: &Arc<Facts>,
+    served: Served,
+) -> Option<Result<Answer, Failure>> {
+    let times = Times::default();
     // 3 validators, 4 LRU
-    let facts = image::select(original, request.accepts);
-    without_bytes(request, facts)
-        .or_else(|| app.cache.get(&request.id, facts.version, facts.form).map(AnswerContent::Image))
+    match known_form(app, request, original) {
+        Ok(Some(content)) => return Some(Ok(Answer { content, served, times })),
+        Ok(None) => {}
+        Err(error) => return Some(Err(Failure::new(error, Some(served), times))),
+    }
+    // Without a variant to render, what is in memory has been looked at.
+    request.asked?;
+    // 5 render
+    let image = app.cache.get_image(&request.id, original.version)?;
+    let served = if served == Served::Hit { Served::Rendered } else { served };
+    Some(from_image(app, request, image, served, times).await)
 }
 
-/// The answer about a version, where none of its bytes are needed.
+/// The answer about a version, where none of its bytes are needed, or they are in memory.
+fn known_form(
+    app: &App,
+    request: &ImageRequest,
+    original: &Arc<Facts>,
+) -> Result<Option<AnswerContent>, ReadError> {
+    let facts = match choose(request, original)? {
+        Choice::Stored(facts) => facts,
+        Choice::Rendered(variant) => {
+            let form = Form::Variant(variant);
+            if let Some(kept) = app.cache.get(&request.id, original.version, form) {
+                let known = without_bytes(request, &kept.facts);
+                return Ok(known.or(Some(AnswerContent::Image(kept))));
+            }
+            // Its entity-tag is known before it is rendered; its length is not.
+            let facts = Arc::new(original.variant(variant, 0));
+            return Ok(without_bytes(request, &facts)
+                .filter(|content| !matches!(content, AnswerContent::Facts(_))));
+        }
+    };
+    Ok(without_bytes(request, facts).or_else(|| {
+        app.cache.get(&request.id, facts.version, facts.form).map(AnswerContent::Image)
+    }))
+}
+
+/// The answer with an image whose bytes are here.
+async fn from_image(
+    app: &Arc<App>,
+    request: &ImageRequest,
+    image: Image,
+    served: Served,
+    mut times: Times,
+) -> Result<Answer, Failure> {
+    let failure = |error: ReadError, times| Failure::new(error, Some(served), times);
+    if keeps_moving(request) && image.original.facts.animated.get().is_none() {
+        let Representation { facts, body } = image.original.clone();
+        let look = move || picture::decode::is_animated(&body, facts.media_type);
+        let moves = on_blocking_thread(app, look).await;
+        // Whoever was first has said the same.
+        let _ = image.original.facts.animated.set(moves);
+    }
+    let variant = match choose(request, &image.original.facts) {
+        Ok(Choice::Stored(facts)) => {
+            let facts = Arc::clone(facts);
+            let content = without_bytes(request, &facts)
+                .unwrap_or_else(|| AnswerContent::Image(image.into_form(&facts)));
+            return Ok(Answer { content, served, times });
+        }
+        Ok(Choice::Rendered(variant)) => variant,
+        Err(error) => return Err(failure(error, times)),
+    };
+    match known_form(app, request, &image.original.facts) {
+        Ok(Some(content)) => return Ok(Answer { content, served, times }),
+        Ok(None) => {}
+        Err(error) => return Err(failure(error, times)),
+    }
+    let rendered = variant_of(app, &request.id, image.original, variant).await;
+    let rendered = rendered.map_err(|error| failure(error.into(), times))?;
+    times.render = rendered.time;
+    let facts = &rendered.representation.facts;
+    let content =
+        without_bytes(request, facts).unwrap_or(AnswerContent::Image(rendered.representation));
+    Ok(Answer { content, served, times })
+}
+
+/// Renders a variant of an image.
+async fn variant_of(
+    app: &Arc<App>,
+    id: &ImageId,
+    original: Representation,
+    variant: Variant,
+) -> Result<Rendered, RenderError> {
+    let (version, limits) = (original.facts.version, limits(app));
+    let cache = Arc::clone(app);
+    render::render(app, id, version, Form::Variant(variant), move || {
+        let facts = &original.facts;
+        let bytes = picture::render(&original.body, facts.media_type, variant, limits)?;
+        let facts = Arc::new(facts.variant(variant, bytes.len()));
+        Ok(Representation { facts, body: cache.cache.count(bytes) })
+    })
+    .await
+}
+
+/// What is known of an image, and a small picture of it.
+#[derive(Debug)]
+pub struct Info {
+    /// Of the original.
+    pub facts: Arc<Facts>,
+    /// Size and ThumbHash, where the image can be decoded.
+    pub outline: Option<Outline>,
+    /// The thumbnail, where it can.
+    pub thumbnail: Option<Representation>,
+    /// When the store will drop it.
+    pub expires: Option<Instant>,
+    /// What it took to get the image.
+    pub served: Served,
+    /// How long the parts of that took.
+    pub times: Times,
+}
+
+/// What is known of an image.
+pub async fn info(app: &Arc<App>, id: &ImageId) -> Result<Info, Failure> {
+    let request = ImageRequest {
+        id: id.clone(),
+        wants: Wants::Bytes,
+        preconditions: Preconditions::default(),
+        accepts: AcceptedCodings::UNSAID,
+        asked: None,
+    };
+    let answer = image(app, request).await?;
+    let AnswerContent::Image(original) = answer.content else {
+        return Err(Failure::new(ReadError::Absent, Some(answer.served), answer.times));
+    };
+    let failure =
+        |error: RenderError| Failure::new(error.into(), Some(answer.served), answer.times);
+    let facts = Arc::clone(&original.facts);
+    let info = Info {
+        facts: Arc::clone(&facts),
+        outline: None,
+        thumbnail: None,
+        expires: app.index.expiry(id),
+        served: answer.served,
+        times: answer.times,
+    };
+    let Ok(Resolved::Variant(thumbnail)) = Asked::THUMBNAIL.resolve(facts.media_type) else {
+        return Ok(info);
+    };
+    let outline = match app.cache.get(id, facts.version, Form::Outline) {
+        Some(outline) => outline,
+        None => outline_of(app, id, original.clone()).await.map_err(failure)?,
+    };
+    let outline = serde_json::from_slice(&outline.body).ok();
+    let kept = app.cache.get(id, facts.version, Form::Variant(thumbnail));
+    let thumbnail = if let Some(kept) = kept {
+        kept
+    } else {
+        variant_of(app, id, original, thumbnail).await.map_err(failure)?.representation
+    };
+    Ok(Info { outline, thumbnail: Some(thumbnail), ..info })
+}
+
+async fn outline_of(
+    app: &Arc<App>,
+    id: &ImageId,
+    original: Representation,
+) -> Result<Representation, RenderError> {
+    let (version, limits) = (original.facts.version, limits(app));
+    let cache = Arc::clone(app);
+    let rendered = render::render(app, id, version, Form::Outline, move || {
+        let facts = &original.facts;
+        let outline = picture::outline(&original.body, facts.media_type, limits)?;
+        let json = serde_json::to_vec(&outline).unwrap_or_default();
+        let facts = Arc::new(facts.outline(json.len()));
+        Ok(Representation { facts, body: cache.cache.count(json) })
+    });
+    Ok(rendered.await?.representation)
+}
+
+fn limits(app: &App) -> picture::decode::Limits {
+    picture::decode::Limits { pixels: app.settings.pictures.max_pixels }
+}
+
+/// Whether a request takes moving pictures as they are: where the format is left to the server, and the size too.
+fn keeps_moving(request: &ImageRequest) -> bool {
+    request.asked.is_some_and(|asked| asked.is_negotiated() && !asked.is_resized())
+}
+
+/// Which representation a request gets.
+enum Choice<'a> {
+    /// One that comes with the image.
+    Stored(&'a Arc<Facts>),
+    /// One that is made of it.
+    Rendered(Variant),
+}
+
+fn choose<'a>(request: &ImageRequest, original: &'a Arc<Facts>) -> Result<Choice<'a>, ReadError> {
+    let resolved = request.asked.map(|asked| asked.resolve(original.media_type)).transpose()?;
+    let moves = original.animated.get() == Some(&true);
+    Ok(match resolved {
+        // Another format alone would only stop it.
+        Some(Resolved::Variant(_)) if moves && keeps_moving(request) => {
+            Choice::Stored(image::select(original, request.accepts))
+        }
+        Some(Resolved::Variant(variant)) => Choice::Rendered(variant),
+        Some(Resolved::Original) | None => Choice::Stored(image::select(original, request.accepts)),
+    })
+}
+
+/// The answer about a representation, where none of its bytes are needed.
 fn without_bytes(request: &ImageRequest, facts: &Arc<Facts>) -> Option<AnswerContent> {
     match (request.preconditions.evaluate(facts), request.wants) {
         (Verdict::NotModified, _) => Some(AnswerContent::NotModified(Arc::clone(facts))),

@@ -33,6 +33,7 @@ pub struct Settings {
     pub embedded: Embedded,
     pub records: Records,
     pub cache: Cache,
+    pub pictures: Pictures,
     pub limits: Limits,
     pub log: Log,
 }
@@ -132,6 +133,26 @@ pub struct Cache {
     pub stale_if_error: Duration,
 }
 
+/// `[pictures]`: which variants may be asked for.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
+pub struct Pictures {
+    #[serde(deserialize_with = "lengths")]
+    pub widths: Vec<u32>,
+    #[serde(deserialize_with = "lengths")]
+    pub heights: Vec<u32>,
+    #[serde(deserialize_with = "dprs")]
+    pub dprs: Vec<u32>,
+    #[serde(deserialize_with = "qualities")]
+    pub qualities: Vec<u32>,
+    #[serde(deserialize_with = "quality")]
+    pub default_quality: u8,
+    pub avif: bool,
+    #[serde(deserialize_with = "pixels")]
+    pub max_pixels: u64,
+}
+
 /// `[limits]`: what may be under way at the same time.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -140,6 +161,7 @@ pub struct Limits {
     #[serde(deserialize_with = "size")]
     pub fetch_bytes: usize,
     pub waiters: NonZeroUsize,
+    pub renders: NonZeroUsize,
     pub connections: NonZeroUsize,
     pub streams: NonZeroU32,
     pub requests: NonZeroUsize,
@@ -572,6 +594,49 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
         _ => Err(de::Error::custom(format!(
             "{size} bytes are out of range, expected at least 1KiB, such as \"50MiB\""
         ))),
+    }
+}
+
+/// Numbers from 1 to a most, in order and once each.
+fn numbers<'de, D: Deserializer<'de>>(deserializer: D, most: u32) -> Result<Vec<u32>, D::Error> {
+    let mut numbers = Vec::<u32>::deserialize(deserializer)?;
+    if let Some(number) = numbers.iter().find(|number| !(1..=most).contains(*number)) {
+        return Err(de::Error::custom(format!("{number} is out of range, expected 1 to {most}")));
+    }
+    numbers.sort_unstable();
+    numbers.dedup();
+    Ok(numbers)
+}
+
+/// The longest side that a picture is made with, before the density of a screen is counted.
+pub const MAX_LENGTH: u32 = 4096;
+
+fn lengths<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
+    numbers(deserializer, MAX_LENGTH)
+}
+
+fn dprs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
+    numbers(deserializer, 4)
+}
+
+fn qualities<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
+    numbers(deserializer, 100)
+}
+
+fn quality<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    match u8::deserialize(deserializer)? {
+        quality @ 1..=100 => Ok(quality),
+        quality => Err(de::Error::custom(format!("{quality} is out of range, expected 1 to 100"))),
+    }
+}
+
+/// A decoder may take 16 bytes a pixel.
+fn pixels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    match u64::deserialize(deserializer)? {
+        pixels @ 1..=1_000_000_000 => Ok(pixels),
+        pixels => {
+            Err(de::Error::custom(format!("{pixels} is out of range, expected 1 to 1000000000")))
+        }
     }
 }
 

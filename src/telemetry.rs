@@ -75,6 +75,8 @@ pub struct Metrics {
     pub hashes: Counter,
     /// Images that were decoded from base64.
     pub decodes: Counter,
+    /// Pictures that were rendered.
+    pub renders: Counter,
     /// Bytes of answers.
     pub response_bytes: Counter,
     /// Requests that are being answered, but for those of operators.
@@ -142,10 +144,13 @@ pub enum Shed {
     Waiters,
     /// A fetch, or a record to be written.
     FetchBytes,
+    /// A render.
+    Renders,
 }
 
 impl Shed {
-    const ALL: [Shed; 4] = [Shed::Connections, Shed::Requests, Shed::Waiters, Shed::FetchBytes];
+    const ALL: [Shed; 5] =
+        [Shed::Connections, Shed::Requests, Shed::Waiters, Shed::FetchBytes, Shed::Renders];
 
     const fn limit(self) -> &'static str {
         match self {
@@ -153,12 +158,14 @@ impl Shed {
             Shed::Requests => "requests",
             Shed::Waiters => "waiters",
             Shed::FetchBytes => "fetch_bytes",
+            Shed::Renders => "renders",
         }
     }
 }
 
 /// Where a read was answered from.
-const SERVED: [&str; 6] = ["hit", "fetched", "collapsed", "revalidated", "stale", "failed"];
+const SERVED: [&str; 7] =
+    ["hit", "rendered", "fetched", "collapsed", "revalidated", "stale", "failed"];
 
 /// What is looked at when somebody asks for the metrics.
 #[derive(Debug)]
@@ -203,6 +210,7 @@ impl Metrics {
             ),
             hashes: counter(&mut registry, "hashes", "Values that were hashed for their version"),
             decodes: counter(&mut registry, "decodes", "Images decoded from base64"),
+            renders: counter(&mut registry, "renders", "Variants and placeholders rendered"),
             response_bytes: Counter::default(),
             requests_in_flight: gauge(
                 &mut registry,
@@ -317,9 +325,10 @@ impl Metrics {
 
     /// An image was read, or nothing could be said of it.
     pub fn count_read(&self, served: Option<Served>) {
-        let [hit, fetched, collapsed, revalidated, stale, failed] = SERVED;
+        let [hit, rendered, fetched, collapsed, revalidated, stale, failed] = SERVED;
         let served = match served {
             Some(Served::Hit) => hit,
+            Some(Served::Rendered) => rendered,
             Some(Served::Fetched { collapsed: false, .. }) => fetched,
             Some(Served::Fetched { collapsed: true, .. }) => collapsed,
             Some(Served::Revalidated { .. }) => revalidated,

@@ -6,23 +6,23 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::header::{
     ACCEPT_RANGES, AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
-    CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, LAST_MODIFIED,
+    CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, LAST_MODIFIED, VARY,
 };
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
 
 use super::conditional::{self, Part};
-use super::negotiation;
+use super::parameters::{self, Parameters};
 use super::problem::Problem;
 use super::router::Site;
-use super::{CACHE_STATUS, SERVER_TIMING};
+use super::{CACHE_STATUS, SERVER_TIMING, negotiation, placeholders};
 use crate::image::{Facts, Form, ImageId, MediaType, Representation, Version};
 use crate::read::{self, Answer, AnswerContent, Failure, ImageRequest, Served, Times, Wants};
 use crate::settings;
+use crate::variant::Asked;
 
 /// The address names the version, and what that means never changes (RFC 8246).
 const FRESH_FOR_EVER: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
@@ -34,6 +34,9 @@ const FRESH_FOR_A_MOMENT: HeaderValue = HeaderValue::from_static("public, max-ag
 /// The address names a version that isn't there any more: kept, and asked for each time (RFC 9111 §5.2.2.4).
 const ASK_EACH_TIME: HeaderValue = HeaderValue::from_static("no-cache");
 
+/// Where the address leaves the format to the server.
+const BY_ENCODING_AND_TYPE: HeaderValue = HeaderValue::from_static("Accept-Encoding, Accept");
+
 /// A hit costs the store nothing.
 const NO_TIME: HeaderValue = HeaderValue::from_static("store;dur=0");
 
@@ -41,54 +44,76 @@ const NO_TIME: HeaderValue = HeaderValue::from_static("store;dur=0");
 const SANDBOXED: HeaderValue =
     HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'; sandbox");
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Parameters {
-    /// The version that the address was made for.
-    v: Option<String>,
-}
-
-/// `GET` and `HEAD /images/{id}`.
+/// `GET` and `HEAD /images/{id}`, `/images/{id}.webp` and so on.
 pub(crate) async fn get(
     State(site): State<Arc<Site>>,
     method: Method,
     uri: Uri,
     path: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let wants = if method == Method::HEAD { Wants::Facts } else { Wants::Bytes };
-    let request = ImageRequest {
-        id: id(path)?,
-        wants,
-        preconditions: conditional::preconditions(&headers),
-        accepts: negotiation::accepted_codings(&headers),
+) -> Response {
+    let text = path.map_err(|rejection| Problem::bad_id(&rejection.body_text()));
+    let answer = async {
+        let Path(text) = text?;
+        let allowed = &site.app.settings.pictures;
+        let (id, extension) = parameters::split_format(&text, allowed)?;
+        let id = parse_id(id)?;
+        let parameters = parameters::parse(&uri, extension, &headers, allowed)?;
+        Ok::<_, Problem>(answer(&site, &method, &headers, id, parameters).await)
     };
-    let version = parameters(&uri)?.v;
-    let response = match read::image(&site.app, request).await {
-        Ok(answer) => answered(&site, &headers, version.as_deref(), answer),
-        Err(failure) => failed(failure),
-    };
-    Ok(response)
+    let mut response = answer.await.unwrap_or_else(IntoResponse::into_response);
+    if parameters::is_negotiated(&uri) {
+        response.headers_mut().insert(VARY, BY_ENCODING_AND_TYPE);
+    }
+    response
 }
 
-/// An ignored parameter would be answered with the original, which caches keep for an hour under that address.
-fn parameters(uri: &Uri) -> Result<Parameters, Problem> {
-    if uri.query().is_none_or(str::is_empty) {
-        return Ok(Parameters::default());
+/// `GET` and `HEAD /images/{id}/thumbnail`.
+pub(crate) async fn thumbnail(
+    State(site): State<Arc<Site>>,
+    method: Method,
+    uri: Uri,
+    path: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let id = id(path)?;
+    let parameters = parameters::parse(&uri, None, &headers, &site.app.settings.pictures)?;
+    if parameters.asked.is_some() {
+        return Err(Problem::bad_parameter("this address takes v and fallback"));
     }
-    match Query::try_from_uri(uri) {
-        Ok(Query(parameters)) => Ok(parameters),
-        Err(rejection) => {
-            let detail = format!("{}; this address takes v", rejection.body_text());
-            Err(Problem::bad_parameter(detail))
-        }
+    let parameters = Parameters { asked: Some(Asked::THUMBNAIL), ..parameters };
+    Ok(answer(&site, &method, &headers, id, parameters).await)
+}
+
+async fn answer(
+    site: &Site,
+    method: &Method,
+    headers: &HeaderMap,
+    id: ImageId,
+    parameters: Parameters,
+) -> Response {
+    let wants = if method == Method::HEAD { Wants::Facts } else { Wants::Bytes };
+    let request = ImageRequest {
+        id,
+        wants,
+        preconditions: conditional::preconditions(headers),
+        accepts: negotiation::accepted_codings(headers),
+        asked: parameters.asked,
+    };
+    match read::image(&site.app, request).await {
+        Ok(answer) => answered(site, headers, parameters.version.as_deref(), answer),
+        Err(failure) => failed(site, &parameters, failure).await,
     }
 }
 
 /// The id in the path, decoded once. One that isn't UTF-8 once it is decoded is as bad as any other.
 pub(crate) fn id(path: Result<Path<String>, PathRejection>) -> Result<ImageId, Problem> {
     let Path(text) = path.map_err(|rejection| Problem::bad_id(&rejection.body_text()))?;
-    ImageId::parse(&text).map_err(|invalid| Problem::bad_id(&invalid))
+    parse_id(&text)
+}
+
+fn parse_id(text: &str) -> Result<ImageId, Problem> {
+    ImageId::parse(text).map_err(|invalid| Problem::bad_id(&invalid))
 }
 
 fn answered(site: &Site, headers: &HeaderMap, version: Option<&str>, answer: Answer) -> Response {
@@ -129,7 +154,10 @@ fn freshness(site: &Site, version: Version, asked: Option<&str>, served: Served)
         Some(_) => ASK_EACH_TIME,
         None => match served {
             Served::Stale { .. } => FRESH_FOR_A_MOMENT,
-            Served::Hit | Served::Fetched { .. } | Served::Revalidated { .. } => site.fresh.clone(),
+            Served::Hit
+            | Served::Rendered
+            | Served::Fetched { .. }
+            | Served::Revalidated { .. } => site.fresh.clone(),
         },
     }
 }
@@ -149,9 +177,10 @@ pub(crate) fn cache_control(settings: &settings::Http) -> HeaderValue {
 }
 
 /// Where the answer came from (RFC 9211 §2).
-fn cache_status(served: Served) -> HeaderValue {
+pub(crate) fn cache_status(served: Served) -> HeaderValue {
     HeaderValue::from_static(match served {
         Served::Hit => "afterimage; hit",
+        Served::Rendered => "afterimage; hit; detail=rendered",
         Served::Fetched { collapsed: false, kept: true } => "afterimage; fwd=miss; stored",
         Served::Fetched { collapsed: true, kept: true } => {
             "afterimage; fwd=miss; stored; collapsed"
@@ -167,13 +196,13 @@ fn cache_status(served: Served) -> HeaderValue {
 }
 
 /// How long the parts took, in milliseconds.
-fn server_timing(times: &Times) -> HeaderValue {
+pub(crate) fn server_timing(times: &Times) -> HeaderValue {
     let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
-    if times.store.is_zero() {
+    if *times == Times::default() {
         return NO_TIME;
     }
     let mut text = format!("store;dur={:.3}", milliseconds(times.store));
-    for (name, time) in [("hash", times.hash), ("decode", times.decode)] {
+    for (name, time) in [("hash", times.hash), ("decode", times.decode), ("render", times.render)] {
         if !time.is_zero() {
             let _ = write!(text, ", {name};dur={:.3}", milliseconds(time));
         }
@@ -181,7 +210,13 @@ fn server_timing(times: &Times) -> HeaderValue {
     HeaderValue::try_from(text).expect("words and numbers are ASCII")
 }
 
-fn failed(Failure { error, served, times }: Failure) -> Response {
+/// How long a picture took that no store was asked for.
+pub(crate) fn render_timing(render: Duration) -> HeaderValue {
+    server_timing(&Times { render, ..Times::default() })
+}
+
+pub(crate) async fn failed(site: &Site, parameters: &Parameters, failure: Failure) -> Response {
+    let Failure { error, served, times } = failure;
     let problem = Problem::from(error);
     let status = served.map_or_else(
         || {
@@ -192,13 +227,17 @@ fn failed(Failure { error, served, times }: Failure) -> Response {
         },
         cache_status,
     );
-    let mut response = problem.into_response();
+    let mut response = if parameters.placeholder && problem.is_absence() {
+        placeholders::in_place(site, problem, parameters.asked).await
+    } else {
+        problem.into_response()
+    };
     response.headers_mut().insert(CACHE_STATUS, status);
     response.headers_mut().insert(SERVER_TIMING, server_timing(&times));
     response
 }
 
-fn whole(facts: &Facts, body: Body) -> Response {
+pub(crate) fn whole(facts: &Facts, body: Body) -> Response {
     let mut response = Response::new(body);
     describe(response.headers_mut(), facts, facts.length);
     response
@@ -241,7 +280,7 @@ fn describe(headers: &mut HeaderMap, facts: &Facts, length: usize) {
 }
 
 /// What a 304 has to repeat (RFC 9110 §15.4.5), and nothing that describes the body it hasn't got.
-fn not_modified(facts: &Facts) -> Response {
+pub(crate) fn not_modified(facts: &Facts) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NOT_MODIFIED;
     // The length that the 200 has (RFC 9110 §8.6). Left out, the server would say 0 to a HEAD.
@@ -251,7 +290,7 @@ fn not_modified(facts: &Facts) -> Response {
 }
 
 /// RFC 9110 §15.5.13. It says what there is instead.
-fn precondition_failed(facts: &Facts) -> Response {
+pub(crate) fn precondition_failed(facts: &Facts) -> Response {
     let detail = "the image is not the one that If-Match or If-Unmodified-Since asks for";
     let mut response = Problem::precondition_failed(detail).into_response();
     validators(response.headers_mut(), facts);

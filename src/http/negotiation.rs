@@ -1,9 +1,10 @@
 //! What a client would rather have (RFC 9110 §12): lists with quality values.
 
-use axum::http::header::ACCEPT_ENCODING;
+use axum::http::header::{ACCEPT, ACCEPT_ENCODING};
 use axum::http::{HeaderMap, HeaderName};
 
 use crate::coding::AcceptedCodings;
+use crate::variant::{AcceptedTypes, Format};
 
 /// How the body may be coded, of `Accept-Encoding` (§12.5.3).
 pub(crate) fn accepted_codings(headers: &HeaderMap) -> AcceptedCodings {
@@ -29,6 +30,25 @@ pub(crate) fn accepted_codings(headers: &HeaderMap) -> AcceptedCodings {
         // Acceptable unless it is refused, and liked less than whatever is named.
         identity: identity.or(rest).unwrap_or(1),
     }
+}
+
+/// Which types of image are liked, of `Accept` (§12.5.1). Parameters of a type other than its weight make it another
+/// type than ours, and it is left out; so is a malformed member.
+pub(crate) fn accepted_types(headers: &HeaderMap) -> AcceptedTypes {
+    if !headers.contains_key(ACCEPT) {
+        return AcceptedTypes { named: [None; Format::ALL.len()], rest: 1000 };
+    }
+    let (mut named, mut images, mut all) = ([None; Format::ALL.len()], None, None);
+    for (name, weight) in weighted(headers, &ACCEPT) {
+        let format = Format::ALL.iter().position(|format| format.media_type().is_named(name));
+        match format {
+            Some(index) => named[index] = Some(weight),
+            None if name.eq_ignore_ascii_case("image/*") => images = Some(weight),
+            None if name == "*/*" => all = Some(weight),
+            None => {}
+        }
+    }
+    AcceptedTypes { named, rest: images.or(all).unwrap_or(0) }
 }
 
 /// The members of a list with their weights, 0 to 1000. One whose weight is malformed is left out: what isn't

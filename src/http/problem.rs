@@ -11,7 +11,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::app::NoRoom;
+use crate::picture::PictureError;
 use crate::read::ReadError;
+use crate::render::RenderError;
 use crate::store::{Coherence, StoreError};
 use crate::write::WriteError;
 
@@ -85,6 +87,13 @@ impl Problem {
     /// Tells in members of its own how far the store can be relied upon (RFC 9457 §3.2).
     pub(crate) fn with_coherence(self, coherence: Coherence) -> Problem {
         Problem { coherence: Some(coherence), ..self }
+    }
+
+    /// Whether the image isn't there, or can't be had now.
+    pub(crate) fn is_absence(&self) -> bool {
+        let absent =
+            [StatusCode::NOT_FOUND, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
+        absent.contains(&self.status)
     }
 
     /// The stable end of the problem's type.
@@ -162,7 +171,34 @@ impl From<ReadError> for Problem {
             ReadError::Store(error) => error.into(),
             ReadError::Busy => Problem::busy(detail),
             ReadError::NoRoom(no_room) => no_room.into(),
+            ReadError::NotAcceptable(_) => {
+                let status = StatusCode::NOT_ACCEPTABLE;
+                Problem::new(status, "not-acceptable", "not acceptable", detail)
+            }
+            ReadError::Render(error) => error.into(),
             ReadError::Lost(_) => Problem::internal("a fetch ended without an outcome"),
+        }
+    }
+}
+
+impl From<RenderError> for Problem {
+    fn from(error: RenderError) -> Problem {
+        let detail = error.to_string();
+        match error {
+            RenderError::Busy => Problem::busy(detail),
+            RenderError::Lost(_) => Problem::internal("a render ended without an outcome"),
+            RenderError::Picture(PictureError::TooManyPixels { .. }) => Problem::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too-many-pixels",
+                "too many pixels",
+                detail,
+            ),
+            RenderError::Picture(PictureError::Opaque(_)) => {
+                Problem::new(StatusCode::NOT_ACCEPTABLE, "not-acceptable", "not acceptable", detail)
+            }
+            RenderError::Picture(PictureError::Broken(_) | PictureError::Encoding(_)) => {
+                Problem::new(StatusCode::BAD_GATEWAY, "broken-image", "broken image", detail)
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use super::problem::Problem;
 pub use super::writes::Peer;
-use super::{cors, images, openapi, ops, writes};
+use super::{cors, images, info, openapi, ops, placeholders, writes};
 use crate::app::App;
 
 /// What the handlers share: the app, and what is made ready of its settings.
@@ -26,6 +26,9 @@ pub(crate) struct Site {
 #[expect(missing_docs, reason = "their patterns say it")]
 pub enum Route {
     Image,
+    Thumbnail,
+    Info,
+    Placeholder,
     OpenApi,
     Healthz,
     Readyz,
@@ -39,8 +42,11 @@ impl Route {
     #[must_use]
     pub fn of(path: &str) -> Route {
         let known = [Route::OpenApi, Route::Healthz, Route::Readyz, Route::Metrics];
-        match path.strip_prefix("/images/") {
+        match path.strip_prefix("/images/").map(|rest| rest.split_once('/')) {
+            Some(Some((_, "thumbnail"))) => Route::Thumbnail,
+            Some(Some((_, "info"))) => Route::Info,
             Some(_) => Route::Image,
+            None if path.starts_with("/placeholders/") => Route::Placeholder,
             None => known.into_iter().find(|it| it.pattern() == path).unwrap_or(Route::Unknown),
         }
     }
@@ -51,11 +57,20 @@ impl Route {
         matches!(self, Route::Healthz | Route::Readyz | Route::Metrics)
     }
 
+    /// Whether its answers are images, or say why there is none.
+    #[must_use]
+    pub const fn is_of_images(self) -> bool {
+        matches!(self, Route::Image | Route::Thumbnail | Route::Info | Route::Placeholder)
+    }
+
     /// The route in the table.
     #[must_use]
     pub const fn pattern(self) -> &'static str {
         match self {
             Route::Image => "/images/{id}",
+            Route::Thumbnail => "/images/{id}/thumbnail",
+            Route::Info => "/images/{id}/info",
+            Route::Placeholder => "/placeholders/{size}",
             Route::OpenApi => "/openapi.json",
             Route::Healthz => "/healthz",
             Route::Readyz => "/readyz",
@@ -97,6 +112,9 @@ pub fn router(app: Arc<App>, routes: Routes) -> Router {
 fn public(app: &App) -> Router<Arc<Site>> {
     let images = Router::new()
         .route(Route::Image.pattern(), get(images::get).put(writes::put))
+        .route(Route::Thumbnail.pattern(), get(images::thumbnail))
+        .route(Route::Info.pattern(), get(info::get))
+        .route(Route::Placeholder.pattern(), get(placeholders::get))
         .route(Route::OpenApi.pattern(), get(openapi::get))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(unknown_image_or_address)
@@ -111,9 +129,14 @@ fn public(app: &App) -> Router<Arc<Site>> {
 async fn unknown_image_or_address(uri: Uri) -> Problem {
     match Route::of(uri.path()) {
         Route::Image => Problem::bad_id(&"the id is empty, or has a slash in it"),
-        Route::OpenApi | Route::Healthz | Route::Readyz | Route::Metrics | Route::Unknown => {
-            Problem::unknown_address(uri.path())
-        }
+        Route::Thumbnail
+        | Route::Info
+        | Route::Placeholder
+        | Route::OpenApi
+        | Route::Healthz
+        | Route::Readyz
+        | Route::Metrics
+        | Route::Unknown => Problem::unknown_address(uri.path()),
     }
 }
 
@@ -141,7 +164,16 @@ mod tests {
 
     #[test]
     fn a_path_is_counted_under_the_route_that_answers_it() {
-        for route in [Route::Image, Route::OpenApi, Route::Healthz, Route::Readyz, Route::Metrics] {
+        for route in [
+            Route::Image,
+            Route::Thumbnail,
+            Route::Info,
+            Route::Placeholder,
+            Route::OpenApi,
+            Route::Healthz,
+            Route::Readyz,
+            Route::Metrics,
+        ] {
             assert_eq!(Route::of(route.pattern()), route);
         }
         assert_eq!(Route::of("/images/a/b"), Route::Image);

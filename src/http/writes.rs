@@ -106,12 +106,13 @@ async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
         Err(error) => {
             let causes = std::iter::successors(Some(&*error as &dyn Error), |it| (*it).source());
             let slow = causes.into_iter().any(<dyn Error>::is::<TimeoutError>);
-            let (status, kind, title) = if slow {
-                (StatusCode::REQUEST_TIMEOUT, "body-timeout", "the body took too long")
+            let detail = error.to_string();
+            let (late, broken) = (StatusCode::REQUEST_TIMEOUT, StatusCode::BAD_REQUEST);
+            Err(if slow {
+                Problem::new(late, "body-timeout", "the body took too long", detail)
             } else {
-                (StatusCode::BAD_REQUEST, "body-incomplete", "the body can't be read")
-            };
-            Err(Problem::new(status, kind, title, error.to_string()))
+                Problem::new(broken, "body-incomplete", "the body can't be read", detail)
+            })
         }
     }
 }

@@ -1,4 +1,93 @@
 //! Pixels: sync, pure, without I/O. Nothing here knows of HTTP, the store or the cache.
 
+pub mod decode;
 pub mod demo;
+pub mod encode;
+pub mod placeholder;
+pub mod resize;
 pub mod sniff;
+
+use image::{DynamicImage, RgbaImage};
+
+use crate::image::MediaType;
+use crate::variant::Variant;
+
+use self::decode::Limits;
+
+/// Why there is no picture. Its text may be shown to a client.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PictureError {
+    /// Its format is served as it is, and not decoded.
+    #[error("{} is not decoded here, so it can't be had in another format", .0.as_str())]
+    Opaque(MediaType),
+    /// It would take too much memory.
+    #[error("the image has {width}×{height} pixels, the limit is {limit} ([pictures] max_pixels)")]
+    TooManyPixels {
+        /// Of the source.
+        width: u32,
+        /// Of the source.
+        height: u32,
+        /// Of the product.
+        limit: u64,
+    },
+    /// The bytes begin like an image and are none, or not a whole one.
+    #[error("the image is broken: {0}")]
+    Broken(String),
+    /// The pixels can't be written in the format.
+    #[error("the image can't be encoded: {0}")]
+    Encoding(String),
+}
+
+/// Makes a variant of an image: decode, orient, resize, encode. Takes milliseconds to a second, and up to eight
+/// bytes a pixel of the source.
+pub fn render(
+    bytes: &[u8],
+    media_type: MediaType,
+    variant: Variant,
+    limits: Limits,
+) -> Result<Vec<u8>, PictureError> {
+    let picture = decode::decode(bytes, media_type, limits)?;
+    let picture = resize::resize(picture, variant.frame())?;
+    encode::encode(&picture, variant)
+}
+
+/// What is to be known of an image before its pixels are there.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Outline {
+    /// In pixels, as it is shown: with its orientation applied.
+    pub width: u32,
+    /// In pixels, as it is shown.
+    pub height: u32,
+    /// A ThumbHash (evanw/thumbhash): some 25 bytes that a script makes a blurred picture of.
+    pub thumbhash: Vec<u8>,
+}
+
+/// The outline of an image.
+pub fn outline(
+    bytes: &[u8],
+    media_type: MediaType,
+    limits: Limits,
+) -> Result<Outline, PictureError> {
+    /// The most that a ThumbHash is made of.
+    const HASHED: u32 = 100;
+    let picture = decode::decode(bytes, media_type, limits)?;
+    let (width, height) = (picture.width(), picture.height());
+    let frame = resize::Frame {
+        width: Some(HASHED),
+        height: Some(HASHED),
+        fit: resize::Fit::Contain,
+        enlarge: false,
+    };
+    let small: RgbaImage = resize::resize(picture, frame)?.into_rgba8();
+    let (w, h) = (small.width() as usize, small.height() as usize);
+    let thumbhash = fast_thumbhash::rgba_to_thumb_hash(w, h, small.as_raw());
+    Ok(Outline { width, height, thumbhash })
+}
+
+/// Whether a picture has pixels that aren't opaque.
+fn is_transparent(picture: &DynamicImage) -> bool {
+    match picture {
+        DynamicImage::ImageRgba8(pixels) => pixels.pixels().any(|pixel| pixel.0[3] < 255),
+        _ => false,
+    }
+}

@@ -70,7 +70,7 @@ impl Front {
         let status = response.status();
         let headers = response.headers_mut();
         headers.insert(REQUEST_ID, id.clone());
-        if route == Route::Image {
+        if route.is_of_images() {
             for (name, value) in [SHOWN_ANYWHERE, TIMED_ANYWHERE, NO_SNIFFING] {
                 headers.insert(name, value);
             }

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::harness::{RedisServer, Server, get, png, record};
+use crate::harness::{RedisServer, Server, get, record};
+use crate::variants::{encoded, picture};
 
 /// What schemathesis can't know. It must not call these answers failures; everything else is as it comes.
 const CONFIG: &str = r#"
@@ -20,13 +21,13 @@ values = ["picture", "drawing", "corrupt", "offloaded"]
 values = ["*"]
 
 [[operations]]
-include-operation-id = ["getImage", "headImage"]
+include-operation-id = ["getImage", "headImage", "getThumbnail", "headThumbnail", "getInfo", "headInfo"]
 parameters."path.id" = { dictionary = "stored", probability = 0.5 }
 parameters."header.If-None-Match" = { dictionary = "any", probability = 0.3 }
 # 501 of the offloaded record and 502 of the corrupt one are the right answers; any other 5xx is a failure.
 checks.not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 501, 502]
 # A valid request may meet no image, or one that its preconditions or its range don't fit; 400 is a failure.
-checks.positive_data_acceptance.expected-statuses = ["2xx", 304, 404, 412, 416, 501, 502]
+checks.positive_data_acceptance.expected-statuses = ["2xx", 304, 404, 406, 412, 416, 501, 502]
 
 [[operations]]
 include-operation-id = "putImage"
@@ -47,6 +48,11 @@ const INLINE_STYLE: &str = "warning CSP_UNSAFE_INLINE";
 /// It warns of every 400, which is what a request for a bad id has to get.
 const BAD_REQUEST: &str = "warning STATUS_BAD_REQUEST";
 
+/// A picture that can be rendered.
+fn drawable() -> Vec<u8> {
+    encoded(&picture(1, 64, 48), image::ImageFormat::Png)
+}
+
 #[tokio::test]
 async fn the_description_is_json_and_says_which_version_it_is_of() {
     let redis = RedisServer::start().await;
@@ -64,7 +70,7 @@ async fn the_description_is_json_and_says_which_version_it_is_of() {
 async fn the_description_has_every_route_with_its_methods_and_no_other() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
-    redis.set("a", &record(&png(1, 100))).await;
+    redis.set("a", &record(&drawable())).await;
     let description = described(&server).await;
 
     let paths = description["paths"].as_object().unwrap();
@@ -76,7 +82,14 @@ async fn the_description_has_every_route_with_its_methods_and_no_other() {
         for method in ["GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", "TRACE", "QUERY"]
         {
             let sent = Method::from_bytes(method.as_bytes()).unwrap();
-            let answer = server.send(sent, &path.replace("{id}", "a"), &[], Bytes::new()).await;
+            let answer = server
+                .send(
+                    sent,
+                    &path.replace("{id}", "a").replace("{size}", "64x64"),
+                    &[],
+                    Bytes::new(),
+                )
+                .await;
             let is_described = methods.contains(method);
             assert_ne!(answer.status, StatusCode::NOT_FOUND, "{method} {path}");
             let is_taken = answer.status != StatusCode::METHOD_NOT_ALLOWED;
@@ -95,7 +108,7 @@ async fn the_description_has_every_route_with_its_methods_and_no_other() {
 async fn the_description_says_which_addresses_move_to_the_operators_listener() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("admin.listen", "127.0.0.1:0")]).await;
-    redis.set("a", &record(&png(1, 100))).await;
+    redis.set("a", &record(&drawable())).await;
     let description = described(&server).await;
 
     let mut for_operators = 0;
@@ -104,7 +117,7 @@ async fn the_description_says_which_addresses_move_to_the_operators_listener() {
         for_operators += usize::from(moves);
         let (here, elsewhere) =
             if moves { (server.admin, server.address) } else { (server.address, server.admin) };
-        let path = path.replace("{id}", "a");
+        let path = path.replace("{id}", "a").replace("{size}", "64x64");
         assert_eq!(get(here, &path, &[]).await.status, StatusCode::OK, "{path}");
         get(elsewhere, &path, &[]).await.problem(404, "unknown-address");
     }
@@ -187,7 +200,8 @@ async fn the_description_takes_for_an_id_what_the_server_takes() {
     let valid: Vec<bool> = serde_json::from_slice(&output(command).await).unwrap();
 
     for (id, valid) in ids.iter().zip(valid) {
-        let answer = server.get(&format!("/images/{id}")).await;
+        // Under an address that takes no format at its end.
+        let answer = server.get(&format!("/images/{id}/info")).await;
         let (status, kind) = if valid { (404, "absent") } else { (400, "bad-id") };
         answer.problem(status, kind);
     }
@@ -295,7 +309,7 @@ async fn with_images(redis: &RedisServer) -> Server {
     for (id, value) in [
         (
             "picture",
-            json!({"base64_data": coded(&png(1, 9000)), "created_at": "2026-01-02T03:04:05Z"}),
+            json!({"base64_data": coded(&drawable()), "created_at": "2026-01-02T03:04:05Z"}),
         ),
         ("drawing", json!({"base64_data": coded(svg.as_bytes())})),
         ("corrupt", json!({"base64_data": "?"})),

@@ -25,3 +25,4 @@ mod outage;
 mod python;
 mod records;
 mod stores;
+mod variants;

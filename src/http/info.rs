@@ -1,0 +1,59 @@
+//! What is known of an image, as JSON.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::HeaderValue;
+use axum::http::header::CACHE_CONTROL;
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
+
+use super::images;
+use super::parameters::Parameters;
+use super::problem::Problem;
+use super::router::Site;
+use super::{CACHE_STATUS, SERVER_TIMING};
+use crate::read;
+
+/// `GET /images/{id}/info`.
+pub(crate) async fn get(
+    State(site): State<Arc<Site>>,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<Response, Problem> {
+    let id = images::id(path)?;
+    let info = match read::info(&site.app, &id).await {
+        Ok(info) => info,
+        Err(failure) => return Ok(images::failed(&site, &Parameters::default(), failure).await),
+    };
+    let facts = &info.facts;
+    let thumbnail = info.thumbnail.map(|thumbnail| {
+        let media_type = thumbnail.facts.media_type.as_str();
+        format!("data:{media_type};base64,{}", STANDARD.encode(&thumbnail.body))
+    });
+    let expires_in =
+        info.expires.map(|expires| expires.saturating_duration_since(Instant::now()).as_secs());
+    let body = json!({
+        "id": id.as_str(),
+        "type": facts.media_type.as_str(),
+        "width": info.outline.as_ref().map(|it| it.width),
+        "height": info.outline.as_ref().map(|it| it.height),
+        "bytes": facts.length,
+        "etag": facts.etag.to_str().unwrap_or_default(),
+        "expires_in": expires_in,
+        "thumbhash": info.outline.as_ref().map(|it| STANDARD.encode(&it.thumbhash)),
+        "thumbnail": thumbnail,
+        "url": format!("/images/{id}?v={}", facts.version),
+    });
+    // It says for how long the image lives, which changes with each second.
+    let headers = [
+        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        (CACHE_STATUS, images::cache_status(info.served)),
+        (SERVER_TIMING, images::server_timing(&info.times)),
+    ];
+    Ok((headers, Json(body)).into_response())
+}

@@ -1,0 +1,116 @@
+//! Drawn placeholders: under addresses of their own, and in place of images that aren't there.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+
+use super::images;
+use super::parameters::one_of;
+use super::problem::Problem;
+use super::router::Site;
+use super::{CACHE_STATUS, SERVER_TIMING, conditional};
+use crate::image::MediaType;
+use crate::picture::placeholder::{Ground, MAX_TEXT, Placeholder, parse_colour};
+use crate::preconditions::Verdict;
+use crate::render;
+use crate::settings::Pictures;
+use crate::variant::Asked;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Parameters {
+    text: Option<String>,
+    bg: Option<String>,
+    fg: Option<String>,
+}
+
+/// `GET` and `HEAD /placeholders/{width}x{height}`.
+pub(crate) async fn get(
+    State(site): State<Arc<Site>>,
+    method: Method,
+    uri: Uri,
+    path: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let dimensions = path.map(|Path(dimensions)| dimensions).unwrap_or_default();
+    let placeholder = parse(&dimensions, &uri, &site.app.settings.pictures)?;
+    let (rendered, status) = render::placeholder(&site.app, placeholder).await?;
+    let (facts, body) = (&rendered.representation.facts, rendered.representation.body);
+    let mut response = match conditional::preconditions(&headers).evaluate(facts) {
+        Verdict::NotModified => images::not_modified(facts),
+        Verdict::Failed => images::precondition_failed(facts),
+        Verdict::Proceed => {
+            let body = if method == Method::HEAD { Body::empty() } else { Body::from(body) };
+            images::whole(facts, body)
+        }
+    };
+    let kept = response.status() != StatusCode::PRECONDITION_FAILED;
+    let headers = response.headers_mut();
+    if kept {
+        headers.insert(CACHE_CONTROL, site.fresh.clone());
+    }
+    headers.insert(CACHE_STATUS, images::cache_status(status));
+    headers.insert(SERVER_TIMING, images::render_timing(rendered.time));
+    Ok(response)
+}
+
+fn parse(dimensions: &str, uri: &Uri, allowed: &Pictures) -> Result<Placeholder, Problem> {
+    let (width, height) = dimensions.split_once('x').unwrap_or((dimensions, ""));
+    let width = one_of("the width", Some(width), &allowed.widths)?.unwrap_or_default();
+    let height = one_of("the height", Some(height), &allowed.heights)?.unwrap_or_default();
+    let parameters = match Query::<Parameters>::try_from_uri(uri) {
+        Ok(Query(parameters)) => parameters,
+        Err(rejection) => {
+            let detail = format!("{}; this address takes text, bg and fg", rejection.body_text());
+            return Err(Problem::bad_parameter(detail));
+        }
+    };
+    if let Some(text) = &parameters.text
+        && text.chars().count() > MAX_TEXT
+    {
+        return Err(Problem::bad_parameter(format!("text has at most {MAX_TEXT} characters")));
+    }
+    let colour = |name: &str, text: &str| {
+        let wrong = || Problem::bad_parameter(format!("{name} is such as f80 or ff8800"));
+        parse_colour(text).ok_or_else(wrong)
+    };
+    let ground = match parameters.bg.as_deref().map(|text| text.split_once(',').ok_or(text)) {
+        None => Ground::default(),
+        Some(Ok((from, to))) => Ground::Gradient(colour("bg", from)?, colour("bg", to)?),
+        Some(Err(plain)) => Ground::Plain(colour("bg", plain)?),
+    };
+    let ink = parameters.fg.as_deref().map(|text| colour("fg", text)).transpose()?;
+    Ok(Placeholder { width, height, ground, ink, text: parameters.text })
+}
+
+/// The answer for an image that isn't there or can't be had, with a picture as its body: a page shows that in its
+/// place. The status stays, and nobody keeps it.
+pub(crate) async fn in_place(site: &Site, problem: Problem, asked: Option<Asked>) -> Response {
+    /// Of a side that the address doesn't name.
+    const SIDE: u32 = 512;
+    let frame = asked.map(|asked| asked.frame);
+    let pixels = |length: Option<u32>| length.unwrap_or(SIDE).min(crate::settings::MAX_LENGTH);
+    let placeholder = Placeholder {
+        width: pixels(frame.and_then(|it| it.width.or(it.height))),
+        height: pixels(frame.and_then(|it| it.height.or(it.width))),
+        ground: Ground::default(),
+        ink: None,
+        text: Some(String::new()),
+    };
+    let drawn = render::placeholder(&site.app, placeholder).await;
+    let mut response = problem.into_response();
+    if let Ok((rendered, _)) = drawn {
+        let body = rendered.representation.body;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(MediaType::WebP.as_str()));
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        *response.body_mut() = Body::from(body);
+    }
+    response
+}

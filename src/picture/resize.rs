@@ -1,0 +1,168 @@
+//! Fewer pixels of the same picture.
+
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{PixelType, ResizeOptions, Resizer};
+use image::{DynamicImage, RgbImage, RgbaImage};
+
+use super::PictureError;
+
+/// How a picture is fitted into a width and a height.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fit {
+    /// As large as it can be inside them.
+    Contain,
+    /// As small as it can be to cover them; what sticks out is cut off, as much on one side as on the other.
+    Cover,
+    /// Exactly them, whatever that does to it.
+    Fill,
+}
+
+/// What a picture is fitted into. Without a width or a height the other one decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Frame {
+    /// In pixels.
+    pub width: Option<u32>,
+    /// In pixels.
+    pub height: Option<u32>,
+    /// How, where there are both.
+    pub fit: Fit,
+    /// Whether it may become larger than it is. It only becomes blurred.
+    pub enlarge: bool,
+}
+
+/// What becomes of a picture of some size in a frame.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Plan {
+    width: u32,
+    height: u32,
+    /// What is cut out of the source: left, top, width and height.
+    cut: (f64, f64, f64, f64),
+}
+
+/// The picture in a frame. Transparent pixels weigh nothing (the average is taken of premultiplied colours); the
+/// average itself is taken of sRGB values, as browsers, Pillow and libvips do unless they are told otherwise.
+pub fn resize(picture: DynamicImage, frame: Frame) -> Result<DynamicImage, PictureError> {
+    let plan = plan(picture.width(), picture.height(), frame);
+    let whole = (0.0, 0.0, f64::from(picture.width()), f64::from(picture.height()));
+    if (plan.width, plan.height) == (picture.width(), picture.height()) && plan.cut == whole {
+        return Ok(picture);
+    }
+    let failed = |error: &dyn std::fmt::Display| PictureError::Encoding(error.to_string());
+    let alpha = super::is_transparent(&picture);
+    let (pixel, source) = match &picture {
+        DynamicImage::ImageRgba8(pixels) => (PixelType::U8x4, pixels.as_raw()),
+        DynamicImage::ImageRgb8(pixels) => (PixelType::U8x3, pixels.as_raw()),
+        _ => return Err(PictureError::Encoding("pixels of an unknown kind".to_owned())),
+    };
+    let source = ImageRef::new(picture.width(), picture.height(), source, pixel)
+        .map_err(|error| failed(&error))?;
+    let mut product = Image::new(plan.width, plan.height, pixel);
+    let (left, top, width, height) = plan.cut;
+    let options = ResizeOptions::new().crop(left, top, width, height).use_alpha(alpha);
+    Resizer::new().resize(&source, &mut product, &options).map_err(|error| failed(&error))?;
+    let pixels = product.into_vec();
+    let product = match pixel {
+        PixelType::U8x4 => {
+            RgbaImage::from_raw(plan.width, plan.height, pixels).map(DynamicImage::ImageRgba8)
+        }
+        _ => RgbImage::from_raw(plan.width, plan.height, pixels).map(DynamicImage::ImageRgb8),
+    };
+    product.ok_or_else(|| PictureError::Encoding("pixels are missing".to_owned()))
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "sizes are positive and smaller than the source or its frame"
+)]
+fn plan(width: u32, height: u32, frame: Frame) -> Plan {
+    let (w, h) = (f64::from(width), f64::from(height));
+    let whole = (0.0, 0.0, w, h);
+    let (across, down) =
+        (frame.width.map(|it| f64::from(it) / w), frame.height.map(|it| f64::from(it) / h));
+    let most = if frame.enlarge { f64::INFINITY } else { 1.0 };
+    let pixels = |length: f64| (length.round() as u32).max(1);
+    let scaled = |scale: f64| {
+        let scale = scale.min(most);
+        Plan { width: pixels(w * scale), height: pixels(h * scale), cut: whole }
+    };
+    match (across, down, frame.fit) {
+        (None, None, _) => Plan { width, height, cut: whole },
+        (Some(scale), None, _) | (None, Some(scale), _) => scaled(scale),
+        (Some(across), Some(down), Fit::Contain) => scaled(across.min(down)),
+        (Some(across), Some(down), Fit::Fill) => Plan {
+            width: pixels(w * across.min(most)),
+            height: pixels(h * down.min(most)),
+            cut: whole,
+        },
+        (Some(across), Some(down), Fit::Cover) => {
+            // A frame that is larger than the source keeps its shape and becomes as small as that.
+            let wanted = across.max(down).max(f64::MIN_POSITIVE);
+            let reduced = (most / wanted).min(1.0);
+            let (frame_w, frame_h) = (w * across * reduced, h * down * reduced);
+            let scale = wanted * reduced;
+            let (cut_w, cut_h) = ((frame_w / scale).min(w), (frame_h / scale).min(h));
+            Plan {
+                width: pixels(frame_w),
+                height: pixels(frame_h),
+                cut: ((w - cut_w) / 2.0, (h - cut_h) / 2.0, cut_w, cut_h),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{Rgba, RgbaImage};
+
+    use super::*;
+
+    fn size(source: (u32, u32), frame: Frame) -> (u32, u32) {
+        let plan = plan(source.0, source.1, frame);
+        (plan.width, plan.height)
+    }
+
+    fn frame(width: u32, height: u32, fit: Fit) -> Frame {
+        let some = |length| Some(length).filter(|it| *it > 0);
+        Frame { width: some(width), height: some(height), fit, enlarge: false }
+    }
+
+    #[test]
+    fn a_picture_keeps_its_shape_inside_a_frame_and_is_cut_to_cover_one() {
+        let wide = (400, 200);
+        assert_eq!(size(wide, frame(100, 100, Fit::Contain)), (100, 50));
+        assert_eq!(size(wide, frame(100, 0, Fit::Contain)), (100, 50));
+        assert_eq!(size(wide, frame(0, 100, Fit::Contain)), (200, 100));
+        assert_eq!(size(wide, frame(100, 100, Fit::Cover)), (100, 100));
+        assert_eq!(plan(400, 200, frame(100, 100, Fit::Cover)).cut, (100.0, 0.0, 200.0, 200.0));
+        assert_eq!(size(wide, frame(100, 100, Fit::Fill)), (100, 100));
+        assert_eq!(size((10_000, 1), frame(16, 16, Fit::Contain)), (16, 1));
+    }
+
+    #[test]
+    fn nothing_is_enlarged_unless_it_may_be() {
+        let small = (40, 20);
+        for fit in [Fit::Contain, Fit::Fill] {
+            assert_eq!(size(small, frame(100, 100, fit)), (40, 20));
+        }
+        // The frame's shape, as large as the source allows.
+        assert_eq!(size(small, frame(100, 100, Fit::Cover)), (20, 20));
+        let enlarged = Frame { enlarge: true, ..frame(100, 100, Fit::Cover) };
+        assert_eq!(size(small, enlarged), (100, 100));
+        assert_eq!(size((1, 1), enlarged), (100, 100));
+    }
+
+    #[test]
+    fn the_colour_of_what_is_transparent_does_not_show() {
+        let mut pixels = RgbaImage::from_pixel(64, 64, Rgba([255, 0, 0, 0]));
+        for x in 0..32 {
+            for y in 0..64 {
+                pixels.put_pixel(x, y, Rgba([0, 0, 255, 255]));
+            }
+        }
+        let small = resize(DynamicImage::ImageRgba8(pixels), frame(9, 9, Fit::Contain)).unwrap();
+        for pixel in small.to_rgba8().pixels().filter(|pixel| pixel.0[3] > 8) {
+            assert!(pixel.0[0] < 16, "{pixel:?}");
+        }
+    }
+}

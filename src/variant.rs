@@ -1,0 +1,365 @@
+//! A variant: an image in another size, format or quality, as a value that can't be wrong.
+//!
+//! What an address asks for ([`Asked`]) may depend on the image and on the client; a [`Variant`] depends on neither.
+//! It is canonical: two addresses that mean the same bytes mean the same variant, so these are rendered once, kept
+//! once, and have one entity-tag.
+
+use std::fmt;
+
+use crate::image::MediaType;
+use crate::picture::decode::is_decodable;
+use crate::picture::resize::{Fit, Frame};
+
+/// Stands in the entity-tag of what is rendered here, and is raised when a new library or another way renders the same
+/// variant to other bytes, as `coding::GENERATION` is.
+pub const GENERATION: u8 = 1;
+
+/// Formats that can be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Format {
+    Avif,
+    WebP,
+    Jpeg,
+    Png,
+}
+
+impl Format {
+    /// All of them, in the order of preference where a client has none: the smallest first.
+    pub const ALL: [Format; 4] = [Format::Avif, Format::WebP, Format::Jpeg, Format::Png];
+
+    /// As it is named in an address.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Format::Avif => "avif",
+            Format::WebP => "webp",
+            Format::Jpeg => "jpg",
+            Format::Png => "png",
+        }
+    }
+
+    /// The type of its bytes.
+    #[must_use]
+    pub const fn media_type(self) -> MediaType {
+        match self {
+            Format::Avif => MediaType::Avif,
+            Format::WebP => MediaType::WebP,
+            Format::Jpeg => MediaType::Jpeg,
+            Format::Png => MediaType::Png,
+        }
+    }
+
+    /// The one that an image keeps when only its size changes. PNG loses nothing.
+    fn kept_by(media_type: MediaType) -> Format {
+        match media_type {
+            MediaType::Jpeg => Format::Jpeg,
+            MediaType::WebP => Format::WebP,
+            _ => Format::Png,
+        }
+    }
+}
+
+/// An image in another size, format or quality.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Variant {
+    frame: Frame,
+    format: Format,
+    /// 1 to 100; 0 where the format loses nothing.
+    quality: u8,
+    effort: u8,
+}
+
+impl Variant {
+    /// What it is fitted into.
+    #[must_use]
+    pub fn frame(self) -> Frame {
+        self.frame
+    }
+
+    /// What its bytes are.
+    #[must_use]
+    pub fn format(self) -> Format {
+        self.format
+    }
+
+    /// How much of it is kept, 1 to 100.
+    #[must_use]
+    pub fn quality(self) -> u8 {
+        self.quality
+    }
+
+    /// How long may be tried to make it smaller, as libwebp's method: 0 to 6.
+    #[must_use]
+    pub fn effort(self) -> u8 {
+        self.effort
+    }
+
+    fn new(frame: Frame, format: Format, quality: u8, effort: u8) -> Variant {
+        // What has no meaning has one value.
+        let frame = match (frame.width, frame.height) {
+            (Some(_), Some(_)) => frame,
+            _ => Frame { fit: Fit::Contain, ..frame },
+        };
+        let (quality, effort) = match format {
+            Format::WebP => (quality, effort),
+            Format::Avif | Format::Jpeg => (quality, 0),
+            Format::Png => (0, 0),
+        };
+        Variant { frame, format, quality, effort }
+    }
+}
+
+/// As it stands in an entity-tag.
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Frame { width, height, fit, enlarge } = self.frame;
+        if let Some(width) = width {
+            write!(f, "w{width}-")?;
+        }
+        if let Some(height) = height {
+            write!(f, "h{height}-")?;
+        }
+        match fit {
+            Fit::Contain => {}
+            Fit::Cover => f.write_str("cover-")?,
+            Fit::Fill => f.write_str("fill-")?,
+        }
+        if enlarge {
+            f.write_str("enlarged-")?;
+        }
+        if self.quality > 0 {
+            write!(f, "q{}-", self.quality)?;
+        }
+        if self.effort > 0 {
+            write!(f, "m{}-", self.effort)?;
+        }
+        write!(f, "{}{GENERATION}", self.format.name())
+    }
+}
+
+/// What an address asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// The size.
+    pub frame: Frame,
+    /// The format.
+    pub format: AskedFormat,
+    /// 1 to 100, where it was given.
+    pub quality: Option<u8>,
+    /// What it is where it was not.
+    pub default_quality: u8,
+    /// How long may be tried to make it smaller, as libwebp's method: 0 to 6.
+    pub effort: u8,
+}
+
+/// Which format an address asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AskedFormat {
+    /// Whichever the image has, as far as it can be written.
+    Kept,
+    /// The one that the client likes best.
+    Negotiated(AcceptedTypes),
+    /// This one.
+    Exactly(Format),
+}
+
+/// How much a client likes each type of image: from 0, not at all, to 1000 (RFC 9110 §12.5.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AcceptedTypes {
+    /// Each of [`Format::ALL`], where it is named and may be written.
+    pub named: [Option<u16>; Format::ALL.len()],
+    /// `image/*`, or else `*/*`: what isn't named.
+    pub rest: u16,
+}
+
+/// What to send for an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resolved {
+    /// The image as it is.
+    Original,
+    /// A variant of it.
+    Variant(Variant),
+}
+
+/// An image can't be had in a format that the client accepts, or the address names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the image is {} and can't be had in a format that is asked for", .0.as_str())]
+pub struct NotAcceptable(pub MediaType);
+
+impl Asked {
+    /// Half of the gain of method 6 for a quarter of its time.
+    pub const EFFORT: u8 = 4;
+
+    /// 64×64 pixels of WebP, as small as they can be made.
+    pub const THUMBNAIL: Asked = Asked {
+        frame: Frame { width: Some(64), height: Some(64), fit: Fit::Cover, enlarge: true },
+        format: AskedFormat::Exactly(Format::WebP),
+        quality: Some(85),
+        default_quality: 85,
+        effort: 6,
+    };
+
+    /// What it means for an image of a type.
+    ///
+    /// A type that isn't decoded here is sent as it is, unless another format is asked for in so many words.
+    pub fn resolve(self, media_type: MediaType) -> Result<Resolved, NotAcceptable> {
+        let kept = Format::kept_by(media_type);
+        let is_original = |format: Format| format.media_type() == media_type;
+        let decodable = is_decodable(media_type);
+        let format = match self.format {
+            AskedFormat::Kept => None,
+            AskedFormat::Exactly(format) => Some(format),
+            AskedFormat::Negotiated(accepted) => match accepted.best(media_type, decodable) {
+                Liked::Own => None,
+                Liked::Other(format) => Some(format),
+                Liked::None => return Err(NotAcceptable(media_type)),
+            },
+        };
+        let resized = self.is_resized();
+        match format {
+            Some(format) if !decodable && !is_original(format) => Err(NotAcceptable(media_type)),
+            _ if !decodable => Ok(Resolved::Original),
+            None if !resized && self.quality.is_none() => Ok(Resolved::Original),
+            Some(format) if !resized && self.quality.is_none() && is_original(format) => {
+                Ok(Resolved::Original)
+            }
+            format => {
+                let quality = self.quality.unwrap_or(self.default_quality);
+                Ok(Resolved::Variant(Variant::new(
+                    self.frame,
+                    format.unwrap_or(kept),
+                    quality,
+                    self.effort,
+                )))
+            }
+        }
+    }
+
+    /// Whether another size is asked for.
+    #[must_use]
+    pub fn is_resized(&self) -> bool {
+        self.frame.width.is_some() || self.frame.height.is_some()
+    }
+
+    /// Whether the answer depends on what the client accepts.
+    #[must_use]
+    pub fn is_negotiated(&self) -> bool {
+        matches!(self.format, AskedFormat::Negotiated(_))
+    }
+}
+
+impl AcceptedTypes {
+    /// Takes no account of what is said of a format, which isn't written here.
+    pub fn forget(&mut self, format: Format) {
+        for (it, weight) in Format::ALL.into_iter().zip(&mut self.named) {
+            if it == format {
+                *weight = None;
+            }
+        }
+    }
+
+    /// The format that a client likes best. Only what it names counts as liked for its own sake: a client that takes
+    /// anything gets the original.
+    fn best(self, media_type: MediaType, decodable: bool) -> Liked {
+        let own = Format::ALL.iter().position(|it| it.media_type() == media_type);
+        let own = own.and_then(|index| self.named[index]).unwrap_or(self.rest);
+        let mut best = (if own > 0 { Liked::Own } else { Liked::None }, own);
+        for (format, weight) in Format::ALL.into_iter().zip(self.named) {
+            let weight = weight.filter(|_| decodable && format.media_type() != media_type);
+            let Some(weight) = weight else { continue };
+            // AVIF and WebP are smaller than what they stand for; the others are no better than the original.
+            let smaller = matches!((format, &best.0), (Format::Avif | Format::WebP, Liked::Own));
+            let wins = weight > best.1 || (weight == best.1 && weight > 0 && smaller);
+            if wins {
+                best = (Liked::Other(format), weight);
+            }
+        }
+        best.0
+    }
+}
+
+/// What a client likes best of what there is.
+enum Liked {
+    /// The image's own format.
+    Own,
+    /// Another one.
+    Other(Format),
+    /// Nothing.
+    None,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(width: u32, format: AskedFormat) -> Asked {
+        let width = Some(width).filter(|it| *it > 0);
+        let frame = Frame { width, height: None, fit: Fit::Cover, enlarge: false };
+        Asked { frame, format, quality: None, default_quality: 80, effort: Asked::EFFORT }
+    }
+
+    fn text(asked: Asked, media_type: MediaType) -> String {
+        match asked.resolve(media_type).unwrap() {
+            Resolved::Original => "original".to_owned(),
+            Resolved::Variant(variant) => variant.to_string(),
+        }
+    }
+
+    #[test]
+    fn addresses_that_mean_the_same_bytes_mean_the_same_variant() {
+        let png = |format| text(asked(256, format), MediaType::Png);
+        assert_eq!(png(AskedFormat::Kept), "w256-png1");
+        assert_eq!(png(AskedFormat::Exactly(Format::Png)), "w256-png1");
+        assert_eq!(png(AskedFormat::Exactly(Format::WebP)), "w256-q80-m4-webp1");
+        assert_eq!(text(asked(256, AskedFormat::Kept), MediaType::Gif), "w256-png1");
+        assert_eq!(text(asked(256, AskedFormat::Kept), MediaType::Jpeg), "w256-q80-jpg1");
+        let quality = Asked { quality: Some(80), ..asked(256, AskedFormat::Kept) };
+        assert_eq!(text(quality, MediaType::Jpeg), "w256-q80-jpg1");
+        assert_eq!(text(Asked::THUMBNAIL, MediaType::WebP), "w64-h64-cover-enlarged-q85-m6-webp1");
+    }
+
+    #[test]
+    fn what_changes_nothing_is_the_original() {
+        assert_eq!(text(asked(0, AskedFormat::Kept), MediaType::Png), "original");
+        assert_eq!(text(asked(0, AskedFormat::Exactly(Format::Png)), MediaType::Png), "original");
+        assert_ne!(text(asked(0, AskedFormat::Exactly(Format::Png)), MediaType::Gif), "original");
+        for opaque in [MediaType::Avif, MediaType::Heic, MediaType::JpegXl, MediaType::Svg] {
+            assert_eq!(text(asked(256, AskedFormat::Kept), opaque), "original");
+            let webp = asked(0, AskedFormat::Exactly(Format::WebP)).resolve(opaque);
+            assert_eq!(webp, Err(NotAcceptable(opaque)));
+        }
+    }
+
+    #[test]
+    fn a_client_gets_the_format_that_it_names_and_likes_best() {
+        let negotiated = |named: [Option<u16>; 4], rest, media_type| {
+            let accepted = AcceptedTypes { named, rest };
+            asked(0, AskedFormat::Negotiated(accepted)).resolve(media_type).map(|it| match it {
+                Resolved::Original => "original".to_owned(),
+                Resolved::Variant(variant) => variant.format().name().to_owned(),
+            })
+        };
+        let (png, jpeg) = (MediaType::Png, MediaType::Jpeg);
+        // A browser; curl.
+        assert_eq!(negotiated([None, Some(1000), None, None], 1000, png).unwrap(), "webp");
+        assert_eq!(negotiated([None; 4], 1000, png).unwrap(), "original");
+        let browser = [Some(1000), Some(1000), None, None];
+        assert_eq!(negotiated(browser, 1000, png).unwrap(), "avif");
+        assert_eq!(negotiated([None, Some(500), None, None], 800, png).unwrap(), "original");
+        assert_eq!(negotiated([None, Some(0), None, None], 1000, png).unwrap(), "original");
+        // The original is refused, or not named among what is.
+        assert_eq!(negotiated([None, None, Some(1000), None], 0, png).unwrap(), "jpg");
+        assert_eq!(negotiated([None, None, Some(1000), Some(1000)], 0, png).unwrap(), "original");
+        assert_eq!(negotiated([None, Some(900), Some(1000), None], 0, jpeg).unwrap(), "original");
+        assert_eq!(negotiated([None; 4], 0, png), Err(NotAcceptable(png)));
+        assert_eq!(
+            negotiated([None, Some(1000), None, None], 0, MediaType::Avif),
+            Err(NotAcceptable(MediaType::Avif))
+        );
+        assert_eq!(
+            negotiated([None, Some(1000), None, None], 1000, MediaType::Svg).unwrap(),
+            "original"
+        );
+    }
+}

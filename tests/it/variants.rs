@@ -1,0 +1,454 @@
+//! Other sizes, formats and qualities of an image, thumbnails, what is known of it, and placeholders.
+
+use std::io::Cursor;
+
+use bytes::Bytes;
+use hyper::{Method, StatusCode};
+use image::codecs::gif::GifEncoder;
+use image::{DynamicImage, Frame, ImageFormat, Rgb, RgbImage};
+
+use crate::conditional::drawing;
+use crate::harness::{Answer, Client, RedisServer, Server, etag, get, png, record, until};
+
+/// A picture with something in every corner.
+pub(crate) fn picture(seed: u8, width: u32, height: u32) -> DynamicImage {
+    let shade = |it: u32, most: u32| u8::try_from(255 * it / most).unwrap();
+    DynamicImage::ImageRgb8(RgbImage::from_fn(width, height, |x, y| {
+        Rgb([shade(x, width), shade(y, height), seed])
+    }))
+}
+
+pub(crate) fn encoded(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+fn decoded(answer: &Answer) -> DynamicImage {
+    assert_eq!(answer.status, StatusCode::OK, "{:?} {:?}", answer.headers, answer.body);
+    let format = ImageFormat::from_mime_type(answer.header("content-type")).unwrap();
+    image::load_from_memory_with_format(&answer.body, format).unwrap()
+}
+
+fn size(answer: &Answer) -> (u32, u32) {
+    let picture = decoded(answer);
+    (picture.width(), picture.height())
+}
+
+async fn accepting(server: &Server, path: &str, accept: &str) -> Answer {
+    get(server.address, path, &[("accept", accept)]).await
+}
+
+#[tokio::test]
+async fn a_variant_has_the_size_the_format_and_an_entity_tag_of_its_own() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let value = record(&encoded(&picture(1, 400, 200), ImageFormat::Png));
+    redis.set("a", &value).await;
+    let version = etag(&value).trim_matches('"').to_owned();
+    for (address, media_type, dimensions) in [
+        ("a?w=128", "image/png", (128, 64)),
+        ("a?h=64", "image/png", (128, 64)),
+        ("a?w=128&h=128&fit=cover", "image/png", (128, 128)),
+        ("a?w=128&h=128&fit=fill", "image/png", (128, 128)),
+        ("a?w=128&h=128", "image/png", (128, 64)),
+        ("a?w=128&dpr=2", "image/png", (256, 128)),
+        // Nothing is enlarged.
+        ("a?w=1920", "image/png", (400, 200)),
+        ("a.webp", "image/webp", (400, 200)),
+        ("a.jpg?w=128&q=50", "image/jpeg", (128, 64)),
+        ("a.png", "image/png", (400, 200)),
+        ("a?format=webp&w=64", "image/webp", (64, 32)),
+        ("a?format=jpg&q=95", "image/jpeg", (400, 200)),
+        ("a/thumbnail", "image/webp", (64, 64)),
+    ] {
+        let path = format!("/images/{address}");
+        let answer = server.get(&path).await;
+        assert_eq!(answer.header("content-type"), media_type, "{address}");
+        assert_eq!(size(&answer), dimensions, "{address}");
+        assert_eq!(answer.header("cache-control"), "public, max-age=3600, immutable");
+        let tag = answer.header("etag").to_owned();
+        // The format that it has already, in its own size, is the image as it is.
+        let original = address == "a.png";
+        assert_eq!(tag == format!("\"{version}\""), original, "{address}: {tag}");
+        assert!(tag.contains(&version), "{tag}");
+
+        let mut client = Client::connect(server.address).await;
+        let again = client.get(&path, &[]).await;
+        assert_eq!(again.header("cache-status"), "afterimage; hit");
+        assert_eq!(again.body, answer.body);
+        let head = client.send(Method::HEAD, &path, &[], Bytes::new()).await.unwrap();
+        for name in ["content-length", "content-type", "etag"] {
+            assert_eq!(head.header(name), answer.header(name), "{name} of {address}");
+        }
+        let known = client.get(&path, &[("if-none-match", &tag)]).await;
+        assert_eq!(known.status, StatusCode::NOT_MODIFIED);
+        let part = client.get(&path, &[("range", "bytes=0-3")]).await;
+        assert_eq!((part.status.as_u16(), &part.body[..]), (206, &answer.body[..4]));
+        let separator = if address.contains('?') { '&' } else { '?' };
+        let versioned = client.get(&format!("{path}{separator}v={version}"), &[]).await;
+        assert_eq!(versioned.header("cache-control"), "public, max-age=31536000, immutable");
+    }
+}
+
+#[tokio::test]
+async fn a_304_of_a_variant_needs_no_rendering() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    redis.set("a", &record(&encoded(&picture(1, 400, 200), ImageFormat::Png))).await;
+    let tag = server.get("/images/a?w=128").await.header("etag").to_owned();
+    // Another server, which has rendered nothing.
+    let other = Server::on(&redis, &[]).await.coherent().await;
+    let known = get(other.address, "/images/a?w=128", &[("if-none-match", &tag)]).await;
+    assert_eq!(known.status, StatusCode::NOT_MODIFIED);
+    assert_eq!(other.metric("afterimage_renders_total").await, 0);
+}
+
+#[tokio::test]
+async fn addresses_that_mean_the_same_bytes_are_rendered_once() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    redis.set("a", &record(&encoded(&picture(1, 400, 200), ImageFormat::Png))).await;
+    let mut tags = std::collections::HashSet::new();
+    for address in [
+        "a?w=128",
+        "a?format=png&w=128",
+        "a.png?w=128",
+        "a?w=128&fit=cover",
+        "a?w=64&dpr=2",
+        "a?w=128&q=50",
+        "a?w=128&format=auto",
+    ] {
+        let answer = accepting(&server, &format!("/images/{address}"), "*/*").await;
+        tags.insert(answer.header("etag").to_owned());
+    }
+    assert_eq!(tags.len(), 1, "{tags:?}");
+    assert_eq!(server.metric("afterimage_renders_total").await, 1);
+    assert_eq!(server.metric("afterimage_cache_images").await, 1);
+}
+
+#[tokio::test]
+async fn what_is_not_allowed_is_400_and_says_what_is() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("pictures.widths", "[64, 128]")]).await;
+    redis.set("a", &record(&encoded(&picture(1, 400, 200), ImageFormat::Png))).await;
+    for (address, says) in [
+        ("a?w=65", "w is one of 64, 128"),
+        ("a?w=", "w is one of"),
+        ("a?w=-1", "w is one of"),
+        ("a?w=99999999999999999999", "w is one of"),
+        ("a?h=1", "h is one of"),
+        ("a?q=81&w=64", "q is one of"),
+        ("a?dpr=9&w=64", "dpr is one of 1, 2, 3"),
+        ("a?fit=squash", "fit is contain, cover or fill"),
+        ("a?format=tga", "format is auto, webp, jpg or png, or avif"),
+        ("a?fallback=x", "fallback is placeholder"),
+        ("a.webp?format=png", "twice"),
+        ("a?w=64&w=128", "duplicate"),
+        ("a?width=64", "this address takes v, w, h, fit, q, dpr, format and fallback"),
+        ("a/thumbnail?w=64", "this address takes v and fallback"),
+    ] {
+        let answer = server.get(&format!("/images/{address}")).await;
+        let members = answer.problem(400, "bad-parameter");
+        assert!(members["detail"].as_str().unwrap().contains(says), "{members}");
+    }
+    for (size, says) in [
+        ("65x64", "the width is one of 64, 128"),
+        ("64x1", "the height is one of"),
+        ("64", "the height is one of"),
+        ("64x64x64", "the height is one of"),
+        ("64x64?bg=x", "bg is such as"),
+        ("64x64?colour=fff", "this address takes text, bg and fg"),
+    ] {
+        let members =
+            server.get(&format!("/placeholders/{size}")).await.problem(400, "bad-parameter");
+        assert!(members["detail"].as_str().unwrap().contains(says), "{members}");
+    }
+    assert_eq!(server.metric("afterimage_renders_total").await, 0);
+}
+
+#[tokio::test]
+async fn a_negotiated_format_follows_accept_and_every_status_varies_by_it() {
+    const CHROME: &str = "image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8";
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let original = encoded(&picture(1, 400, 200), ImageFormat::Png);
+    redis.set("a", &record(&original)).await;
+    for (accept, media_type) in [
+        (CHROME, "image/webp"),
+        ("*/*", "image/png"),
+        ("image/*", "image/png"),
+        ("image/webp", "image/webp"),
+        ("image/webp;q=0.5, */*;q=0.8", "image/png"),
+        ("image/webp;q=0, */*", "image/png"),
+        ("image/jpeg", "image/jpeg"),
+        ("image/png, image/jpeg;q=0.9", "image/png"),
+    ] {
+        let answer = accepting(&server, "/images/a?format=auto", accept).await;
+        assert_eq!(answer.header("content-type"), media_type, "{accept}");
+        assert_eq!(answer.header("vary"), "Accept-Encoding, Accept");
+        if media_type == "image/png" {
+            assert_eq!(answer.body, original);
+        }
+    }
+    let refused = accepting(&server, "/images/a?format=auto", "text/html").await;
+    assert_eq!((refused.status.as_u16(), refused.header("vary")), (406, "Accept-Encoding, Accept"));
+    for (path, status) in [
+        ("/images/absent?format=auto", 404),
+        ("/images/-?format=auto", 400),
+        ("/images/a?format=auto&w=1", 400),
+    ] {
+        let answer = accepting(&server, path, CHROME).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.header("vary")),
+            (status, "Accept-Encoding, Accept")
+        );
+    }
+    // An address that names its format needs no negotiation, and its answers don't vary by it.
+    assert_eq!(
+        accepting(&server, "/images/a.webp", "image/png").await.header("vary"),
+        "Accept-Encoding"
+    );
+}
+
+#[tokio::test]
+async fn avif_is_written_where_the_settings_say_so() {
+    let redis = RedisServer::start().await;
+    redis.set("a", &record(&encoded(&picture(1, 96, 64), ImageFormat::Png))).await;
+    let without = Server::on(&redis, &[]).await;
+    without.get("/images/a.avif").await.problem(406, "not-acceptable");
+    without.get("/images/a?format=avif").await.problem(400, "bad-parameter");
+    let like = "image/avif,image/webp,*/*;q=0.8";
+    let answer = accepting(&without, "/images/a?format=auto", like).await;
+    assert_eq!(answer.header("content-type"), "image/webp");
+
+    let with = Server::on(&redis, &[("pictures.avif", "true")]).await;
+    for path in ["/images/a.avif", "/images/a?format=avif&w=64", "/images/a?format=auto"] {
+        let answer = accepting(&with, path, like).await;
+        assert_eq!(answer.header("content-type"), "image/avif", "{path}");
+        assert_eq!(&answer.body[4..12], b"ftypavif");
+    }
+}
+
+#[tokio::test]
+async fn what_can_not_be_decoded_is_sent_as_it_is_and_in_no_other_format() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let avif = b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf".to_vec();
+    redis.set("avif", &record(&avif)).await;
+    redis.set("svg", &record(drawing().as_bytes())).await;
+    for (id, bytes) in [("avif", avif), ("svg", drawing().into_bytes())] {
+        for query in ["w=128", "format=auto", "w=64&h=64&fit=cover"] {
+            let answer = accepting(&server, &format!("/images/{id}?{query}"), "image/*").await;
+            assert_eq!(
+                (answer.status, &answer.body[..]),
+                (StatusCode::OK, &bytes[..]),
+                "{id} {query}"
+            );
+        }
+        for address in [format!("{id}.webp"), format!("{id}/thumbnail"), format!("{id}?format=png")]
+        {
+            let answer = server.get(&format!("/images/{address}")).await;
+            assert_eq!(answer.status, StatusCode::NOT_ACCEPTABLE, "{address}");
+        }
+        let info: serde_json::Value =
+            serde_json::from_slice(&server.get(&format!("/images/{id}/info")).await.body).unwrap();
+        assert!(info["width"].is_null() && info["thumbnail"].is_null(), "{info}");
+    }
+    server.get("/images/avif.avif").await.problem(406, "not-acceptable");
+}
+
+#[tokio::test]
+async fn moving_pictures_go_on_moving_unless_they_are_resized() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let mut moving = Vec::new();
+    let mut encoder = GifEncoder::new(&mut moving);
+    for seed in [1, 200] {
+        encoder.encode_frame(Frame::new(picture(seed, 100, 50).into_rgba8())).unwrap();
+    }
+    drop(encoder);
+    redis.set("a", &record(&moving)).await;
+    for _ in 0..2 {
+        let answer = accepting(&server, "/images/a?format=auto", "image/webp,*/*").await;
+        assert_eq!((answer.header("content-type"), &answer.body[..]), ("image/gif", &moving[..]));
+    }
+    let resized = server.get("/images/a?w=64").await;
+    assert_eq!((resized.header("content-type"), size(&resized)), ("image/png", (64, 32)));
+    assert_eq!(server.get("/images/a.webp").await.header("content-type"), "image/webp");
+}
+
+#[tokio::test]
+async fn a_picture_that_is_broken_or_too_large_is_an_error_that_says_so() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("pictures.max_pixels", "5000")]).await;
+    redis.set("broken", &record(&png(1, 500))).await;
+    redis.set("large", &record(&encoded(&picture(1, 100, 51), ImageFormat::Png))).await;
+    let broken = server.get("/images/broken?w=64").await.problem(502, "broken-image");
+    assert!(broken["detail"].as_str().unwrap().contains("broken"), "{broken}");
+    let large = server.get("/images/large/thumbnail").await.problem(413, "too-many-pixels");
+    assert!(
+        large["detail"].as_str().unwrap().contains("100×51 pixels, the limit is 5000"),
+        "{large}"
+    );
+    // The originals are served all the same.
+    for id in ["broken", "large"] {
+        assert_eq!(server.get(&format!("/images/{id}")).await.status, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn a_variant_of_a_replaced_image_is_of_the_new_one_at_once() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    for seed in 0..20 {
+        let bytes = encoded(&picture(seed * 10, 100, 50), ImageFormat::Png);
+        let json = [("content-type", "application/json")];
+        let written = server.send(Method::PUT, "/images/a", &json, record(&bytes).into()).await;
+        assert!(written.status.is_success());
+        for path in ["/images/a?w=64", "/images/a/thumbnail"] {
+            let answer = server.get(path).await;
+            assert!(answer.header("etag").contains(etag(&record(&bytes)).trim_matches('"')));
+            let blue = decoded(&answer).to_rgb8().get_pixel(30, 16).0[2];
+            assert!(blue.abs_diff(seed * 10) < 12, "{blue} for {seed}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_hundred_requests_for_twenty_variants_are_twenty_renders() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    redis.set("a", &record(&encoded(&picture(1, 1024, 1024), ImageFormat::Png))).await;
+    let widths = [16, 32, 48, 64, 96, 128, 256, 320, 384, 512];
+    let addresses: Vec<String> = widths
+        .iter()
+        .flat_map(|w| [format!("/images/a?w={w}"), format!("/images/a.webp?w={w}")])
+        .collect();
+    let requests: Vec<_> = (0..500)
+        .map(|number| {
+            let (address, path) = (server.address, addresses[number % addresses.len()].clone());
+            tokio::spawn(async move { get(address, &path, &[]).await })
+        })
+        .collect();
+    for request in requests {
+        assert_eq!(request.await.unwrap().status, StatusCode::OK);
+    }
+    assert_eq!(server.metric("afterimage_renders_total").await, 20);
+    assert_eq!(server.metric("afterimage_fetches_total").await, 1);
+    assert_eq!(server.metric("afterimage_in_flight_bytes").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn renders_past_the_queue_get_503_with_retry_after() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("limits.renders", "1")]).await.coherent().await;
+    redis.set("a", &record(&encoded(&picture(1, 2000, 2000), ImageFormat::Png))).await;
+    let paths = [16, 32, 48, 64, 96, 128].map(|w| format!("/images/a.webp?w={w}"));
+    let requests: Vec<_> = paths
+        .iter()
+        .map(|path| {
+            let (address, path) = (server.address, path.clone());
+            tokio::spawn(async move { get(address, &path, &[]).await })
+        })
+        .collect();
+    let mut shed = 0;
+    for request in requests {
+        let answer = request.await.unwrap();
+        if answer.status == StatusCode::SERVICE_UNAVAILABLE {
+            answer.problem(503, "busy");
+            assert_eq!(answer.header("retry-after"), "1");
+            shed += 1;
+        }
+    }
+    assert!(shed > 0);
+    assert_eq!(server.metric("afterimage_shed_total{limit=\"renders\"}").await, shed);
+    until("they are rendered when there is room", || async {
+        server.get(&paths[5]).await.status == StatusCode::OK
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_known_of_an_image_is_told_as_json() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let bytes = encoded(&picture(1, 400, 200), ImageFormat::Png);
+    let value = record(&bytes);
+    let mut set = redis::cmd("SET");
+    set.arg("image:a").arg(&value).arg("EX").arg(7200);
+    set.exec_async(&mut redis.connect().await).await.unwrap();
+    let answer = server.get("/images/a/info").await;
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    assert_eq!(answer.header("cache-control"), "no-store");
+    let info: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!(info["id"], "a");
+    assert_eq!(info["type"], "image/png");
+    assert_eq!((&info["width"], &info["height"]), (&400.into(), &200.into()));
+    assert_eq!(info["bytes"], bytes.len());
+    assert_eq!(info["etag"], etag(&value));
+    assert_eq!(info["url"], format!("/images/a?v={}", etag(&value).trim_matches('"')));
+    assert!((7100..=7200).contains(&info["expires_in"].as_u64().unwrap()), "{info}");
+    let thumbnail = info["thumbnail"].as_str().unwrap();
+    assert!(thumbnail.starts_with("data:image/webp;base64,"));
+    // Some 25 bytes of which a script makes a picture.
+    assert!((20..=40).contains(&info["thumbhash"].as_str().unwrap().len()), "{info}");
+    // All of that once.
+    server.get("/images/a/info").await;
+    assert_eq!(server.metric("afterimage_renders_total").await, 2);
+    server.get("/images/absent/info").await.problem(404, "absent");
+}
+
+#[tokio::test]
+async fn a_placeholder_is_drawn_in_any_allowed_size() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    for path in [
+        "/placeholders/640x360",
+        "/placeholders/64x64?text=",
+        "/placeholders/320x200?text=Sunset%20over%20Oslo&bg=f80,08f&fg=fff",
+    ] {
+        let answer = server.get(path).await;
+        assert_eq!(answer.header("content-type"), "image/webp");
+        let named = path.split(['/', '?']).nth(2).unwrap().to_owned();
+        let (width, height) = size(&answer);
+        assert_eq!(format!("{width}x{height}"), named);
+        assert_eq!(answer.header("cache-control"), "public, max-age=3600, immutable");
+        let again = server.get(path).await;
+        assert_eq!((again.header("cache-status"), &again.body), ("afterimage; hit", &answer.body));
+        let tag = answer.header("etag");
+        let known = get(server.address, path, &[("if-none-match", tag)]).await;
+        assert_eq!(known.status, StatusCode::NOT_MODIFIED);
+    }
+}
+
+#[tokio::test]
+async fn a_placeholder_stands_in_for_an_image_that_is_not_there() {
+    let mut redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let shown = |answer: &Answer, status: u16| {
+        assert_eq!(answer.status, status);
+        assert_eq!(answer.header("content-type"), "image/webp");
+        assert_eq!(answer.header("cache-control"), "no-store");
+        let picture = image::load_from_memory_with_format(&answer.body, ImageFormat::WebP).unwrap();
+        (picture.width(), picture.height())
+    };
+    let absent = server.get("/images/a?fallback=placeholder").await;
+    assert_eq!(shown(&absent, 404), (512, 512));
+    let absent = server.get("/images/a?fallback=placeholder&w=320&h=200").await;
+    assert_eq!(shown(&absent, 404), (320, 200));
+    // What is wrong with the address is not hidden.
+    server.get("/images/-?fallback=placeholder").await.problem(400, "bad-id");
+    // As soon as there is an image it is shown.
+    redis.set("a", &record(&encoded(&picture(1, 100, 50), ImageFormat::Png))).await;
+    until("the image is shown", || async {
+        server.get("/images/a?fallback=placeholder").await.header("content-type") == "image/png"
+    })
+    .await;
+    redis.kill();
+    until("the store is known to be away", || async {
+        let answer = server.get("/images/b?fallback=placeholder").await;
+        answer.status == StatusCode::SERVICE_UNAVAILABLE && shown(&answer, 503) == (512, 512)
+    })
+    .await;
+}
