@@ -39,6 +39,19 @@ if ! cmp -s tests/it/requirements.txt "$python/requirements.txt"; then
   cp tests/it/requirements.txt "$python/"
 fi
 
+# Images that decoders have stumbled over: those that Pillow is tested with, which its source has and its wheel lacks.
+pillow=$(sed -n 's/^pillow==/pillow-/p' tests/it/requirements.txt)
+corpus=target/corpus
+if ! [ -d "$corpus/$pillow" ]; then
+  rm -rf "$corpus" "$corpus.new"
+  mkdir -p "$corpus.new"
+  "$python/bin/pip" download --quiet --disable-pip-version-check --no-deps --no-binary pillow \
+    --dest "$corpus.new" "${pillow/-/==}"
+  tar -xzf "$corpus.new/$pillow.tar.gz" -C "$corpus.new" "$pillow/Tests/images"
+  rm "$corpus.new/$pillow.tar.gz"
+  mv "$corpus.new" "$corpus"
+fi
+
 # What drives Chromium, in a folder of its own.
 browser=target/browser
 if ! { cmp -s tests/browser/package.json "$browser/package.json" && [ -d "$browser/node_modules/playwright-core" ]; }; then

@@ -1,10 +1,9 @@
 //! From bytes to pixels: 8 bits a channel, sRGB, upright.
 
 use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use image::codecs::gif::GifDecoder;
-use image::codecs::png::PngDecoder;
-use image::codecs::webp::WebPDecoder;
+use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader};
 use moxcms::{ColorProfile, DataColorSpace, Layout, TransformOptions};
 
@@ -40,19 +39,57 @@ fn format(media_type: MediaType) -> Option<ImageFormat> {
     }
 }
 
-/// Whether an image has more than one frame. Looks at the headers, and for a GIF past its first frame.
+/// Whether an image has more than one frame. Looks at headers alone: no pixel is decoded, and nothing is allocated,
+/// whatever they say.
 #[must_use]
 pub fn is_animated(bytes: &[u8], media_type: MediaType) -> bool {
-    let source = Cursor::new(bytes);
     match media_type {
-        MediaType::Png => PngDecoder::new(source).and_then(|it| it.is_apng()).unwrap_or(false),
-        MediaType::WebP => WebPDecoder::new(source).is_ok_and(|it| it.has_animation()),
-        MediaType::Gif => {
-            use image::AnimationDecoder;
-            // The decoder is lazy: no more than two frames are ever looked at.
-            GifDecoder::new(source).is_ok_and(|it| it.into_frames().take(2).flatten().count() > 1)
+        MediaType::Png => png_is_animated(bytes),
+        MediaType::WebP => webp_is_animated(bytes),
+        MediaType::Gif => gif_is_animated(bytes),
+        _ => None,
+    }
+    .unwrap_or(false)
+}
+
+/// An animated PNG says so before its pixels (PNG, third edition, §11.3.6.1).
+fn png_is_animated(bytes: &[u8]) -> Option<bool> {
+    let mut at = 8;
+    loop {
+        let (length, rest) = bytes.get(at..)?.split_first_chunk()?;
+        match rest.get(..4)? {
+            b"acTL" => return Some(true),
+            b"IDAT" => return Some(false),
+            _ => at += 12 + u32::from_be_bytes(*length) as usize,
         }
-        _ => false,
+    }
+}
+
+/// The second of the flags of an extended WebP file (RFC 9649 §2.7).
+fn webp_is_animated(bytes: &[u8]) -> Option<bool> {
+    Some(bytes.get(12..16)? == b"VP8X" && bytes.get(20)? & 2 != 0)
+}
+
+/// Whether a GIF has a second image descriptor (`GIF89a` §20). What is between them is passed over by its length.
+fn gif_is_animated(bytes: &[u8]) -> Option<bool> {
+    let table = |flags: u8| if flags & 0x80 == 0 { 0 } else { 6 << (flags & 7) };
+    let mut at = 13 + table(*bytes.get(10)?);
+    let mut frames = 0;
+    loop {
+        at += match bytes.get(at)? {
+            b',' if frames == 1 => return Some(true),
+            b',' => {
+                frames += 1;
+                11 + table(*bytes.get(at + 9)?)
+            }
+            b'!' => 2,
+            _ => return Some(false),
+        };
+        // Data in blocks of up to 255 bytes; an empty one is the last.
+        while let length @ 1.. = *bytes.get(at)? {
+            at += 1 + usize::from(length);
+        }
+        at += 1;
     }
 }
 
@@ -63,20 +100,23 @@ pub fn decode(
     limits: Limits,
 ) -> Result<DynamicImage, PictureError> {
     let format = format(media_type).ok_or(PictureError::Opaque(media_type))?;
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    // Sixteen bits in four channels are the most that a pixel has, and a decoder keeps up to as much beside.
-    let mut memory = image::Limits::default();
-    memory.max_alloc = Some(limits.pixels.saturating_mul(16));
-    reader.limits(memory);
-    let mut decoder = reader.into_decoder().map_err(|error| broken(&error))?;
-    // Before anything is allocated for them.
-    let (width, height) = decoder.dimensions();
-    if u64::from(width) * u64::from(height) > limits.pixels {
-        return Err(PictureError::TooManyPixels { width, height, limit: limits.pixels });
+    if let (ImageFormat::Ico, Some(png)) = (format, png_of_icon(bytes)) {
+        return decode(png, MediaType::Png, limits);
     }
-    let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    // The PNG decoder unpacks a profile as soon as it is made, so it is told before that how much it may take.
+    let size = png_size(bytes).filter(|_| format == ImageFormat::Png).unwrap_or((0, 0));
+    reader.limits(memory(size, bytes.len(), limits)?);
+    let mut decoder = reader.into_decoder().map_err(|error| broken(&error))?;
+    // Before anything is allocated for the pixels.
+    let memory = memory(decoder.dimensions(), bytes.len(), limits)?;
+    decoder.set_limits(memory).map_err(|error| broken(&error))?;
+    let orientation = orientation(&mut decoder);
     let profile = decoder.icc_profile().ok().flatten();
-    let picture = DynamicImage::from_decoder(decoder).map_err(|error| broken(&error))?;
+    // The decoder of TIFF panics where planes are tiled. Nothing of what a decoder leaves behind is used again.
+    let picture = catch_unwind(AssertUnwindSafe(|| DynamicImage::from_decoder(decoder)))
+        .map_err(|_panic| PictureError::Broken("the decoder gave up on it".to_owned()))?
+        .map_err(|error| broken(&error))?;
     let mut picture = if picture.color().has_alpha() {
         DynamicImage::ImageRgba8(picture.into_rgba8())
     } else {
@@ -87,6 +127,56 @@ pub fn decode(
     }
     picture.apply_orientation(orientation);
     Ok(picture)
+}
+
+/// How the picture has to be turned. Some writers put before EXIF, in WebP too, the mark that it has in JPEG alone.
+fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
+    let plain = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let exif = decoder.exif_metadata().ok().flatten();
+    let marked = exif.as_deref().and_then(|exif| exif.strip_prefix(b"Exif\0\0"));
+    marked.and_then(Orientation::from_exif_chunk).unwrap_or(plain)
+}
+
+/// What a decoder may allocate for an image of some size.
+fn memory(
+    (width, height): (u32, u32),
+    length: usize,
+    limits: Limits,
+) -> Result<image::Limits, PictureError> {
+    /// For a profile, and for what tiles have beyond the edge of the picture.
+    const BESIDES: u64 = 32 << 20;
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels > limits.pixels {
+        return Err(PictureError::TooManyPixels { width, height, limit: limits.pixels });
+    }
+    let mut memory = image::Limits::default();
+    // Sixteen bits in four channels are the most that a pixel has, and a decoder keeps up to as much beside. Texts
+    // are kept as they are in the file.
+    let most = pixels.saturating_mul(16).saturating_add(2 * length as u64).saturating_add(BESIDES);
+    memory.max_alloc = Some(most);
+    Ok(memory)
+}
+
+/// The width and height of a PNG, which its first chunk begins with.
+fn png_size(bytes: &[u8]) -> Option<(u32, u32)> {
+    let (width, rest) = bytes.get(16..)?.split_first_chunk()?;
+    Some((u32::from_be_bytes(*width), u32::from_be_bytes(*rest.first_chunk()?)))
+}
+
+/// The PNG inside an icon, if its best picture is one. The icon decoder has no limits for it, and refuses those
+/// without alpha, which favicon generators write.
+fn png_of_icon(bytes: &[u8]) -> Option<&[u8]> {
+    let count = u16::from_le_bytes(*bytes.get(4..)?.first_chunk()?);
+    let (entries, _) = bytes.get(6..)?.get(..16 * usize::from(count))?.as_chunks::<16>();
+    // As the icon decoder chooses, which gets those that aren't PNG. A side of 0 means 256.
+    let score = |entry: &[u8; 16]| {
+        let side = |at: usize| u32::from(entry[at].wrapping_sub(1)) + 1;
+        (u16::from_le_bytes([entry[6], entry[7]]), side(0) * side(1))
+    };
+    let (last, others) = entries.split_last()?;
+    let best = others.iter().fold(last, |best, it| if score(it) > score(best) { it } else { best });
+    let offset = u32::from_le_bytes(*best.last_chunk()?);
+    bytes.get(usize::try_from(offset).ok()?..).filter(|it| it.starts_with(b"\x89PNG\r\n\x1a\n"))
 }
 
 /// Converts colours by an embedded profile. One that can't be read, or is of another space than the pixels were

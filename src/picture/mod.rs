@@ -38,7 +38,7 @@ pub enum PictureError {
     Encoding(String),
 }
 
-/// Makes a variant of an image: decode, orient, resize, encode. Takes milliseconds to a second, and up to eight
+/// Makes a variant of an image: decode, orient, resize, encode. Takes milliseconds to a second, and up to twelve
 /// bytes a pixel of the source.
 pub fn render(
     bytes: &[u8],

@@ -22,6 +22,7 @@ mod fronts;
 mod memory;
 mod operation;
 mod outage;
+mod pixels;
 mod python;
 mod records;
 mod stores;
