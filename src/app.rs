@@ -79,7 +79,7 @@ impl App {
             index,
             cache: Cache::new(settings.cache.images, settings.cache.bytes),
             metrics,
-            renderer: Renderer::new(cores, settings.limits.renders.get()),
+            renderer: Renderer::new(cores, &settings),
             corrupt_log: CorruptLog::default(),
             decoding: Arc::new(Semaphore::new(cores)),
             fetching: Semaphore::new(settings.limits.fetch_bytes.div_ceil(1024)),

@@ -386,9 +386,8 @@ async fn variant_of(
     original: Representation,
     variant: Variant,
 ) -> Result<Rendered, RenderError> {
-    let (version, limits) = (original.facts.version, limits(app));
-    let cache = Arc::clone(app);
-    render::render(app, id, version, Form::Variant(variant), move || {
+    let (version, cache) = (original.facts.version, Arc::clone(app));
+    render::render(app, id, version, Form::Variant(variant), move |limits| {
         let facts = &original.facts;
         let bytes = picture::render(&original.body, facts.media_type, variant, limits)?;
         let facts = Arc::new(facts.variant(variant, bytes.len()));
@@ -460,9 +459,8 @@ async fn outline_of(
     id: &ImageId,
     original: Representation,
 ) -> Result<Representation, RenderError> {
-    let (version, limits) = (original.facts.version, limits(app));
-    let cache = Arc::clone(app);
-    let rendered = render::render(app, id, version, Form::Outline, move || {
+    let (version, cache) = (original.facts.version, Arc::clone(app));
+    let rendered = render::render(app, id, version, Form::Outline, move |limits| {
         let facts = &original.facts;
         let outline = picture::outline(&original.body, facts.media_type, limits)?;
         let json = serde_json::to_vec(&outline).unwrap_or_default();
@@ -470,10 +468,6 @@ async fn outline_of(
         Ok(Representation { facts, body: cache.cache.count(json) })
     });
     Ok(rendered.await?.representation)
-}
-
-fn limits(app: &App) -> picture::decode::Limits {
-    picture::decode::Limits { pixels: app.settings.pictures.max_pixels }
 }
 
 /// Whether a request takes moving pictures as they are: where the format is left to the server, and the size too.

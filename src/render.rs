@@ -1,19 +1,22 @@
 //! Who renders, and when: one render for all who want the same bytes, as many at a time as there are cores, and no
-//! more in the queue than may be.
+//! more in the queue, and none for longer, than may be.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use image::DynamicImage;
+use lru::LruCache;
 use tokio::sync::Semaphore;
 
 use crate::app::App;
 use crate::collapse::{Flight, Lost};
 use crate::image::{Facts, Form, ImageId, MediaType, Representation, Version};
 use crate::picture::placeholder::{self, Placeholder};
-use crate::picture::{PictureError, encode};
+use crate::picture::{Limits, PictureError, encode};
 use crate::read::Served;
+use crate::settings::Settings;
 use crate::telemetry::Shed;
 use crate::variant::GENERATION;
 
@@ -22,7 +25,11 @@ use crate::variant::GENERATION;
 pub struct Renderer {
     flights: Mutex<HashMap<Key, Arc<Flight<Outcome>>>>,
     permits: Arc<Semaphore>,
+    /// What can't be made a picture of, so that nobody tries again: a version never becomes another one.
+    hopeless: Mutex<LruCache<(ImageId, Version), PictureError>>,
     most: usize,
+    timeout: Duration,
+    pixels: u64,
 }
 
 /// What is rendered. A version and a form always mean the same bytes, so nothing here can be out of date.
@@ -54,28 +61,52 @@ pub enum RenderError {
 }
 
 impl Renderer {
-    /// Renders on as many threads as there are cores, with so many renders under way or waiting.
+    /// Renders on as many threads as there are cores, within the limits of the settings.
     #[must_use]
-    pub fn new(cores: usize, most: usize) -> Renderer {
-        let permits = Arc::new(Semaphore::new(cores));
-        Renderer { flights: Mutex::default(), permits, most }
+    pub fn new(cores: usize, settings: &Settings) -> Renderer {
+        const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+        Renderer {
+            flights: Mutex::default(),
+            permits: Arc::new(Semaphore::new(cores)),
+            hopeless: Mutex::new(LruCache::new(REMEMBERED)),
+            most: settings.limits.renders.get(),
+            timeout: settings.pictures.timeout,
+            pixels: settings.pictures.max_pixels,
+        }
     }
 
     fn flights(&self) -> MutexGuard<'_, HashMap<Key, Arc<Flight<Outcome>>>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn hopeless(&self) -> MutexGuard<'_, LruCache<(ImageId, Version), PictureError>> {
+        self.hopeless.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers a failure that is due to the image, whatever is asked for of it.
+    fn remember(&self, id: &ImageId, version: Version, error: &PictureError) {
+        match error {
+            PictureError::TooManyPixels { .. } | PictureError::Broken(_) => {
+                self.hopeless().put((id.clone(), version), error.clone());
+            }
+            PictureError::Opaque(_) | PictureError::Encoding(_) | PictureError::TimedOut => {}
+        }
+    }
 }
 
 /// A form of a version of an image: rendered by this request, or together with whoever asked for it before. It is kept
-/// in the cache before anyone is told.
+/// in the cache before anyone is told. Nobody waits longer than a render may take.
 pub async fn render(
     app: &Arc<App>,
     id: &ImageId,
     version: Version,
     form: Form,
-    work: impl FnOnce() -> Result<Representation, PictureError> + Send + 'static,
+    work: impl FnOnce(Limits) -> Result<Representation, PictureError> + Send + 'static,
 ) -> Result<Rendered, RenderError> {
     let key = (id.clone(), version, form);
+    if let Some(error) = app.renderer.hopeless().get(&(id.clone(), version)) {
+        return Err(error.clone().into());
+    }
     let flight = {
         let mut flights = app.renderer.flights();
         if let Some(flight) = flights.get(&key) {
@@ -97,28 +128,35 @@ pub async fn render(
             flight
         }
     };
-    let (representation, time) = flight.outcome().await??;
+    let outcome = tokio::time::timeout(app.renderer.timeout, flight.outcome()).await;
+    let (representation, time) = outcome.map_err(|_elapsed| PictureError::TimedOut)???;
     Ok(Rendered { representation, time })
 }
 
 async fn lead(
     place: &Place,
-    work: impl FnOnce() -> Result<Representation, PictureError> + Send + 'static,
+    work: impl FnOnce(Limits) -> Result<Representation, PictureError> + Send + 'static,
 ) -> Outcome {
-    let app = &place.app;
+    let (app, asked) = (&place.app, Instant::now());
+    let limits =
+        Limits { pixels: app.renderer.pixels, deadline: asked.checked_add(app.renderer.timeout) };
     let permit = Arc::clone(&app.renderer.permits).acquire_owned().await;
+    // Nobody waits for it any more.
+    limits.check_time()?;
     let began = Instant::now();
     let done = tokio::task::spawn_blocking(move || {
         let _permit = permit;
-        work()
+        work(limits)
     });
     // A decoder that panics has met bytes that it doesn't know what to do with.
     let rendered = done.await.unwrap_or_else(|_panicked| {
         Err(PictureError::Broken("the decoder gave up on it".to_owned()))
     });
     app.metrics.renders.inc();
-    let representation = rendered?;
-    app.cache.insert_form(&place.key.0, representation.clone());
+    let (id, version, _) = &place.key;
+    let representation =
+        rendered.inspect_err(|error| app.renderer.remember(id, *version, error))?;
+    app.cache.insert_form(id, representation.clone());
     Ok((representation, began.elapsed()))
 }
 
@@ -133,12 +171,12 @@ pub async fn placeholder(
         return Ok((Rendered { representation, time: Duration::ZERO }, Served::Hit));
     }
     let cache = Arc::clone(app);
-    let rendered = render(app, &id, version, Form::Original, move || {
+    let rendered = render(app, &id, version, Form::Original, move |limits| {
         /// As thumbnails: small rather than quick, since it is made once.
         const QUALITY: u8 = 85;
         const EFFORT: u8 = 6;
         let picture = DynamicImage::ImageRgb8(placeholder::draw(&placeholder));
-        let bytes = encode::webp(&picture, QUALITY, EFFORT)?;
+        let bytes = encode::webp(&picture, QUALITY, EFFORT, limits)?;
         let facts = Arc::new(Facts::new(version, MediaType::WebP, bytes.len(), None));
         Ok(Representation { facts, body: cache.cache.count(bytes) })
     });

@@ -151,6 +151,8 @@ pub struct Pictures {
     pub avif: bool,
     #[serde(deserialize_with = "pixels")]
     pub max_pixels: u64,
+    #[serde(deserialize_with = "duration")]
+    pub timeout: Duration,
 }
 
 /// `[limits]`: what may be under way at the same time.

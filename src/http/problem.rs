@@ -193,6 +193,10 @@ impl From<RenderError> for Problem {
                 "too many pixels",
                 detail,
             ),
+            RenderError::Picture(PictureError::TimedOut) => {
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                Problem::new(status, "render-timeout", "the picture takes too long", detail)
+            }
             RenderError::Picture(PictureError::Opaque(_)) => {
                 Problem::new(StatusCode::NOT_ACCEPTABLE, "not-acceptable", "not acceptable", detail)
             }

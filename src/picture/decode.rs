@@ -1,21 +1,14 @@
 //! From bytes to pixels: 8 bits a channel, sRGB, upright.
 
-use std::io::Cursor;
+use std::io::{self, BufRead, Cursor, Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader};
 use moxcms::{ColorProfile, DataColorSpace, Layout, TransformOptions};
 
-use super::PictureError;
+use super::{Limits, PictureError};
 use crate::image::MediaType;
-
-/// What a picture may cost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Of the source: width times height.
-    pub pixels: u64,
-}
 
 /// Whether images of a type can be decoded.
 ///
@@ -103,7 +96,12 @@ pub fn decode(
     if let (ImageFormat::Ico, Some(png)) = (format, png_of_icon(bytes)) {
         return decode(png, MediaType::Png, limits);
     }
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let bytes_in_time = InTime { bytes: Cursor::new(bytes), limits };
+    let mut reader = ImageReader::with_format(bytes_in_time, format);
+    let broken = |error: &ImageError| match limits.check_time() {
+        Ok(()) => broken(error),
+        Err(late) => late,
+    };
     // The PNG decoder unpacks a profile as soon as it is made, so it is told before that how much it may take.
     let size = png_size(bytes).filter(|_| format == ImageFormat::Png).unwrap_or((0, 0));
     reader.limits(memory(size, bytes.len(), limits)?);
@@ -127,6 +125,45 @@ pub fn decode(
     }
     picture.apply_orientation(orientation);
     Ok(picture)
+}
+
+/// Bytes that can be read as long as there is time: a decoder that reads on after that fails.
+struct InTime<'a> {
+    bytes: Cursor<&'a [u8]>,
+    limits: Limits,
+}
+
+impl InTime<'_> {
+    fn check(&self) -> io::Result<()> {
+        self.limits.check_time().map_err(|late| io::Error::new(io::ErrorKind::TimedOut, late))
+    }
+}
+
+impl Read for InTime<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.check()?;
+        self.bytes.read(buffer)
+    }
+}
+
+impl BufRead for InTime<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        /// So much is read before the time is looked at again.
+        const PIECE: usize = 64 * 1024;
+        self.check()?;
+        let rest = self.bytes.fill_buf()?;
+        Ok(&rest[..rest.len().min(PIECE)])
+    }
+
+    fn consume(&mut self, read: usize) {
+        self.bytes.consume(read);
+    }
+}
+
+impl Seek for InTime<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.bytes.seek(to)
+    }
 }
 
 /// How the picture has to be turned. Some writers put before EXIF, in WebP too, the mark that it has in JPEG alone.

@@ -2,23 +2,32 @@
 
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{DynamicImage, Rgb, RgbImage};
-use webpx::Unstoppable;
+use webpx::{Stop, StopReason};
 
-use super::PictureError;
+use super::{Limits, PictureError};
 use crate::variant::{Format, Variant};
 
 /// A picture in the format and quality of a variant, without metadata.
-pub fn encode(picture: &DynamicImage, variant: Variant) -> Result<Vec<u8>, PictureError> {
+pub fn encode(
+    picture: &DynamicImage,
+    variant: Variant,
+    limits: Limits,
+) -> Result<Vec<u8>, PictureError> {
     match variant.format() {
         Format::Avif => avif(picture, variant.quality()),
-        Format::WebP => webp(picture, variant.quality(), variant.effort()),
+        Format::WebP => webp(picture, variant.quality(), variant.effort(), limits),
         Format::Jpeg => jpeg(picture, variant.quality()),
         Format::Png => png(picture),
     }
 }
 
 /// Lossy WebP by libwebp. `effort` is its method: 0 is quick, 6 is small and takes nine times as long.
-pub fn webp(picture: &DynamicImage, quality: u8, effort: u8) -> Result<Vec<u8>, PictureError> {
+pub fn webp(
+    picture: &DynamicImage,
+    quality: u8,
+    effort: u8,
+    limits: Limits,
+) -> Result<Vec<u8>, PictureError> {
     /// The longest side that the format has.
     const LONGEST: u32 = 16_383;
     let (width, height) = (picture.width(), picture.height());
@@ -37,7 +46,19 @@ pub fn webp(picture: &DynamicImage, quality: u8, effort: u8) -> Result<Vec<u8>, 
         }
     };
     let encoder = encoder.quality(f32::from(quality)).method(effort);
-    encoder.encode(Unstoppable).map_err(|error| failed(&error))
+    encoder.encode(InTime(limits)).map_err(|error| match limits.check_time() {
+        Ok(()) => failed(&error),
+        Err(late) => late,
+    })
+}
+
+/// Stops the encoder when the time is over.
+struct InTime(Limits);
+
+impl Stop for InTime {
+    fn check(&self) -> Result<(), StopReason> {
+        self.0.check_time().map_err(|_late| StopReason::TimedOut)
+    }
 }
 
 /// AVIF by rav1e, at its quickest: 512×512 pixels take a third of a second of one core, six times as long as WebP.
@@ -102,4 +123,21 @@ fn flatten(picture: &DynamicImage) -> RgbImage {
 
 fn failed(error: &dyn std::fmt::Display) -> PictureError {
     PictureError::Encoding(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn the_webp_encoder_stops_when_the_time_is_over() {
+        let picture = DynamicImage::new_rgb8(2000, 2000);
+        let deadline = Some(Instant::now() + Duration::from_millis(1));
+        let limits = Limits { pixels: 4_000_000, deadline };
+        assert_eq!(webp(&picture, 85, 6, limits), Err(PictureError::TimedOut));
+        let limits = Limits { deadline: None, ..limits };
+        assert!(webp(&picture, 85, 0, limits).is_ok());
+    }
 }

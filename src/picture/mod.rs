@@ -7,12 +7,33 @@ pub mod placeholder;
 pub mod resize;
 pub mod sniff;
 
+use std::time::Instant;
+
 use image::{DynamicImage, RgbaImage};
 
 use crate::image::MediaType;
 use crate::variant::Variant;
 
-use self::decode::Limits;
+/// What a picture may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Of the source: width times height.
+    pub pixels: u64,
+    /// When it has to be made; `None` for any time. Decoders notice it when they read on, the WebP encoder when it goes
+    /// on to the next rows, the others between their work and the next; what those may take is bounded by `pixels` and
+    /// by the size of the product.
+    pub deadline: Option<Instant>,
+}
+
+impl Limits {
+    /// Whether there is time left.
+    pub(crate) fn check_time(self) -> Result<(), PictureError> {
+        match self.deadline {
+            Some(deadline) if Instant::now() >= deadline => Err(PictureError::TimedOut),
+            _ => Ok(()),
+        }
+    }
+}
 
 /// Why there is no picture. Its text may be shown to a client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +57,9 @@ pub enum PictureError {
     /// The pixels can't be written in the format.
     #[error("the image can't be encoded: {0}")]
     Encoding(String),
+    /// It isn't made in time.
+    #[error("the picture takes too long to make ([pictures] timeout)")]
+    TimedOut,
 }
 
 /// Makes a variant of an image: decode, orient, resize, encode. Takes milliseconds to a second, and up to twelve
@@ -47,8 +71,10 @@ pub fn render(
     limits: Limits,
 ) -> Result<Vec<u8>, PictureError> {
     let picture = decode::decode(bytes, media_type, limits)?;
+    limits.check_time()?;
     let picture = resize::resize(picture, variant.frame())?;
-    encode::encode(&picture, variant)
+    limits.check_time()?;
+    encode::encode(&picture, variant, limits)
 }
 
 /// What is to be known of an image before its pixels are there.

@@ -10,14 +10,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use afterimage::image::MediaType;
-use afterimage::picture::decode::{self, Limits};
+use afterimage::picture::decode;
 use afterimage::picture::resize::{Fit, Frame};
 use afterimage::picture::sniff::sniff;
-use afterimage::picture::{self, PictureError};
+use afterimage::picture::{self, Limits, PictureError};
 use afterimage::variant::{Asked, AskedFormat, Format, Resolved, Variant};
 use tempfile::TempDir;
 
-const LIMITS: Limits = Limits { pixels: 50_000_000 };
+const LIMITS: Limits = Limits { pixels: 50_000_000, deadline: None };
 /// Those that are decoded here as well. The rest, which is AVIF, Pillow alone can read.
 const READABLE: [Format; 3] = [Format::WebP, Format::Jpeg, Format::Png];
 const AS_IT_IS: Frame = Frame { width: None, height: None, fit: Fit::Contain, enlarge: false };
@@ -410,7 +410,7 @@ fn of_an_animation_the_first_frame_is_shown() {
 /// Tells the process that takes the hostile files where they are, and where it writes what becomes of them.
 const CHILD: &str = "AFTERIMAGE_TEST_HOSTILE_FILES";
 /// The largest picture that process takes.
-const HOSTILE: Limits = Limits { pixels: 10_000_000 };
+const HOSTILE: Limits = Limits { pixels: 10_000_000, deadline: None };
 /// In MiB: sixteen bytes for each of those pixels, and what a process has anyway.
 const MOST_MEMORY: u64 = 16 * 10 + 64;
 /// Far above what any of them takes.
@@ -579,7 +579,7 @@ fn outcome(bytes: &[u8]) -> String {
         Err(error @ PictureError::TooManyPixels { .. }) => format!("large {error}"),
         Err(error @ PictureError::Broken(_)) => format!("broken {error}"),
         Err(error @ PictureError::Opaque(_)) => format!("opaque {error}"),
-        Err(error @ PictureError::Encoding(_)) => panic!("{error}"),
+        Err(error @ (PictureError::Encoding(_) | PictureError::TimedOut)) => panic!("{error}"),
     }
 }
 

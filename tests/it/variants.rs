@@ -299,6 +299,48 @@ async fn a_picture_that_is_broken_or_too_large_is_an_error_that_says_so() {
 }
 
 #[tokio::test]
+async fn a_picture_that_is_broken_is_decoded_once_and_its_successor_is_rendered() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let whole = encoded(&picture(1, 60, 60), ImageFormat::Png);
+    redis.set("a", &record(&whole[..whole.len() / 2])).await;
+    let mut details = std::collections::HashSet::new();
+    for path in ["a?w=16", "a?w=32", "a?w=16", "a.webp", "a.jpg?q=50", "a/thumbnail"] {
+        let problem = server.get(&format!("/images/{path}")).await.problem(502, "broken-image");
+        details.insert(problem["detail"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(details.len(), 1, "{details:?}");
+    assert_eq!(server.metric("afterimage_renders_total").await, 1);
+    redis.set("a", &record(&whole)).await;
+    until("the new one is rendered", || async {
+        server.get("/images/a?w=16").await.status == StatusCode::OK
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_picture_that_takes_too_long_gets_503_and_is_not_held_against_it() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("pictures.timeout", "20ms")]).await.coherent().await;
+    redis.set("large", &record(&encoded(&picture(1, 4000, 4000), ImageFormat::Png))).await;
+    redis.set("small", &record(&encoded(&picture(1, 16, 16), ImageFormat::Png))).await;
+    // Each time anew: what was too slow under load may be quick enough later.
+    for _ in 0..2 {
+        let answer = server.get("/images/large.webp").await;
+        let problem = answer.problem(503, "render-timeout");
+        assert!(problem["detail"].as_str().unwrap().contains("[pictures] timeout"), "{problem}");
+        assert_eq!(answer.header("retry-after"), "1");
+    }
+    // Those who gave up left no core behind at work.
+    until("a small picture is made in time", || async {
+        server.get("/images/small.webp").await.status == StatusCode::OK
+    })
+    .await;
+    let whole = server.get("/images/large").await;
+    assert_eq!(whole.status, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn a_variant_of_a_replaced_image_is_of_the_new_one_at_once() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
@@ -319,7 +361,8 @@ async fn a_variant_of_a_replaced_image_is_of_the_new_one_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn five_hundred_requests_for_twenty_variants_are_twenty_renders() {
     let redis = RedisServer::start().await;
-    let server = Server::on(&redis, &[]).await.coherent().await;
+    // They are made one after the other, by an unoptimised build.
+    let server = Server::on(&redis, &[("pictures.timeout", "5min")]).await.coherent().await;
     redis.set("a", &record(&encoded(&picture(1, 1024, 1024), ImageFormat::Png))).await;
     let widths = [16, 32, 48, 64, 96, 128, 256, 320, 384, 512];
     let addresses: Vec<String> = widths
