@@ -12,6 +12,7 @@ use crate::render::Renderer;
 use crate::settings::Settings;
 use crate::store::{Announcer, Change, Store};
 use crate::telemetry::{Metrics, Shed};
+use crate::writers::Writers;
 
 /// Everything that a request needs. There are no globals: two of them may run in one process.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub struct App {
     pub cache: Cache,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Who may write.
+    pub writers: Writers,
     /// What makes pictures of them.
     pub renderer: Renderer,
     /// Which corrupt records were logged.
@@ -79,6 +82,7 @@ impl App {
             index,
             cache: Cache::new(settings.cache.images, settings.cache.bytes),
             metrics,
+            writers: Writers::load(&settings.writes)?,
             renderer: Renderer::new(cores, &settings),
             corrupt_log: CorruptLog::default(),
             decoding: Arc::new(Semaphore::new(cores)),

@@ -19,9 +19,9 @@ use crate::image::ImageId;
 use crate::picture::{demo, sniff};
 use crate::server::{self, Listeners};
 use crate::settings::{self, ListenOn, Override, Settings, SettingsError};
-use crate::store::Store;
 use crate::store::embedded::InUse;
-use crate::{record, telemetry};
+use crate::store::{Condition, Expiry, Store};
+use crate::{record, telemetry, writers};
 
 /// What the program was asked to do.
 #[derive(Debug)]
@@ -177,7 +177,7 @@ async fn put(
     let bytes = std::fs::read(file).with_context(|| format!("{} can't be read", file.display()))?;
     let media_type = sniff::sniff(&bytes)
         .with_context(|| format!("{} is no type of image that is served", file.display()))?;
-    let value = Bytes::from(record::encode(&bytes, media_type, SystemTime::now()));
+    let value = Bytes::from(record::encode(&bytes, media_type, Some(SystemTime::now())));
     let limit = settings.records.max_value;
     anyhow::ensure!(
         value.len() <= limit,
@@ -188,12 +188,13 @@ async fn put(
     let ttl = ttl.unwrap_or(settings.records.ttl);
     match Store::open(settings).await {
         Ok(store) => {
-            store.put(id, value, Some(ttl)).await?;
+            store.put(id, value, Expiry::In(ttl), &Condition::Always).await?;
         }
         Err(error) if error.is::<InUse>() => {
             let path = format!("/images/{id}?ttl={}ms", ttl.as_millis());
             let listen = plain(settings).with_context(|| error.to_string())?;
-            let (status, body) = client::send(listen, Method::PUT, &path, value)
+            let token = writers::tokens(&settings.writes)?.into_iter().next();
+            let (status, body) = client::send(listen, Method::PUT, &path, value, token.as_ref())
                 .await
                 .with_context(|| format!("{error}, and it can't be asked to write"))?;
             let body = String::from_utf8_lossy(&body);
@@ -222,7 +223,7 @@ async fn health(settings: &Settings) -> anyhow::Result<()> {
         Some(listen) => listen,
         None => plain(settings).context("set [admin] listen, where health is asked without TLS")?,
     };
-    let (status, body) = client::send(listen, Method::GET, "/healthz", Bytes::new()).await?;
+    let (status, body) = client::send(listen, Method::GET, "/healthz", Bytes::new(), None).await?;
     anyhow::ensure!(status.is_success(), "unhealthy: {status} {}", String::from_utf8_lossy(&body));
     Ok(())
 }

@@ -65,6 +65,18 @@ impl ImageId {
         }
     }
 
+    /// The id of an image that is named after its bytes: their SHA-256, so that nobody can make another image with the
+    /// same id.
+    #[must_use]
+    pub fn of_content(sha256: [u8; 32]) -> ImageId {
+        use fmt::Write;
+        let mut text = String::with_capacity(64);
+        for byte in sha256 {
+            let _ = write!(text, "{byte:02x}");
+        }
+        ImageId(text.into())
+    }
+
     /// Under which the drawn placeholders are kept. No address and no key can name it.
     #[must_use]
     pub fn of_placeholders() -> ImageId {
@@ -147,6 +159,27 @@ pub enum MediaType {
 }
 
 impl MediaType {
+    /// All of them.
+    pub const ALL: [MediaType; 11] = [
+        MediaType::Png,
+        MediaType::Jpeg,
+        MediaType::Gif,
+        MediaType::WebP,
+        MediaType::Avif,
+        MediaType::Heic,
+        MediaType::JpegXl,
+        MediaType::Bmp,
+        MediaType::Ico,
+        MediaType::Tiff,
+        MediaType::Svg,
+    ];
+
+    /// The type that a name means, if it is one of these.
+    #[must_use]
+    pub fn named(name: &str) -> Option<MediaType> {
+        MediaType::ALL.into_iter().find(|it| it.is_named(name))
+    }
+
     /// The registered name (IANA media types).
     #[must_use]
     pub const fn as_str(self) -> &'static str {

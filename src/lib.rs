@@ -11,6 +11,7 @@
 //!   nothing replaced is served; [`collapse`] makes one fetch of many.
 //! - [`store`] keeps records and tells of changes; [`cache`] keeps decoded bytes; [`picture`] knows pixels and signatures;
 //!   [`variant`] says what of them is asked for, and [`render`] who makes it.
+//! - [`writers`] says who may write.
 //! - [`telemetry`] is the log and the metrics; [`cli`] is the command line.
 //!
 //! `ARCHITECTURE.md` says why it is so.
@@ -34,3 +35,4 @@ pub mod store;
 pub mod telemetry;
 pub mod variant;
 pub mod write;
+pub mod writers;

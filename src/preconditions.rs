@@ -4,9 +4,9 @@ use std::time::SystemTime;
 
 use hyper::header::HeaderValue;
 
-use crate::image::Facts;
+use crate::image::{Facts, Version};
 
-/// The preconditions of a read. A field that isn't there, or that has to be ignored, is `None`.
+/// The preconditions of a request. A field that isn't there, or that has to be ignored, is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[expect(clippy::struct_field_names, reason = "they are the names of the fields")]
 pub struct Preconditions {
@@ -83,6 +83,18 @@ impl EntityTags {
     #[must_use]
     pub fn match_strongly(&self, etag: &HeaderValue) -> bool {
         self.any(|tag| tag.is(etag))
+    }
+
+    /// Whether one of them is strong and names a version, in whichever form: what a write depends on is the version.
+    #[must_use]
+    pub fn name_strongly(&self, version: Version) -> bool {
+        self.any(|tag| !tag.weak && version.is_named(&tag.opaque))
+    }
+
+    /// Whether one of them names a version, in whichever form, weak or not.
+    #[must_use]
+    pub fn name_weakly(&self, version: Version) -> bool {
+        self.any(|tag| version.is_named(&tag.opaque))
     }
 
     fn any(&self, matches: impl Fn(&EntityTag) -> bool) -> bool {

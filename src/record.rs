@@ -38,10 +38,10 @@ pub enum Corrupt {
     #[error("base64_data is a data URL that isn't base64")]
     NotABase64Url,
     /// Nothing encoded.
-    #[error("base64_data is empty")]
+    #[error("the image is empty")]
     Empty,
     /// Bytes of no known type.
-    #[error("base64_data holds no known type of image")]
+    #[error("the image is of no known type")]
     NotAnImage,
     /// The key holds a list, a hash or another type.
     #[error("the key doesn't hold a string")]
@@ -186,11 +186,16 @@ pub fn decode(text: &str) -> Result<Decoded, Corrupt> {
         Ok(bytes) => bytes,
         Err(_) => decode_leniently(text)?,
     };
+    let media_type = sniffed(&bytes)?;
+    Ok(Decoded { bytes, media_type })
+}
+
+/// The type of an image by its bytes.
+pub fn sniffed(bytes: &[u8]) -> Result<MediaType, Corrupt> {
     if bytes.is_empty() {
         return Err(Corrupt::Empty);
     }
-    let media_type = sniff(&bytes).ok_or(Corrupt::NotAnImage)?;
-    Ok(Decoded { bytes, media_type })
+    sniff(bytes).ok_or(Corrupt::NotAnImage)
 }
 
 fn decode_leniently(text: &str) -> Result<Vec<u8>, Corrupt> {
@@ -215,18 +220,27 @@ fn decode_leniently(text: &str) -> Result<Vec<u8>, Corrupt> {
     engine.decode(&compact).map_err(|_why| Corrupt::NotBase64)
 }
 
+/// A time as a record and an HTTP date can say it.
+#[must_use]
+pub fn whole_seconds(time: SystemTime) -> SystemTime {
+    let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    UNIX_EPOCH + Duration::from_secs(since_epoch.as_secs())
+}
+
 /// The value that a backend would write for an image.
 #[must_use]
-pub fn encode(bytes: &[u8], media_type: MediaType, created_at: SystemTime) -> Vec<u8> {
+pub fn encode(bytes: &[u8], media_type: MediaType, created_at: Option<SystemTime>) -> Vec<u8> {
     #[derive(Serialize)]
     struct Written<'a> {
         mime_type: &'a str,
-        created_at: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        created_at: Option<u64>,
         base64_data: &'a str,
     }
+    let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let written = Written {
         mime_type: media_type.as_str(),
-        created_at: created_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        created_at: created_at.map(seconds),
         base64_data: &STANDARD.encode(bytes),
     };
     serde_json::to_vec(&written).expect("strings and a number are JSON")
@@ -355,7 +369,7 @@ mod tests {
     #[test]
     fn what_is_encoded_is_read_back() {
         let now = UNIX_EPOCH + Duration::from_secs(1_767_323_045);
-        let value = encode(GIF, MediaType::Gif, now);
+        let value = encode(GIF, MediaType::Gif, Some(now));
         let record = Record::parse(&value).unwrap();
         assert_eq!(record.declared_type.as_deref(), Some("image/gif"));
         assert_eq!(record.created_at, Some(now));

@@ -32,6 +32,9 @@ pub struct Settings {
     pub redis: Redis,
     pub embedded: Embedded,
     pub records: Records,
+    pub writes: Writes,
+    pub events: Events,
+    pub offload: Offload,
     pub cache: Cache,
     pub pictures: Pictures,
     pub limits: Limits,
@@ -55,7 +58,6 @@ pub struct Http {
     #[serde(deserialize_with = "duration_or_none")]
     pub stale_if_error: Duration,
     pub cors_origins: Origins,
-    pub writes: bool,
     #[serde(deserialize_with = "duration")]
     pub header_timeout: Duration,
     #[serde(deserialize_with = "duration")]
@@ -118,6 +120,60 @@ pub struct Records {
     pub max_value: usize,
     #[serde(deserialize_with = "ttl")]
     pub ttl: Duration,
+    #[serde(deserialize_with = "ttl")]
+    pub max_ttl: Duration,
+}
+
+/// `[writes]`: who may write.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
+pub struct Writes {
+    pub enabled: bool,
+    pub tokens: Vec<Token>,
+    pub tokens_file: PathBuf,
+}
+
+/// `[events]`: how changes are told to browsers.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
+pub struct Events {
+    pub ids: NonZeroUsize,
+    pub streams: NonZeroUsize,
+    #[serde(deserialize_with = "size")]
+    pub inline_bytes: usize,
+    #[serde(deserialize_with = "duration")]
+    pub heartbeat: Duration,
+}
+
+/// `[offload]`: an object store that images are moved to.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
+pub struct Offload {
+    pub url: String,
+    pub options: StoreOptions,
+    pub public_url: String,
+    pub serve: ServeOffloaded,
+    #[serde(deserialize_with = "connections")]
+    pub concurrency: NonZeroU8,
+    #[serde(deserialize_with = "duration")]
+    pub timeout: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub sweep_interval: Duration,
+    #[serde(deserialize_with = "duration_or_none")]
+    pub grace: Duration,
+}
+
+/// How an offloaded image is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServeOffloaded {
+    /// Its bytes are fetched, kept in memory and sent as those of any other.
+    Stream,
+    /// The client is sent to where it is.
+    Redirect,
 }
 
 /// `[cache]`: what is kept in memory.
@@ -307,6 +363,73 @@ impl<'de> Deserialize<'de> for RedisUrl {
             ))
         })?;
         Ok(RedisUrl(Some(text)))
+    }
+}
+
+/// A bearer token. It never prints.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    /// Takes a text that can stand in `Authorization` (`b64token`, RFC 6750 §2.1) and is long enough that nobody guesses
+    /// it. The error doesn't repeat it.
+    pub fn parse(text: &str) -> Result<Token, String> {
+        const LENGTHS: std::ops::RangeInclusive<usize> = 16..=512;
+        let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte);
+        let stem = text.trim_end_matches('=');
+        if LENGTHS.contains(&text.len()) && !stem.is_empty() && stem.bytes().all(known) {
+            return Ok(Token(text.to_owned()));
+        }
+        Err("a token has 16 to 512 of A-Z a-z 0-9 - . _ ~ + / and maybe = at its end".to_owned())
+    }
+
+    /// The token itself, to be sent or compared.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(set)")
+    }
+}
+
+impl<'de> Deserialize<'de> for Token {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Token::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+/// What an object store is opened with, by the names that the `object_store` crate gives them. The values never print:
+/// some are secrets.
+#[derive(Clone, Default)]
+pub struct StoreOptions(Vec<(String, String)>);
+
+impl StoreOptions {
+    /// Name and value of each.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+}
+
+impl fmt::Debug for StoreOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _value)| name)).finish()
+    }
+}
+
+impl<'de> Deserialize<'de> for StoreOptions {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let options = Vec::<String>::deserialize(deserializer)?;
+        let options = options.iter().map(|option| {
+            let (name, value) = option.split_once('=').ok_or_else(|| {
+                de::Error::custom("an option is a name and a value, such as \"region=eu-north-1\"")
+            })?;
+            Ok((name.trim().to_ascii_lowercase(), value.trim().to_owned()))
+        });
+        options.collect::<Result<_, _>>().map(StoreOptions)
     }
 }
 

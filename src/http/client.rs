@@ -8,20 +8,22 @@ use axum::http::{Method, StatusCode};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
-use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
 
 use crate::server::listen;
-use crate::settings::ListenOn;
+use crate::settings::{ListenOn, Token};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Sends a request to the server that listens at an address and reads the whole answer.
+/// Sends a request to the server that listens at an address, with leave to write where a token is given, and reads the
+/// whole answer.
 pub async fn send(
     listen: &ListenOn,
     method: Method,
     path: &str,
     json: Bytes,
+    token: Option<&Token>,
 ) -> anyhow::Result<(StatusCode, Bytes)> {
     let host = match listen {
         ListenOn::Tcp(address) => reachable(*address).to_string(),
@@ -32,12 +34,15 @@ pub async fn send(
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let connection = tokio::spawn(connection);
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(HOST, host)
-            .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(json))?;
+            .header(CONTENT_TYPE, "application/json");
+        if let Some(token) = token {
+            request = request.header(AUTHORIZATION, format!("Bearer {}", token.reveal()));
+        }
+        let request = request.body(Full::new(json))?;
         let response = sender.send_request(request).await?;
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();

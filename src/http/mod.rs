@@ -2,9 +2,11 @@
 
 use axum::http::HeaderName;
 
+mod access;
 pub mod client;
 mod conditional;
 mod cors;
+mod digest;
 mod images;
 mod info;
 mod negotiation;

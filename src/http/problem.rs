@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_TYPE, HeaderName, RETRY_AFTER, VARY, X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_TYPE, HeaderName, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -19,6 +20,9 @@ use crate::write::WriteError;
 
 /// After how many seconds a client may ask again when the store didn't answer.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
+
+/// What a client without leave may show (RFC 6750 §3).
+const BEARER: HeaderValue = HeaderValue::from_static("Bearer realm=\"afterimage\"");
 
 /// An error answer. Never cacheable: what is wrong now may be right in the next moment.
 #[derive(Debug)]
@@ -67,6 +71,11 @@ impl Problem {
     pub(crate) fn range_not_satisfiable(detail: String) -> Problem {
         let status = StatusCode::RANGE_NOT_SATISFIABLE;
         Problem::new(status, "range-not-satisfiable", "range not satisfiable", detail)
+    }
+
+    /// Of a write without a token that counts (RFC 6750 §3).
+    pub(crate) fn unauthorised(detail: &str) -> Problem {
+        Problem::new(StatusCode::UNAUTHORIZED, "unauthorised", "unauthorised", detail)
     }
 
     pub(crate) fn busy(detail: String) -> Problem {
@@ -211,15 +220,22 @@ impl From<WriteError> for Problem {
     fn from(error: WriteError) -> Problem {
         let detail = error.to_string();
         match error {
-            WriteError::Corrupt(_) => Problem::new(
+            WriteError::Corrupt(_) | WriteError::Offloaded => Problem::new(
                 StatusCode::BAD_REQUEST,
-                "not-a-record",
-                "not a record of an image",
+                "not-an-image",
+                "not an image, nor a record of one",
                 detail,
             ),
-            WriteError::Offloaded => {
-                Problem::new(StatusCode::NOT_IMPLEMENTED, "offloaded", "offloaded image", detail)
+            WriteError::Mistyped { .. } => {
+                let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+                Problem::new(status, "media-type", "unsupported media type", detail)
             }
+            WriteError::TooLarge { .. } => {
+                let status = StatusCode::PAYLOAD_TOO_LARGE;
+                Problem::new(status, "body-too-large", "the body is too large", detail)
+            }
+            WriteError::PreconditionFailed => Problem::precondition_failed(&detail),
+            WriteError::Absent => ReadError::Absent.into(),
             WriteError::Store(error) => error.into(),
         }
     }
@@ -261,6 +277,9 @@ impl IntoResponse for Problem {
         ];
         for (name, value) in fixed {
             headers.insert(name, HeaderValue::from_static(value));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, BEARER);
         }
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS);

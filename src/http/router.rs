@@ -5,11 +5,11 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::{HeaderValue, Method, Uri};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
+pub use super::access::Peer;
 use super::problem::Problem;
-pub use super::writes::Peer;
 use super::{cors, images, info, openapi, ops, placeholders, writes};
 use crate::app::App;
 
@@ -25,6 +25,7 @@ pub(crate) struct Site {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "their patterns say it")]
 pub enum Route {
+    Images,
     Image,
     Thumbnail,
     Info,
@@ -41,7 +42,7 @@ impl Route {
     /// What a path asks for, whatever the method.
     #[must_use]
     pub fn of(path: &str) -> Route {
-        let known = [Route::OpenApi, Route::Healthz, Route::Readyz, Route::Metrics];
+        let known = [Route::Images, Route::OpenApi, Route::Healthz, Route::Readyz, Route::Metrics];
         match path.strip_prefix("/images/").map(|rest| rest.split_once('/')) {
             Some(Some((_, "thumbnail"))) => Route::Thumbnail,
             Some(Some((_, "info"))) => Route::Info,
@@ -60,13 +61,17 @@ impl Route {
     /// Whether its answers are images, or say why there is none.
     #[must_use]
     pub const fn is_of_images(self) -> bool {
-        matches!(self, Route::Image | Route::Thumbnail | Route::Info | Route::Placeholder)
+        matches!(
+            self,
+            Route::Images | Route::Image | Route::Thumbnail | Route::Info | Route::Placeholder
+        )
     }
 
     /// The route in the table.
     #[must_use]
     pub const fn pattern(self) -> &'static str {
         match self {
+            Route::Images => "/images",
             Route::Image => "/images/{id}",
             Route::Thumbnail => "/images/{id}/thumbnail",
             Route::Info => "/images/{id}/info",
@@ -111,7 +116,8 @@ pub fn router(app: Arc<App>, routes: Routes) -> Router {
 /// outside of everything else.
 fn public(app: &App) -> Router<Arc<Site>> {
     let images = Router::new()
-        .route(Route::Image.pattern(), get(images::get).put(writes::put))
+        .route(Route::Images.pattern(), post(writes::post))
+        .route(Route::Image.pattern(), get(images::get).put(writes::put).delete(writes::delete))
         .route(Route::Thumbnail.pattern(), get(images::thumbnail))
         .route(Route::Info.pattern(), get(info::get))
         .route(Route::Placeholder.pattern(), get(placeholders::get))
@@ -129,7 +135,8 @@ fn public(app: &App) -> Router<Arc<Site>> {
 async fn unknown_image_or_address(uri: Uri) -> Problem {
     match Route::of(uri.path()) {
         Route::Image => Problem::bad_id(&"the id is empty, or has a slash in it"),
-        Route::Thumbnail
+        Route::Images
+        | Route::Thumbnail
         | Route::Info
         | Route::Placeholder
         | Route::OpenApi
@@ -165,6 +172,7 @@ mod tests {
     #[test]
     fn a_path_is_counted_under_the_route_that_answers_it() {
         for route in [
+            Route::Images,
             Route::Image,
             Route::Thumbnail,
             Route::Info,

@@ -1,59 +1,38 @@
-//! `PUT` of a record, from this machine only: what `afterimage put` speaks to a running server.
+//! `PUT`, `POST` and `DELETE` of images.
 
 use std::error::Error;
-use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::header::{
-    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, FORWARDED, HOST, IF_MATCH,
-    IF_NONE_MATCH, IF_UNMODIFIED_SINCE, ORIGIN, VIA,
+    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, LOCATION,
 };
-use axum::http::uri::Authority;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use axum::{Extension, Json};
+use bytes::BytesMut;
+use http_body_util::BodyExt;
 use serde::Deserialize;
+use serde_json::json;
 use tower_http::timeout::TimeoutError;
 
-use super::images;
+use super::access::{self, Peer};
+use super::digest::Digests;
 use super::problem::Problem;
 use super::router::Site;
+use super::{conditional, images};
 use crate::app::App;
+use crate::image::MediaType;
+use crate::read::off_worker;
 use crate::settings;
 use crate::store::Replaced;
-use crate::write;
+use crate::write::{self, Put, Submission, Target};
 
-/// Who is at the other end of the connection.
-#[derive(Debug, Clone, Copy)]
-pub enum Peer {
-    /// A socket address.
-    Tcp(SocketAddr),
-    /// A program on this machine, over a Unix socket: a proxy, as a rule, for whom nobody knows.
-    Unix,
-}
-
-impl Peer {
-    fn is_loopback(self) -> bool {
-        match self {
-            Peer::Tcp(address) => address.ip().to_canonical().is_loopback(),
-            Peer::Unix => false,
-        }
-    }
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Peer::Tcp(address) => address.fmt(f),
-            Peer::Unix => f.write_str("unix"),
-        }
-    }
-}
+/// For how long what is sent should be kept, in seconds (RFC 8030 §5.2).
+const TTL: HeaderName = HeaderName::from_static("ttl");
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,58 +41,216 @@ pub(crate) struct Parameters {
     ttl: Option<String>,
 }
 
-/// `PUT /images/{id}?ttl=2h` with a JSON record. The body is read last: who may not write can't make the
+type Parsed = Result<Query<Parameters>, QueryRejection>;
+
+/// `PUT /images/{id}?ttl=2h` with an image or a JSON record. The body is read last: who may not write can't make the
 /// server hold one.
 pub(crate) async fn put(
     State(site): State<Arc<Site>>,
     Extension(peer): Extension<Peer>,
     path: Result<Path<String>, PathRejection>,
-    query: Result<Query<Parameters>, QueryRejection>,
+    query: Parsed,
     request: Request,
 ) -> Result<Response, Problem> {
-    let app = &site.app;
-    from_this_machine(app, peer, &request)?;
+    access::may_write(&site.app, peer, &request)?;
     let id = images::id(path)?;
-    let ttl = match query.map_err(|rejection| Problem::bad_parameter(rejection.body_text()))?.0.ttl
-    {
-        Some(text) => settings::time_to_live(&text)
-            .map_err(|expected| Problem::bad_parameter(format!("ttl is {expected}")))?,
-        None => app.settings.records.ttl,
-    };
-    is_plain_record(request.headers())?;
-    let limit = app.settings.records.max_value;
-    // What says that it is too large is refused before it is sent; what doesn't say may be as large as any.
-    let announced = request.headers().get(CONTENT_LENGTH);
-    let announced = announced.and_then(|it| it.to_str().ok()?.parse().ok()).unwrap_or(limit as u64);
-    if announced > limit as u64 {
-        return Err(too_large(limit));
-    }
-    let _room = app.room_for(announced).await?;
-    let body = read(request.into_body(), limit).await?;
-    let written = write::put(app, &id, body, ttl).await?;
-    let status = match written.replaced {
+    let put = accept(&site.app, Target::Id(id), query, request).await?;
+    let status = match put.replaced {
         Replaced::Nothing => StatusCode::CREATED,
         Replaced::Value => StatusCode::NO_CONTENT,
     };
-    Ok((status, [(ETAG, written.facts.etag)]).into_response())
+    Ok((status, [(ETAG, put.facts.etag)]).into_response())
 }
 
-/// The whole body, or why it can't be had.
-async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
-    match Limited::new(body, limit).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large(limit)),
-        Err(error) => {
-            let causes = std::iter::successors(Some(&*error as &dyn Error), |it| (*it).source());
-            let slow = causes.into_iter().any(<dyn Error>::is::<TimeoutError>);
-            let detail = error.to_string();
-            let (late, broken) = (StatusCode::REQUEST_TIMEOUT, StatusCode::BAD_REQUEST);
-            Err(if slow {
-                Problem::new(late, "body-timeout", "the body took too long", detail)
-            } else {
-                Problem::new(broken, "body-incomplete", "the body can't be read", detail)
-            })
+/// `POST /images?ttl=2h` with an image or a JSON record, which gets the id that its bytes have: the same image is stored
+/// once, however often it is sent.
+pub(crate) async fn post(
+    State(site): State<Arc<Site>>,
+    Extension(peer): Extension<Peer>,
+    query: Parsed,
+    request: Request,
+) -> Result<Response, Problem> {
+    access::may_write(&site.app, peer, &request)?;
+    let Put { id, facts, replaced } = accept(&site.app, Target::Content, query, request).await?;
+    let status = match replaced {
+        Replaced::Nothing => StatusCode::CREATED,
+        Replaced::Value => StatusCode::OK,
+    };
+    let location = format!("/images/{id}");
+    let body = json!({
+        "id": id.as_str(),
+        "type": facts.media_type.as_str(),
+        "bytes": facts.length,
+        "etag": facts.etag.to_str().unwrap_or_default(),
+        "url": format!("{location}?v={}", facts.version),
+    });
+    let headers = [
+        (LOCATION, HeaderValue::try_from(location).expect("ids are ASCII")),
+        (ETAG, facts.etag),
+        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ];
+    Ok((status, headers, Json(body)).into_response())
+}
+
+/// `DELETE /images/{id}`.
+pub(crate) async fn delete(
+    State(site): State<Arc<Site>>,
+    Extension(peer): Extension<Peer>,
+    path: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<StatusCode, Problem> {
+    access::may_write(&site.app, peer, &request)?;
+    let id = images::id(path)?;
+    if request.uri().query().is_some_and(|query| !query.is_empty()) {
+        return Err(Problem::bad_parameter("a DELETE takes none"));
+    }
+    let preconditions = conditional::preconditions(request.headers());
+    write::remove(&site.app, &id, preconditions).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Reads what is to be written, and writes it.
+async fn accept(
+    app: &Arc<App>,
+    target: Target,
+    query: Parsed,
+    request: Request,
+) -> Result<Put, Problem> {
+    let Query(parameters) = query.map_err(|rejection| {
+        Problem::bad_parameter(format!("{}; this address takes ttl", rejection.body_text()))
+    })?;
+    let headers = request.headers();
+    let ttl = time_to_live(parameters.ttl.as_deref(), headers, &app.settings.records)?;
+    let content = content(headers)?;
+    let digests = Digests::of(headers).map_err(|detail| {
+        Problem::new(StatusCode::BAD_REQUEST, "bad-digest", "bad digest", detail)
+    })?;
+    let preconditions = conditional::preconditions(headers);
+    let limit = app.settings.records.max_value;
+    // What says that it is too large is refused before it is sent; what doesn't say may be as large as any.
+    let announced = headers.get(CONTENT_LENGTH);
+    let announced: Option<usize> = announced.and_then(|it| it.to_str().ok()?.parse().ok());
+    if announced.is_some_and(|length| length > limit) {
+        return Err(too_large(limit));
+    }
+    // For the body, and for the record that is made of it or the image that is in it.
+    let _room = app.room_for(2 * announced.unwrap_or(limit) as u64).await?;
+    let body = read(request.into_body(), announced, limit).await?;
+    let check = {
+        let body = body.clone();
+        move || digests.contradiction(&body)
+    };
+    if let Some(algorithm) = off_worker(app, body.len(), check).await {
+        let detail = format!("the body isn't what its digest says ({algorithm})");
+        let status = StatusCode::BAD_REQUEST;
+        return Err(Problem::new(status, "digest-mismatch", "digest mismatch", detail));
+    }
+    let submission = match content {
+        Content::Image(declared) => Submission::Image { bytes: body, declared },
+        Content::Record => Submission::Record(body),
+    };
+    Ok(write::put(app, target, submission, ttl, preconditions).await?)
+}
+
+/// How long an image is to live: as the address says, or the field `TTL`, or the settings.
+fn time_to_live(
+    parameter: Option<&str>,
+    headers: &HeaderMap,
+    settings: &settings::Records,
+) -> Result<Duration, Problem> {
+    let field = headers.get(TTL).map(|seconds| {
+        let seconds = seconds.to_str().ok().filter(|it| it.bytes().all(|it| it.is_ascii_digit()));
+        let seconds = seconds.and_then(|it| it.parse().ok()).filter(|seconds| *seconds > 0);
+        seconds.map(Duration::from_secs).ok_or("TTL is a whole number of seconds, 1 or more")
+    });
+    let asked = match (parameter, field) {
+        (Some(_), Some(_)) => {
+            return Err(Problem::bad_parameter("the life is given twice: by ttl and by TTL"));
         }
+        (Some(text), None) => settings::time_to_live(text)
+            .map_err(|expected| Problem::bad_parameter(format!("ttl is {expected}")))?,
+        (None, Some(field)) => field.map_err(Problem::bad_parameter)?,
+        (None, None) => return Ok(settings.ttl),
+    };
+    if asked > settings.max_ttl {
+        let most = humantime::format_duration(settings.max_ttl);
+        let detail = format!("an image lives for at most {most} ([records] max_ttl)");
+        return Err(Problem::bad_parameter(detail));
+    }
+    Ok(asked)
+}
+
+/// What a body is said to be.
+enum Content {
+    Image(Option<MediaType>),
+    Record,
+}
+
+/// What a body is, if that can be written. curl says nothing of a file that it sends, and others say only that it is
+/// bytes; then they speak for themselves.
+fn content(headers: &HeaderMap) -> Result<Content, Problem> {
+    // A part would be taken for the whole (RFC 9110 §14.5).
+    if headers.contains_key(CONTENT_RANGE) {
+        let detail = "an image is written whole, not by Content-Range";
+        let status = StatusCode::BAD_REQUEST;
+        return Err(Problem::new(status, "partial-put", "partial PUT", detail));
+    }
+    let unsupported = |detail: &str| {
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        Problem::new(status, "media-type", "unsupported media type", detail)
+    };
+    if headers.contains_key(CONTENT_ENCODING) {
+        return Err(unsupported("expected a body without Content-Encoding"));
+    }
+    let Some(declared) = headers.get(CONTENT_TYPE) else {
+        return Ok(Content::Image(None));
+    };
+    let declared = declared.to_str().unwrap_or_default();
+    let name = declared.split(';').next().unwrap_or_default().trim();
+    if name.eq_ignore_ascii_case("application/json") {
+        return Ok(Content::Record);
+    }
+    if name.eq_ignore_ascii_case("application/octet-stream") {
+        return Ok(Content::Image(None));
+    }
+    match MediaType::named(name) {
+        Some(media_type) => Ok(Content::Image(Some(media_type))),
+        None => {
+            let images = MediaType::ALL.map(MediaType::as_str).join(", ");
+            Err(unsupported(&format!(
+                "expected an image ({images}) or a record as application/json"
+            )))
+        }
+    }
+}
+
+/// The whole body, or why it can't be had. What arrives is kept once, in one piece.
+async fn read(mut body: Body, announced: Option<usize>, limit: usize) -> Result<Bytes, Problem> {
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| unread(&error))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if whole.len() + data.len() > limit {
+            return Err(too_large(limit));
+        }
+        // One that is announced and doesn't come takes no memory.
+        if whole.is_empty() {
+            whole.reserve(announced.unwrap_or(data.len()));
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole.freeze())
+}
+
+fn unread(error: &axum::Error) -> Problem {
+    let causes = std::iter::successors(Some(error as &dyn Error), |it| (*it).source());
+    let slow = causes.into_iter().any(<dyn Error>::is::<TimeoutError>);
+    let detail = error.to_string();
+    let (late, broken) = (StatusCode::REQUEST_TIMEOUT, StatusCode::BAD_REQUEST);
+    if slow {
+        Problem::new(late, "body-timeout", "the body took too long", detail)
+    } else {
+        Problem::new(broken, "body-incomplete", "the body can't be read", detail)
     }
 }
 
@@ -121,57 +258,4 @@ fn too_large(limit: usize) -> Problem {
     let detail = format!("the limit is {limit} bytes ([records] max_value)");
     let status = StatusCode::PAYLOAD_TOO_LARGE;
     Problem::new(status, "body-too-large", "the body is too large", detail)
-}
-
-/// A connection from this machine, for this machine: a page of another site that was made to resolve to
-/// it still names itself in `Host` and `Origin`, and what came through a proxy came from anywhere.
-fn from_this_machine(app: &App, peer: Peer, request: &Request) -> Result<(), Problem> {
-    let headers = request.headers();
-    // HTTP/2 names the host in `:authority`, HTTP/1 in `Host`.
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
-    let local = host
-        .as_ref()
-        .or_else(|| request.uri().authority())
-        .is_some_and(|host| matches!(host.host(), "localhost" | "127.0.0.1" | "[::1]"));
-    let proxied = [FORWARDED.as_str(), VIA.as_str(), "x-forwarded-for", "x-real-ip"]
-        .iter()
-        .any(|name| headers.contains_key(*name));
-    let here = peer.is_loopback() && local && !proxied;
-    if here && !headers.contains_key(ORIGIN) && app.settings.http.writes {
-        return Ok(());
-    }
-    let detail = "writes are taken from a program on the server's own machine only ([http] writes)";
-    Err(Problem::new(StatusCode::FORBIDDEN, "not-from-here", "writes are local", detail))
-}
-
-/// A precondition must not be ignored (RFC 9110 §13.1), so one that isn't understood is refused.
-fn is_plain_record(headers: &HeaderMap) -> Result<(), Problem> {
-    if [IF_MATCH, IF_NONE_MATCH, IF_UNMODIFIED_SINCE].iter().any(|it| headers.contains_key(it)) {
-        let detail = "conditional writes aren't implemented";
-        return Err(Problem::new(
-            StatusCode::NOT_IMPLEMENTED,
-            "conditional-write",
-            "not implemented",
-            detail,
-        ));
-    }
-    // A part would be taken for the whole (RFC 9110 §14.5).
-    if headers.contains_key(CONTENT_RANGE) {
-        let detail = "a record is written whole, not by Content-Range";
-        let status = StatusCode::BAD_REQUEST;
-        return Err(Problem::new(status, "partial-put", "partial PUT", detail));
-    }
-    let json =
-        headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
-            value
-                .split(';')
-                .next()
-                .is_some_and(|name| name.trim().eq_ignore_ascii_case("application/json"))
-        });
-    if json && !headers.contains_key(CONTENT_ENCODING) {
-        return Ok(());
-    }
-    let detail = "expected the record as application/json, without Content-Encoding";
-    let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-    Err(Problem::new(status, "media-type", "unsupported media type", detail))
 }

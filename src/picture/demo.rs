@@ -10,7 +10,7 @@ use image::{DynamicImage, ImageFormat, ImageResult, Rgb, RgbImage};
 
 use crate::image::{ImageId, MediaType};
 use crate::record;
-use crate::store::Store;
+use crate::store::{Condition, Expiry, Store};
 
 /// A ring of light at a place in the unit square.
 struct Glow {
@@ -67,8 +67,8 @@ pub async fn fill(store: &Store, wanted: bool) -> anyhow::Result<Vec<ImageId>> {
     let mut ids = Vec::new();
     for (id, media_type, bytes) in images {
         let id = ImageId::parse(id).expect("a test parses each");
-        let value = record::encode(&bytes, media_type, SystemTime::now());
-        store.put(&id, Bytes::from(value), None).await?;
+        let value = record::encode(&bytes, media_type, Some(SystemTime::now()));
+        store.put(&id, Bytes::from(value), Expiry::Never, &Condition::Always).await?;
         ids.push(id);
     }
     Ok(ids)

@@ -12,7 +12,7 @@ use redis::{
     AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult,
     ServerErrorKind,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use super::StoreError;
 use crate::collapse::Flight;
@@ -65,6 +65,40 @@ pub(super) struct DataPath {
     turn: AtomicUsize,
     /// The server that tells of changes, which data has to come from as well.
     pub(super) tracked: Arc<Tracked>,
+    /// Connections for commands that depend on those before them, which nobody uses at the moment, each with the
+    /// generation that it was opened in.
+    idle: Mutex<Vec<(u64, MultiplexedConnection)>>,
+    /// One permit for each of those that may exist.
+    alone: Semaphore,
+    client: Client,
+    config: AsyncConnectionConfig,
+}
+
+/// A connection that nobody else sends commands over, so that they may depend on those before them: it is never another
+/// one, as those that reconnect become. Dropped without [`Alone::give_back`], it is closed, since nobody knows what
+/// state it is in.
+pub(super) struct Alone<'a> {
+    path: &'a DataPath,
+    generation: u64,
+    connection: MultiplexedConnection,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl Alone<'_> {
+    /// Sends commands and reads their replies.
+    pub(super) async fn query<T: FromRedisValue>(
+        &mut self,
+        commands: &Pipeline,
+    ) -> Result<T, StoreError> {
+        let replies = commands.query_async(&mut self.connection).await;
+        replies.map_err(|error| Failure::after_sending(error).into())
+    }
+
+    /// For the next one to use: nothing of what was sent over it lasts.
+    pub(super) fn give_back(self) {
+        let mut idle = self.path.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.push((self.generation, self.connection));
+    }
 }
 
 impl DataPath {
@@ -78,7 +112,37 @@ impl DataPath {
         let connections = (0..count.get())
             .map(|_| Connection::new(client.clone(), config.clone(), Arc::clone(&tracked)))
             .collect();
-        DataPath { connections, turn: AtomicUsize::new(0), tracked }
+        DataPath {
+            connections,
+            turn: AtomicUsize::new(0),
+            tracked,
+            idle: Mutex::default(),
+            alone: Semaphore::new(count.get().into()),
+            client: client.clone(),
+            config: config.clone(),
+        }
+    }
+
+    /// A connection of one's own, one of as many as there are for everybody.
+    pub(super) async fn alone(&self) -> Result<Alone<'_>, StoreError> {
+        let closed = |_closed| StoreError::Unreachable("it is being closed".to_owned());
+        let permit = self.alone.acquire().await.map_err(closed)?;
+        let generation = self.tracked.generation.load(Ordering::SeqCst);
+        let idle = || {
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            idle.retain(|(of, _)| *of == generation);
+            idle.pop()
+        };
+        while let Some((_, mut connection)) = idle() {
+            // The other side may have closed it meanwhile.
+            if redis::cmd("PING").exec_async(&mut connection).await.is_ok() {
+                return Ok(Alone { path: self, generation, connection, _permit: permit });
+            }
+        }
+        let (client, config) = (self.client.clone(), self.config.clone());
+        let opening = Connection::new(client, config, Arc::clone(&self.tracked)).opening();
+        let connection = opened(&opening).await?;
+        Ok(Alone { path: self, generation, connection, _permit: permit })
     }
 
     /// Asks whether the server answers where the data comes from.
@@ -153,25 +217,14 @@ impl Connection {
 
     async fn try_once<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, Failure> {
         let opening = self.opening();
-        let mut connection = match opening.outcome().await {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return Err(Failure::NotOpened(error)),
-            Err(lost) => {
-                return Err(Failure::NotOpened((ErrorKind::Client, "", lost.to_string()).into()));
-            }
-        };
+        let mut connection = opened(&opening).await?;
         commands.query_async(&mut connection).await.map_err(|error| {
-            if error.is_timeout() {
-                // It may hang for ever behind a peer that acknowledges and never answers: the next command takes
-                // a new one.
+            // After a time-out too: it may hang for ever behind a peer that acknowledges and never answers. The next
+            // command takes a new one.
+            if error.is_timeout() || error.is_unrecoverable_error() {
                 forget(&self.opening, &opening);
-                Failure::Answered(error)
-            } else if error.is_unrecoverable_error() {
-                forget(&self.opening, &opening);
-                Failure::Broken(error)
-            } else {
-                Failure::Answered(error)
             }
+            Failure::after_sending(error)
         })
     }
 
@@ -211,6 +264,13 @@ impl Connection {
     }
 }
 
+async fn opened(opening: &Opening) -> Result<MultiplexedConnection, Failure> {
+    match opening.outcome().await {
+        Ok(connection) => connection.map_err(Failure::NotOpened),
+        Err(lost) => Err(Failure::NotOpened((ErrorKind::Client, "", lost.to_string()).into())),
+    }
+}
+
 /// Closes the connection, unless it was opened anew since.
 fn forget(slot: &Mutex<Option<(u64, Opening)>>, opening: &Opening) {
     let mut slot = lock(slot);
@@ -233,6 +293,17 @@ enum Failure {
     Broken(RedisError),
     /// Redis answered with an error, or not in time.
     Answered(RedisError),
+}
+
+impl Failure {
+    /// Of commands that were sent.
+    fn after_sending(error: RedisError) -> Failure {
+        if error.is_unrecoverable_error() && !error.is_timeout() {
+            Failure::Broken(error)
+        } else {
+            Failure::Answered(error)
+        }
+    }
 }
 
 impl From<Failure> for StoreError {

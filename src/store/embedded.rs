@@ -11,7 +11,10 @@ use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
 
-use super::{AbortOnDrop, Announcer, Change, Lease, Replaced, StoreError, Stored};
+use super::{
+    AbortOnDrop, Announcer, Change, Condition, Cursor, Expiry, Lease, Page, Replaced, StoreError,
+    Stored, Written,
+};
 use crate::image::ImageId;
 use crate::settings::Settings;
 
@@ -158,34 +161,111 @@ impl EmbeddedStore {
         &self,
         id: &ImageId,
         value: Bytes,
-        time_to_live: Option<Duration>,
-    ) -> Result<Replaced, StoreError> {
-        let (key, id, announcer) = (self.key(id), id.clone(), self.announcer.clone());
-        self.blocking(move |database| {
-            let now = now();
-            let expiry = time_to_live.map_or(NEVER, |time_to_live| {
-                let millis = u64::try_from(time_to_live.as_millis()).unwrap_or(u64::MAX);
-                now.saturating_add(millis.max(1))
-            });
-            let transaction = begin_write(database)?;
-            let before = remove(&transaction, &key)?;
-            {
-                let mut records = transaction.open_table(RECORDS)?;
-                let mut slot = records.insert_reserve(key.as_str(), HEADER + value.len())?;
-                slot.as_mut()[..HEADER].copy_from_slice(&expiry.to_be_bytes());
-                slot.as_mut()[HEADER..].copy_from_slice(&value);
-            }
+        expiry: Expiry,
+        condition: &Condition,
+    ) -> Result<Written, StoreError> {
+        self.change(id, condition, move |transaction, key, before| {
+            let expiry = match (expiry, before) {
+                (Expiry::In(time_to_live), _) => {
+                    let millis = u64::try_from(time_to_live.as_millis()).unwrap_or(u64::MAX);
+                    now().saturating_add(millis.max(1))
+                }
+                (Expiry::Kept, Some(before)) => before,
+                (Expiry::Never, _) | (Expiry::Kept, None) => NEVER,
+            };
+            let mut records = transaction.open_table(RECORDS)?;
+            let mut slot = records.insert_reserve(key, HEADER + value.len())?;
+            slot.as_mut()[..HEADER].copy_from_slice(&expiry.to_be_bytes());
+            slot.as_mut()[HEADER..].copy_from_slice(&value);
             if expiry != NEVER {
-                transaction.open_table(EXPIRIES)?.insert((expiry, key.as_str()), ())?;
+                transaction.open_table(EXPIRIES)?.insert((expiry, key), ())?;
             }
+            Ok(())
+        })
+        .await
+    }
+
+    pub(super) async fn remove(
+        &self,
+        id: &ImageId,
+        condition: &Condition,
+    ) -> Result<Written, StoreError> {
+        self.change(id, condition, |_transaction, _key, _before| Ok(())).await
+    }
+
+    /// Takes a record away, if the condition holds, and has something put into its place. There is one transaction that
+    /// writes at a time, so nobody gets in between.
+    async fn change(
+        &self,
+        id: &ImageId,
+        condition: &Condition,
+        put: impl FnOnce(&WriteTransaction, &str, Option<u64>) -> Result<(), redb::Error>
+        + Send
+        + 'static,
+    ) -> Result<Written, StoreError> {
+        let (key, id, announcer) = (self.key(id), id.clone(), self.announcer.clone());
+        let condition = condition.clone();
+        self.blocking(move |database| {
+            let transaction = begin_write(database)?;
+            let (holds, before) = {
+                let records = transaction.open_table(RECORDS)?;
+                let record = records.get(key.as_str())?;
+                let present = record.as_ref().map(|record| split(record.value()));
+                let present = present.filter(|(expiry, _)| *expiry == NEVER || *expiry > now());
+                (
+                    condition.holds(present.map(|(_, value)| value)),
+                    present.map(|(expiry, _)| expiry),
+                )
+            };
+            if !holds {
+                transaction.abort()?;
+                return Ok(Written::ConditionFailed);
+            }
+            remove(&transaction, &key)?;
+            put(&transaction, &key, before)?;
             transaction.commit()?;
             if let Some(announcer) = announcer {
                 announcer.announce(Change::Of(id));
             }
-            Ok(match before {
-                Some(expiry) if expiry == NEVER || expiry > now => Replaced::Value,
-                _ => Replaced::Nothing,
-            })
+            Ok(Written::Done(match before {
+                Some(_) => Replaced::Value,
+                None => Replaced::Nothing,
+            }))
+        })
+        .await
+    }
+
+    pub(super) async fn list(
+        &self,
+        beginning: &str,
+        from: Option<Cursor>,
+    ) -> Result<Page, StoreError> {
+        /// How many records are looked at in one go.
+        const LOOKED_AT: usize = 1000;
+        let prefix_length = self.key_prefix.len();
+        let beginning = format!("{}{beginning}", self.key_prefix);
+        self.blocking(move |database| {
+            let records = database.begin_read()?.open_table(RECORDS)?;
+            let from = from.map_or_else(|| beginning.clone(), |cursor| cursor.0);
+            let (mut ids, mut next, now) = (Vec::new(), None, now());
+            for (number, record) in records.range(from.as_str()..)?.enumerate() {
+                let (key, record) = record?;
+                let key = key.value();
+                if !key.starts_with(&beginning) {
+                    break;
+                }
+                if number == LOOKED_AT {
+                    next = Some(Cursor(key.to_owned()));
+                    break;
+                }
+                let (expiry, _) = split(record.value());
+                if let Ok(id) = ImageId::parse(&key[prefix_length..])
+                    && (expiry == NEVER || expiry > now)
+                {
+                    ids.push(id);
+                }
+            }
+            Ok(Page { ids, next })
         })
         .await
     }
@@ -370,10 +450,11 @@ mod tests {
         let due = 2 * SWEEP_BATCH + 1;
         for number in 0..due {
             let id = ImageId::parse(&format!("i{number}")).unwrap();
-            store.put(&id, Bytes::from("1"), Some(Duration::from_millis(1))).await.unwrap();
+            let expiry = Expiry::In(Duration::from_millis(1));
+            store.put(&id, Bytes::from("1"), expiry, &Condition::Always).await.unwrap();
         }
         let last = ImageId::parse("last").unwrap();
-        store.put(&last, Bytes::from("1"), None).await.unwrap();
+        store.put(&last, Bytes::from("1"), Expiry::Never, &Condition::Always).await.unwrap();
         while store.get(&ImageId::parse("i512").unwrap()).await.unwrap().is_some() {}
 
         let told = Arc::new(Mutex::new(Vec::new()));

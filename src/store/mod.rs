@@ -26,6 +26,8 @@ use self::redis::RedisStore;
 ///
 /// - What was put is read back byte for byte by every later `get`, until its time to live has passed, it
 ///   is replaced or it is removed. A `put` replaces value and expiry at once.
+/// - A condition is looked at and the write made as one: nobody else's write comes between the two, and of several that
+///   make the same thing their condition one alone is made.
 /// - Where a value has an expiry, `get` gives the time that is left; past it there is no value.
 /// - A value over the limit is refused, and not handed out.
 /// - A watched store tells of every change: after [`Change::Tracked`] and until [`Change::Lost`], each write,
@@ -126,16 +128,34 @@ impl Store {
         }
     }
 
-    /// Writes a value that lives for `time_to_live`, or for ever. Tells whether the key was there before.
+    /// Writes a value, if the condition holds.
     pub async fn put(
         &self,
         id: &ImageId,
         value: Bytes,
-        time_to_live: Option<Duration>,
-    ) -> Result<Replaced, StoreError> {
+        expiry: Expiry,
+        condition: &Condition,
+    ) -> Result<Written, StoreError> {
         match self {
-            Store::Redis(store) => store.put(id, value, time_to_live).await,
-            Store::Embedded(store) => store.put(id, value, time_to_live).await,
+            Store::Redis(store) => store.put(id, value, expiry, condition).await,
+            Store::Embedded(store) => store.put(id, value, expiry, condition).await,
+        }
+    }
+
+    /// Removes a value, if the condition holds.
+    pub async fn remove(&self, id: &ImageId, condition: &Condition) -> Result<Written, StoreError> {
+        match self {
+            Store::Redis(store) => store.remove(id, condition).await,
+            Store::Embedded(store) => store.remove(id, condition).await,
+        }
+    }
+
+    /// Some of the ids that begin with a text, from where a listing before it ended. One that is there from the
+    /// beginning of a listing to its end is in it at least once; in no order.
+    pub async fn list(&self, beginning: &str, from: Option<Cursor>) -> Result<Page, StoreError> {
+        match self {
+            Store::Redis(store) => store.list(beginning, from).await,
+            Store::Embedded(store) => store.list(beginning, from).await,
         }
     }
 
@@ -146,6 +166,82 @@ impl Store {
             Store::Embedded(store) => store.ping().await,
         }
     }
+}
+
+/// When a written value expires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expiry {
+    /// After this time.
+    In(Duration),
+    /// Never.
+    Never,
+    /// With the value that it replaces.
+    Kept,
+}
+
+/// On what a write depends.
+#[derive(Clone)]
+pub enum Condition {
+    /// Nothing.
+    Always,
+    /// There is no value.
+    Absent,
+    /// There is one.
+    Present,
+    /// What is there, if anything, is as this says. It may take milliseconds.
+    Is(Arc<Is>),
+}
+
+/// What a [`Condition`] says of a value.
+pub type Is = dyn Fn(Option<&[u8]>) -> bool + Send + Sync;
+
+impl Condition {
+    /// A condition on what is there.
+    pub fn is(condition: impl Fn(Option<&[u8]>) -> bool + Send + Sync + 'static) -> Condition {
+        Condition::Is(Arc::new(condition))
+    }
+
+    fn holds(&self, value: Option<&[u8]>) -> bool {
+        match self {
+            Condition::Always => true,
+            Condition::Absent => value.is_none(),
+            Condition::Present => value.is_some(),
+            Condition::Is(condition) => condition(value),
+        }
+    }
+}
+
+impl fmt::Debug for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Condition::Always => "Always",
+            Condition::Absent => "Absent",
+            Condition::Present => "Present",
+            Condition::Is(_) => "Is(..)",
+        })
+    }
+}
+
+/// What became of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// It is done.
+    Done(Replaced),
+    /// Its condition doesn't hold, and nothing is changed.
+    ConditionFailed,
+}
+
+/// Where a listing goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor(String);
+
+/// A part of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// Keys that no id can name are left out.
+    pub ids: Vec<ImageId>,
+    /// None where it was the last part.
+    pub next: Option<Cursor>,
 }
 
 /// What stood under a key before a write.

@@ -13,7 +13,10 @@ use bytes::Bytes;
 
 use super::connection::{DataPath, Repeat};
 use super::tracking::Tracking;
-use super::{AbortOnDrop, Announcer, Change, Coherence, Replaced, StoreError, Stored};
+use super::{
+    AbortOnDrop, Announcer, Change, Coherence, Condition, Cursor, Expiry, Page, Replaced,
+    StoreError, Stored, Written,
+};
 use crate::image::ImageId;
 use crate::settings::{self, Settings};
 
@@ -98,9 +101,10 @@ impl RedisStore {
         &self,
         id: &ImageId,
         value: Bytes,
-        time_to_live: Option<Duration>,
-    ) -> Result<Replaced, StoreError> {
-        // SET … GET would tell as much, and send the old value back.
+        expiry: Expiry,
+        condition: &Condition,
+    ) -> Result<Written, StoreError> {
+        // SET … GET would tell as much as EXISTS, and send the old value back.
         let mut transaction = ::redis::pipe();
         let set = transaction
             .atomic()
@@ -109,11 +113,108 @@ impl RedisStore {
             .cmd("SET")
             .arg(self.key(id))
             .arg(value.as_ref());
-        if let Some(time_to_live) = time_to_live {
-            set.arg("PX").arg(milliseconds(time_to_live));
+        match expiry {
+            Expiry::In(time_to_live) => set.arg("PX").arg(milliseconds(time_to_live)),
+            Expiry::Never => set,
+            Expiry::Kept => set.arg("KEEPTTL"),
+        };
+        match condition {
+            Condition::Always => {}
+            Condition::Absent => drop(set.arg("NX")),
+            Condition::Present => drop(set.arg("XX")),
+            Condition::Is(_) => return self.change(id, &transaction, condition).await,
         }
-        let (existed, _ok): (bool, Value) = self.data.query(&transaction, Repeat::Never).await?;
-        Ok(if existed { Replaced::Value } else { Replaced::Nothing })
+        let (existed, done): (bool, Value) = self.data.query(&transaction, Repeat::Never).await?;
+        Ok(if done == Value::Nil {
+            Written::ConditionFailed
+        } else {
+            Written::Done(replaced(existed))
+        })
+    }
+
+    pub(super) async fn remove(
+        &self,
+        id: &ImageId,
+        condition: &Condition,
+    ) -> Result<Written, StoreError> {
+        let mut transaction = ::redis::pipe();
+        // Freed by a thread of its own, since it may be large.
+        transaction.atomic().cmd("UNLINK").arg(self.key(id));
+        let existed = match condition {
+            Condition::Always | Condition::Present => {
+                let (existed,): (bool,) = self.data.query(&transaction, Repeat::Never).await?;
+                existed
+            }
+            Condition::Absent | Condition::Is(_) => {
+                return self.change(id, &transaction, condition).await;
+            }
+        };
+        Ok(match condition {
+            Condition::Present if !existed => Written::ConditionFailed,
+            _ => Written::Done(replaced(existed)),
+        })
+    }
+
+    /// A transaction whose first reply says whether there was a value, on the condition that what is there is as it
+    /// says.
+    ///
+    /// Redis looks after the key from `WATCH` on and makes nothing of a transaction whose key was changed since. So the
+    /// value is read and judged here, and whoever was overtaken judges anew.
+    async fn change(
+        &self,
+        id: &ImageId,
+        transaction: &::redis::Pipeline,
+        condition: &Condition,
+    ) -> Result<Written, StoreError> {
+        let key = self.key(id);
+        let mut watching = self.data.alone().await?;
+        loop {
+            let mut watch = ::redis::pipe();
+            watch.cmd("WATCH").arg(&key).ignore().cmd("STRLEN").arg(&key);
+            let (size,): (u64,) = watching.query(&watch).await?;
+            // What may not be read can't be what a condition asks for.
+            self.check_size(size)?;
+            let (value,): (Option<Bytes>,) =
+                watching.query(::redis::pipe().cmd("GET").arg(&key)).await?;
+            let existed = value.is_some();
+            let judged = condition.clone();
+            let judge = move || judged.holds(value.as_deref());
+            let holds = tokio::task::spawn_blocking(judge).await.unwrap_or(false);
+            if !holds {
+                watching.query::<()>(::redis::pipe().cmd("UNWATCH").ignore()).await?;
+                watching.give_back();
+                return Ok(Written::ConditionFailed);
+            }
+            let done: Value = watching.query(transaction).await?;
+            if done != Value::Nil {
+                watching.give_back();
+                return Ok(Written::Done(replaced(existed)));
+            }
+        }
+    }
+
+    /// `SCAN` looks at every key of the database: it isn't for requests that anyone may send often.
+    pub(super) async fn list(
+        &self,
+        beginning: &str,
+        from: Option<Cursor>,
+    ) -> Result<Page, StoreError> {
+        /// How many keys are looked at before others get their turn: about a millisecond.
+        const LOOKED_AT: usize = 1000;
+        let mut scan = ::redis::pipe();
+        scan.cmd("SCAN")
+            .arg(from.map_or_else(|| "0".to_owned(), |cursor| cursor.0))
+            .arg("MATCH")
+            .arg(format!("{}*", literally(&self.key_prefix, beginning)))
+            .arg("COUNT")
+            .arg(LOOKED_AT);
+        let ((next, keys),): ((String, Vec<Bytes>),) = self.data.query(&scan, Repeat::Once).await?;
+        let id = |key: &Bytes| {
+            let id = std::str::from_utf8(key).ok()?.strip_prefix(&self.key_prefix)?;
+            ImageId::parse(id).ok()
+        };
+        let next = Some(next).filter(|next| next != "0").map(Cursor);
+        Ok(Page { ids: keys.iter().filter_map(id).collect(), next })
     }
 
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
@@ -176,6 +277,22 @@ fn client(
     } else {
         Ok(Client::open(info)?)
     }
+}
+
+fn replaced(existed: bool) -> Replaced {
+    if existed { Replaced::Value } else { Replaced::Nothing }
+}
+
+/// A pattern of Redis that means two texts as they are.
+fn literally(prefix: &str, beginning: &str) -> String {
+    let mut pattern = String::new();
+    for character in prefix.chars().chain(beginning.chars()) {
+        if matches!(character, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
+            pattern.push('\\');
+        }
+        pattern.push(character);
+    }
+    pattern
 }
 
 /// Redis counts in milliseconds and refuses an expiry of none.

@@ -147,7 +147,7 @@ async fn every_answer_about_an_image_can_be_shown_timed_and_told_apart_by_encodi
         (400, ask(Method::GET, "/images/-", vec![]).await),
         (400, ask(Method::GET, "/images/a?w=1", vec![]).await),
         (404, ask(Method::GET, "/images/absent", vec![]).await),
-        (405, ask(Method::DELETE, "/images/a", vec![]).await),
+        (405, ask(Method::PATCH, "/images/a", vec![]).await),
         (
             200,
             ask(Method::OPTIONS, "/images/a", vec![("origin", "https://app.example".into())]).await,

@@ -27,3 +27,4 @@ mod python;
 mod records;
 mod stores;
 mod variants;
+mod writes;

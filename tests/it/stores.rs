@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use afterimage::image::ImageId;
-use afterimage::store::{Replaced, Store, StoreError};
+use afterimage::store::{Condition, Expiry, Replaced, Store, StoreError, Written};
 use bytes::Bytes;
 
 use crate::harness::server::load;
@@ -13,7 +13,16 @@ const LIMIT: usize = 2 * 1024 * 1024;
 
 async fn keeps_the_contract(store: &Store) {
     let id = |text: &str| ImageId::parse(text).unwrap();
-    let minute = Some(Duration::from_mins(1));
+    let minute = Expiry::In(Duration::from_mins(1));
+    let soon = Expiry::In(Duration::from_millis(80));
+    let put = async |name: &str, value: Bytes, expiry| match store
+        .put(&id(name), value, expiry, &Condition::Always)
+        .await
+        .unwrap()
+    {
+        Written::Done(replaced) => replaced,
+        Written::ConditionFailed => panic!("there is no condition"),
+    };
     store.ping().await.unwrap();
 
     // What was never put is absent.
@@ -22,7 +31,7 @@ async fn keeps_the_contract(store: &Store) {
     // What was put is read back byte for byte, whatever the bytes are.
     let all_bytes: Bytes = (0..=255).cycle().take(1_000_003).collect::<Vec<u8>>().into();
     for value in [Bytes::new(), Bytes::from("{}"), all_bytes] {
-        store.put(&id("a"), value.clone(), minute).await.unwrap();
+        put("a", value.clone(), minute).await;
         assert_eq!(store.get(&id("a")).await.unwrap().unwrap().value, value);
     }
 
@@ -32,42 +41,126 @@ async fn keeps_the_contract(store: &Store) {
 
     // A put tells creation from replacement, and sets the expiry anew.
     let one = Bytes::from("1");
-    assert_eq!(store.put(&id("b"), one.clone(), minute).await.unwrap(), Replaced::Nothing);
+    assert_eq!(put("b", one.clone(), minute).await, Replaced::Nothing);
     let left = store.get(&id("b")).await.unwrap().unwrap().time_to_live.unwrap();
     assert!(left > Duration::from_secs(50) && left <= Duration::from_mins(1), "{left:?}");
-    assert_eq!(store.put(&id("b"), one.clone(), None).await.unwrap(), Replaced::Value);
+    assert_eq!(put("b", one.clone(), Expiry::Never).await, Replaced::Value);
     assert_eq!(store.get(&id("b")).await.unwrap().unwrap().time_to_live, None);
 
     // Past its time there is no value, and one put then is new.
-    store.put(&id("c"), one.clone(), Some(Duration::from_millis(80))).await.unwrap();
+    put("c", one.clone(), soon).await;
     assert!(store.get(&id("c")).await.unwrap().is_some());
     until("c expires", || async { store.get(&id("c")).await.unwrap().is_none() }).await;
-    assert_eq!(store.put(&id("c"), one.clone(), minute).await.unwrap(), Replaced::Nothing);
+    assert_eq!(put("c", one.clone(), minute).await, Replaced::Nothing);
 
     // A new life is not cut short by the expiry of the old one.
-    store.put(&id("d"), one.clone(), Some(Duration::from_millis(80))).await.unwrap();
-    store.put(&id("d"), one.clone(), minute).await.unwrap();
-    store.put(&id("e"), one.clone(), Some(Duration::from_millis(80))).await.unwrap();
+    put("d", one.clone(), soon).await;
+    put("d", one.clone(), minute).await;
+    put("e", one.clone(), soon).await;
     until("e expires", || async { store.get(&id("e")).await.unwrap().is_none() }).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(store.get(&id("d")).await.unwrap().is_some());
 
     // A value over the limit is refused; one at the limit is not.
-    store.put(&id("f"), Bytes::from(vec![b'x'; LIMIT + 1]), minute).await.unwrap();
+    put("f", Bytes::from(vec![b'x'; LIMIT + 1]), minute).await;
     let refused = store.get(&id("f")).await.unwrap_err();
     assert!(
         matches!(refused, StoreError::TooLarge { size, limit } if size == LIMIT as u64 + 1 && limit == LIMIT)
     );
-    store.put(&id("f"), Bytes::from(vec![b'x'; LIMIT]), minute).await.unwrap();
+    put("f", Bytes::from(vec![b'x'; LIMIT]), minute).await;
     assert_eq!(store.get(&id("f")).await.unwrap().unwrap().value.len(), LIMIT);
+
+    // A condition is looked at and the write made as one; where it fails nothing is changed.
+    let write = async |condition: Condition| {
+        store.put(&id("h"), one.clone(), minute, &condition).await.unwrap()
+    };
+    let is = |wanted: &'static [u8]| Condition::is(move |value| value == Some(wanted));
+    assert_eq!(write(Condition::Present).await, Written::ConditionFailed);
+    assert_eq!(write(is(b"1")).await, Written::ConditionFailed);
+    assert_eq!(store.get(&id("h")).await.unwrap(), None);
+    assert_eq!(write(Condition::Absent).await, Written::Done(Replaced::Nothing));
+    assert_eq!(write(Condition::Absent).await, Written::ConditionFailed);
+    assert_eq!(write(Condition::Present).await, Written::Done(Replaced::Value));
+    assert_eq!(write(is(b"2")).await, Written::ConditionFailed);
+    assert_eq!(write(is(b"1")).await, Written::Done(Replaced::Value));
+    assert_eq!(write(Condition::is(|_| true)).await, Written::Done(Replaced::Value));
+
+    // An expiry can be kept, and there may be none to keep.
+    let left = async |name: &str| {
+        store.get(&id(name)).await.unwrap().unwrap().time_to_live.map(|it| it.as_secs())
+    };
+    put("h", Bytes::from("2"), Expiry::Kept).await;
+    assert!(left("h").await.is_some_and(|left| (50..=60).contains(&left)));
+    put("i", Bytes::from("1"), Expiry::Never).await;
+    put("i", Bytes::from("2"), Expiry::Kept).await;
+    assert_eq!(left("i").await, None);
+    put("i", Bytes::from("2"), minute).await;
+    assert_eq!(write(is(b"2")).await, Written::Done(Replaced::Value));
+
+    // What is removed is absent; what isn't there, or isn't what it was thought to be, isn't removed.
+    let remove = async |condition: Condition| store.remove(&id("h"), &condition).await.unwrap();
+    assert_eq!(remove(is(b"2")).await, Written::ConditionFailed);
+    assert_eq!(remove(Condition::Absent).await, Written::ConditionFailed);
+    assert_eq!(remove(is(b"1")).await, Written::Done(Replaced::Value));
+    assert_eq!(store.get(&id("h")).await.unwrap(), None);
+    assert_eq!(remove(Condition::Present).await, Written::ConditionFailed);
+    assert_eq!(remove(Condition::Always).await, Written::Done(Replaced::Nothing));
+    put("h", one.clone(), Expiry::Never).await;
+    assert_eq!(remove(Condition::Always).await, Written::Done(Replaced::Value));
+    put("h", one.clone(), Expiry::Never).await;
+    assert_eq!(remove(Condition::Present).await, Written::Done(Replaced::Value));
+    assert_eq!(store.get(&id("h")).await.unwrap(), None);
+
+    // A listing has every id with a beginning, and none that is gone.
+    for number in 0..2500 {
+        put(&format!("list_{number}"), one.clone(), Expiry::Never).await;
+    }
+    put("lisp", one.clone(), Expiry::Never).await;
+    put("list_soon", one.clone(), soon).await;
+    until("it expires", || async { store.get(&id("list_soon")).await.unwrap().is_none() }).await;
+    for (beginning, number) in [("list_", 2500), ("list_1", 1111), ("list_77", 11), ("lis", 2501)] {
+        let (mut found, mut from) = (std::collections::HashSet::new(), None);
+        loop {
+            let page = store.list(beginning, from).await.unwrap();
+            found.extend(page.ids);
+            from = page.next;
+            if from.is_none() {
+                break;
+            }
+        }
+        assert_eq!(found.len(), number, "{beginning}");
+        assert!(found.iter().all(|id| id.as_str().starts_with(beginning)));
+    }
+
+    // Of those who make the same value their condition one alone writes.
+    for round in 0..50 {
+        put("j", Bytes::from("0"), minute).await;
+        let mut writers = Vec::new();
+        for writer in 1..=4_u8 {
+            let id = id("j");
+            writers.push(async move {
+                let condition = Condition::is(|value| value == Some(b"0"));
+                let value = Bytes::from(vec![writer]);
+                match store.put(&id, value, minute, &condition).await.unwrap() {
+                    Written::Done(_) => Some(writer),
+                    Written::ConditionFailed => None,
+                }
+            });
+        }
+        let [a, b, c, d] = <[_; 4]>::try_from(writers).ok().unwrap();
+        let (a, b, c, d) = tokio::join!(a, b, c, d);
+        let won: Vec<u8> = [a, b, c, d].into_iter().flatten().collect();
+        assert_eq!(won.len(), 1, "round {round}");
+        assert_eq!(store.get(&id("j")).await.unwrap().unwrap().value, won);
+    }
 
     // Readers see a whole value, the old or the new, while it is replaced.
     let (old, new) = (Bytes::from(vec![b'o'; 100_000]), Bytes::from(vec![b'n'; 100_000]));
-    store.put(&id("g"), old.clone(), minute).await.unwrap();
+    put("g", old.clone(), minute).await;
     let writing = async {
         for round in 0..20 {
             let value = if round % 2 == 0 { &new } else { &old };
-            store.put(&id("g"), value.clone(), minute).await.unwrap();
+            put("g", value.clone(), minute).await;
         }
     };
     let reading = async {
@@ -131,7 +224,7 @@ async fn redis_keeps_the_contract_with_a_user_and_a_password() {
         let store = open(&[("redis.url", &url)]).await;
         store.ping().await.unwrap();
         let id = ImageId::parse("a").unwrap();
-        store.put(&id, Bytes::from("1"), None).await.unwrap();
+        store.put(&id, Bytes::from("1"), Expiry::Never, &Condition::Always).await.unwrap();
         assert!(store.get(&id).await.unwrap().is_some());
     }
     for login in ["", "images:wrong@"] {

@@ -1,0 +1,87 @@
+//! Who is at the other end of a connection, and whether they may write.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use axum::body::Body;
+use axum::http::header::{AUTHORIZATION, FORWARDED, HOST, ORIGIN, VIA};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, Request, StatusCode};
+
+use super::problem::Problem;
+use crate::app::App;
+
+/// Who is at the other end of the connection.
+#[derive(Debug, Clone, Copy)]
+pub enum Peer {
+    /// A socket address.
+    Tcp(SocketAddr),
+    /// A program on this machine, over a Unix socket: a proxy, as a rule, for whom nobody knows.
+    Unix,
+}
+
+impl Peer {
+    fn is_loopback(self) -> bool {
+        match self {
+            Peer::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Peer::Unix => false,
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Tcp(address) => address.fmt(f),
+            Peer::Unix => f.write_str("unix"),
+        }
+    }
+}
+
+/// Whether a request may write: by a bearer token (RFC 6750) where there are some; otherwise if it comes from a program
+/// on this machine.
+pub(crate) fn may_write(app: &App, peer: Peer, request: &Request<Body>) -> Result<(), Problem> {
+    if !app.settings.writes.enabled {
+        let detail = "writes are switched off ([writes] enabled)";
+        return Err(Problem::new(StatusCode::FORBIDDEN, "read-only", "read only", detail));
+    }
+    if !app.writers.is_empty() {
+        return match bearer(request.headers()) {
+            Some(token) if app.writers.have(token) => Ok(()),
+            Some(_) => Err(Problem::unauthorised("the token is none of those in [writes] tokens")),
+            None => Err(Problem::unauthorised("writes need Authorization: Bearer and a token")),
+        };
+    }
+    if is_from_this_machine(peer, request) {
+        return Ok(());
+    }
+    let detail =
+        "without [writes] tokens, writes are taken from programs on the server's own machine only";
+    Err(Problem::new(StatusCode::FORBIDDEN, "not-from-here", "writes are local", detail))
+}
+
+/// The token of the one `Authorization` there is.
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let mut lines = headers.get_all(AUTHORIZATION).iter();
+    let (Some(line), None) = (lines.next(), lines.next()) else {
+        return None;
+    };
+    let (scheme, token) = line.as_bytes().split_at_checked("Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token.trim_ascii())
+}
+
+/// A connection from this machine, for this machine: a page of another site that was made to resolve to
+/// it still names itself in `Host` and `Origin`, and what came through a proxy came from anywhere.
+fn is_from_this_machine(peer: Peer, request: &Request<Body>) -> bool {
+    let headers = request.headers();
+    // HTTP/2 names the host in `:authority`, HTTP/1 in `Host`.
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
+    let local = host
+        .as_ref()
+        .or_else(|| request.uri().authority())
+        .is_some_and(|host| matches!(host.host(), "localhost" | "127.0.0.1" | "[::1]"));
+    let proxied = [FORWARDED.as_str(), VIA.as_str(), "x-forwarded-for", "x-real-ip"]
+        .iter()
+        .any(|name| headers.contains_key(*name));
+    peer.is_loopback() && local && !proxied && !headers.contains_key(ORIGIN)
+}
