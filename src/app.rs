@@ -1,11 +1,11 @@
 //! The parts of one running service, put together.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use crate::cache::Cache;
+use crate::events::Hub;
 use crate::index::{Bounds, Guard, Index};
 use crate::read::{CorruptLog, Outcome};
 use crate::render::Renderer;
@@ -25,6 +25,8 @@ pub struct App {
     pub index: Arc<Index<Outcome>>,
     /// The decoded images in memory.
     pub cache: Cache,
+    /// Who is told of changes.
+    pub events: Arc<Hub>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Who may write.
@@ -38,7 +40,18 @@ pub struct App {
     pub decoding: Arc<Semaphore>,
     /// One permit for each KiB of values that are being fetched and decoded.
     pub fetching: Semaphore,
-    stopping: AtomicBool,
+    phase: watch::Sender<Phase>,
+}
+
+/// How far the service is on its way to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    /// It serves.
+    Serving,
+    /// It says that it isn't ready, though it still answers.
+    Stopping,
+    /// It ends what it has begun.
+    Draining,
 }
 
 impl App {
@@ -58,9 +71,11 @@ impl App {
         };
         let index = Arc::new(Index::guarded(bounds, guard));
         let metrics = Arc::new(Metrics::new());
+        let events = Arc::new(Hub::new(&settings));
         let mut store = Store::open(&settings).await?;
         store.watch({
             let (index, metrics) = (Arc::clone(&index), Arc::clone(&metrics));
+            let events = Arc::clone(&events);
             Announcer::new(move |change| {
                 match &change {
                     Change::Of(id) => {
@@ -74,33 +89,50 @@ impl App {
                     Change::Lost { .. } => metrics.expect_no_push(None),
                     Change::Tracked { .. } | Change::Reached(_) => {}
                 }
+                let told = change.clone();
                 index.hear(change);
+                // Afterwards, so that whoever looks sees no more what was there before.
+                events.hear(&told);
             })
         });
-        Ok(Arc::new(App {
+        let app = Arc::new(App {
             store,
             index,
             cache: Cache::new(settings.cache.images, settings.cache.bytes),
+            events,
             metrics,
             writers: Writers::load(&settings.writes)?,
             renderer: Renderer::new(cores, &settings),
             corrupt_log: CorruptLog::default(),
             decoding: Arc::new(Semaphore::new(cores)),
             fetching: Semaphore::new(settings.limits.fetch_bytes.div_ceil(1024)),
-            stopping: AtomicBool::new(false),
+            phase: watch::Sender::new(Phase::Serving),
             settings,
-        }))
+        });
+        app.events.start(&app);
+        Ok(app)
     }
 
     /// From now on the service says that it isn't ready, though it still answers.
     pub fn begin_to_stop(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
+        self.phase.send_replace(Phase::Stopping);
+    }
+
+    /// From now on what would go on for ever ends.
+    pub fn begin_to_drain(&self) {
+        self.phase.send_replace(Phase::Draining);
+    }
+
+    /// Waits until what would go on for ever is to end.
+    pub async fn until_draining(&self) {
+        // The sender lives as long as this app.
+        let _ = self.phase.subscribe().wait_for(|phase| *phase >= Phase::Draining).await;
     }
 
     /// Whether it was told to stop.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
+        *self.phase.borrow() >= Phase::Stopping
     }
 
     /// Waits for room for a value of some bytes among those that are being fetched, no longer than Redis may

@@ -11,7 +11,7 @@
 //!   nothing replaced is served; [`collapse`] makes one fetch of many.
 //! - [`store`] keeps records and tells of changes; [`cache`] keeps decoded bytes; [`picture`] knows pixels and signatures;
 //!   [`variant`] says what of them is asked for, and [`render`] who makes it.
-//! - [`writers`] says who may write.
+//! - [`writers`] says who may write; [`events`] tells browsers what changes.
 //! - [`telemetry`] is the log and the metrics; [`cli`] is the command line.
 //!
 //! `ARCHITECTURE.md` says why it is so.
@@ -21,6 +21,7 @@ pub mod cache;
 pub mod cli;
 pub mod coding;
 pub mod collapse;
+pub mod events;
 pub mod http;
 pub mod image;
 pub mod index;
@@ -32,6 +33,7 @@ pub mod render;
 pub mod server;
 pub mod settings;
 pub mod store;
+mod task;
 pub mod telemetry;
 pub mod variant;
 pub mod write;

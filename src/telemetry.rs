@@ -77,6 +77,10 @@ pub struct Metrics {
     pub decodes: Counter,
     /// Pictures that were rendered.
     pub renders: Counter,
+    /// Events that were sent.
+    pub events: Counter,
+    /// Open event streams.
+    pub event_streams: Gauge,
     /// Bytes of answers.
     pub response_bytes: Counter,
     /// Requests that are being answered, but for those of operators.
@@ -133,7 +137,7 @@ struct StateLabel {
     state: &'static str,
 }
 
-/// What was turned away so that the rest gets through, by the setting under `[limits]` that says so.
+/// What was turned away so that the rest gets through, by the setting that says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shed {
     /// A connection.
@@ -146,11 +150,19 @@ pub enum Shed {
     FetchBytes,
     /// A render.
     Renders,
+    /// A stream of events.
+    Streams,
 }
 
 impl Shed {
-    const ALL: [Shed; 5] =
-        [Shed::Connections, Shed::Requests, Shed::Waiters, Shed::FetchBytes, Shed::Renders];
+    const ALL: [Shed; 6] = [
+        Shed::Connections,
+        Shed::Requests,
+        Shed::Waiters,
+        Shed::FetchBytes,
+        Shed::Renders,
+        Shed::Streams,
+    ];
 
     const fn limit(self) -> &'static str {
         match self {
@@ -159,6 +171,7 @@ impl Shed {
             Shed::Waiters => "waiters",
             Shed::FetchBytes => "fetch_bytes",
             Shed::Renders => "renders",
+            Shed::Streams => "event_streams",
         }
     }
 }
@@ -211,6 +224,8 @@ impl Metrics {
             hashes: counter(&mut registry, "hashes", "Values that were hashed for their version"),
             decodes: counter(&mut registry, "decodes", "Images decoded from base64"),
             renders: counter(&mut registry, "renders", "Variants and placeholders rendered"),
+            events: counter(&mut registry, "events", "Events sent to those who follow images"),
+            event_streams: gauge(&mut registry, "event_streams", "Open event streams"),
             response_bytes: Counter::default(),
             requests_in_flight: gauge(
                 &mut registry,
@@ -262,7 +277,7 @@ impl Metrics {
         );
         registry.register(
             "shed",
-            "Connections and requests turned away, by the setting under [limits]",
+            "Connections and requests turned away, by the setting that says so",
             self.shed.clone(),
         );
         registry.register(

@@ -148,7 +148,9 @@ async fn tell(
     }
     // The push says so too, later; but who has read this answer must not be shown what was there before. A write
     // that failed may have happened all the same.
-    app.index.hear(Change::Of(id.clone()));
+    let change = Change::Of(id.clone());
+    app.index.hear(change.clone());
+    app.events.hear(&change);
     written
 }
 

@@ -7,6 +7,7 @@ pub mod client;
 mod conditional;
 mod cors;
 mod digest;
+mod events;
 mod images;
 mod info;
 mod negotiation;

@@ -10,7 +10,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 pub use super::access::Peer;
 use super::problem::Problem;
-use super::{cors, images, info, openapi, ops, placeholders, writes};
+use super::{cors, events, images, info, openapi, ops, placeholders, writes};
 use crate::app::App;
 
 /// What the handlers share: the app, and what is made ready of its settings.
@@ -30,6 +30,7 @@ pub enum Route {
     Thumbnail,
     Info,
     Placeholder,
+    Events,
     OpenApi,
     Healthz,
     Readyz,
@@ -42,7 +43,14 @@ impl Route {
     /// What a path asks for, whatever the method.
     #[must_use]
     pub fn of(path: &str) -> Route {
-        let known = [Route::Images, Route::OpenApi, Route::Healthz, Route::Readyz, Route::Metrics];
+        let known = [
+            Route::Images,
+            Route::Events,
+            Route::OpenApi,
+            Route::Healthz,
+            Route::Readyz,
+            Route::Metrics,
+        ];
         match path.strip_prefix("/images/").map(|rest| rest.split_once('/')) {
             Some(Some((_, "thumbnail"))) => Route::Thumbnail,
             Some(Some((_, "info"))) => Route::Info,
@@ -76,6 +84,7 @@ impl Route {
             Route::Thumbnail => "/images/{id}/thumbnail",
             Route::Info => "/images/{id}/info",
             Route::Placeholder => "/placeholders/{size}",
+            Route::Events => "/events",
             Route::OpenApi => "/openapi.json",
             Route::Healthz => "/healthz",
             Route::Readyz => "/readyz",
@@ -121,6 +130,7 @@ fn public(app: &App) -> Router<Arc<Site>> {
         .route(Route::Thumbnail.pattern(), get(images::thumbnail))
         .route(Route::Info.pattern(), get(info::get))
         .route(Route::Placeholder.pattern(), get(placeholders::get))
+        .route(Route::Events.pattern(), get(events::get))
         .route(Route::OpenApi.pattern(), get(openapi::get))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(unknown_image_or_address)
@@ -139,6 +149,7 @@ async fn unknown_image_or_address(uri: Uri) -> Problem {
         | Route::Thumbnail
         | Route::Info
         | Route::Placeholder
+        | Route::Events
         | Route::OpenApi
         | Route::Healthz
         | Route::Readyz
@@ -177,6 +188,7 @@ mod tests {
             Route::Thumbnail,
             Route::Info,
             Route::Placeholder,
+            Route::Events,
             Route::OpenApi,
             Route::Healthz,
             Route::Readyz,

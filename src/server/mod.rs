@@ -93,6 +93,7 @@ pub async fn serve(
     tracing::info!("stopping");
     let ended = async {
         open.send_replace(Phase::Draining);
+        app.begin_to_drain();
         // The listener goes first, with whoever waits there answered; the connections end when they have sent what
         // they were asked for. Operators may look until the end.
         accepting.join_next().await;

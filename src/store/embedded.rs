@@ -12,11 +12,12 @@ use redb::{
 };
 
 use super::{
-    AbortOnDrop, Announcer, Change, Condition, Cursor, Expiry, Lease, Page, Replaced, StoreError,
-    Stored, Written,
+    Announcer, Change, Condition, Cursor, Expiry, Lease, Page, Replaced, StoreError, Stored,
+    Written,
 };
 use crate::image::ImageId;
 use crate::settings::Settings;
+use crate::task::Task;
 
 /// Key → expiry in milliseconds since 1970 (8 bytes, big-endian; 0 for never), then the value.
 const RECORDS: TableDefinition<&str, &[u8]> = TableDefinition::new("records");
@@ -52,7 +53,7 @@ pub struct EmbeddedStore {
     max_value: usize,
     sweep_interval: Duration,
     announcer: Option<Announcer>,
-    sweeper: Option<AbortOnDrop>,
+    sweeper: Option<Task>,
 }
 
 /// Why the store can't be opened, where a caller has another way.
@@ -87,7 +88,7 @@ impl EmbeddedStore {
         let database = Arc::downgrade(&self.database);
         let sweeper =
             Sweeper { database, key_prefix: self.key_prefix.clone(), announcer: announcer.clone() };
-        self.sweeper = Some(AbortOnDrop(tokio::spawn(sweeper.run(self.sweep_interval))));
+        self.sweeper = Some(Task::start("sweeper", sweeper.run(self.sweep_interval)));
         self.announcer = Some(announcer);
     }
 

@@ -14,11 +14,12 @@ use bytes::Bytes;
 use super::connection::{DataPath, Repeat};
 use super::tracking::Tracking;
 use super::{
-    AbortOnDrop, Announcer, Change, Coherence, Condition, Cursor, Expiry, Page, Replaced,
-    StoreError, Stored, Written,
+    Announcer, Change, Coherence, Condition, Cursor, Expiry, Page, Replaced, StoreError, Stored,
+    Written,
 };
 use crate::image::ImageId;
 use crate::settings::{self, Settings};
+use crate::task::Task;
 
 /// Reads and writes records over a few connections that reconnect by themselves.
 ///
@@ -29,7 +30,7 @@ pub struct RedisStore {
     tracking_client: Client,
     connect_timeout: Duration,
     track: bool,
-    tracking: Option<AbortOnDrop>,
+    tracking: Option<Task>,
     key_prefix: String,
     max_value: usize,
 }

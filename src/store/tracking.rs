@@ -15,8 +15,9 @@ use redis::{
 use tokio::sync::Notify;
 
 use super::connection::{DataPath, run_id};
-use super::{AbortOnDrop, Announcer, Change, Coherence, Lease};
+use super::{Announcer, Change, Coherence, Lease};
 use crate::image::ImageId;
+use crate::task::Task;
 
 /// How often the connection is asked whether it is alive, and how long it may take to say so. A partition
 /// that nobody reports is noticed within the sum of the two.
@@ -69,8 +70,8 @@ struct Life {
 
 impl Tracking {
     /// Starts the supervisor.
-    pub(super) fn start(self) -> AbortOnDrop {
-        AbortOnDrop(tokio::spawn(self.supervise()))
+    pub(super) fn start(self) -> Task {
+        Task::start("tracking", self.supervise())
     }
 
     /// Connect, track, beat, and again, for as long as the store lives.

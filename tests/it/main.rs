@@ -17,6 +17,7 @@ mod connections;
 mod dashboards;
 mod description;
 mod embedded;
+mod events;
 mod freshness;
 mod fronts;
 mod memory;

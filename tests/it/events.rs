@@ -1,0 +1,456 @@
+//! What a page is told while its images appear and change.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use image::ImageFormat;
+use redis::AsyncTypedCommands;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::harness::server::{metric, program};
+use crate::harness::{
+    PATIENCE, Process, Proxy, RedisServer, Server, etag, get, png, record, until,
+};
+use crate::variants::{encoded, picture};
+
+/// One stream of events, read as it comes.
+struct Events {
+    body: Incoming,
+    text: String,
+}
+
+/// An event, with the lines that it has.
+#[derive(Debug, Clone, PartialEq)]
+struct Event {
+    name: String,
+    id: String,
+    data: Value,
+}
+
+impl Events {
+    async fn of(address: SocketAddr, query: &str) -> Events {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .uri(format!("/events?{query}"))
+            .header("host", address.to_string())
+            .header("accept", "text/event-stream")
+            .body(Empty::<Bytes>::new())
+            .unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+        assert_eq!(header("content-type"), "text/event-stream");
+        assert_eq!(header("cache-control"), "no-cache, no-transform");
+        assert_eq!(header("x-accel-buffering"), "no");
+        let mut events = Events { body: response.into_body(), text: String::new() };
+        let first = events.block().await.unwrap();
+        let retry: u32 = first.strip_prefix("retry: ").unwrap().parse().unwrap();
+        assert!((1000..3000).contains(&retry));
+        events
+    }
+
+    /// The next block of lines, or nothing at the end.
+    async fn block(&mut self) -> Option<String> {
+        loop {
+            if let Some(end) = self.text.find("\n\n") {
+                let rest = self.text.split_off(end + 2);
+                let block = std::mem::replace(&mut self.text, rest);
+                return Some(block.trim_end().to_owned());
+            }
+            let frame = tokio::time::timeout(PATIENCE, self.body.frame()).await.expect("silence");
+            let data = frame?.ok()?.into_data().unwrap();
+            self.text.push_str(std::str::from_utf8(&data).unwrap());
+        }
+    }
+
+    /// The next event; comments are passed over.
+    async fn next(&mut self) -> Event {
+        loop {
+            let block = self.block().await.expect("the stream has ended");
+            if block != ":" {
+                return Event::parse(&block);
+            }
+        }
+    }
+
+    /// The next event of each of some ids, whatever else comes.
+    async fn next_of(&mut self, ids: &[&str]) -> HashMap<String, Event> {
+        let mut found = HashMap::new();
+        while found.len() < ids.len() {
+            let event = self.next().await;
+            if ids.contains(&event.of().as_str()) {
+                found.insert(event.of(), event);
+            }
+        }
+        found
+    }
+}
+
+impl Event {
+    fn parse(block: &str) -> Event {
+        let field = |name: &str| {
+            let lines =
+                block.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+            lines.collect::<Vec<_>>().join("\n")
+        };
+        let event = Event {
+            name: field("event"),
+            id: field("id"),
+            data: serde_json::from_str(&field("data")).expect(block),
+        };
+        assert_eq!(event.data["type"], event.name, "{block}");
+        event
+    }
+
+    fn of(&self) -> String {
+        self.data["data"]["concept_id"].as_str().unwrap().to_owned()
+    }
+}
+
+/// The bytes in a data URL.
+fn inlined(url: &Value, media_type: &str) -> Vec<u8> {
+    let prefix = format!("data:{media_type};base64,");
+    STANDARD.decode(url.as_str().unwrap().strip_prefix(&prefix).expect(&prefix)).unwrap()
+}
+
+fn drawn(seed: u8) -> Vec<u8> {
+    encoded(&picture(seed, 96, 64), ImageFormat::Png)
+}
+
+#[tokio::test]
+async fn a_page_is_told_what_there_is_and_whatever_changes() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let first = drawn(1);
+    redis.set("a", &record(&first)).await;
+    let mut events = Events::of(server.address, "ids=a,b").await;
+    let mut known = events.next_of(&["a", "b"]).await;
+    let version = etag(&record(&first)).trim_matches('"').to_owned();
+    let a = known.remove("a").unwrap();
+    assert_eq!((a.name.as_str(), &a.id), ("concept_progress", &version));
+    let data = a.data["data"].as_object().unwrap();
+    let names: HashSet<&str> = data.keys().map(String::as_str).collect();
+    assert_eq!(names, HashSet::from(["concept_id", "full", "thumbnail"]));
+    assert_eq!(data["full"], format!("/images/a?v={version}"));
+    let thumbnail = inlined(&data["thumbnail"], "image/webp");
+    assert_eq!(thumbnail, server.get("/images/a/thumbnail").await.body);
+    let full = server.get(data["full"].as_str().unwrap()).await;
+    assert_eq!(full.body, first);
+    assert!(full.header("cache-control").contains("31536000"), "{full:?}");
+    let absent = json!({"type": "concept_absent", "data": {"concept_id": "b"}});
+    assert_eq!(known["b"].data, absent);
+
+    // Written, replaced, written with the same content, removed, and expired.
+    redis.set("b", &record(&drawn(2))).await;
+    assert_eq!(events.next().await.of(), "b");
+    redis.set("a", &record(&drawn(3))).await;
+    let replaced = events.next().await;
+    assert_eq!(replaced.id, etag(&record(&drawn(3))).trim_matches('"'));
+    redis.set("a", &record(&drawn(3))).await;
+    redis.connect().await.del("image:b").await.unwrap();
+    assert_eq!(events.next().await.data, absent);
+    let mut expiring = redis::cmd("SET");
+    expiring.arg("image:b").arg(record(&drawn(4))).arg("PX").arg(300);
+    expiring.exec_async(&mut redis.connect().await).await.unwrap();
+    assert_eq!(events.next().await.name, "concept_progress");
+    assert_eq!(events.next().await.data, absent);
+    // What is no image isn't shown, and what is nobody's isn't told.
+    redis.set("c", &record(&drawn(5))).await;
+    redis.set("a", b"{}").await;
+    assert_eq!(events.next().await.name, "concept_absent");
+}
+
+#[tokio::test]
+async fn an_image_stands_in_its_event_as_far_as_it_is_asked_for_and_small_enough() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("events.inline_bytes", "2KiB")]).await.coherent().await;
+    let (small, large) = (drawn(1), png(2, 2049));
+    assert!(small.len() <= 2048, "{}", small.len());
+    redis.set("small", &record(&small)).await;
+    redis.set("large", &record(&large)).await;
+    let ids = ["small", "large"];
+    let addresses =
+        Events::of(server.address, "ids=small,large&inline=none").await.next_of(&ids).await;
+    let version = &addresses["small"].id;
+    assert_eq!(
+        addresses["small"].data["data"]["thumbnail"],
+        format!("/images/small/thumbnail?v={version}")
+    );
+    let full = Events::of(server.address, "ids=small,large&inline=full").await.next_of(&ids).await;
+    assert_eq!(inlined(&full["small"].data["data"]["image_data"], "image/png"), small);
+    assert!(full["small"].data["data"]["thumbnail"].is_string());
+    // One that isn't inlined has its address all the same, and one that can't be drawn no thumbnail.
+    let large = &full["large"].data["data"];
+    assert!(large["image_data"].is_null() && large["thumbnail"].is_null());
+    assert_eq!(large["full"], format!("/images/large?v={}", full["large"].id));
+}
+
+#[tokio::test]
+async fn a_prefix_names_images_that_are_there_and_those_that_come() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    for id in ["concept_0", "concept_1", "other"] {
+        redis.set(id, &record(&drawn(1))).await;
+    }
+    let mut events = Events::of(server.address, "prefix=concept_").await;
+    let both = events.next_of(&["concept_0", "concept_1"]).await;
+    assert_eq!(both.len(), 2);
+    redis.set("other", &record(&drawn(2))).await;
+    redis.set("concept_2", &record(&drawn(3))).await;
+    assert_eq!(events.next().await.of(), "concept_2");
+    redis.set("concept_0", &record(&drawn(4))).await;
+    assert_eq!(events.next().await.id, etag(&record(&drawn(4))).trim_matches('"'));
+    // What comes while nobody tells of changes.
+    let flush = redis::cmd("FLUSHALL");
+    flush.exec_async(&mut redis.connect().await).await.unwrap();
+    let gone = events.next_of(&["concept_0", "concept_1", "concept_2"]).await;
+    assert!(gone.values().all(|event| event.name == "concept_absent"), "{gone:?}");
+}
+
+#[tokio::test]
+async fn what_can_not_be_followed_is_400_and_says_why() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("events.ids", "3")]).await;
+    for (query, kind, says) in [
+        ("", "bad-parameter", "ids or prefix is missing"),
+        ("ids=a&prefix=b", "bad-parameter", "both"),
+        ("ids=a,b,c,d", "bad-parameter", "4 ids are named, the limit is 3 ([events] ids)"),
+        ("ids=a&inline=some", "bad-parameter", "inline is none, thumbnail or full"),
+        ("ids=a&since=1", "bad-parameter", "this address takes ids or prefix, and inline"),
+        ("prefix=a*", "bad-parameter", "prefix is the beginning of an id"),
+        ("ids=", "bad-id", "the id is empty"),
+        ("ids=a,,b", "bad-id", "the id is empty"),
+        ("ids=a,b%2fc", "bad-id", "position 1"),
+    ] {
+        let answer = server.get(&format!("/events?{query}")).await;
+        let problem = answer.problem(400, kind);
+        assert!(problem["detail"].as_str().unwrap().contains(says), "{query}: {problem}");
+    }
+    // The same id twice is one.
+    Events::of(server.address, "ids=a,b,c,a,b,c").await.next_of(&["a", "b", "c"]).await;
+}
+
+#[tokio::test]
+async fn a_stream_over_the_limit_gets_503_until_another_one_ends() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("events.streams", "2")]).await.coherent().await;
+    let first = Events::of(server.address, "ids=a").await;
+    let _second = Events::of(server.address, "prefix=a").await;
+    let answer = server.get("/events?ids=a").await;
+    answer.problem(503, "busy");
+    assert_eq!(answer.header("retry-after"), "1");
+    assert_eq!(server.metric("afterimage_event_streams").await, 2);
+    assert_eq!(server.metric("afterimage_shed_total{limit=\"event_streams\"}").await, 1);
+    drop(first);
+    until("one is free", || async { server.metric("afterimage_event_streams").await == 1 }).await;
+    Events::of(server.address, "ids=a").await.next().await;
+}
+
+#[tokio::test]
+async fn an_idle_stream_has_a_heartbeat_and_ends_with_the_server() {
+    let redis = RedisServer::start().await;
+    // A client that takes nothing would be let go after the time-out; one that is told nothing is not.
+    let settings = [("events.heartbeat", "10min"), ("http.send_timeout", "400ms")];
+    let server = Server::on(&redis, &settings).await.coherent().await;
+    let mut events = Events::of(server.address, "ids=a").await;
+    events.next().await;
+    for _ in 0..5 {
+        assert_eq!(events.block().await.unwrap(), ":");
+    }
+    let began = Instant::now();
+    let ended = tokio::spawn(async move {
+        while let Some(block) = events.block().await {
+            assert_eq!(block, ":");
+        }
+    });
+    server.stop().await;
+    ended.await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_connection_that_was_cut_loses_nothing() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    redis.set("a", &record(&drawn(0))).await;
+    redis.set("b", &record(&drawn(100))).await;
+    for round in 1..20 {
+        let mut events = Events::of(server.address, "ids=a,b,c").await;
+        let known = events.next_of(&["a", "b"]).await;
+        assert_eq!(known["a"].id, etag(&record(&drawn(round - 1))).trim_matches('"'));
+        drop(events);
+        redis.set("a", &record(&drawn(round))).await;
+        // The push of it has come.
+        let tag = etag(&record(&drawn(round)));
+        until("it is served", || async { server.get("/images/a").await.header("etag") == tag })
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn what_changes_while_redis_is_away_or_silent_is_told_afterwards() {
+    let redis = RedisServer::start().await;
+    let proxy = Proxy::to(redis.port).await;
+    let url = format!("redis://{}", proxy.address);
+    let server = Server::start(&[("redis.url", &url)]).await.coherent().await;
+    redis.set("a1", &record(&drawn(1))).await;
+    let mut named = Events::of(server.address, "ids=a1,a2").await;
+    named.next_of(&["a1", "a2"]).await;
+    let mut prefixed = Events::of(server.address, "prefix=a").await;
+    prefixed.next_of(&["a1"]).await;
+    proxy.hold(crate::harness::Held::All);
+    redis.set("a1", &record(&drawn(2))).await;
+    redis.set("a2", &record(&drawn(3))).await;
+    until("the silence is noticed", || async { server.coherence().await != "coherent" }).await;
+    proxy.hold(crate::harness::Held::None);
+    for events in [&mut named, &mut prefixed] {
+        let told = events.next_of(&["a1", "a2"]).await;
+        assert_eq!(told["a1"].id, etag(&record(&drawn(2))).trim_matches('"'));
+        assert_eq!(told["a2"].id, etag(&record(&drawn(3))).trim_matches('"'));
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_told_of_changes_looks_for_them() {
+    let redis = RedisServer::start().await;
+    let settings = [("redis.tracking", "false"), ("events.heartbeat", "200ms")];
+    let server = Server::on(&redis, &settings).await;
+    let mut events = Events::of(server.address, "prefix=a").await;
+    redis.set("a", &record(&drawn(1))).await;
+    assert_eq!(events.next().await.id, etag(&record(&drawn(1))).trim_matches('"'));
+    redis.set("a", &record(&drawn(2))).await;
+    assert_eq!(events.next().await.id, etag(&record(&drawn(2))).trim_matches('"'));
+}
+
+#[tokio::test]
+async fn a_slow_reader_gets_the_newest_state_and_not_every_one() {
+    const WRITES: u64 = 200;
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    // The kernel takes some, the rest waits for the reader.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut slow = socket.connect(server.address).await.unwrap();
+    let request =
+        format!("GET /events?ids=a&inline=full HTTP/1.1\r\nHost: {}\r\n\r\n", server.address);
+    slow.write_all(request.as_bytes()).await.unwrap();
+    let mut quick = Events::of(server.address, "ids=a&inline=none").await;
+    quick.next().await;
+    let mut newest = String::new();
+    for seed in 0..WRITES {
+        let value = record(&png(seed, 250_000));
+        redis.set("a", &value).await;
+        etag(&value).trim_matches('"').clone_into(&mut newest);
+        // Who reads is told of it, whoever doesn't.
+        while quick.next().await.id != newest {}
+    }
+    let (mut text, mut buffer) = (String::new(), vec![0; 1 << 20]);
+    let end = format!("/images/a?v={newest}");
+    while !text.contains(&end) {
+        let read = tokio::time::timeout(PATIENCE, slow.read(&mut buffer)).await;
+        let length = read.expect("the newest one doesn't come").unwrap();
+        assert!(length > 0, "the stream has ended");
+        text.push_str(&String::from_utf8_lossy(&buffer[..length]));
+    }
+    let events = text.matches("event: concept_progress").count();
+    println!("{events} of {WRITES} events went to who didn't read");
+    assert!(events < 100, "{events} of {WRITES} events were kept for it");
+}
+
+/// What a thousand pages see of twenty images that a hundred writes a second replace, for some seconds.
+async fn a_thousand_pages_are_told(seconds: u64) {
+    const PAGES: usize = 1000;
+    const IMAGES: usize = 20;
+    const EACH: usize = 5;
+    let redis = RedisServer::start().await;
+    let mut command = program();
+    command.args(["--redis-url", &redis.url(), "--log-filter", "warn"]);
+    let process = Process::start(command);
+    let address = process.address;
+    let ready =
+        || async { get(address, "/readyz", &[]).await.body.windows(8).any(|it| it == b"coherent") };
+    until("the server is coherent", ready).await;
+
+    let mut pages = Vec::new();
+    for page in 0..PAGES {
+        let ids: Vec<String> =
+            (0..EACH).map(|number| format!("i{}", (page + number) % IMAGES)).collect();
+        let mut events = Events::of(address, &format!("ids={}", ids.join(","))).await;
+        let (sender, newest) = tokio::sync::watch::channel(HashMap::<String, String>::new());
+        let task = tokio::spawn(async move {
+            let mut told = 0_u64;
+            while let Some(block) = events.block().await {
+                if block != ":" {
+                    let event = Event::parse(&block);
+                    told += 1;
+                    sender.send_modify(|newest| drop(newest.insert(event.of(), event.id)));
+                }
+            }
+            told
+        });
+        pages.push((ids, newest, task));
+    }
+    // Two that never read.
+    let mut stuck = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request =
+            format!("GET /events?prefix=i&inline=full HTTP/1.1\r\nHost: {address}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stuck.push(stream);
+    }
+
+    let mut connection = redis.connect().await;
+    let mut values: HashMap<String, String> = HashMap::new();
+    let (mut tick, began) = (tokio::time::interval(Duration::from_millis(10)), Instant::now());
+    let mut writes = 0_u64;
+    while began.elapsed() < Duration::from_secs(seconds) {
+        tick.tick().await;
+        let seed = u8::try_from(writes % 251).unwrap();
+        let id = format!("i{}", writes % IMAGES as u64);
+        let value = record(&drawn(seed));
+        connection.set(format!("image:{id}"), &value).await.unwrap();
+        values.insert(id, etag(&value).trim_matches('"').to_owned());
+        writes += 1;
+    }
+    let rate = writes as f64 / began.elapsed().as_secs_f64();
+    for (ids, newest, _) in &mut pages {
+        let all = |newest: &HashMap<String, String>| {
+            ids.iter().all(|id| newest.get(id) == values.get(id))
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(60), newest.wait_for(all)).await;
+        in_time.expect("a page has an old image").unwrap();
+    }
+    let (resident, page) = (process.resident() >> 20, get(address, "/metrics", &[]).await);
+    let (events, renders) =
+        (metric(&page, "afterimage_events_total"), metric(&page, "afterimage_renders_total"));
+    println!(
+        "{writes} writes at {rate:.0} a second: {events} events to {PAGES} pages, {renders} renders, {resident} MiB resident"
+    );
+    // One encoding for all, whose thumbnail is made once.
+    assert!(renders <= writes, "{renders} renders of {writes} images");
+    assert!(resident < 300, "{resident} MiB");
+    drop(stuck);
+    for (_, _, task) in pages {
+        task.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_pages_get_the_newest_state_of_each_image_under_a_hundred_writes_a_second() {
+    let seconds = std::env::var("AFTERIMAGE_TEST_EVENTS_SECONDS").ok();
+    a_thousand_pages_are_told(seconds.map_or(15, |it| it.parse().unwrap())).await;
+}
