@@ -7,6 +7,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use crate::cache::Cache;
 use crate::events::Hub;
 use crate::index::{Bounds, Guard, Index};
+use crate::offload::Offload;
 use crate::read::{CorruptLog, Outcome};
 use crate::render::Renderer;
 use crate::settings::Settings;
@@ -21,6 +22,8 @@ pub struct App {
     pub settings: Settings,
     /// Where the records are.
     pub store: Store,
+    /// Where images are that moved out of the records, if anywhere.
+    pub offload: Option<Offload>,
     /// What the store is known to hold.
     pub index: Arc<Index<Outcome>>,
     /// The decoded images in memory.
@@ -72,6 +75,8 @@ impl App {
         let index = Arc::new(Index::guarded(bounds, guard));
         let metrics = Arc::new(Metrics::new());
         let events = Arc::new(Hub::new(&settings));
+        let offload = Offload::open(&settings.offload)?;
+        let mover = offload.as_ref().map(|offload| Arc::clone(offload.mover()));
         let mut store = Store::open(&settings).await?;
         store.watch({
             let (index, metrics) = (Arc::clone(&index), Arc::clone(&metrics));
@@ -93,10 +98,14 @@ impl App {
                 index.hear(change);
                 // Afterwards, so that whoever looks sees no more what was there before.
                 events.hear(&told);
+                if let Some(mover) = &mover {
+                    mover.hear(&told);
+                }
             })
         });
         let app = Arc::new(App {
             store,
+            offload,
             index,
             cache: Cache::new(settings.cache.images, settings.cache.bytes),
             events,
@@ -110,6 +119,9 @@ impl App {
             settings,
         });
         app.events.start(&app);
+        if let Some(offload) = &app.offload {
+            offload.start(&app, &app.settings.offload);
+        }
         Ok(app)
     }
 

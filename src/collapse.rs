@@ -1,7 +1,9 @@
 //! One piece of work for many who want its outcome.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
@@ -74,6 +76,79 @@ impl<T> Landing<T> {
     /// Brings the outcome to all who wait and to all who will.
     pub fn land(self, outcome: T) {
         self.0.send_replace(Some(outcome));
+    }
+}
+
+/// Work under way, each piece under a key whose outcome is the same whenever it is asked for.
+#[derive(Debug)]
+pub struct Flights<K, T>(Mutex<HashMap<K, Arc<Flight<T>>>>);
+
+impl<K, T> Default for Flights<K, T> {
+    fn default() -> Self {
+        Flights(Mutex::default())
+    }
+}
+
+impl<K, T> Flights<K, T>
+where
+    K: Clone + Eq + Hash + Send + 'static,
+    T: Clone + Send + Sync + 'static,
+{
+    /// The work under a key, begun in a task of its own where it isn't under way; and whether it was.
+    pub fn join<W>(self: &Arc<Self>, key: K, work: impl FnOnce() -> W) -> (Arc<Flight<T>>, bool)
+    where
+        W: Future<Output = T> + Send + 'static,
+    {
+        let joined = self.join_within(key, usize::MAX, work);
+        joined.expect("there are never so many")
+    }
+
+    /// The same, or nothing where it isn't under way and as many as may are.
+    pub fn join_within<W>(
+        self: &Arc<Self>,
+        key: K,
+        most: usize,
+        work: impl FnOnce() -> W,
+    ) -> Option<(Arc<Flight<T>>, bool)>
+    where
+        W: Future<Output = T> + Send + 'static,
+    {
+        let mut flights = self.lock();
+        if let Some(flight) = flights.get(&key) {
+            return Some((Arc::clone(flight), true));
+        }
+        if flights.len() >= most {
+            return None;
+        }
+        let (flight, landing) = Flight::new();
+        flights.insert(key.clone(), Arc::clone(&flight));
+        drop(flights);
+        let (place, work) = (Place { flights: Arc::clone(self), key }, work());
+        // Whoever asked first may leave.
+        tokio::spawn(async move {
+            let outcome = work.await;
+            drop(place);
+            landing.land(outcome);
+        });
+        Some((flight, false))
+    }
+}
+
+impl<K, T> Flights<K, T> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, Arc<Flight<T>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place among the work under way, which is left whatever happens.
+struct Place<K: Eq + Hash, T> {
+    flights: Arc<Flights<K, T>>,
+    key: K,
+}
+
+impl<K: Eq + Hash, T> Drop for Place<K, T> {
+    fn drop(&mut self) {
+        self.flights.lock().remove(&self.key);
     }
 }
 

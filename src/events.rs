@@ -556,6 +556,7 @@ async fn parts(app: &Arc<App>, id: &ImageId, full: bool) -> Result<Option<Parts>
             AnswerContent::Facts(facts)
             | AnswerContent::NotModified(facts)
             | AnswerContent::PreconditionFailed(facts) => (facts.version, None),
+            AnswerContent::Elsewhere(remote) => (remote.version, None),
         })
     };
     let thumbnail = match ask(Some(Asked::THUMBNAIL), Wants::Bytes).await {
@@ -564,7 +565,7 @@ async fn parts(app: &Arc<App>, id: &ImageId, full: bool) -> Result<Option<Parts>
         thumbnail => Some(thumbnail?),
     };
     let whole = match (&thumbnail, full) {
-        (_, true) => Some(ask(None, Wants::Bytes).await?),
+        (_, true) => Some(ask(None, Wants::BytesHere).await?),
         (None, false) => Some(ask(None, Wants::Facts).await?),
         (Some(_), false) => None,
     };

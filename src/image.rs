@@ -198,6 +198,24 @@ impl MediaType {
         }
     }
 
+    /// What the names of its files end in.
+    #[must_use]
+    pub const fn extension(self) -> &'static str {
+        match self {
+            MediaType::Png => "png",
+            MediaType::Jpeg => "jpg",
+            MediaType::Gif => "gif",
+            MediaType::WebP => "webp",
+            MediaType::Avif => "avif",
+            MediaType::Heic => "heic",
+            MediaType::JpegXl => "jxl",
+            MediaType::Bmp => "bmp",
+            MediaType::Ico => "ico",
+            MediaType::Tiff => "tiff",
+            MediaType::Svg => "svg",
+        }
+    }
+
     /// Whether a name that a writer gave means this type. Parameters, case and the well-known aliases
     /// don't matter.
     #[must_use]

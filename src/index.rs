@@ -57,6 +57,7 @@ use tokio::sync::watch;
 
 use crate::collapse::{Flight, Landing};
 use crate::image::{Facts, ImageId, Version};
+use crate::offload::Remote;
 use crate::record::Corrupt;
 use crate::store::{Change, Coherence, Lease};
 
@@ -73,7 +74,18 @@ pub enum Known {
     /// A value that is no image. Looking again wouldn't make it one.
     Corrupt(Corrupt),
     /// A record with the address of the image.
-    Offloaded,
+    Offloaded(Arc<Remote>),
+}
+
+impl Known {
+    /// The version of the image, if there is one.
+    fn version(&self) -> Option<Version> {
+        match self {
+            Known::Present(facts) => Some(facts.version),
+            Known::Offloaded(remote) => Some(remote.version),
+            Known::Absent | Known::Corrupt(_) => None,
+        }
+    }
 }
 
 /// A hash of a value that is quicker than its version, to recognise one that was only written again.
@@ -113,8 +125,8 @@ pub enum LookUp<T> {
 /// A version that may be out of date.
 #[derive(Debug, Clone)]
 pub struct LastKnown {
-    /// The version.
-    pub facts: Arc<Facts>,
+    /// The image.
+    pub known: Known,
     /// For how long nobody has vouched for it.
     pub age: Duration,
 }
@@ -445,14 +457,9 @@ impl Entry {
         let end = ended.iter().find(|(epoch, _)| *epoch == self.epoch).map(|(_, end)| *end);
         let certain = end.map_or(self.fetched, |end| end.max(self.fetched));
         let age = certain.elapsed();
-        match &self.known {
-            Known::Present(facts)
-                if !self.replaced && !self.has_expired() && age < stale_if_error =>
-            {
-                Some(LastKnown { facts: Arc::clone(facts), age })
-            }
-            _ => None,
-        }
+        let is_image = self.known.version().is_some();
+        let may_be_sent = is_image && !self.replaced && !self.has_expired() && age < stale_if_error;
+        may_be_sent.then(|| LastKnown { known: self.known.clone(), age })
     }
 }
 
@@ -486,16 +493,12 @@ impl<T: Clone> Ticket<T> {
     pub fn keep(&mut self, found: Found) -> Option<Version> {
         let mut state = self.index.lock();
         let Found { known, digest, expires } = found;
-        let version = |known: &Known| match known {
-            Known::Present(facts) => Some(facts.version),
-            Known::Absent | Known::Corrupt(_) | Known::Offloaded => None,
-        };
-        let now = version(&known);
+        let now = known.version();
         if self.flight.is_void() || self.epoch != state.epoch {
             // Not kept, but it shows that an entry from before is out of date.
             if let Some(entry) = state.entries.peek_mut(&self.id)
                 && entry.fetched < self.began
-                && version(&entry.known) != now
+                && entry.known.version() != now
             {
                 entry.replaced = true;
             }
@@ -510,7 +513,7 @@ impl<T: Clone> Ticket<T> {
             replaced: false,
         };
         let old = state.entries.put(self.id.clone(), entry)?;
-        version(&old.known).filter(|old| now != Some(*old))
+        old.known.version().filter(|old| now != Some(*old))
     }
 
     /// Brings the outcome to all who wait.

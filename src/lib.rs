@@ -9,7 +9,7 @@
 //!   representation isn't to be sent; [`coding`] compresses those that gain by it.
 //! - [`index`] knows what the store holds, as long as it may rely on it, and is where the promise is kept that
 //!   nothing replaced is served; [`collapse`] makes one fetch of many.
-//! - [`store`] keeps records and tells of changes; [`cache`] keeps decoded bytes; [`picture`] knows pixels and signatures;
+//! - [`store`] keeps records and tells of changes; [`offload`] has the images that moved out of them; [`cache`] keeps decoded bytes; [`picture`] knows pixels and signatures;
 //!   [`variant`] says what of them is asked for, and [`render`] who makes it.
 //! - [`writers`] says who may write; [`events`] tells browsers what changes.
 //! - [`telemetry`] is the log and the metrics; [`cli`] is the command line.
@@ -25,6 +25,7 @@ pub mod events;
 pub mod http;
 pub mod image;
 pub mod index;
+pub mod offload;
 pub mod picture;
 pub mod preconditions;
 pub mod read;

@@ -12,7 +12,8 @@ use crate::cache::Kept;
 use crate::coding::{AcceptedCodings, Coding};
 use crate::collapse::Lost;
 use crate::image::{self, Facts, Form, Image, ImageId, MediaType, Representation, Version};
-use crate::index::{Boarding, Digest, Found, Known, LastKnown, LookUp, Ticket};
+use crate::index::{self, Boarding, Digest, Known, LastKnown, LookUp, Ticket};
+use crate::offload::{self, OffloadError, Remote};
 use crate::picture::{self, Outline};
 use crate::preconditions::{Preconditions, Verdict};
 use crate::record::{self, Content, Corrupt, Record};
@@ -43,8 +44,10 @@ pub struct ImageRequest {
 /// How much of an image a request is after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wants {
-    /// The bytes.
+    /// The bytes, or where they are.
     Bytes,
+    /// The bytes, wherever they are.
+    BytesHere,
     /// Only what is known of them.
     Facts,
 }
@@ -67,6 +70,8 @@ pub enum AnswerContent {
     Image(Representation),
     /// What a GET would send, without its bytes.
     Facts(Arc<Facts>),
+    /// The image is elsewhere, and so should the client go.
+    Elsewhere(Arc<Remote>),
     /// The client has it already.
     NotModified(Arc<Facts>),
     /// The client doesn't want what there is.
@@ -104,6 +109,8 @@ pub enum Served {
 pub struct Times {
     /// Asking the store and reading its answer, with the wait for room.
     pub store: Duration,
+    /// Fetching an image that isn't in the store.
+    pub origin: Duration,
     /// Telling which version the value is.
     pub hash: Duration,
     /// Making an image of it.
@@ -138,9 +145,9 @@ pub enum ReadError {
     /// There is a value, and it is no image.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
-    /// The record has the address of the image instead of its bytes.
-    #[error("the image is stored at a URL, which this version doesn't serve")]
-    Offloaded,
+    /// The object store that has the image had no answer, or not the right one.
+    #[error(transparent)]
+    Offload(OffloadError),
     /// The store had no answer.
     #[error(transparent)]
     Store(StoreError),
@@ -212,8 +219,8 @@ enum Fetched {
     Absent,
     /// A value that is no image.
     Corrupt(Corrupt),
-    /// The address of an image.
-    Offloaded,
+    /// An image that is elsewhere.
+    Offloaded(Arc<Remote>),
 }
 
 /// Where the bytes of a fetched version came from.
@@ -241,10 +248,19 @@ async fn answer(app: &Arc<App>, request: &ImageRequest) -> Result<Answer, Failur
     let boarding = match app.index.look_up(&request.id) {
         LookUp::Current(known) => {
             let hit = |error| Failure::new(error, Some(Served::Hit), Times::default());
-            let facts = known_image(known).map_err(hit)?;
-            match from_memory(app, request, &facts, Served::Hit).await {
-                Some(answer) => return answer,
-                None => app.index.ask(&request.id),
+            match known {
+                Known::Present(facts) => {
+                    match from_memory(app, request, &facts, Served::Hit).await {
+                        Some(answer) => return answer,
+                        None => app.index.ask(&request.id),
+                    }
+                }
+                Known::Offloaded(remote) => {
+                    return from_elsewhere(app, request, &remote, Served::Hit, Times::default())
+                        .await;
+                }
+                Known::Absent => return Err(hit(ReadError::Absent)),
+                Known::Corrupt(corrupt) => return Err(hit(ReadError::Corrupt(corrupt))),
             }
         }
         LookUp::Stale(known) => {
@@ -268,7 +284,12 @@ async fn answer(app: &Arc<App>, request: &ImageRequest) -> Result<Answer, Failur
         },
     };
     match fetched {
-        Ok((image, served, times)) => from_image(app, request, image, served, times).await,
+        Ok((Found::Image(image), served, times)) => {
+            from_image(app, request, image, served, times).await
+        }
+        Ok((Found::Elsewhere(remote), served, times)) => {
+            from_elsewhere(app, request, &remote, served, times).await
+        }
         Err(failure) => match failure.error {
             ReadError::Store(StoreError::Unreachable(_) | StoreError::TimedOut) => {
                 last_known(app, request).await.unwrap_or(Err(failure))
@@ -289,7 +310,50 @@ async fn stale(
     request: &ImageRequest,
     known: &LastKnown,
 ) -> Option<Result<Answer, Failure>> {
-    from_memory(app, request, &known.facts, Served::Stale { age: known.age }).await
+    let served = Served::Stale { age: known.age };
+    match &known.known {
+        Known::Present(facts) => from_memory(app, request, facts, served).await,
+        Known::Offloaded(remote) => {
+            Some(from_elsewhere(app, request, remote, served, Times::default()).await)
+        }
+        Known::Absent | Known::Corrupt(_) => None,
+    }
+}
+
+/// The answer about an image that is elsewhere: where that is, or what is there, from memory or from the object store.
+/// Its version is known, so nothing here can be out of date.
+async fn from_elsewhere(
+    app: &Arc<App>,
+    request: &ImageRequest,
+    remote: &Arc<Remote>,
+    served: Served,
+    mut times: Times,
+) -> Result<Answer, Failure> {
+    let Some(offload) = &app.offload else {
+        let error = ReadError::Corrupt(Corrupt::ForeignUrl);
+        return Err(Failure::new(error, Some(served), times));
+    };
+    let as_it_is = request.asked.is_none() && request.wants != Wants::BytesHere;
+    if as_it_is && offload.redirect(remote).is_some() {
+        return Ok(Answer { content: AnswerContent::Elsewhere(Arc::clone(remote)), served, times });
+    }
+    if let Some(facts) = remote.facts.get() {
+        if let Some(answer) = from_memory(app, request, facts, served).await {
+            return answer;
+        }
+    } else if let Some(image) = app.cache.get_image(&request.id, remote.version) {
+        let _ = remote.facts.set(Arc::clone(&image.original.facts));
+        return from_image(app, request, image, served, times).await;
+    }
+    let (fetched, collapsed) = offload::fetch(app, offload, &request.id, remote).await;
+    let (image, kept, time) =
+        fetched.map_err(|error| Failure::new(ReadError::Offload(error), None, times))?;
+    times.origin = time;
+    let served = match served {
+        Served::Stale { .. } => served,
+        _ => Served::Fetched { collapsed, kept: kept == Kept::Yes },
+    };
+    from_image(app, request, image, served, times).await
 }
 
 /// The answer about a known version, unless its bytes are needed and have left.
@@ -417,7 +481,7 @@ pub struct Info {
 pub async fn info(app: &Arc<App>, id: &ImageId) -> Result<Info, Failure> {
     let request = ImageRequest {
         id: id.clone(),
-        wants: Wants::Bytes,
+        wants: Wants::BytesHere,
         preconditions: Preconditions::default(),
         accepts: AcceptedCodings::UNSAID,
         asked: None,
@@ -502,17 +566,16 @@ fn without_bytes(request: &ImageRequest, facts: &Arc<Facts>) -> Option<AnswerCon
         (Verdict::NotModified, _) => Some(AnswerContent::NotModified(Arc::clone(facts))),
         (Verdict::Failed, _) => Some(AnswerContent::PreconditionFailed(Arc::clone(facts))),
         (Verdict::Proceed, Wants::Facts) => Some(AnswerContent::Facts(Arc::clone(facts))),
-        (Verdict::Proceed, Wants::Bytes) => None,
+        (Verdict::Proceed, Wants::Bytes | Wants::BytesHere) => None,
     }
 }
 
-fn known_image(known: Known) -> Result<Arc<Facts>, ReadError> {
-    match known {
-        Known::Present(facts) => Ok(facts),
-        Known::Absent => Err(ReadError::Absent),
-        Known::Corrupt(corrupt) => Err(ReadError::Corrupt(corrupt)),
-        Known::Offloaded => Err(ReadError::Offloaded),
-    }
+/// What there is under a key.
+enum Found {
+    /// An image, with its bytes.
+    Image(Image),
+    /// One that is elsewhere.
+    Elsewhere(Arc<Remote>),
 }
 
 /// Waits for the fetch that this request joins or leads.
@@ -520,7 +583,7 @@ async fn fetch(
     app: &Arc<App>,
     id: &ImageId,
     mut boarding: Boarding<Outcome>,
-) -> Result<(Image, Served, Times), Failure> {
+) -> Result<(Found, Served, Times), Failure> {
     let unknown = |error: ReadError| Failure::new(error, None, Times::default());
     let (landed, collapsed) = loop {
         let (flight, collapsed) = match boarding {
@@ -552,14 +615,18 @@ async fn fetch(
     let times = landed.times;
     let error = match landed.fetched {
         Fetched::Present(image, Source::Memory) => {
-            return Ok((image, Served::Revalidated { collapsed }, times));
+            return Ok((Found::Image(image), Served::Revalidated { collapsed }, times));
         }
         Fetched::Present(image, Source::Decoded(kept)) => {
-            return Ok((image, Served::Fetched { collapsed, kept: kept == Kept::Yes }, times));
+            let served = Served::Fetched { collapsed, kept: kept == Kept::Yes };
+            return Ok((Found::Image(image), served, times));
+        }
+        Fetched::Offloaded(remote) => {
+            let served = Served::Fetched { collapsed, kept: false };
+            return Ok((Found::Elsewhere(remote), served, times));
         }
         Fetched::Absent => ReadError::Absent,
         Fetched::Corrupt(corrupt) => ReadError::Corrupt(corrupt),
-        Fetched::Offloaded => ReadError::Offloaded,
     };
     Err(Failure::new(error, Some(Served::Fetched { collapsed, kept: false }), times))
 }
@@ -573,9 +640,9 @@ async fn lead(app: Arc<App>, mut ticket: Ticket<Outcome>) {
             Fetched::Present(image, _) => Known::Present(Arc::clone(&image.original.facts)),
             Fetched::Absent => Known::Absent,
             Fetched::Corrupt(corrupt) => Known::Corrupt(corrupt.clone()),
-            Fetched::Offloaded => Known::Offloaded,
+            Fetched::Offloaded(remote) => Known::Offloaded(Arc::clone(remote)),
         };
-        let found = Found { known, digest, expires: landed.expires };
+        let found = index::Found { known, digest, expires: landed.expires };
         if let Some(version) = ticket.keep(found) {
             app.cache.remove(ticket.id(), version);
         }
@@ -632,7 +699,7 @@ async fn ask_store(app: &Arc<App>, id: &ImageId) -> Result<(Landed, Option<Diges
             let kept = app.cache.insert(id, image.clone());
             Fetched::Present(image, Source::Decoded(kept))
         }
-        Opened::Offloaded => Fetched::Offloaded,
+        Opened::Offloaded(remote) => Fetched::Offloaded(Arc::new(remote)),
         Opened::Corrupt(corrupt) => Fetched::Corrupt(corrupt),
     };
     Ok((Landed { fetched, expires, times }, Some(digest)))
@@ -644,8 +711,8 @@ enum Opened {
     Known(Image),
     /// An image that was not.
     Decoded(Representation),
-    /// The address of an image.
-    Offloaded,
+    /// An image that is elsewhere.
+    Offloaded(Remote),
     /// No image.
     Corrupt(Corrupt),
 }
@@ -670,8 +737,7 @@ fn open(app: &App, id: &ImageId, value: &[u8]) -> (Opened, Digest, Times) {
     }
     let began = Instant::now();
     let opened = match decode(app, id, version, value) {
-        Ok(Some(image)) => Opened::Decoded(image),
-        Ok(None) => Opened::Offloaded,
+        Ok(opened) => opened,
         Err(corrupt) => {
             app.corrupt_log.report(id, Some(version), &corrupt);
             Opened::Corrupt(corrupt)
@@ -681,18 +747,18 @@ fn open(app: &App, id: &ImageId, value: &[u8]) -> (Opened, Digest, Times) {
     (opened, digest, times)
 }
 
-/// The image in a record, or none where the record says that it is elsewhere.
-fn decode(
-    app: &App,
-    id: &ImageId,
-    version: Version,
-    value: &[u8],
-) -> Result<Option<Representation>, Corrupt> {
+/// The image in a record, or where it is.
+fn decode(app: &App, id: &ImageId, version: Version, value: &[u8]) -> Result<Opened, Corrupt> {
     let record = Record::parse(value)?;
-    let Content::Inline(base64) = record.content else {
-        return Ok(None);
+    let base64 = match &record.content {
+        Content::Inline(base64) => base64,
+        Content::Offloaded(elsewhere) => {
+            let offload = app.offload.as_ref().ok_or(Corrupt::ForeignUrl)?;
+            let remote = offload.locate(version, &record, elsewhere);
+            return remote.map(Opened::Offloaded).ok_or(Corrupt::ForeignUrl);
+        }
     };
-    let decoded = record::decode(&base64)?;
+    let decoded = record::decode(base64)?;
     app.metrics.decodes.inc();
     if let Some(declared) = record.declared_type
         && !decoded.media_type.is_named(&declared)
@@ -703,12 +769,13 @@ fn decode(
         tracing::warn!(image.id = %id, declared, found, "the declared type is not what the bytes are");
     }
     let facts = Facts::new(version, decoded.media_type, decoded.bytes.len(), record.created_at);
-    Ok(Some(Representation { facts: Arc::new(facts), body: app.cache.count(decoded.bytes) }))
+    let (facts, body) = (Arc::new(facts), app.cache.count(decoded.bytes));
+    Ok(Opened::Decoded(Representation { facts, body }))
 }
 
 /// The image with the coded forms that are worth having: text gets them, at once and once for all, so that
 /// every length and entity-tag is known from then on; pixels are compressed already.
-async fn with_coded_forms(app: &Arc<App>, original: Representation) -> Image {
+pub(crate) async fn with_coded_forms(app: &Arc<App>, original: Representation) -> Image {
     if original.facts.media_type != MediaType::Svg {
         return original.into();
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64_turbo::{STANDARD, STANDARD_PAD_INDIFFERENT, URL_SAFE_PAD_INDIFFERENT};
 use serde::de::{IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -46,6 +46,9 @@ pub enum Corrupt {
     /// The key holds a list, a hash or another type.
     #[error("the key doesn't hold a string")]
     WrongType,
+    /// The address of an image that is beneath none of the addresses that may be asked.
+    #[error("the record's url is beneath neither [offload] url nor public_url")]
+    ForeignUrl,
     /// The value is larger than may be read.
     #[error("the value has {size} bytes, the limit is {limit} ([records] max_value)")]
     TooLarge {
@@ -73,7 +76,16 @@ pub enum Content<'a> {
     /// In the record, in base64.
     Inline(Cow<'a, str>),
     /// At an address: it was offloaded.
-    Offloaded(Cow<'a, str>),
+    Offloaded(Elsewhere<'a>),
+}
+
+/// Where an image is that isn't in its record.
+#[derive(Debug)]
+pub struct Elsewhere<'a> {
+    /// Its address.
+    pub url: Cow<'a, str>,
+    /// Its SHA-256, where the record has it.
+    pub sha256: Option<[u8; 32]>,
 }
 
 /// An image out of a record.
@@ -95,6 +107,7 @@ struct Fields<'a> {
     mime_type: Option<&'a RawValue>,
     content_type: Option<&'a RawValue>,
     created_at: Option<&'a RawValue>,
+    sha256: Option<&'a RawValue>,
 }
 
 /// A text that borrows where it can: a JavaScript writer may escape `/`.
@@ -122,6 +135,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
                         "mime_type" => fields.mime_type = Some(map.next_value()?),
                         "content_type" => fields.content_type = Some(map.next_value()?),
                         "created_at" => fields.created_at = Some(map.next_value()?),
+                        "sha256" => fields.sha256 = Some(map.next_value()?),
                         _ => drop(map.next_value::<IgnoredAny>()?),
                     }
                 }
@@ -162,11 +176,14 @@ impl<'a> Record<'a> {
                 Corrupt::NotJson { line: error.line(), column: error.column() }
             }
         })?;
+        let sha256 = fields.sha256.and_then(advisory_text).and_then(|text| from_hex(&text));
         let content = match (fields.base64_data, fields.url) {
             // Emptied when the image moved to its address.
-            (Some(base64), Some(url)) if base64.is_empty() => Content::Offloaded(url),
+            (Some(base64), Some(url)) if base64.is_empty() => {
+                Content::Offloaded(Elsewhere { url, sha256 })
+            }
             (Some(base64), _) => Content::Inline(base64),
-            (None, Some(url)) => Content::Offloaded(url),
+            (None, Some(url)) => Content::Offloaded(Elsewhere { url, sha256 }),
             (None, None) => return Err(Corrupt::NoImage),
         };
         let declared_type = fields.mime_type.or(fields.content_type);
@@ -220,6 +237,80 @@ fn decode_leniently(text: &str) -> Result<Vec<u8>, Corrupt> {
     engine.decode(&compact).map_err(|_why| Corrupt::NotBase64)
 }
 
+/// The record of an image that moved to an address: as it was, but for the bytes.
+#[must_use]
+pub fn moved(
+    value: &[u8],
+    url: &str,
+    media_type: MediaType,
+    length: usize,
+    sha256: [u8; 32],
+) -> Vec<u8> {
+    const REPLACED: [&str; 6] =
+        ["base64_data", "mime_type", "content_type", "url", "size_bytes", "sha256"];
+    let Others(mut fields) = serde_json::from_slice(value).unwrap_or_default();
+    fields.retain(|(name, _)| !REPLACED.contains(&&**name));
+    let sha256: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+    let written = |value: serde_json::Value| {
+        serde_json::value::to_raw_value(&value).expect("strings and numbers are JSON")
+    };
+    let own = [
+        ("url", written(url.into())),
+        ("mime_type", written(media_type.as_str().into())),
+        ("size_bytes", written(length.into())),
+        ("sha256", written(sha256.into())),
+    ];
+    let own = own.iter().map(|(name, value)| (*name, &**value));
+    let others = fields.iter().map(|(name, value)| (&**name, *value));
+    let mut json = Vec::new();
+    let mut serializer = serde_json::Serializer::new(&mut json);
+    serializer.collect_map(others.chain(own)).expect("names and JSON are JSON");
+    json
+}
+
+/// The fields of an object, in their order.
+#[derive(Default)]
+struct Others<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for Others<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OthersVisitor;
+
+        impl<'de> Visitor<'de> for OthersVisitor {
+            type Value = Others<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Others<'de>, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(Text(name)) = map.next_key()? {
+                    fields.push((name, map.next_value()?));
+                }
+                Ok(Others(fields))
+            }
+        }
+
+        deserializer.deserialize_map(OthersVisitor)
+    }
+}
+
+/// The bytes of 64 hexadecimal digits.
+fn from_hex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    let digits = text.as_bytes();
+    let (pairs, []) = digits.as_chunks::<2>() else { return None };
+    if pairs.len() != bytes.len() {
+        return None;
+    }
+    for (byte, pair) in bytes.iter_mut().zip(pairs) {
+        let digit = |digit: u8| char::from(digit).to_digit(16).and_then(|it| u8::try_from(it).ok());
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    Some(bytes)
+}
+
 /// A time as a record and an HTTP date can say it.
 #[must_use]
 pub fn whole_seconds(time: SystemTime) -> SystemTime {
@@ -257,7 +348,7 @@ mod tests {
     fn image(value: &str) -> Result<Vec<u8>, Corrupt> {
         match Record::parse(value.as_bytes())?.content {
             Content::Inline(text) => decode(&text).map(|decoded| decoded.bytes),
-            Content::Offloaded(url) => panic!("offloaded to {url}"),
+            Content::Offloaded(it) => panic!("offloaded to {}", it.url),
         }
     }
 
@@ -306,7 +397,7 @@ mod tests {
             let value = format!(r#"{{"url":"u",{fields}}}"#);
             let record = Record::parse(value.as_bytes()).unwrap();
             assert_eq!(record.declared_type.as_deref(), declared);
-            assert!(matches!(record.content, Content::Offloaded(url) if url == "u"));
+            assert!(matches!(record.content, Content::Offloaded(it) if it.url == "u"));
         }
     }
 

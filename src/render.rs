@@ -1,7 +1,6 @@
 //! Who renders, and when: one render for all who want the same bytes, as many at a time as there are cores, and no
 //! more in the queue, and none for longer, than may be.
 
-use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,7 +10,7 @@ use lru::LruCache;
 use tokio::sync::Semaphore;
 
 use crate::app::App;
-use crate::collapse::{Flight, Lost};
+use crate::collapse::{Flights, Lost};
 use crate::image::{Facts, Form, ImageId, MediaType, Representation, Version};
 use crate::picture::placeholder::{self, Placeholder};
 use crate::picture::{Limits, PictureError, encode};
@@ -23,7 +22,7 @@ use crate::variant::GENERATION;
 /// The renders under way.
 #[derive(Debug)]
 pub struct Renderer {
-    flights: Mutex<HashMap<Key, Arc<Flight<Outcome>>>>,
+    flights: Arc<Flights<Key, Outcome>>,
     permits: Arc<Semaphore>,
     /// What can't be made a picture of, so that nobody tries again: a version never becomes another one.
     hopeless: Mutex<LruCache<(ImageId, Version), PictureError>>,
@@ -66,17 +65,13 @@ impl Renderer {
     pub fn new(cores: usize, settings: &Settings) -> Renderer {
         const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
         Renderer {
-            flights: Mutex::default(),
+            flights: Arc::default(),
             permits: Arc::new(Semaphore::new(cores)),
             hopeless: Mutex::new(LruCache::new(REMEMBERED)),
             most: settings.limits.renders.get(),
             timeout: settings.pictures.timeout,
             pixels: settings.pictures.max_pixels,
         }
-    }
-
-    fn flights(&self) -> MutexGuard<'_, HashMap<Key, Arc<Flight<Outcome>>>> {
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn hopeless(&self) -> MutexGuard<'_, LruCache<(ImageId, Version), PictureError>> {
@@ -103,30 +98,16 @@ pub async fn render(
     form: Form,
     work: impl FnOnce(Limits) -> Result<Representation, PictureError> + Send + 'static,
 ) -> Result<Rendered, RenderError> {
-    let key = (id.clone(), version, form);
     if let Some(error) = app.renderer.hopeless().get(&(id.clone(), version)) {
         return Err(error.clone().into());
     }
-    let flight = {
-        let mut flights = app.renderer.flights();
-        if let Some(flight) = flights.get(&key) {
-            Arc::clone(flight)
-        } else if flights.len() >= app.renderer.most {
-            drop(flights);
-            app.metrics.count_shed(Shed::Renders);
-            return Err(RenderError::Busy);
-        } else {
-            let (flight, landing) = Flight::new();
-            flights.insert(key.clone(), Arc::clone(&flight));
-            let place = Place { app: Arc::clone(app), key };
-            // A task of its own, as a fetch has: who asked first may leave.
-            tokio::spawn(async move {
-                let outcome = lead(&place, work).await;
-                drop(place);
-                landing.land(outcome);
-            });
-            flight
-        }
+    let Renderer { flights, most, .. } = &app.renderer;
+    let joined = flights.join_within((id.clone(), version, form), *most, || {
+        lead(Arc::clone(app), id.clone(), version, work)
+    });
+    let Some((flight, _joined)) = joined else {
+        app.metrics.count_shed(Shed::Renders);
+        return Err(RenderError::Busy);
     };
     let outcome = tokio::time::timeout(app.renderer.timeout, flight.outcome()).await;
     let (representation, time) = outcome.map_err(|_elapsed| PictureError::TimedOut)???;
@@ -134,12 +115,13 @@ pub async fn render(
 }
 
 async fn lead(
-    place: &Place,
+    app: Arc<App>,
+    id: ImageId,
+    version: Version,
     work: impl FnOnce(Limits) -> Result<Representation, PictureError> + Send + 'static,
 ) -> Outcome {
-    let (app, asked) = (&place.app, Instant::now());
-    let limits =
-        Limits { pixels: app.renderer.pixels, deadline: asked.checked_add(app.renderer.timeout) };
+    let deadline = Instant::now().checked_add(app.renderer.timeout);
+    let limits = Limits { pixels: app.renderer.pixels, deadline };
     let permit = Arc::clone(&app.renderer.permits).acquire_owned().await;
     // Nobody waits for it any more.
     limits.check_time()?;
@@ -153,10 +135,9 @@ async fn lead(
         Err(PictureError::Broken("the decoder gave up on it".to_owned()))
     });
     app.metrics.renders.inc();
-    let (id, version, _) = &place.key;
     let representation =
-        rendered.inspect_err(|error| app.renderer.remember(id, *version, error))?;
-    app.cache.insert_form(id, representation.clone());
+        rendered.inspect_err(|error| app.renderer.remember(&id, version, error))?;
+    app.cache.insert_form(&id, representation.clone());
     Ok((representation, began.elapsed()))
 }
 
@@ -181,16 +162,4 @@ pub async fn placeholder(
         Ok(Representation { facts, body: cache.cache.count(bytes) })
     });
     Ok((rendered.await?, Served::Rendered))
-}
-
-/// A place among the renders under way, which is left whatever happens.
-struct Place {
-    app: Arc<App>,
-    key: Key,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.app.renderer.flights().remove(&self.key);
-    }
 }

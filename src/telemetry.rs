@@ -77,6 +77,14 @@ pub struct Metrics {
     pub decodes: Counter,
     /// Pictures that were rendered.
     pub renders: Counter,
+    /// Images that were moved to the object store.
+    pub offloaded: Counter,
+    /// Images that were fetched from there.
+    pub offload_fetches: Counter,
+    /// Times that it failed.
+    pub offload_errors: Counter,
+    /// Objects that were removed, since no record referred to them.
+    pub swept: Counter,
     /// Events that were sent.
     pub events: Counter,
     /// Open event streams.
@@ -224,6 +232,22 @@ impl Metrics {
             hashes: counter(&mut registry, "hashes", "Values that were hashed for their version"),
             decodes: counter(&mut registry, "decodes", "Images decoded from base64"),
             renders: counter(&mut registry, "renders", "Variants and placeholders rendered"),
+            offloaded: counter(&mut registry, "offloaded", "Images moved to the object store"),
+            offload_fetches: counter(
+                &mut registry,
+                "offload_fetches",
+                "Images fetched from the object store",
+            ),
+            offload_errors: counter(
+                &mut registry,
+                "offload_errors",
+                "Moves to the object store and fetches from it that failed",
+            ),
+            swept: counter(
+                &mut registry,
+                "swept",
+                "Objects removed, since no record referred to them",
+            ),
             events: counter(&mut registry, "events", "Events sent to those who follow images"),
             event_streams: gauge(&mut registry, "event_streams", "Open event streams"),
             response_bytes: Counter::default(),

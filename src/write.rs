@@ -1,6 +1,6 @@
 //! The life of a write: what is to be written is checked as a read would check it, then stored.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::app::App;
 use crate::image::{Facts, ImageId, MediaType, Version};
+use crate::offload::{self, OffloadError};
 use crate::preconditions::{EntityTags, Preconditions};
 use crate::read::off_worker;
 use crate::record::{self, Content, Corrupt, Record};
@@ -80,6 +81,9 @@ pub enum WriteError {
     /// There is nothing to remove.
     #[error("there is no image with this id")]
     Absent,
+    /// The image is stored, but what holds its bytes can't be asked whether it has them still.
+    #[error("the image is stored, and the object store doesn't say that it has it: {0}")]
+    Offload(#[from] OffloadError),
     /// The store didn't take it, or didn't say so: the write may or may not have happened.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -90,6 +94,8 @@ struct Prepared {
     id: ImageId,
     value: Bytes,
     facts: Facts,
+    /// The image in the value.
+    bytes: Bytes,
 }
 
 /// Writes an image that lives for `time_to_live`.
@@ -105,13 +111,38 @@ pub async fn put(
     };
     let limit = app.settings.records.max_value;
     let prepared = off_worker(app, length, move || prepare(target, submission, limit)).await?;
-    let Prepared { id, value, facts } = prepared;
+    let Prepared { id, mut value, mut facts, bytes } = prepared;
     let condition = condition(preconditions);
-    let written = tell(app, &id, app.store.put(&id, value, Expiry::In(time_to_live), &condition));
-    match written.await? {
-        Written::Done(replaced) => Ok(Put { id, facts, replaced }),
-        Written::ConditionFailed => Err(WriteError::PreconditionFailed),
+    let moved = match &app.offload {
+        Some(offload) => {
+            let (version, media_type) = (facts.version, facts.media_type);
+            match offload::on_write(offload, &id, &value, version, media_type, &bytes).await {
+                Ok(moved) => Some((offload, moved)),
+                Err(error) => {
+                    // It is stored as it is, and moved later.
+                    app.metrics.offload_errors.inc();
+                    tracing::warn!(image.id = %id, %error, "a written image can't be moved yet");
+                    None
+                }
+            }
+        }
+        None => None,
+    };
+    if let Some((_, moved)) = &moved {
+        value = moved.value.clone();
+        let Facts { media_type, length, last_modified, .. } = facts;
+        facts = Facts::new(moved.version, media_type, length, last_modified);
     }
+    let written = tell(app, &id, app.store.put(&id, value, Expiry::In(time_to_live), &condition));
+    let Written::Done(replaced) = written.await? else {
+        return Err(WriteError::PreconditionFailed);
+    };
+    if let Some((offload, moved)) = &moved {
+        app.metrics.offloaded.inc();
+        offload::after_write(offload, moved, facts.media_type, &bytes).await?;
+        offload::keep(app, &id, moved, &facts, bytes);
+    }
+    Ok(Put { id, facts, replaced })
 }
 
 /// Removes an image.
@@ -121,11 +152,33 @@ pub async fn remove(
     preconditions: Preconditions,
 ) -> Result<(), WriteError> {
     let condition = condition(preconditions);
+    let (condition, removed) = match &app.offload {
+        Some(_) => noting(condition),
+        None => (condition, Arc::default()),
+    };
     match tell(app, id, app.store.remove(id, &condition)).await? {
-        Written::Done(Replaced::Value) => Ok(()),
-        Written::Done(Replaced::Nothing) => Err(WriteError::Absent),
-        Written::ConditionFailed => Err(WriteError::PreconditionFailed),
+        Written::Done(Replaced::Value) => {}
+        Written::Done(Replaced::Nothing) => return Err(WriteError::Absent),
+        Written::ConditionFailed => return Err(WriteError::PreconditionFailed),
     }
+    let removed = removed.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let (Some(offload), Some(value)) = (&app.offload, removed)
+        && let Some(path) = offload.refers(&value)
+    {
+        offload::discard(app, offload, id, &path).await;
+    }
+    Ok(())
+}
+
+/// The same condition, which notes what it was asked of.
+fn noting(condition: Condition) -> (Condition, Arc<Mutex<Option<Vec<u8>>>>) {
+    let noted = Arc::<Mutex<Option<Vec<u8>>>>::default();
+    let note = Arc::clone(&noted);
+    let condition = Condition::is(move |value| {
+        *note.lock().unwrap_or_else(PoisonError::into_inner) = value.map(<[u8]>::to_vec);
+        condition.holds(value)
+    });
+    (condition, noted)
 }
 
 /// Makes a write, times how long the store takes to tell of it, and tells of it here at once.
@@ -190,7 +243,7 @@ fn prepare(target: Target, submission: Submission, limit: usize) -> Result<Prepa
         Target::Content => ImageId::of_content(Sha256::digest(&bytes).into()),
     };
     let facts = Facts::new(Version::of(&value), media_type, bytes.len(), created_at);
-    Ok(Prepared { id, value, facts })
+    Ok(Prepared { id, value, facts, bytes })
 }
 
 /// What the preconditions of a write ask of what is stored (RFC 9110 §13.2.2).

@@ -9,7 +9,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::header::{
     ACCEPT_RANGES, AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
-    CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, LAST_MODIFIED, VARY,
+    CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, LAST_MODIFIED, LOCATION, VARY,
 };
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
@@ -20,6 +20,7 @@ use super::problem::Problem;
 use super::router::Site;
 use super::{CACHE_STATUS, SERVER_TIMING, negotiation, placeholders};
 use crate::image::{Facts, Form, ImageId, MediaType, Representation, Version};
+use crate::offload::Remote;
 use crate::read::{self, Answer, AnswerContent, Failure, ImageRequest, Served, Times, Wants};
 use crate::settings;
 use crate::variant::Asked;
@@ -118,7 +119,7 @@ fn parse_id(text: &str) -> Result<ImageId, Problem> {
 
 fn answered(site: &Site, headers: &HeaderMap, version: Option<&str>, answer: Answer) -> Response {
     let Answer { content, served, times } = answer;
-    let (mut response, facts) = match content {
+    let (mut response, version_of) = match content {
         AnswerContent::Image(Representation { facts, body }) => {
             let response = match conditional::part(headers, &facts) {
                 Part::Whole => whole(&facts, Body::from(body)),
@@ -127,16 +128,24 @@ fn answered(site: &Site, headers: &HeaderMap, version: Option<&str>, answer: Ans
                 }
                 Part::Unsatisfiable => unsatisfiable(&facts),
             };
-            (response, facts)
+            (response, facts.version)
         }
-        AnswerContent::Facts(facts) => (whole(&facts, Body::empty()), facts),
-        AnswerContent::NotModified(facts) => (not_modified(&facts), facts),
-        AnswerContent::PreconditionFailed(facts) => (precondition_failed(&facts), facts),
+        AnswerContent::Facts(facts) => (whole(&facts, Body::empty()), facts.version),
+        AnswerContent::Elsewhere(remote) => (elsewhere(site, &remote), remote.version),
+        AnswerContent::NotModified(facts) => (not_modified(&facts), facts.version),
+        AnswerContent::PreconditionFailed(facts) => (precondition_failed(&facts), facts.version),
     };
     let status = response.status();
     let headers = response.headers_mut();
-    if status.is_success() || status == StatusCode::NOT_MODIFIED {
-        headers.insert(CACHE_CONTROL, freshness(site, facts.version, version, served));
+    if status.is_success() || status.is_redirection() {
+        let freshness = match freshness(site, version_of, version, served) {
+            // What an object store has goes some time after its record, so no cache should send anybody there for ever.
+            forever if status == StatusCode::TEMPORARY_REDIRECT && forever == FRESH_FOR_EVER => {
+                site.fresh.clone()
+            }
+            freshness => freshness,
+        };
+        headers.insert(CACHE_CONTROL, freshness);
         if let Served::Stale { age } = served {
             // Nobody else's answer is older than its request (RFC 9111 §5.1).
             headers.insert(AGE, HeaderValue::from(age.as_secs()));
@@ -202,7 +211,12 @@ pub(crate) fn server_timing(times: &Times) -> HeaderValue {
         return NO_TIME;
     }
     let mut text = format!("store;dur={:.3}", milliseconds(times.store));
-    for (name, time) in [("hash", times.hash), ("decode", times.decode), ("render", times.render)] {
+    for (name, time) in [
+        ("origin", times.origin),
+        ("hash", times.hash),
+        ("decode", times.decode),
+        ("render", times.render),
+    ] {
         if !time.is_zero() {
             let _ = write!(text, ", {name};dur={:.3}", milliseconds(time));
         }
@@ -240,6 +254,19 @@ pub(crate) async fn failed(site: &Site, parameters: &Parameters, failure: Failur
 pub(crate) fn whole(facts: &Facts, body: Body) -> Response {
     let mut response = Response::new(body);
     describe(response.headers_mut(), facts, facts.length);
+    response
+}
+
+/// Where a client finds the image, by the same method (RFC 9110 §15.4.8).
+fn elsewhere(site: &Site, remote: &Remote) -> Response {
+    let url = site.app.offload.as_ref().and_then(|offload| offload.redirect(remote));
+    let Some(Ok(url)) = url.map(HeaderValue::try_from) else {
+        return Problem::internal("an image is elsewhere, and nowhere to be found").into_response();
+    };
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    response.headers_mut().insert(LOCATION, url);
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(0));
     response
 }
 

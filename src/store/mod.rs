@@ -200,7 +200,8 @@ impl Condition {
         Condition::Is(Arc::new(condition))
     }
 
-    fn holds(&self, value: Option<&[u8]>) -> bool {
+    /// Whether it holds of what is there.
+    pub(crate) fn holds(&self, value: Option<&[u8]>) -> bool {
         match self {
             Condition::Always => true,
             Condition::Absent => value.is_none(),
@@ -241,6 +242,12 @@ pub struct Page {
     pub ids: Vec<ImageId>,
     /// None where it was the last part.
     pub next: Option<Cursor>,
+}
+
+/// Installs the provider that the clients of Redis and of object stores ask the process for, and panic without. An
+/// error means that one is installed, which is as good.
+pub(crate) fn install_tls_provider() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
 /// What stood under a key before a write.

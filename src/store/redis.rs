@@ -271,9 +271,7 @@ fn client(
         "redis.tls_…_file is given, but redis.url doesn't begin with rediss://"
     );
     if over_tls {
-        // The client asks rustls for the process-wide provider and panics where there is none. An
-        // error means that one is installed, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        super::install_tls_provider();
         Ok(Client::build_with_tls(info, TlsCertificates { client_tls, root_cert })?)
     } else {
         Ok(Client::open(info)?)

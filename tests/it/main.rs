@@ -21,6 +21,7 @@ mod events;
 mod freshness;
 mod fronts;
 mod memory;
+mod offload;
 mod operation;
 mod outage;
 mod pixels;

@@ -4,6 +4,7 @@
 pub(crate) mod client;
 pub(crate) mod proxy;
 pub(crate) mod redis;
+pub(crate) mod s3;
 pub(crate) mod server;
 
 use std::future::Future;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 pub(crate) use self::client::{Answer, Client, Protocol, get};
 pub(crate) use self::proxy::{Held, Proxy};
 pub(crate) use self::redis::{Flavour, RedisServer};
+pub(crate) use self::s3::S3;
 pub(crate) use self::server::{Process, Server};
 
 /// How long a test waits for what must happen before it gives up.

@@ -1,0 +1,538 @@
+//! Images in an object store: how they get there, how they are served from there, and that none is lost on the way.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hyper::{Method, StatusCode};
+use image::ImageFormat;
+use redis::AsyncTypedCommands;
+use serde_json::Value;
+
+use crate::conditional::drawing;
+use crate::harness::s3::BUCKET;
+use crate::harness::server::program;
+use crate::harness::{
+    Answer, Client, Held, Process, Proxy, RedisServer, S3, Server, etag, get, png, record, until,
+};
+use crate::variants::{encoded, picture};
+
+const PNG: (&str, &str) = ("content-type", "image/png");
+
+async fn server(redis: &RedisServer, s3_port: u16, more: &[(&str, &str)]) -> Server {
+    let settings = S3::settings(s3_port);
+    let mut all: Vec<_> = settings.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    all.extend_from_slice(more);
+    Server::on(redis, &all).await.coherent().await
+}
+
+async fn put(server: &Server, path: &str, bytes: &[u8]) -> Answer {
+    server.send(Method::PUT, path, &[PNG], Bytes::copy_from_slice(bytes)).await
+}
+
+/// The record under an id.
+async fn stored(redis: &RedisServer, id: &str) -> (String, Value) {
+    let value = redis.connect().await.get(format!("image:{id}")).await.unwrap().unwrap();
+    let json = serde_json::from_str(&value).unwrap();
+    (value, json)
+}
+
+async fn is_moved(redis: &RedisServer, id: &str) -> bool {
+    stored(redis, id).await.1.get("url").is_some()
+}
+
+#[tokio::test]
+async fn a_written_image_goes_to_the_object_store_and_is_served_from_there() {
+    let (redis, s3) = (RedisServer::start().await, S3::start().await);
+    let first = server(&redis, s3.port, &[]).await;
+    let bytes = png(1, 100_000);
+    let created = put(&first, "/images/a?ttl=1h", &bytes).await;
+    assert_eq!(created.status, StatusCode::CREATED, "{created:?}");
+    let (value, json) = stored(&redis, "a").await;
+    assert_eq!(created.header("etag"), etag(value.as_bytes()));
+    assert!(json.get("base64_data").is_none(), "{json}");
+    assert_eq!(json["mime_type"], "image/png");
+    let keys = s3.keys().await;
+    let [key] = &keys[..] else { panic!("{keys:?}") };
+    assert!(key.starts_with("shown/a/") && key.ends_with(".png"), "{key}");
+    assert_eq!(json["url"], format!("s3://{BUCKET}/{key}"));
+    let object = s3.get(key).await;
+    assert_eq!(object.body, bytes);
+    assert_eq!(object.header("content-type"), "image/png");
+    assert_eq!(object.header("cache-control"), "public, max-age=31536000, immutable");
+
+    // Who wrote it has it in memory; another server fetches it once, whoever asks.
+    assert_eq!(first.get("/images/a").await.body, bytes);
+    assert_eq!(first.metric("afterimage_offload_fetches_total").await, 0);
+    let second = server(&redis, s3.port, &[]).await;
+    let asking: Vec<_> = (0..50)
+        .map(|_| {
+            let address = second.address;
+            tokio::spawn(async move { get(address, "/images/a", &[]).await })
+        })
+        .collect();
+    for answer in asking {
+        let answer = answer.await.unwrap();
+        assert_eq!((&answer.body[..], answer.header("etag")), (&bytes[..], created.header("etag")));
+    }
+    assert_eq!(second.metric("afterimage_offload_fetches_total").await, 1);
+    let mut client = Client::connect(second.address).await;
+    let hit = client.get("/images/a", &[]).await;
+    assert_eq!(hit.header("cache-status"), "afterimage; hit");
+    assert_ne!(hit.header("last-modified"), "");
+    let head = client.send(Method::HEAD, "/images/a", &[], Bytes::new()).await.unwrap();
+    assert_eq!(head.header("content-length"), "100000");
+    let known = client.get("/images/a", &[("if-none-match", created.header("etag"))]).await;
+    assert_eq!(known.status, StatusCode::NOT_MODIFIED);
+    let part = client.get("/images/a", &[("range", "bytes=0-3")]).await;
+    assert_eq!((part.status.as_u16(), &part.body[..]), (206, &bytes[..4]));
+
+    // A replaced one is another object, and a removed one is none.
+    let newer = png(2, 1000);
+    assert_eq!(put(&first, "/images/a", &newer).await.status, StatusCode::NO_CONTENT);
+    until("the other server has heard of it", || async {
+        second.get("/images/a").await.body == newer
+    })
+    .await;
+    assert_eq!(s3.keys().await.len(), 2);
+    let removed = second.send(Method::DELETE, "/images/a", &[], Bytes::new()).await;
+    assert_eq!(removed.status, StatusCode::NO_CONTENT);
+    let (aside, there): (Vec<_>, Vec<_>) =
+        s3.keys().await.into_iter().partition(|key| key.contains("/.swept/"));
+    assert_eq!((aside.len(), there), (1, keys));
+}
+
+#[tokio::test]
+async fn what_a_backend_wrote_is_moved_behind_its_back() {
+    let (redis, s3) = (RedisServer::start().await, S3::start().await);
+    let picture = encoded(&picture(1, 400, 200), ImageFormat::Png);
+    let mut set = redis::cmd("SET");
+    set.arg("image:before").arg(record(&picture)).arg("EX").arg(7200);
+    set.exec_async(&mut redis.connect().await).await.unwrap();
+    let server = server(&redis, s3.port, &[]).await;
+    redis.set("after", &record(&picture)).await;
+    redis.set("broken", b"{}").await;
+    for id in ["before", "after"] {
+        until("it is moved", || is_moved(&redis, id)).await;
+        let (value, json) = stored(&redis, id).await;
+        // What else the backend wrote is there still.
+        assert_eq!(json["prompt"], "what stays when the light is gone");
+        let answer = server.get(&format!("/images/{id}")).await;
+        assert_eq!(answer.body, picture);
+        assert_eq!(answer.header("etag"), etag(value.as_bytes()));
+    }
+    let mut ttl = redis::cmd("TTL");
+    let left: i64 = ttl.arg("image:before").query_async(&mut redis.connect().await).await.unwrap();
+    assert!((7000..=7200).contains(&left), "{left}");
+    assert_eq!(s3.keys().await.len(), 2);
+    assert_eq!(server.metric("afterimage_offloaded_total").await, 2);
+    server.get("/images/broken").await.problem(502, "corrupt-record");
+
+    // What is made of an image is made of one that is elsewhere, too.
+    let other = self::server(&redis, s3.port, &[]).await;
+    let thumbnail = other.get("/images/after/thumbnail").await;
+    assert_eq!(thumbnail.header("content-type"), "image/webp");
+    let info = other.get("/images/after/info").await;
+    let info: Value = serde_json::from_slice(&info.body).unwrap();
+    assert_eq!((&info["width"], &info["bytes"]), (&400.into(), &picture.len().into()));
+    assert_eq!(other.get("/images/after.jpg?w=64").await.status, StatusCode::OK);
+    assert_eq!(other.metric("afterimage_offload_fetches_total").await, 1);
+}
+
+#[tokio::test]
+async fn a_client_is_sent_to_the_public_address_and_what_is_made_here_is_sent_from_here() {
+    let (redis, s3) = (RedisServer::start().await, S3::start().await);
+    let base = format!("http://127.0.0.1:{}/{BUCKET}/shown", s3.port);
+    let redirecting = [("offload.public_url", base.as_str()), ("offload.serve", "redirect")];
+    let writer = server(&redis, s3.port, &redirecting).await;
+    let picture = encoded(&picture(1, 400, 200), ImageFormat::Png);
+    let created = put(&writer, "/images/a~b:c", &picture).await;
+    assert_eq!(created.status, StatusCode::CREATED, "{created:?}");
+    let reader = server(&redis, s3.port, &redirecting).await;
+    let mut client = Client::connect(reader.address).await;
+    let path = "/images/a~b:c";
+    let sent = client.get(path, &[]).await;
+    assert_eq!((sent.status.as_u16(), &sent.body[..]), (307, &b""[..]));
+    let location = sent.header("location").to_owned();
+    assert!(location.starts_with(&format!("{base}/a~b:c/")), "{location}");
+    assert_eq!(sent.header("cache-control"), "public, max-age=3600, immutable");
+    assert_eq!(sent.header("vary"), "Accept-Encoding");
+    let object = s3
+        .get(location.strip_prefix(&format!("http://127.0.0.1:{}/{BUCKET}/", s3.port)).unwrap())
+        .await;
+    assert_eq!(object.body, picture);
+    let again = client.get(path, &[]).await;
+    assert_eq!(again.header("cache-status"), "afterimage; hit");
+    let head = client.send(Method::HEAD, path, &[], Bytes::new()).await.unwrap();
+    assert_eq!((head.status.as_u16(), head.header("location")), (307, location.as_str()));
+    // Not for ever, though the address names the version: the object goes some day.
+    let version = created.header("etag").trim_matches('"');
+    let versioned = client.get(&format!("{path}?v={version}"), &[]).await;
+    assert_eq!(versioned.header("cache-control"), "public, max-age=3600, immutable");
+    let outdated = client.get(&format!("{path}?v=0"), &[]).await;
+    assert_eq!(outdated.header("cache-control"), "no-cache");
+    assert_eq!(reader.metric("afterimage_offload_fetches_total").await, 0);
+
+    for made in ["/thumbnail", ".webp", "?w=64", "/info"] {
+        let answer = client.get(&format!("{path}{made}"), &[]).await;
+        assert_eq!(answer.status, StatusCode::OK, "{made} {answer:?}");
+    }
+    assert_eq!(reader.metric("afterimage_offload_fetches_total").await, 1);
+    // SVG is sandboxed, which an object store doesn't do.
+    redis.set("svg", &record(drawing().as_bytes())).await;
+    until("it is moved", || is_moved(&redis, "svg")).await;
+    let svg = client.get("/images/svg", &[("accept-encoding", "gzip")]).await;
+    assert_eq!((svg.status.as_u16(), svg.header("content-encoding")), (200, "gzip"));
+    assert!(svg.header("content-security-policy").contains("sandbox"));
+}
+
+#[tokio::test]
+async fn no_address_is_asked_that_is_not_configured_and_nobody_is_sent_there() {
+    let (redis, s3) = (RedisServer::start().await, S3::start().await);
+    let stranger = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = stranger.local_addr().unwrap().port();
+    let base = "https://cdn.example/shown";
+    for serve in ["stream", "redirect"] {
+        let more = [("offload.public_url", base), ("offload.serve", serve)];
+        let server = server(&redis, s3.port, &more).await;
+        for url in [
+            format!("http://127.0.0.1:{port}/a.png"),
+            format!("s3://other/shown/a/0.png"),
+            format!("s3://{BUCKET}/shown/../secret/0.png"),
+            format!("s3://{BUCKET}/shown/%2e%2e/secret.png"),
+            format!("s3://{BUCKET}/shown/.swept/a/0.png"),
+            format!("s3://{BUCKET}/shownother/a.png"),
+            format!("s3://{BUCKET}/shown/"),
+            format!("s3://{BUCKET}/shown/a?b"),
+            format!("{base}.evil.example/a.png"),
+            format!("{base}/a//b.png"),
+            "/etc/passwd".to_owned(),
+            String::new(),
+        ] {
+            let value = serde_json::json!({"url": url, "mime_type": "image/png"}).to_string();
+            redis.set("a", value.as_bytes()).await;
+            let tag = server.metric("afterimage_corrupt_records_total").await;
+            until("it is refused", || async {
+                let answer = server.get("/images/a").await;
+                answer.status == StatusCode::BAD_GATEWAY
+            })
+            .await;
+            let answer = server.get("/images/a").await;
+            let problem = answer.problem(502, "corrupt-record");
+            assert!(problem["detail"].as_str().unwrap().contains("[offload]"), "{url} {problem}");
+            assert!(server.metric("afterimage_corrupt_records_total").await > tag);
+        }
+    }
+    let asked = tokio::time::timeout(Duration::from_millis(200), stranger.accept()).await;
+    assert!(asked.is_err(), "a stranger was asked");
+    // Without an object store there is no place at all.
+    let without = Server::on(&redis, &[]).await.coherent().await;
+    let value = format!("{{\"url\": \"s3://{BUCKET}/shown/a/0.png\"}}");
+    redis.set("b", value.as_bytes()).await;
+    without.get("/images/b").await.problem(502, "corrupt-record");
+}
+
+#[tokio::test]
+async fn while_the_object_store_is_away_nothing_is_lost_and_no_wrong_image_is_served() {
+    let (redis, s3) = (RedisServer::start().await, S3::start().await);
+    let proxy = Proxy::to(s3.port).await;
+    let port = proxy.address.port();
+    let more = [("offload.timeout", "500ms")];
+    let server = server(&redis, port, &more).await;
+    let (before, during) = (png(1, 50_000), png(2, 50_000));
+    put(&server, "/images/before", &before).await;
+    let fresh = self::server(&redis, port, &more).await;
+
+    proxy.hold(Held::All);
+    // What is in memory is served, what isn't can't be, and what is written stays in Redis.
+    assert_eq!(server.get("/images/before").await.body, before);
+    let answer = fresh.get("/images/before").await;
+    answer.problem(502, "origin-failed");
+    assert_eq!(answer.header("cache-control"), "no-store");
+    let created = put(&server, "/images/during", &during).await;
+    assert_eq!(created.status, StatusCode::CREATED);
+    assert!(!is_moved(&redis, "during").await);
+    assert_eq!(fresh.get("/images/during").await.body, during);
+    let newer = png(3, 50_000);
+    redis.set("during", &record(&newer)).await;
+    until("the newer one is served", || async { fresh.get("/images/during").await.body == newer })
+        .await;
+
+    proxy.hold(Held::None);
+    until("it is moved", || is_moved(&redis, "during")).await;
+    until("all are served", || async {
+        fresh.get("/images/before").await.body == before
+            && fresh.get("/images/during").await.body == newer
+    })
+    .await;
+    assert!(server.metric("afterimage_offload_errors_total").await > 0);
+    let third = self::server(&redis, s3.port, &more).await;
+    assert_eq!(third.get("/images/during").await.body, newer);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_while_its_predecessor_is_moved_wins() {
+    let (redis, s3) = (RedisServer::start().await, S3::start().await);
+    let server = server(&redis, s3.port, &[]).await;
+    let mut backend = redis.connect().await;
+    let mut last = Vec::new();
+    for round in 0..300_u64 {
+        last = png(round, 2000);
+        backend.set("image:a", record(&last)).await.unwrap();
+        // About as long as a move takes.
+        tokio::time::sleep(Duration::from_micros(round * 997 % 25_000)).await;
+        let now = server.get("/images/a").await;
+        assert_eq!(now.body, last, "round {round}");
+    }
+    until("the last one is moved", || is_moved(&redis, "a")).await;
+    assert_eq!(server.get("/images/a").await.body, last);
+    let fresh = self::server(&redis, s3.port, &[]).await;
+    assert_eq!(fresh.get("/images/a").await.body, last);
+    let moved = server.metric("afterimage_offloaded_total").await;
+    println!(
+        "{moved} of 300 were moved before they were replaced, {} objects",
+        s3.keys().await.len()
+    );
+    assert!((1..300).contains(&moved), "nothing raced: {moved}");
+}
+
+#[tokio::test]
+async fn an_object_that_is_not_what_its_record_says_is_not_served() {
+    let (redis, s3) = (RedisServer::start().await, S3::start().await);
+    let writer = server(&redis, s3.port, &[]).await;
+    let bytes = png(1, 5000);
+    put(&writer, "/images/a", &bytes).await;
+    let key = s3.keys().await.remove(0);
+    let server = server(&redis, s3.port, &[("records.max_value", "64KiB")]).await;
+    for (damaged, status) in [(png(2, 5000), 502), (png(1, 4999), 502), (png(1, 70_000), 502)] {
+        s3.send(Method::PUT, &key, &damaged).await;
+        server.get("/images/a").await.problem(status, "origin-failed");
+    }
+    s3.send(Method::DELETE, &key, b"").await;
+    server.get("/images/a").await.problem(502, "origin-failed");
+    s3.send(Method::PUT, &key, &bytes).await;
+    assert_eq!(server.get("/images/a").await.body, bytes);
+    // A record that another program wrote need not say what is there, as long as it is an image.
+    let value = format!("{{\"url\": \"s3://{BUCKET}/{key}\"}}");
+    redis.set("b", value.as_bytes()).await;
+    let other = server.get("/images/b").await;
+    assert_eq!((&other.body[..], other.header("content-type")), (&bytes[..], "image/png"));
+    s3.send(Method::PUT, "shown/c/0.png", b"no image").await;
+    let value = format!("{{\"url\": \"s3://{BUCKET}/shown/c/0.png\"}}");
+    redis.set("c", value.as_bytes()).await;
+    server.get("/images/c").await.problem(502, "origin-failed");
+}
+
+#[tokio::test]
+async fn objects_without_a_record_are_swept_and_others_stay() {
+    let (redis, s3) = (RedisServer::start().await, S3::start().await);
+    let sweeping = [("offload.sweep_interval", "300ms"), ("offload.grace", "0s")];
+    let server = server(&redis, s3.port, &sweeping).await;
+    let keep = png(1, 1000);
+    put(&server, "/images/keep", &keep).await;
+    // Replaced, expired, of a move that wasn't finished, and of nobody.
+    put(&server, "/images/keep2", &png(2, 1000)).await;
+    put(&server, "/images/keep2", &png(3, 1000)).await;
+    put(&server, "/images/gone?ttl=200ms", &png(4, 1000)).await;
+    s3.send(Method::PUT, "shown/lost/0123.png", &png(5, 1000)).await;
+    s3.send(Method::PUT, "shown/README", b"of somebody else").await;
+    s3.send(Method::PUT, "elsewhere/a/1.png", b"of somebody else").await;
+    until("only what is referred to is there", || async {
+        let keys = s3.keys().await;
+        let beginnings = ["elsewhere/a/", "shown/README", "shown/keep/", "shown/keep2/"];
+        keys.len() == 4 && keys.iter().zip(beginnings).all(|(key, it)| key.starts_with(it))
+    })
+    .await;
+    assert_eq!(server.get("/images/keep").await.body, keep);
+    assert_eq!(server.get("/images/keep2").await.body, png(3, 1000));
+
+    // One that was taken aside while a record began to refer to it comes back.
+    let key = s3.keys().await.into_iter().find(|key| key.contains("/keep/")).unwrap();
+    s3.send(Method::PUT, &key.replace("shown/", "shown/.swept/"), &keep).await;
+    s3.send(Method::DELETE, &key, b"").await;
+    until("it is back", || async { s3.get(&key).await.body == keep }).await;
+    until("nothing is left aside", || async { s3.keys().await.len() == 4 }).await;
+    let fresh = self::server(&redis, s3.port, &[]).await;
+    assert_eq!(fresh.get("/images/keep").await.body, keep);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_is_written_again_while_its_object_is_swept_is_never_lost() {
+    let (redis, s3) = (RedisServer::start().await, S3::start().await);
+    let sweeping = [("offload.sweep_interval", "5ms"), ("offload.grace", "0s")];
+    let server = server(&redis, s3.port, &sweeping).await;
+    let bytes = png(1, 1000);
+    let value = record(&bytes);
+    let json = [("content-type", "application/json")];
+    // The same record, and so the same object, comes and goes.
+    for round in 0..60 {
+        let created = server.send(Method::PUT, "/images/a", &json, value.clone().into()).await;
+        assert!(created.status.is_success(), "{created:?}");
+        redis.connect().await.del("image:a").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(round % 20)).await;
+        let created = server.send(Method::PUT, "/images/a", &json, value.clone().into()).await;
+        assert!(created.status.is_success(), "{created:?}");
+        let (_, stored) = stored(&redis, "a").await;
+        if let Some(url) = stored["url"].as_str() {
+            let key = url.strip_prefix(&format!("s3://{BUCKET}/")).unwrap();
+            until("the object is there", || async { s3.get(key).await.body == bytes }).await;
+        }
+        redis.connect().await.del("image:a").await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_acknowledged_image_is_lost_by_kill_9_at_two_hundred_random_points() {
+    let (redis, s3) = (RedisServer::start().await, S3::start().await);
+    let mut settings = S3::settings(s3.port);
+    settings.push(("redis.url", redis.url()));
+    settings.push(("offload.sweep_interval", "100ms".into()));
+    settings.push(("offload.grace", "0s".into()));
+    settings.push(("log.filter", "error".into()));
+    let start = || {
+        let mut command = program();
+        for (key, value) in &settings {
+            command.arg(format!("--{}", key.replace(['.', '_'], "-"))).arg(value);
+        }
+        Process::start(command)
+    };
+    let mut acknowledged: HashMap<String, Vec<u8>> = HashMap::new();
+    let mut chance = fastrand::Rng::with_seed(9);
+    let mut cut = 0;
+    for cycle in 0..200_u64 {
+        let mut process = start();
+        // By HTTP, and by a backend whose records are moved.
+        let writing: Vec<_> = (0..3)
+            .map(|number| {
+                let (address, seed) = (process.address, 10 * cycle + number);
+                tokio::spawn(async move {
+                    let stream = tokio::net::TcpStream::connect(address).await.ok()?;
+                    let mut client =
+                        Client::over(crate::harness::Protocol::Http1, stream, "localhost").await;
+                    let (path, bytes) = (format!("/images/h{seed}"), png(seed, 20_000));
+                    let answer =
+                        client.send(Method::PUT, &path, &[PNG], bytes.clone().into()).await;
+                    answer
+                        .is_ok_and(|it| it.status.is_success())
+                        .then(|| (format!("h{seed}"), bytes))
+                })
+            })
+            .collect();
+        let (id, bytes) = (format!("b{cycle}"), png(cycle, 20_000));
+        redis.set(&id, &record(&bytes)).await;
+        acknowledged.insert(id, bytes);
+        tokio::time::sleep(Duration::from_micros(chance.u64(0..60_000))).await;
+        process.kill();
+        for written in writing {
+            match written.await.unwrap() {
+                Some((id, bytes)) => drop(acknowledged.insert(id, bytes)),
+                None => cut += 1,
+            }
+        }
+    }
+    let process = start();
+    let mut client = Client::connect(process.address).await;
+    for (id, bytes) in &acknowledged {
+        let answer = client.get(&format!("/images/{id}"), &[]).await;
+        assert_eq!(answer.status, StatusCode::OK, "{id}: {answer:?}");
+        assert_eq!(answer.body, bytes, "{id}");
+    }
+    println!("{} images acknowledged, {cut} writes cut", acknowledged.len());
+    assert!(cut > 20 && acknowledged.len() > 250, "{cut} cut, {}", acknowledged.len());
+    // And what was left half done is finished.
+    until("every record is moved", || async {
+        for id in acknowledged.keys() {
+            if !is_moved(&redis, id).await {
+                return false;
+            }
+        }
+        true
+    })
+    .await;
+    // One after the other, several requests each: moto takes its time.
+    let began = Instant::now();
+    let mut connection = redis.connect().await;
+    loop {
+        let mut over = Vec::new();
+        for key in s3.keys().await {
+            let id = key.split('/').nth(1).unwrap();
+            let value = connection.get(format!("image:{id}")).await.unwrap();
+            if !value.is_some_and(|value| value.contains(&key)) {
+                over.push(key);
+            }
+        }
+        if over.is_empty() {
+            break;
+        }
+        let left = over.len();
+        assert!(began.elapsed() < Duration::from_mins(3), "{left} objects left over: {over:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    println!("nothing left over after {:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn images_may_be_moved_to_a_folder() {
+    let (redis, folder) = (RedisServer::start().await, tempfile::tempdir().unwrap());
+    let url = format!("file://{}", folder.path().join("shown").display());
+    let server = Server::on(&redis, &[("offload.url", &url)]).await.coherent().await;
+    let bytes = png(1, 5000);
+    let created = put(&server, "/images/a", &bytes).await;
+    assert_eq!(created.status, StatusCode::CREATED, "{created:?}");
+    let (_, json) = stored(&redis, "a").await;
+    let path = json["url"].as_str().unwrap().strip_prefix("file://").unwrap().to_owned();
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    let other = Server::on(&redis, &[("offload.url", &url)]).await.coherent().await;
+    assert_eq!(other.get("/images/a").await.body, bytes);
+    // A link out of the folder doesn't help.
+    redis.set("b", br#"{"url": "file:///etc/passwd"}"#).await;
+    other.get("/images/b").await.problem(502, "corrupt-record");
+}
+
+#[tokio::test]
+async fn the_images_of_the_embedded_store_are_moved_as_well() {
+    let (dir, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let url = format!("file://{}", folder.path().display());
+    let start = |offload: bool| {
+        let mut settings = vec![("embedded.dir", dir.path().to_str().unwrap())];
+        if offload {
+            settings.push(("offload.url", &url));
+        }
+        let settings: Vec<(String, String)> =
+            settings.into_iter().map(|(key, it)| (key.into(), it.into())).collect();
+        async move {
+            let settings: Vec<_> = settings.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+            Server::start(&settings).await
+        }
+    };
+    let bytes = png(1, 5000);
+    let server = start(false).await;
+    put(&server, "/images/a", &bytes).await;
+    server.stop().await;
+    let server = start(true).await;
+    until("it is moved", || async { server.metric("afterimage_offloaded_total").await == 1 }).await;
+    assert_eq!(server.get("/images/a").await.body, bytes);
+    assert!(folder.path().join("a").is_dir());
+}
+
+#[test]
+fn an_object_store_that_can_not_be_used_stops_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    for (arguments, says) in [
+        (vec!["--offload-url", "ftp://a/b"], "expected s3://, gs://, az:// or file:///"),
+        (vec!["--offload-url", "nowhere"], "[offload] url"),
+        (vec!["--offload-url", "s3://a/b?c"], "[offload] url"),
+        (vec!["--offload-url", "s3://a/b", "--offload-serve", "redirect"], "public_url"),
+        (
+            vec!["--offload-url", "s3://a/b", "--offload-options", "[\"sped=5\"]"],
+            "`sped` is no option",
+        ),
+        (vec!["--offload-options", "[\"sped\"]"], "a name and a value"),
+        (vec!["--offload-serve", "sideways"], "unknown variant `sideways`"),
+    ] {
+        let output =
+            program().args(&arguments).arg("--embedded-dir").arg(dir.path()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(says), "{arguments:?}: {said}");
+    }
+}
