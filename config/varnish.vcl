@@ -34,7 +34,7 @@ backend default {
 
 sub vcl_recv {
     # Only images. /metrics, /readyz and /healthz are not for the public.
-    if (req.url !~ "^/(images|placeholders)/") {
+    if (req.url !~ "^/((images|placeholders)/|events\?)") {
         return (synth(404));
     }
     # Writes stay on the machine: they go to Afterimage itself, which refuses them from here too, by the
@@ -46,6 +46,11 @@ sub vcl_recv {
     # Images are the same for everybody.
     unset req.http.Cookie;
     unset req.http.Authorization;
+
+    # Streams of events are passed on as they come.
+    if (req.url ~ "^/events\?") {
+        return (pass);
+    }
 
     # The request has one name in both logs.
     if (!req.http.X-Request-Id) {
@@ -73,6 +78,13 @@ sub vcl_recv {
         set req.grace = 10s;
     } else {
         set req.grace = 2h;
+    }
+}
+
+sub vcl_backend_fetch {
+    if (bereq.url ~ "^/events\?") {
+        # Longer than [events] heartbeat.
+        set bereq.between_bytes_timeout = 60s;
     }
 }
 

@@ -135,7 +135,7 @@ struct Pending {
     ids: HashSet<ImageId>,
 }
 
-/// As many streams are open as may be ([events] streams).
+/// As many streams are open as may be (`[events] streams`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0} event streams are open ([events] streams)")]
 pub struct TooMany(usize);
@@ -509,26 +509,26 @@ async fn state(app: &Arc<App>, id: &ImageId, inlines: &[Inline]) -> Option<State
             return None;
         }
     };
-    let event = |inline: &Inline| {
-        let inlined = |representation: &Representation| {
+    let told = |inline: &Inline| {
+        let data_url = |representation: &Representation| {
             let media_type = representation.facts.media_type.as_str();
             format!("data:{media_type};base64,{}", STANDARD.encode(&representation.body))
         };
         let thumbnail = match (inline, &parts.thumbnail) {
             (_, None) => None,
             (Inline::None, Some(_)) => Some(format!("/images/{id}/thumbnail?v={}", parts.version)),
-            (Inline::Thumbnail | Inline::Full, Some(thumbnail)) => Some(inlined(thumbnail)),
+            (Inline::Thumbnail | Inline::Full, Some(thumbnail)) => Some(data_url(thumbnail)),
         };
         let small = parts.original.as_ref().filter(|it| it.body.len() <= app.events.inline_bytes);
         let data = Progress {
             concept_id: id.as_str(),
             full: format!("/images/{id}?v={}", parts.version),
             thumbnail,
-            image_data: small.filter(|_| *inline == Inline::Full).map(inlined),
+            image_data: small.filter(|_| *inline == Inline::Full).map(data_url),
         };
         (*inline, event("concept_progress", Some(parts.version), data))
     };
-    Some(State { version: Some(parts.version), events: inlines.iter().map(event).collect() })
+    Some(State { version: Some(parts.version), events: inlines.iter().map(told).collect() })
 }
 
 /// What the events of an image are made of.

@@ -68,13 +68,8 @@ impl ImageId {
     /// The id of an image that is named after its bytes: their SHA-256, so that nobody can make another image with the
     /// same id.
     #[must_use]
-    pub fn of_content(sha256: [u8; 32]) -> ImageId {
-        use fmt::Write;
-        let mut text = String::with_capacity(64);
-        for byte in sha256 {
-            let _ = write!(text, "{byte:02x}");
-        }
-        ImageId(text.into())
+    pub fn of_content(sha256: &[u8; 32]) -> ImageId {
+        ImageId(hex(sha256).into())
     }
 
     /// Under which the drawn placeholders are kept. No address and no key can name it.
@@ -333,6 +328,13 @@ pub fn select(original: &Arc<Facts>, accepts: AcceptedCodings) -> &Arc<Facts> {
     let best = accepts.best(original.coded.iter().filter_map(coding));
     let coded = original.coded.iter().find(|facts| best.is_some() && coding(facts) == best);
     coded.unwrap_or(original)
+}
+
+/// Bytes as hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits.map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
 }
 
 fn ascii(text: String) -> HeaderValue {

@@ -147,7 +147,7 @@ pub enum ReadError {
     Corrupt(#[from] Corrupt),
     /// The object store that has the image had no answer, or not the right one.
     #[error(transparent)]
-    Offload(OffloadError),
+    Offload(Box<OffloadError>),
     /// The store had no answer.
     #[error(transparent)]
     Store(StoreError),
@@ -192,6 +192,15 @@ pub enum FetchError {
 impl From<StoreError> for FetchError {
     fn from(error: StoreError) -> FetchError {
         FetchError::Store(error)
+    }
+}
+
+impl From<OffloadError> for ReadError {
+    fn from(error: OffloadError) -> ReadError {
+        match error {
+            OffloadError::NoRoom(no_room) => ReadError::NoRoom(no_room),
+            error => ReadError::Offload(Box::new(error)),
+        }
     }
 }
 
@@ -264,11 +273,12 @@ async fn answer(app: &Arc<App>, request: &ImageRequest) -> Result<Answer, Failur
             }
         }
         LookUp::Stale(known) => {
-            return stale(app, request, &known).await.unwrap_or_else(|| {
-                let reason = app.index.coherence().reason().unwrap_or_default().to_owned();
-                let error = ReadError::Store(StoreError::Unreachable(reason));
-                Err(Failure::new(error, None, Times::default()))
-            });
+            if let Some(answer) = stale(app, request, &known).await {
+                return answer;
+            }
+            let reason = app.index.coherence().reason().unwrap_or_default().to_owned();
+            let error = ReadError::Store(StoreError::Unreachable(reason));
+            return Err(Failure::new(error, None, Times::default()));
         }
         LookUp::Ask(boarding) => boarding,
     };
@@ -347,7 +357,7 @@ async fn from_elsewhere(
     }
     let (fetched, collapsed) = offload::fetch(app, offload, &request.id, remote).await;
     let (image, kept, time) =
-        fetched.map_err(|error| Failure::new(ReadError::Offload(error), None, times))?;
+        fetched.map_err(|error| Failure::new(ReadError::from(error), None, times))?;
     times.origin = time;
     let served = match served {
         Served::Stale { .. } => served,

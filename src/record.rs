@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::image::{MAX_HTTP_DATE, MediaType};
+use crate::image::{MAX_HTTP_DATE, MediaType, hex};
 use crate::picture::sniff::sniff;
 
 /// Why a value is no record of an image. Its text may be shown to a client: it holds nothing of the value.
@@ -244,13 +244,12 @@ pub fn moved(
     url: &str,
     media_type: MediaType,
     length: usize,
-    sha256: [u8; 32],
+    sha256: &[u8; 32],
 ) -> Vec<u8> {
     const REPLACED: [&str; 6] =
         ["base64_data", "mime_type", "content_type", "url", "size_bytes", "sha256"];
     let Others(mut fields) = serde_json::from_slice(value).unwrap_or_default();
     fields.retain(|(name, _)| !REPLACED.contains(&&**name));
-    let sha256: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
     let written = |value: serde_json::Value| {
         serde_json::value::to_raw_value(&value).expect("strings and numbers are JSON")
     };
@@ -258,7 +257,7 @@ pub fn moved(
         ("url", written(url.into())),
         ("mime_type", written(media_type.as_str().into())),
         ("size_bytes", written(length.into())),
-        ("sha256", written(sha256.into())),
+        ("sha256", written(hex(sha256).into())),
     ];
     let own = own.iter().map(|(name, value)| (*name, &**value));
     let others = fields.iter().map(|(name, value)| (&**name, *value));
@@ -398,6 +397,27 @@ mod tests {
             let record = Record::parse(value.as_bytes()).unwrap();
             assert_eq!(record.declared_type.as_deref(), declared);
             assert!(matches!(record.content, Content::Offloaded(it) if it.url == "u"));
+        }
+    }
+
+    #[test]
+    fn the_record_of_an_image_that_moved_keeps_what_else_it_says() {
+        let value = br#"{"prompt": "a \u00e9 \"b\"", "n": 1.50, "base64_data": "R0lG", "content_type": "x", "url": null, "created_at": 5, "tags": ["a"]}"#;
+        let sha256 = [0xab; 32];
+        let moved = moved(value, "s3://b/a.gif", MediaType::Gif, 3, &sha256);
+        let expected = format!(
+            r#"{{"prompt":"a \u00e9 \"b\"","n":1.50,"created_at":5,"tags":["a"],"url":"s3://b/a.gif","mime_type":"image/gif","size_bytes":3,"sha256":"{}"}}"#,
+            "ab".repeat(32)
+        );
+        assert_eq!(String::from_utf8(moved.clone()).unwrap(), expected);
+        let record = Record::parse(&moved).unwrap();
+        let Content::Offloaded(elsewhere) = record.content else { panic!("{record:?}") };
+        assert_eq!((&*elsewhere.url, elsewhere.sha256), ("s3://b/a.gif", Some(sha256)));
+        for odd in ["5", "\"zz\"", "\"ab\"", "null"] {
+            let value = format!(r#"{{"url": "u", "sha256": {odd}}}"#);
+            let record = Record::parse(value.as_bytes()).unwrap();
+            let Content::Offloaded(elsewhere) = record.content else { panic!("{record:?}") };
+            assert_eq!(elsewhere.sha256, None, "{odd}");
         }
     }
 

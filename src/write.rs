@@ -240,7 +240,7 @@ fn prepare(target: Target, submission: Submission, limit: usize) -> Result<Prepa
     }
     let id = match target {
         Target::Id(id) => id,
-        Target::Content => ImageId::of_content(Sha256::digest(&bytes).into()),
+        Target::Content => ImageId::of_content(&Sha256::digest(&bytes).into()),
     };
     let facts = Facts::new(Version::of(&value), media_type, bytes.len(), created_at);
     Ok(Prepared { id, value, facts, bytes })
@@ -291,12 +291,12 @@ mod tests {
         }
     }
 
-    fn tags(opaque: &[&str]) -> Option<EntityTags> {
+    fn tags(opaque: &[&str]) -> EntityTags {
         let tag = |text: &&str| match text.strip_prefix("W/") {
             Some(text) => EntityTag { weak: true, opaque: text.into() },
             None => EntityTag { weak: false, opaque: (*text).into() },
         };
-        Some(EntityTags::List(opaque.iter().map(tag).collect()))
+        EntityTags::List(opaque.iter().map(tag).collect())
     }
 
     #[test]
@@ -310,18 +310,18 @@ mod tests {
             (none(), true, true),
             (Preconditions { if_match: Some(EntityTags::Any), ..none() }, true, false),
             (Preconditions { if_none_match: Some(EntityTags::Any), ..none() }, false, true),
-            (Preconditions { if_match: tags(&["\"x\"", &own]), ..none() }, true, false),
+            (Preconditions { if_match: Some(tags(&["\"x\"", &own])), ..none() }, true, false),
             // Another form of the same version.
-            (Preconditions { if_match: tags(&[&coded]), ..none() }, true, false),
-            (Preconditions { if_match: tags(&["\"x\""]), ..none() }, false, false),
+            (Preconditions { if_match: Some(tags(&[&coded])), ..none() }, true, false),
+            (Preconditions { if_match: Some(tags(&["\"x\""])), ..none() }, false, false),
             // Strong comparison, and weak.
-            (Preconditions { if_match: tags(&[&weak]), ..none() }, false, false),
-            (Preconditions { if_none_match: tags(&[&weak]), ..none() }, false, true),
-            (Preconditions { if_none_match: tags(&["\"x\""]), ..none() }, true, true),
+            (Preconditions { if_match: Some(tags(&[&weak])), ..none() }, false, false),
+            (Preconditions { if_none_match: Some(tags(&[&weak])), ..none() }, false, true),
+            (Preconditions { if_none_match: Some(tags(&["\"x\""])), ..none() }, true, true),
             // Both.
             (
                 Preconditions {
-                    if_match: tags(&[&own]),
+                    if_match: Some(tags(&[&own])),
                     if_none_match: Some(EntityTags::Any),
                     ..none()
                 },

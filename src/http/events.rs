@@ -104,14 +104,15 @@ fn body(app: &Arc<App>, subscription: Subscription) -> Body {
         let app = Arc::clone(&app);
         async move {
             let mut subscription = it;
-            let piece = match beginning {
-                Some(beginning) => beginning,
-                None => tokio::select! {
+            let piece = if let Some(beginning) = beginning {
+                beginning
+            } else {
+                tokio::select! {
                     biased;
                     () = app.until_draining() => return None,
                     event = subscription.next() => event,
                     () = tokio::time::sleep(heartbeat) => COMMENT,
-                },
+                }
             };
             Some((Ok::<_, Infallible>(piece), (None, subscription)))
         }

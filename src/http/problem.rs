@@ -12,7 +12,6 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::app::NoRoom;
-use crate::offload::OffloadError;
 use crate::picture::PictureError;
 use crate::read::ReadError;
 use crate::render::RenderError;
@@ -175,7 +174,6 @@ impl From<ReadError> for Problem {
             ReadError::Corrupt(_) => {
                 Problem::new(StatusCode::BAD_GATEWAY, "corrupt-record", "corrupt record", detail)
             }
-            ReadError::Offload(OffloadError::NoRoom(no_room)) => no_room.into(),
             ReadError::Offload(error) => {
                 let (status, detail) =
                     (StatusCode::BAD_GATEWAY, "the object store didn't give the image");
@@ -239,7 +237,7 @@ impl From<WriteError> for Problem {
                 let status = StatusCode::PAYLOAD_TOO_LARGE;
                 Problem::new(status, "body-too-large", "the body is too large", detail)
             }
-            WriteError::Offload(error) => ReadError::Offload(error).into(),
+            WriteError::Offload(error) => ReadError::from(error).into(),
             WriteError::PreconditionFailed => Problem::precondition_failed(&detail),
             WriteError::Absent => ReadError::Absent.into(),
             WriteError::Store(error) => error.into(),

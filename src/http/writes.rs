@@ -213,15 +213,11 @@ fn content(headers: &HeaderMap) -> Result<Content, Problem> {
     if name.eq_ignore_ascii_case("application/octet-stream") {
         return Ok(Content::Image(None));
     }
-    match MediaType::named(name) {
-        Some(media_type) => Ok(Content::Image(Some(media_type))),
-        None => {
-            let images = MediaType::ALL.map(MediaType::as_str).join(", ");
-            Err(unsupported(&format!(
-                "expected an image ({images}) or a record as application/json"
-            )))
-        }
-    }
+    let media_type = MediaType::named(name).ok_or_else(|| {
+        let images = MediaType::ALL.map(MediaType::as_str).join(", ");
+        unsupported(&format!("expected an image ({images}) or a record as application/json"))
+    })?;
+    Ok(Content::Image(Some(media_type)))
 }
 
 /// The whole body, or why it can't be had. What arrives is kept once, in one piece.

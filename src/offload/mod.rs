@@ -1,4 +1,4 @@
-//! Images in an object store (S3, R2, MinIO, GCS, Azure, a folder) in place of the records: where they are, how they get
+//! Images in an object store (S3, R2, `MinIO`, GCS, Azure, a folder) in place of the records: where they are, how they get
 //! there and back.
 //!
 //! An image's object is named after its id and the version of the record that it came in, so what is under a name never
@@ -88,7 +88,7 @@ pub enum OffloadError {
     /// The store refused or can't be reached.
     #[error("the object store failed: {0}")]
     Failed(String),
-    /// It took too long ([offload] timeout).
+    /// It took too long (`[offload] timeout`).
     #[error("the object store didn't answer in time")]
     TimedOut,
     /// Memory is full of images that are being fetched and sent.
@@ -198,7 +198,7 @@ impl Offload {
         let (value, image) = (record.clone(), bytes.clone());
         let moved = move || {
             let sha256 = Sha256::digest(&image).into();
-            let value = record::moved(&value, &url, media_type, image.len(), sha256);
+            let value = record::moved(&value, &url, media_type, image.len(), &sha256);
             let version = Version::of(&value);
             Moved { value: value.into(), version, path }
         };

@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 use crate::harness::{Client, RedisServer, Server, etag, record, until};
 
 /// Where Debian has it.
-const CHROMIUM: &str = "/usr/bin/chromium";
+pub(crate) const CHROMIUM: &str = "/usr/bin/chromium";
 
 /// How long an action of the browser may take. The script gives up before, and says at what.
 const PATIENCE: Duration = Duration::from_secs(90);

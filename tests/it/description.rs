@@ -24,17 +24,20 @@ values = ["*"]
 include-operation-id = ["getImage", "headImage", "getThumbnail", "headThumbnail", "getInfo", "headInfo"]
 parameters."path.id" = { dictionary = "stored", probability = 0.5 }
 parameters."header.If-None-Match" = { dictionary = "any", probability = 0.3 }
-# 501 of the offloaded record and 502 of the corrupt one are the right answers; any other 5xx is a failure.
-checks.not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 501, 502]
+# 502 of the corrupt record and of the one that is nowhere is the right answer; any other 5xx is a failure.
+checks.not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 502]
 # A valid request may meet no image, or one that its preconditions or its range don't fit; 400 is a failure.
-checks.positive_data_acceptance.expected-statuses = ["2xx", 304, 404, 406, 412, 416, 501, 502]
+checks.positive_data_acceptance.expected-statuses = ["2xx", 304, 404, 406, 412, 416, 502]
 
 [[operations]]
-include-operation-id = "putImage"
-# 501 for a record with url in place of base64_data.
-checks.not_a_server_error.expected-statuses = ["2xx", "4xx", 501]
+include-operation-id = ["putImage", "postImage"]
 # JSON Schema can say what base64 looks like, but not that there is an image in it, nor what a duration is.
-checks.positive_data_acceptance.expected-statuses = ["2xx", 400]
+checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 412]
+
+[[operations]]
+include-operation-id = "deleteImage"
+parameters."header.If-None-Match" = { dictionary = "any", probability = 0.3 }
+checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 412]
 "#;
 
 /// What `REDbot` still warns of, and why it stays.
@@ -90,12 +93,17 @@ async fn the_description_has_every_route_with_its_methods_and_no_other() {
                     Bytes::new(),
                 )
                 .await;
+            if method == "DELETE" {
+                redis.set("a", &record(&drawable())).await;
+            }
             let is_described = methods.contains(method);
             assert_ne!(answer.status, StatusCode::NOT_FOUND, "{method} {path}");
             let is_taken = answer.status != StatusCode::METHOD_NOT_ALLOWED;
             assert_eq!(is_taken, is_described, "{method} {path}: {answer:?}");
             if !is_taken {
-                answer.problem(405, "method-not-allowed");
+                if method != "HEAD" {
+                    answer.problem(405, "method-not-allowed");
+                }
                 let allowed: BTreeSet<_> =
                     answer.header("allow").split(',').map(str::trim).collect();
                 assert_eq!(allowed, methods.iter().map(String::as_str).collect(), "{path}");
@@ -118,7 +126,13 @@ async fn the_description_says_which_addresses_move_to_the_operators_listener() {
         let (here, elsewhere) =
             if moves { (server.admin, server.address) } else { (server.address, server.admin) };
         let path = path.replace("{id}", "a").replace("{size}", "64x64");
-        assert_eq!(get(here, &path, &[]).await.status, StatusCode::OK, "{path}");
+        // One is for POST, and a stream without end says what it lacks.
+        let status = match path.as_str() {
+            "/images" => StatusCode::METHOD_NOT_ALLOWED,
+            "/events" => StatusCode::BAD_REQUEST,
+            _ => StatusCode::OK,
+        };
+        assert_eq!(get(here, &path, &[]).await.status, status, "{path}");
         get(elsewhere, &path, &[]).await.problem(404, "unknown-address");
     }
     assert_eq!(for_operators, 3);
@@ -171,6 +185,7 @@ async fn the_description_has_every_type_of_image_and_no_other() {
         .filter_map(|line| {
             line.trim().strip_prefix("MediaType::")?.split_once(" => \"")?.1.split('"').next()
         })
+        .filter(|name| name.starts_with("image/"))
         .collect();
     assert!(known.contains("image/png"));
     for response in ["Image", "ImagePart"] {
@@ -222,6 +237,8 @@ async fn schemathesis_finds_no_failure() {
     // Every check, every phase; the same requests each time.
     command.args(["--seed", "20261122", "--max-examples", "60", "--generation-database", "none"]);
     command.args(["--request-timeout", "10", "--continue-on-failure"]);
+    // A stream has no end that it could wait for.
+    command.args(["--exclude-path", "/events"]);
     output(command).await;
 
     // It has been where it was sent.
@@ -230,7 +247,8 @@ async fn schemathesis_finds_no_failure() {
     for (method, statuses) in [
         ("GET", &[200, 304, 400, 412][..]),
         ("HEAD", &[200, 304, 400, 412][..]),
-        ("PUT", &[201, 204, 400][..]),
+        ("PUT", &[201, 204, 400, 412][..]),
+        ("DELETE", &[204, 404, 412][..]),
     ] {
         for status in statuses {
             let name = format!(
@@ -284,7 +302,7 @@ async fn redbot_has_nothing_to_say_against_an_error_or_the_operators_answers() {
         ("/images/-bad", &[][..], "400", &[BAD_REQUEST][..]),
         ("/images/picture", &["If-Match:\"another\""][..], "412", &[][..]),
         ("/images/picture", &["Range:bytes=100000-"][..], "416", &[][..]),
-        ("/images/offloaded", &[][..], "501", &[][..]),
+        ("/images/offloaded", &[][..], "502", &[][..]),
         ("/images/corrupt", &[][..], "502", &[][..]),
         ("/nothing", &[][..], "404", &[][..]),
         ("/openapi.json", &[][..], "200", &[][..]),

@@ -13,6 +13,7 @@ use redis::AsyncTypedCommands;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
+use crate::events::Events;
 use crate::harness::redis::free_port;
 use crate::harness::server::program;
 use crate::harness::{Answer, Client, Process, RedisServer, Server, etag, get, png, record, until};
@@ -53,6 +54,7 @@ behind_every_front! {
     a_write_is_refused_and_operators_addresses_are_not_public
     a_write_that_a_front_lets_through_is_refused_by_afterimage
     a_request_has_one_name_on_both_sides
+    events_pass_as_they_come
 }
 
 /// Which cache.
@@ -671,6 +673,23 @@ async fn a_write_that_a_front_lets_through_is_refused_by_afterimage(kind: Kind) 
     // It is the front that gives it away: the same request is taken from the machine itself.
     let answer = server.send(Method::PUT, "/images/a", &headers, value).await;
     assert_eq!(answer.status, StatusCode::CREATED);
+}
+
+async fn events_pass_as_they_come(kind: Kind) {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("events.heartbeat", "500ms")]).await.coherent().await;
+    let front = Front::of(kind, server.address).await;
+    let mut events = Events::of(front.address, "ids=a").await;
+    assert_eq!(events.next().await.name, "concept_absent");
+    for seed in 0..3 {
+        let began = Instant::now();
+        redis.set("a", &record(&png(seed, 500))).await;
+        let tag = etag(&record(&png(seed, 500)));
+        assert_eq!(events.next().await.id, tag.trim_matches('"'));
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    }
+    // And a sign of life.
+    assert_eq!(events.block().await.unwrap(), ":");
 }
 
 async fn a_request_has_one_name_on_both_sides(kind: Kind) {

@@ -12,6 +12,7 @@ mod browser;
 mod checker;
 mod coherence;
 mod command_line;
+mod concepts;
 mod conditional;
 mod connections;
 mod dashboards;

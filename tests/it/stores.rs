@@ -70,6 +70,35 @@ async fn keeps_the_contract(store: &Store) {
     put("f", Bytes::from(vec![b'x'; LIMIT]), minute).await;
     assert_eq!(store.get(&id("f")).await.unwrap().unwrap().value.len(), LIMIT);
 
+    // Readers see a whole value, the old or the new, while it is replaced.
+    let (old, new) = (Bytes::from(vec![b'o'; 100_000]), Bytes::from(vec![b'n'; 100_000]));
+    put("g", old.clone(), minute).await;
+    let writing = async {
+        for round in 0..20 {
+            let value = if round % 2 == 0 { &new } else { &old };
+            put("g", value.clone(), minute).await;
+        }
+    };
+    let reading = async {
+        for _ in 0..50 {
+            let value = store.get(&id("g")).await.unwrap().unwrap().value;
+            assert!(value == old || value == new);
+        }
+    };
+    tokio::join!(writing, reading);
+
+    writes_on_conditions_and_lists(store).await;
+}
+
+async fn writes_on_conditions_and_lists(store: &Store) {
+    let id = |text: &str| ImageId::parse(text).unwrap();
+    let minute = Expiry::In(Duration::from_mins(1));
+    let soon = Expiry::In(Duration::from_millis(80));
+    let one = Bytes::from("1");
+    let put = async |name: &str, value: Bytes, expiry| {
+        store.put(&id(name), value, expiry, &Condition::Always).await.unwrap();
+    };
+
     // A condition is looked at and the write made as one; where it fails nothing is changed.
     let write = async |condition: Condition| {
         store.put(&id("h"), one.clone(), minute, &condition).await.unwrap()
@@ -153,23 +182,6 @@ async fn keeps_the_contract(store: &Store) {
         assert_eq!(won.len(), 1, "round {round}");
         assert_eq!(store.get(&id("j")).await.unwrap().unwrap().value, won);
     }
-
-    // Readers see a whole value, the old or the new, while it is replaced.
-    let (old, new) = (Bytes::from(vec![b'o'; 100_000]), Bytes::from(vec![b'n'; 100_000]));
-    put("g", old.clone(), minute).await;
-    let writing = async {
-        for round in 0..20 {
-            let value = if round % 2 == 0 { &new } else { &old };
-            put("g", value.clone(), minute).await;
-        }
-    };
-    let reading = async {
-        for _ in 0..50 {
-            let value = store.get(&id("g")).await.unwrap().unwrap().value;
-            assert!(value == old || value == new);
-        }
-    };
-    tokio::join!(writing, reading);
 }
 
 async fn open(settings: &[(&str, &str)]) -> Store {

@@ -1,5 +1,6 @@
 //! Writes over HTTP: what is stored, who may, and on what conditions.
 
+use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
@@ -81,7 +82,10 @@ async fn what_is_posted_gets_the_id_of_its_content_and_is_one_image_however_ofte
     let created = post(&[PNG], bytes.clone()).await;
     assert_eq!(created.status, StatusCode::CREATED, "{created:?}");
     let told: serde_json::Value = serde_json::from_slice(&created.body).unwrap();
-    let id: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut id = String::new();
+    for byte in Sha256::digest(&bytes) {
+        write!(id, "{byte:02x}").unwrap();
+    }
     assert_eq!(told["id"], id);
     assert_eq!(created.header("location"), format!("/images/{id}"));
     assert_eq!(told["etag"], created.header("etag"));

@@ -1,0 +1,116 @@
+//! The backend and the page of the examples, in a real Chromium: images appear as they are made.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use redis::AsyncTypedCommands;
+use serde::Deserialize;
+
+use crate::browser::CHROMIUM;
+use crate::harness::redis::free_port;
+use crate::harness::server::program;
+use crate::harness::{Process, RedisServer, etag, record, until};
+use crate::variants::{encoded, picture};
+
+/// A program of the test's, which ends with it.
+struct Ends(Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What the page shows.
+#[derive(Debug, Deserialize)]
+struct State {
+    job: String,
+    sources: Vec<String>,
+    /// What each image was set to, in turn.
+    shown: Vec<Vec<String>>,
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn the_backend_of_the_examples_is_short() {
+    let text = std::fs::read_to_string(root().join("examples/backend/main.py")).unwrap();
+    assert!(text.lines().count() < 80, "{}", text.lines().count());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_draws_thumbnails_then_images_and_a_cut_connection_loses_nothing() {
+    let redis = RedisServer::start().await;
+    let (backend_port, port) = (free_port(), free_port());
+    let page = format!("http://127.0.0.1:{backend_port}");
+    let serve = || {
+        let mut command = program();
+        command.args(["--redis-url", &redis.url(), "--log-filter", "warn"]);
+        command.args(["--http-cors-origins", &format!("[{page:?}]")]);
+        Process::listening(command, &format!("127.0.0.1:{port}"))
+    };
+    let mut afterimage = serve();
+    let backend = Command::new(root().join("target/python/bin/uvicorn"))
+        .args(["main:app", "--app-dir", "examples/backend", "--port", &backend_port.to_string()])
+        .current_dir(root())
+        .env("REDIS_URL", redis.url())
+        .env("IMAGES_URL", format!("http://127.0.0.1:{port}"))
+        .env("SECONDS_PER_STEP", "0.5")
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("uvicorn is needed in target/python: run tests/run.sh, which installs it");
+    let _backend = Ends(backend);
+    until("the backend answers", || async {
+        tokio::net::TcpStream::connect(("127.0.0.1", backend_port)).await.is_ok()
+    })
+    .await;
+
+    let screenshot = root().join("target/tmp/concepts.png");
+    let mut chromium = Command::new("node")
+        .arg(root().join("tests/browser/concepts.mjs"))
+        .arg(root().join("target/browser"))
+        .args([CHROMIUM, &page])
+        .arg(&screenshot)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut orders = chromium.stdin.take().unwrap();
+    let mut lines = BufReader::new(chromium.stdout.take().unwrap()).lines();
+    let _chromium = Ends(chromium);
+    let mut shown = move || {
+        let line = lines.next().expect("the browser has ended").unwrap();
+        serde_json::from_str::<State>(&line).unwrap()
+    };
+    let first = tokio::task::block_in_place(&mut shown);
+    assert_eq!(first.sources.len(), 3);
+    for (number, shown) in first.shown.iter().enumerate() {
+        // The rough one and the finished one: of each, the thumbnail came with the event, before the image.
+        let path = format!("/images/concept_{}_{number}?v=", first.job);
+        assert!(shown.len() >= 2, "{shown:?}");
+        assert_eq!(shown[0], "data:image/webp;base64", "{shown:?}");
+        assert!(shown.last().unwrap().contains(&path), "{shown:?}");
+    }
+    assert!(screenshot.metadata().unwrap().len() > 10_000);
+
+    // While the server is away all three are replaced; the page connects again by itself, and shows them.
+    afterimage.kill();
+    let mut connection = redis.connect().await;
+    let mut tags = Vec::new();
+    for number in 0..3_u8 {
+        let value = record(&encoded(&picture(80 * number, 512, 512), image::ImageFormat::Png));
+        connection.set(format!("image:concept_{}_{number}", first.job), &value).await.unwrap();
+        tags.push(etag(&value));
+    }
+    let _afterimage = serve();
+    writeln!(orders, "again").unwrap();
+    let second = tokio::task::block_in_place(&mut shown);
+    for (source, tag) in second.sources.iter().zip(tags) {
+        assert!(source.ends_with(tag.trim_matches('"')), "{source} {tag}");
+    }
+}
