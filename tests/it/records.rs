@@ -140,13 +140,3 @@ async fn a_value_of_100_mb_is_refused_without_being_fetched() {
     redis.set("b", &crate::harness::record(&png(1, 100))).await;
     assert_eq!(server.get("/images/b").await.status, StatusCode::OK);
 }
-
-#[tokio::test]
-async fn an_offloaded_image_is_501_until_offload_exists() {
-    let redis = RedisServer::start().await;
-    let server = Server::on(&redis, &[]).await;
-    redis.set("a", br#"{"url": "https://cdn.example/a.png"}"#).await;
-    let answer = server.get("/images/a").await;
-    answer.problem(501, "offloaded");
-    assert!(!String::from_utf8_lossy(&answer.body).contains("cdn.example"));
-}
