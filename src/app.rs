@@ -43,6 +43,8 @@ pub struct App {
     pub decoding: Arc<Semaphore>,
     /// One permit for each KiB of values that are being fetched and decoded.
     pub fetching: Semaphore,
+    /// One permit for each KiB of what is being written: no writer takes a reader's room.
+    pub writing: Semaphore,
     phase: watch::Sender<Phase>,
 }
 
@@ -115,6 +117,7 @@ impl App {
             corrupt_log: CorruptLog::default(),
             decoding: Arc::new(Semaphore::new(cores)),
             fetching: Semaphore::new(settings.limits.fetch_bytes.div_ceil(1024)),
+            writing: Semaphore::new(settings.limits.write_bytes.div_ceil(1024)),
             phase: watch::Sender::new(Phase::Serving),
             settings,
         });
@@ -176,7 +179,53 @@ impl App {
     }
 }
 
-/// Memory is full of images that are being fetched and sent (`[limits] fetch_bytes`).
+/// Room for what is being written, which grows with it.
+#[derive(Debug)]
+pub struct WriteRoom<'a> {
+    permit: SemaphorePermit<'a>,
+    app: &'a App,
+}
+
+impl App {
+    /// Waits for room for some bytes to be written, no longer than Redis may take to answer. Those that need more than
+    /// there is get all of it.
+    pub async fn room_to_write(&self, bytes: u64) -> Result<WriteRoom<'_>, NoRoom> {
+        let all = self.settings.limits.write_bytes.div_ceil(1024);
+        let wanted = kibibytes(bytes).min(u32::try_from(all).unwrap_or(u32::MAX));
+        let room = self.writing.acquire_many(wanted);
+        match tokio::time::timeout(self.settings.redis.response_timeout, room).await {
+            Ok(Ok(permit)) => Ok(WriteRoom { permit, app: self }),
+            Ok(Err(_)) | Err(_) => {
+                self.metrics.count_shed(Shed::WriteBytes);
+                Err(NoRoom)
+            }
+        }
+    }
+}
+
+impl WriteRoom<'_> {
+    /// Makes room for so many bytes, if it is free: nobody who has some waits for more.
+    pub fn grow(&mut self, bytes: u64) -> Result<(), NoRoom> {
+        let has = u32::try_from(self.permit.num_permits()).unwrap_or(u32::MAX);
+        let more = kibibytes(bytes).saturating_sub(has);
+        if more > 0 {
+            match self.app.writing.try_acquire_many(more) {
+                Ok(permit) => self.permit.merge(permit),
+                Err(_full) => {
+                    self.app.metrics.count_shed(Shed::WriteBytes);
+                    return Err(NoRoom);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn kibibytes(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
+}
+
+/// Memory is full of images that are being fetched and sent (`[limits] fetch_bytes`), or written (`write_bytes`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("too many images are being fetched and sent: there is no room for another one")]
+#[error("too many images are being fetched, sent or written: there is no room for another one")]
 pub struct NoRoom;

@@ -84,6 +84,8 @@ pub enum Content<'a> {
 pub struct Elsewhere<'a> {
     /// Its address.
     pub url: Cow<'a, str>,
+    /// Its name in the object store, where the record has it.
+    pub object: Option<Cow<'a, str>>,
     /// Its SHA-256, where the record has it.
     pub sha256: Option<[u8; 32]>,
 }
@@ -107,6 +109,7 @@ struct Fields<'a> {
     mime_type: Option<&'a RawValue>,
     content_type: Option<&'a RawValue>,
     created_at: Option<&'a RawValue>,
+    object: Option<&'a RawValue>,
     sha256: Option<&'a RawValue>,
 }
 
@@ -135,6 +138,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
                         "mime_type" => fields.mime_type = Some(map.next_value()?),
                         "content_type" => fields.content_type = Some(map.next_value()?),
                         "created_at" => fields.created_at = Some(map.next_value()?),
+                        "object" => fields.object = Some(map.next_value()?),
                         "sha256" => fields.sha256 = Some(map.next_value()?),
                         _ => drop(map.next_value::<IgnoredAny>()?),
                     }
@@ -177,13 +181,14 @@ impl<'a> Record<'a> {
             }
         })?;
         let sha256 = fields.sha256.and_then(advisory_text).and_then(|text| from_hex(&text));
+        let object = fields.object.and_then(advisory_text);
         let content = match (fields.base64_data, fields.url) {
             // Emptied when the image moved to its address.
             (Some(base64), Some(url)) if base64.is_empty() => {
-                Content::Offloaded(Elsewhere { url, sha256 })
+                Content::Offloaded(Elsewhere { url, object, sha256 })
             }
             (Some(base64), _) => Content::Inline(base64),
-            (None, Some(url)) => Content::Offloaded(Elsewhere { url, sha256 }),
+            (None, Some(url)) => Content::Offloaded(Elsewhere { url, object, sha256 }),
             (None, None) => return Err(Corrupt::NoImage),
         };
         let declared_type = fields.mime_type.or(fields.content_type);
@@ -242,12 +247,13 @@ fn decode_leniently(text: &str) -> Result<Vec<u8>, Corrupt> {
 pub fn moved(
     value: &[u8],
     url: &str,
+    object: &str,
     media_type: MediaType,
     length: usize,
     sha256: &[u8; 32],
 ) -> Vec<u8> {
-    const REPLACED: [&str; 6] =
-        ["base64_data", "mime_type", "content_type", "url", "size_bytes", "sha256"];
+    const REPLACED: [&str; 7] =
+        ["base64_data", "mime_type", "content_type", "url", "object", "size_bytes", "sha256"];
     let Others(mut fields) = serde_json::from_slice(value).unwrap_or_default();
     fields.retain(|(name, _)| !REPLACED.contains(&&**name));
     let written = |value: serde_json::Value| {
@@ -255,6 +261,7 @@ pub fn moved(
     };
     let own = [
         ("url", written(url.into())),
+        ("object", written(object.into())),
         ("mime_type", written(media_type.as_str().into())),
         ("size_bytes", written(length.into())),
         ("sha256", written(hex(sha256).into())),
@@ -404,9 +411,9 @@ mod tests {
     fn the_record_of_an_image_that_moved_keeps_what_else_it_says() {
         let value = br#"{"prompt": "a \u00e9 \"b\"", "n": 1.50, "base64_data": "R0lG", "content_type": "x", "url": null, "created_at": 5, "tags": ["a"]}"#;
         let sha256 = [0xab; 32];
-        let moved = moved(value, "s3://b/a.gif", MediaType::Gif, 3, &sha256);
+        let moved = moved(value, "s3://b/a.gif", "a.gif", MediaType::Gif, 3, &sha256);
         let expected = format!(
-            r#"{{"prompt":"a \u00e9 \"b\"","n":1.50,"created_at":5,"tags":["a"],"url":"s3://b/a.gif","mime_type":"image/gif","size_bytes":3,"sha256":"{}"}}"#,
+            r#"{{"prompt":"a \u00e9 \"b\"","n":1.50,"created_at":5,"tags":["a"],"url":"s3://b/a.gif","object":"a.gif","mime_type":"image/gif","size_bytes":3,"sha256":"{}"}}"#,
             "ab".repeat(32)
         );
         assert_eq!(String::from_utf8(moved.clone()).unwrap(), expected);

@@ -218,6 +218,8 @@ pub struct Pictures {
 pub struct Limits {
     #[serde(deserialize_with = "size")]
     pub fetch_bytes: usize,
+    #[serde(deserialize_with = "size")]
+    pub write_bytes: usize,
     pub waiters: NonZeroUsize,
     pub renders: NonZeroUsize,
     pub connections: NonZeroUsize,

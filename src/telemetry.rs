@@ -154,8 +154,10 @@ pub enum Shed {
     Requests,
     /// A request that would have waited for a fetch.
     Waiters,
-    /// A fetch, or a record to be written.
+    /// A fetch.
     FetchBytes,
+    /// A write.
+    WriteBytes,
     /// A render.
     Renders,
     /// A stream of events.
@@ -163,11 +165,12 @@ pub enum Shed {
 }
 
 impl Shed {
-    const ALL: [Shed; 6] = [
+    const ALL: [Shed; 7] = [
         Shed::Connections,
         Shed::Requests,
         Shed::Waiters,
         Shed::FetchBytes,
+        Shed::WriteBytes,
         Shed::Renders,
         Shed::Streams,
     ];
@@ -178,6 +181,7 @@ impl Shed {
             Shed::Requests => "requests",
             Shed::Waiters => "waiters",
             Shed::FetchBytes => "fetch_bytes",
+            Shed::WriteBytes => "write_bytes",
             Shed::Renders => "renders",
             Shed::Streams => "event_streams",
         }

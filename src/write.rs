@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::app::App;
 use crate::image::{Facts, ImageId, MediaType, Version};
-use crate::offload::{self, OffloadError};
+use crate::offload;
 use crate::preconditions::{EntityTags, Preconditions};
 use crate::read::off_worker;
 use crate::record::{self, Content, Corrupt, Record};
@@ -81,9 +81,6 @@ pub enum WriteError {
     /// There is nothing to remove.
     #[error("there is no image with this id")]
     Absent,
-    /// The image is stored, but what holds its bytes can't be asked whether it has them still.
-    #[error("the image is stored, and the object store doesn't say that it has it: {0}")]
-    Offload(#[from] OffloadError),
     /// The store didn't take it, or didn't say so: the write may or may not have happened.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -109,37 +106,26 @@ pub async fn put(
     let length = match &submission {
         Submission::Image { bytes, .. } | Submission::Record(bytes) => bytes.len(),
     };
+    let by_content = matches!(target, Target::Content);
     let limit = app.settings.records.max_value;
     let prepared = off_worker(app, length, move || prepare(target, submission, limit)).await?;
     let Prepared { id, mut value, mut facts, bytes } = prepared;
     let condition = condition(preconditions);
-    let moved = match &app.offload {
-        Some(offload) => {
-            let (version, media_type) = (facts.version, facts.media_type);
-            match offload::on_write(offload, &id, &value, version, media_type, &bytes).await {
-                Ok(moved) => Some((offload, moved)),
-                Err(error) => {
-                    // It is stored as it is, and moved later.
-                    app.metrics.offload_errors.inc();
-                    tracing::warn!(image.id = %id, %error, "a written image can't be moved yet");
-                    None
-                }
-            }
-        }
-        None => None,
-    };
-    if let Some((_, moved)) = &moved {
+    // An image that is written again lives as long as the one that promised the most.
+    let expiry = if by_content { Expiry::AtLeast(time_to_live) } else { Expiry::In(time_to_live) };
+    // Where it isn't moved it is stored as it is, and moved later.
+    let moved = offload::on_write(app, &id, &value, &facts, &bytes).await;
+    if let Some(moved) = &moved {
         value = moved.value.clone();
         let Facts { media_type, length, last_modified, .. } = facts;
         facts = Facts::new(moved.version, media_type, length, last_modified);
     }
-    let written = tell(app, &id, app.store.put(&id, value, Expiry::In(time_to_live), &condition));
+    let written = tell(app, &id, app.store.put(&id, value, expiry, &condition));
     let Written::Done(replaced) = written.await? else {
         return Err(WriteError::PreconditionFailed);
     };
-    if let Some((offload, moved)) = &moved {
+    if let Some(moved) = &moved {
         app.metrics.offloaded.inc();
-        offload::after_write(offload, moved, facts.media_type, &bytes).await?;
         offload::keep(app, &id, moved, &facts, bytes);
     }
     Ok(Put { id, facts, replaced })
@@ -162,10 +148,8 @@ pub async fn remove(
         Written::ConditionFailed => return Err(WriteError::PreconditionFailed),
     }
     let removed = removed.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let (Some(offload), Some(value)) = (&app.offload, removed)
-        && let Some(path) = offload.refers(&value)
-    {
-        offload::discard(app, offload, id, &path).await;
+    if let (Some(offload), Some(value)) = (&app.offload, removed) {
+        offload::discard(offload, id, &value).await;
     }
     Ok(())
 }

@@ -48,7 +48,7 @@ pub(crate) fn may_write(app: &App, peer: Peer, request: &Request<Body>) -> Resul
     if !app.writers.is_empty() {
         return match bearer(request.headers()) {
             Some(token) if app.writers.have(token) => Ok(()),
-            Some(_) => Err(Problem::unauthorised("the token is none of those in [writes] tokens")),
+            Some(_) => Err(Problem::invalid_token("the token is none of those in [writes] tokens")),
             None => Err(Problem::unauthorised("writes need Authorization: Bearer and a token")),
         };
     }

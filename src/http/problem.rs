@@ -24,6 +24,9 @@ const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 /// What a client without leave may show (RFC 6750 §3).
 const BEARER: HeaderValue = HeaderValue::from_static("Bearer realm=\"afterimage\"");
 
+const ANOTHER_BEARER: HeaderValue =
+    HeaderValue::from_static("Bearer realm=\"afterimage\", error=\"invalid_token\"");
+
 /// An error answer. Never cacheable: what is wrong now may be right in the next moment.
 #[derive(Debug)]
 pub(crate) struct Problem {
@@ -73,9 +76,14 @@ impl Problem {
         Problem::new(status, "range-not-satisfiable", "range not satisfiable", detail)
     }
 
-    /// Of a write without a token that counts (RFC 6750 §3).
+    /// Of a write without a token (RFC 6750 §3).
     pub(crate) fn unauthorised(detail: &str) -> Problem {
         Problem::new(StatusCode::UNAUTHORIZED, "unauthorised", "unauthorised", detail)
+    }
+
+    /// Of a write with a token that doesn't count (RFC 6750 §3.1).
+    pub(crate) fn invalid_token(detail: &str) -> Problem {
+        Problem::new(StatusCode::UNAUTHORIZED, "invalid-token", "invalid token", detail)
     }
 
     pub(crate) fn busy(detail: String) -> Problem {
@@ -237,7 +245,6 @@ impl From<WriteError> for Problem {
                 let status = StatusCode::PAYLOAD_TOO_LARGE;
                 Problem::new(status, "body-too-large", "the body is too large", detail)
             }
-            WriteError::Offload(error) => ReadError::from(error).into(),
             WriteError::PreconditionFailed => Problem::precondition_failed(&detail),
             WriteError::Absent => ReadError::Absent.into(),
             WriteError::Store(error) => error.into(),
@@ -283,7 +290,8 @@ impl IntoResponse for Problem {
             headers.insert(name, HeaderValue::from_static(value));
         }
         if self.status == StatusCode::UNAUTHORIZED {
-            headers.insert(WWW_AUTHENTICATE, BEARER);
+            let shown = self.kind == "invalid-token";
+            headers.insert(WWW_AUTHENTICATE, if shown { ANOTHER_BEARER } else { BEARER });
         }
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS);

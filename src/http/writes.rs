@@ -24,7 +24,7 @@ use super::digest::Digests;
 use super::problem::Problem;
 use super::router::Site;
 use super::{conditional, images};
-use crate::app::App;
+use crate::app::{App, WriteRoom};
 use crate::image::MediaType;
 use crate::read::off_worker;
 use crate::settings;
@@ -33,6 +33,13 @@ use crate::write::{self, Put, Submission, Target};
 
 /// For how long what is sent should be kept, in seconds (RFC 8030 §5.2).
 const TTL: HeaderName = HeaderName::from_static("ttl");
+
+/// How often what is written is in memory at the same time: the body, the record that is made of it or the image that is
+/// in it, and twice the command for Redis.
+const COPIES: u64 = 4;
+
+/// For a body that doesn't say how long it is.
+const FIRST_PIECE: usize = 64 * 1024;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -133,9 +140,8 @@ async fn accept(
     if announced.is_some_and(|length| length > limit) {
         return Err(too_large(limit));
     }
-    // For the body, and for the record that is made of it or the image that is in it.
-    let _room = app.room_for(2 * announced.unwrap_or(limit) as u64).await?;
-    let body = read(request.into_body(), announced, limit).await?;
+    let mut room = app.room_to_write(COPIES * announced.unwrap_or(FIRST_PIECE) as u64).await?;
+    let body = read(request.into_body(), announced, limit, &mut room).await?;
     let check = {
         let body = body.clone();
         move || digests.contradiction(&body)
@@ -221,13 +227,21 @@ fn content(headers: &HeaderMap) -> Result<Content, Problem> {
 }
 
 /// The whole body, or why it can't be had. What arrives is kept once, in one piece.
-async fn read(mut body: Body, announced: Option<usize>, limit: usize) -> Result<Bytes, Problem> {
+async fn read(
+    mut body: Body,
+    announced: Option<usize>,
+    limit: usize,
+    room: &mut WriteRoom<'_>,
+) -> Result<Bytes, Problem> {
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| unread(&error))?;
         let Ok(data) = frame.into_data() else { continue };
         if whole.len() + data.len() > limit {
             return Err(too_large(limit));
+        }
+        if announced.is_none() {
+            room.grow(COPIES * (whole.len() + data.len()) as u64)?;
         }
         // One that is announced and doesn't come takes no memory.
         if whole.is_empty() {

@@ -1,9 +1,10 @@
 //! Images in an object store (S3, R2, `MinIO`, GCS, Azure, a folder) in place of the records: where they are, how they get
 //! there and back.
 //!
-//! An image's object is named after its id and the version of the record that it came in, so what is under a name never
-//! changes, and a move that is made twice ends in the same place. `mover` moves what backends wrote, `sweep` removes what
-//! no record refers to any more.
+//! An image's object is named after its id, the version of the record that it came in, and the upload. What is under a
+//! name never changes, and no name is used twice: otherwise an object could not be removed without a lock over two
+//! stores, since the same image might be written again in that moment. `mover` moves what backends wrote, `sweep` removes
+//! what no record refers to any more.
 
 mod mover;
 mod sweep;
@@ -131,8 +132,10 @@ impl Offload {
 
     /// Begins to move and to sweep for an app, which owns this.
     pub fn start(&self, app: &Arc<App>, settings: &settings::Offload) {
+        let listing =
+            mover::list(Arc::downgrade(app), Arc::clone(&self.mover), settings.sweep_interval);
         let mut tasks = vec![
-            Task::start("offload list", mover::list(Arc::downgrade(app), Arc::clone(&self.mover))),
+            Task::start("offload list", listing),
             Task::start("offload sweep", sweep::run(Arc::downgrade(app), settings.clone())),
         ];
         for _ in 0..settings.concurrency.get() {
@@ -159,7 +162,9 @@ impl Offload {
         let bases = self.public_url.iter().chain([&self.url]);
         let mut rests =
             bases.filter_map(|base| elsewhere.url.strip_prefix(base)?.strip_prefix('/'));
-        let rest = rests.find(|rest| is_plain(rest))?;
+        // The name alone outlives a change of the public address.
+        let rest = elsewhere.object.as_deref().or_else(|| rests.next());
+        let rest = rest.filter(|rest| is_plain(rest))?;
         let name = Path::parse(rest).ok()?;
         let public_url = self.public_url.as_ref().map(|base| format!("{base}/{rest}"));
         Some(Remote {
@@ -191,16 +196,18 @@ impl Offload {
         media_type: MediaType,
         bytes: &Bytes,
     ) -> Result<Moved, OffloadError> {
-        let name = format!("{id}/{version}.{}", media_type.extension());
+        let upload = fastrand::u64(..);
+        let name = format!("{id}/{version}-{upload:016x}.{}", media_type.extension());
         let path: Path = self.folder.parts().chain(parsed(&name)?.parts()).collect();
         self.put(&path, media_type, bytes).await?;
+        self.mover.succeed();
         let url = format!("{}/{name}", self.public_url.as_ref().unwrap_or(&self.url));
         let (value, image) = (record.clone(), bytes.clone());
         let moved = move || {
             let sha256 = Sha256::digest(&image).into();
-            let value = record::moved(&value, &url, media_type, image.len(), &sha256);
+            let value = record::moved(&value, &url, &name, media_type, image.len(), &sha256);
             let version = Version::of(&value);
-            Moved { value: value.into(), version, path }
+            Moved { value: value.into(), version }
         };
         tokio::task::spawn_blocking(moved).await.map_err(|_panicked| OffloadError::Lost(Lost))
     }
@@ -244,32 +251,29 @@ pub(crate) struct Moved {
     pub(crate) value: Bytes,
     /// Of that value.
     pub(crate) version: Version,
-    path: Path,
 }
 
-/// Moves an image on its way into the store: gives the record to be stored in place of the one with the image.
+/// Moves an image on its way into the store: gives the record to be stored in place of the one with the image. Nothing
+/// where it stays there: the object store fails, or the record would be too large.
 pub(crate) async fn on_write(
-    offload: &Offload,
+    app: &App,
     id: &ImageId,
     record: &Bytes,
-    version: Version,
-    media_type: MediaType,
+    facts: &Facts,
     bytes: &Bytes,
-) -> Result<Moved, OffloadError> {
-    offload.upload(id, record, version, media_type, bytes).await
-}
-
-/// Makes sure that the object of a record that was just written is there: a sweeper may have removed it in the moment
-/// before, as one that no record referred to.
-pub(crate) async fn after_write(
-    offload: &Offload,
-    moved: &Moved,
-    media_type: MediaType,
-    bytes: &Bytes,
-) -> Result<(), OffloadError> {
-    match offload.in_time(offload.store.head(&moved.path)).await {
-        Err(OffloadError::Gone(_)) => offload.put(&moved.path, media_type, bytes).await,
-        other => other.map(drop),
+) -> Option<Moved> {
+    let offload = app.offload.as_ref()?;
+    if offload.mover.is_failing() {
+        // No writer should wait for what is known to be away.
+        return None;
+    }
+    match offload.upload(id, record, facts.version, facts.media_type, bytes).await {
+        Ok(moved) => Some(moved).filter(|it| it.value.len() <= app.settings.records.max_value),
+        Err(error) => {
+            app.metrics.offload_errors.inc();
+            tracing::warn!(image.id = %id, %error, "a written image can't be moved yet");
+            None
+        }
     }
 }
 
@@ -399,7 +403,10 @@ fn open_store(
         ObjectStoreScheme::AmazonS3 => built!(AmazonS3Builder),
         ObjectStoreScheme::GoogleCloudStorage => built!(GoogleCloudStorageBuilder),
         ObjectStoreScheme::MicrosoftAzure => built!(MicrosoftAzureBuilder),
-        ObjectStoreScheme::Local => Arc::new(LocalFileSystem::new()),
+        // What was acknowledged survives a power cut, as in the other stores.
+        ObjectStoreScheme::Local => {
+            Arc::new(LocalFileSystem::new().with_fsync(true).with_automatic_cleanup(true))
+        }
         _ => anyhow::bail!(EXPECTED),
     };
     Ok((scheme, store, folder))

@@ -17,7 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::{Offload, OffloadError, after_write, keep};
+use super::{Offload, OffloadError, keep};
 use crate::app::{App, NoRoom};
 use crate::image::{Facts, ImageId, Version};
 use crate::read::off_worker;
@@ -113,6 +113,16 @@ impl Mover {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether it failed when it was tried last.
+    pub(super) fn is_failing(&self) -> bool {
+        self.failures.load(Ordering::Relaxed) > 0
+    }
+
+    /// An image was moved.
+    pub(super) fn succeed(&self) {
+        self.failures.store(0, Ordering::Relaxed);
+    }
+
     /// How long to wait after a failure.
     fn pause(&self) -> Duration {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed);
@@ -121,10 +131,10 @@ impl Mover {
     }
 }
 
-/// Adds all ids that there are, each time that this is called for.
-pub(super) async fn list(app: Weak<App>, mover: Arc<Mover>) {
+/// Adds all ids that there are, each time that this is called for, and from time to time: nobody may tell of changes.
+pub(super) async fn list(app: Weak<App>, mover: Arc<Mover>, interval: Duration) {
     loop {
-        mover.all.notified().await;
+        let _ = tokio::time::timeout(interval, mover.all.notified()).await;
         let mut from = None;
         loop {
             let Some(app) = app.upgrade() else { return };
@@ -152,10 +162,7 @@ pub(super) async fn work(app: Weak<App>, mover: Arc<Mover>) {
         let id = mover.next().await;
         let Some(app) = app.upgrade() else { return };
         let Some(offload) = &app.offload else { return };
-        let Err(error) = move_one(&app, offload, &id).await else {
-            mover.failures.store(0, Ordering::Relaxed);
-            continue;
-        };
+        let Err(error) = move_one(&app, offload, &id).await else { continue };
         app.metrics.offload_errors.inc();
         let pause = mover.pause();
         let pause_ms = pause.as_millis();
@@ -184,13 +191,16 @@ async fn move_one(app: &Arc<App>, offload: &Offload, id: &ImageId) -> Result<(),
     };
     let (version, media_type) = (facts.version, facts.media_type);
     let moved = offload.upload(id, &stored.value, version, media_type, &bytes).await?;
+    if moved.value.len() > app.settings.records.max_value {
+        // It could not be read any more.
+        return Ok(());
+    }
     // To the last byte: what is written in place of it says the same.
     let is_still = Condition::is(move |value| value == Some(&stored.value));
     let put = app.store.put(id, moved.value.clone(), Expiry::Kept, &is_still);
     match put.await? {
         Written::Done(_) => {
             app.metrics.offloaded.inc();
-            after_write(offload, &moved, media_type, &bytes).await?;
             keep(app, id, &moved, &facts, bytes);
         }
         // It was replaced, which is told, or moved by another server. The object is found by the sweep.

@@ -1,39 +1,32 @@
 //! Removes objects that no record refers to: those of images that were replaced, removed or have expired, and those of
 //! moves that were not finished.
 //!
-//! Whether a record refers to an object and that it is removed are two steps in two stores. So it is taken aside first:
-//!
-//! ```text
-//!   no record refers to it ─▶ copied aside ─▶ removed ─▶ does one refer to it now? ── yes ─▶ copied back
-//!                                                        (the copy stays until the next sweep, which looks again)
-//! ```
-//!
-//! A record that begins to refer to it before the last look is seen by that look. One that does so afterwards was written
-//! by somebody who then looks for the object ([`after_write`](super::after_write)), finds it gone and puts it there again.
+//! A name is used once: each upload makes a new one. So an object that no record refers to a while after it was written
+//! is one that none ever will, and looking and removing need not be one step.
 
 use std::sync::Weak;
 use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
-use object_store::path::{Path, PathPart};
+use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt};
 
 use super::{Offload, OffloadError};
 use crate::app::App;
-use crate::image::{ImageId, Version};
+use crate::image::{ImageId, MediaType, Version};
 use crate::record::{Content, Record};
 use crate::settings;
 use crate::store::StoreError;
 
-/// Where objects are taken aside. No id begins with a dot.
-const ASIDE: &str = ".swept";
-
-#[derive(Debug, thiserror::Error)]
-enum SweepError {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Offload(#[from] OffloadError),
+/// What a record says of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Reference {
+    /// It refers to this one.
+    To(Path),
+    /// It refers to something that isn't known here: the settings have changed, or are about to.
+    Elsewhere,
+    /// It refers to none.
+    Nothing,
 }
 
 /// Sweeps from time to time, for as long as the app lives.
@@ -44,137 +37,107 @@ pub(super) async fn run(app: Weak<App>, settings: settings::Offload) {
         tokio::time::sleep(pause).await;
         let Some(app) = app.upgrade() else { return };
         let Some(offload) = &app.offload else { return };
-        match offload.sweep(&app, settings.grace).await {
+        // An upload's record is stored a moment after it, by the clock of the object store, whose times have whole seconds.
+        let until_stored = settings.timeout + app.settings.redis.response_timeout;
+        let grace = settings.grace.max(2 * until_stored + Duration::from_secs(1));
+        match offload.sweep(&app, grace).await {
             Ok(0) => {}
             Ok(removed) => tracing::info!(removed, "objects that no record refers to were removed"),
-            Err(error) => tracing::warn!(%error, "objects can't be swept"),
+            Err(error) => tracing::warn!(%error, "objects can't be listed"),
         }
     }
 }
 
-/// Removes the object of an image that was removed, as far as no record refers to it again.
-pub(crate) async fn discard(app: &App, offload: &Offload, id: &ImageId, path: &Path) {
-    if let Err(error) = offload.remove(app, id, path).await {
+/// Removes the object of an image whose record was removed.
+pub(crate) async fn discard(offload: &Offload, id: &ImageId, value: &[u8]) {
+    // A record that was copied from another id's may refer to that one's.
+    let Reference::To(path) = offload.reference(value) else { return };
+    if offload.owner(&path).as_ref() != Some(id) {
+        return;
+    }
+    match offload.in_time(offload.store.delete(&path)).await {
+        Ok(()) | Err(OffloadError::Gone(_)) => {}
         // The sweep gets it.
-        tracing::warn!(image.id = %id, %error, "the object of a removed image can't be removed yet");
+        Err(error) => {
+            tracing::warn!(image.id = %id, %error, "a removed image's object isn't removed yet");
+        }
     }
 }
 
 impl Offload {
     /// Removes what is older than `grace` and what no record refers to. Gives how many objects that were.
-    async fn sweep(&self, app: &App, grace: Duration) -> Result<u64, SweepError> {
+    async fn sweep(&self, app: &App, grace: Duration) -> Result<u64, OffloadError> {
         let mut objects = self.store.list(Some(&self.folder));
         let mut removed = 0;
         while let Some(object) = self.in_time(async { objects.next().await.transpose() }).await? {
-            match self.name(&object.location) {
-                Name::Object(id) if is_older(&object, grace) => {
-                    if !self.is_referred_to(app, &id, &object.location).await? {
-                        self.remove(app, &id, &object.location).await?;
-                        removed += 1;
-                    }
+            let path = &object.location;
+            let Some(id) = self.owner(path).filter(|_| is_older(&object, grace)) else { continue };
+            match self.is_referred_to(app, &id, path).await {
+                Ok(true) => continue,
+                Ok(false) => {}
+                // What isn't known isn't removed.
+                Err(error) => {
+                    tracing::debug!(image.id = %id, %error, "an object isn't swept yet");
+                    continue;
                 }
-                Name::Aside(id, original) => {
-                    self.restore(app, &id, &object.location, &original).await?;
-                    self.in_time(self.store.delete(&object.location)).await?;
-                }
-                Name::Object(_) | Name::Foreign => {}
+            }
+            match self.in_time(self.store.delete(path)).await {
+                Ok(()) => removed += 1,
+                Err(OffloadError::Gone(_)) => {}
+                Err(error) => tracing::warn!(%path, %error, "an object can't be swept"),
             }
         }
         app.metrics.swept.inc_by(removed);
         Ok(removed)
     }
 
-    /// Takes an object aside, and back again if a record refers to it by then.
-    async fn remove(&self, app: &App, id: &ImageId, path: &Path) -> Result<(), SweepError> {
-        let aside = self.aside(path);
-        match self.in_time(self.store.copy(path, &aside)).await {
-            // Somebody else was quicker.
-            Err(OffloadError::Gone(_)) => return Ok(()),
-            copied => copied?,
-        }
-        match self.in_time(self.store.delete(path)).await {
-            Ok(()) | Err(OffloadError::Gone(_)) => {}
-            Err(error) => return Err(error.into()),
-        }
-        self.restore(app, id, &aside, path).await
-    }
-
-    /// Copies an object back that is missing.
-    async fn restore(
-        &self,
-        app: &App,
-        id: &ImageId,
-        aside: &Path,
-        path: &Path,
-    ) -> Result<(), SweepError> {
-        if self.is_referred_to(app, id, path).await?
-            && matches!(self.in_time(self.store.head(path)).await, Err(OffloadError::Gone(_)))
-        {
-            self.in_time(self.store.copy(aside, path)).await?;
-        }
-        Ok(())
-    }
-
-    /// Whether the record of an id has the address of an object.
+    /// Whether the record of an id refers to an object, as far as can be said.
     async fn is_referred_to(
         &self,
         app: &App,
         id: &ImageId,
         path: &Path,
     ) -> Result<bool, StoreError> {
-        let stored = match app.store.get(id).await {
-            // Such a value has no address.
-            Err(StoreError::WrongType | StoreError::TooLarge { .. }) | Ok(None) => {
-                return Ok(false);
-            }
-            stored => stored?,
-        };
-        Ok(stored.is_some_and(|stored| self.refers(&stored.value).as_ref() == Some(path)))
-    }
-
-    /// The object that a value has the address of.
-    pub(crate) fn refers(&self, value: &[u8]) -> Option<Path> {
-        let record = Record::parse(value).ok()?;
-        let Content::Offloaded(elsewhere) = &record.content else {
-            return None;
-        };
-        // The version plays no part in the place.
-        self.locate(Version::of(b""), &record, elsewhere).map(|remote| remote.path)
-    }
-
-    fn aside(&self, path: &Path) -> Path {
-        let name = path.parts().skip(self.folder.parts().count());
-        self.folder.parts().chain([PathPart::from(ASIDE)]).chain(name).collect()
-    }
-
-    /// What an object is, by its name.
-    fn name(&self, path: &Path) -> Name {
-        let Some(parts) = path.prefix_match(&self.folder) else { return Name::Foreign };
-        let parts: Vec<PathPart<'_>> = parts.collect();
-        let parts: Vec<&str> = parts.iter().map(AsRef::as_ref).collect();
-        match parts[..] {
-            [ASIDE, id, file] => match ImageId::parse(id) {
-                Ok(id) => {
-                    let name = [id.as_str(), file].map(ToOwned::to_owned);
-                    let name = name.iter().filter_map(|part| PathPart::parse(part).ok());
-                    let original = self.folder.parts().chain(name).collect();
-                    Name::Aside(id.clone(), original)
-                }
-                Err(_) => Name::Foreign,
+        let stored = match app.store.size(id).await {
+            // Such a value refers to nothing.
+            Err(StoreError::WrongType | StoreError::TooLarge { .. }) => return Ok(false),
+            size => match size? {
+                0 => None,
+                _ => app.store.get(id).await?,
             },
-            [id, _file] => ImageId::parse(id).map_or(Name::Foreign, Name::Object),
-            _ => Name::Foreign,
+        };
+        Ok(match stored.map(|stored| self.reference(&stored.value)) {
+            Some(Reference::To(other)) => other == *path,
+            Some(Reference::Elsewhere) => true,
+            Some(Reference::Nothing) | None => false,
+        })
+    }
+
+    fn reference(&self, value: &[u8]) -> Reference {
+        let Ok(record) = Record::parse(value) else { return Reference::Nothing };
+        let Content::Offloaded(elsewhere) = &record.content else { return Reference::Nothing };
+        // The version plays no part in the place.
+        match self.locate(Version::of(b""), &record, elsewhere) {
+            Some(remote) => Reference::To(remote.path),
+            None => Reference::Elsewhere,
         }
     }
-}
 
-enum Name {
-    /// Of an image.
-    Object(ImageId),
-    /// One that was taken aside, and where from.
-    Aside(ImageId, Path),
-    /// None of ours.
-    Foreign,
+    /// The id of the image whose object has a name, if it is a name as [`Offload`] makes them: nothing else in the folder
+    /// is touched.
+    fn owner(&self, path: &Path) -> Option<ImageId> {
+        let rest = path.as_ref().strip_prefix(self.folder.as_ref())?.trim_start_matches('/');
+        let (id, file) = rest.split_once('/')?;
+        let (name, extension) = file.split_once('.')?;
+        let (version, upload) = name.split_once('-')?;
+        let is_hex = |text: &str, length: usize| {
+            text.len() == length && text.bytes().all(|it| it.is_ascii_hexdigit())
+        };
+        let is_ours = is_hex(version, 32)
+            && is_hex(upload, 16)
+            && MediaType::ALL.iter().any(|it| it.extension() == extension);
+        ImageId::parse(id).ok().filter(|_| is_ours)
+    }
 }
 
 fn is_older(object: &ObjectMeta, grace: Duration) -> bool {

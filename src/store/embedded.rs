@@ -166,13 +166,19 @@ impl EmbeddedStore {
         condition: &Condition,
     ) -> Result<Written, StoreError> {
         self.change(id, condition, move |transaction, key, before| {
+            let after = |time_to_live: Duration| {
+                let millis = u64::try_from(time_to_live.as_millis()).unwrap_or(u64::MAX);
+                now().saturating_add(millis.max(1))
+            };
             let expiry = match (expiry, before) {
-                (Expiry::In(time_to_live), _) => {
-                    let millis = u64::try_from(time_to_live.as_millis()).unwrap_or(u64::MAX);
-                    now().saturating_add(millis.max(1))
-                }
+                (Expiry::Never, _)
+                | (Expiry::Kept, None)
+                | (Expiry::Kept | Expiry::AtLeast(_), Some(NEVER)) => NEVER,
                 (Expiry::Kept, Some(before)) => before,
-                (Expiry::Never, _) | (Expiry::Kept, None) => NEVER,
+                (Expiry::AtLeast(time_to_live), Some(before)) => after(time_to_live).max(before),
+                (Expiry::In(time_to_live) | Expiry::AtLeast(time_to_live), _) => {
+                    after(time_to_live)
+                }
             };
             let mut records = transaction.open_table(RECORDS)?;
             let mut slot = records.insert_reserve(key, HEADER + value.len())?;
@@ -205,7 +211,8 @@ impl EmbeddedStore {
         + 'static,
     ) -> Result<Written, StoreError> {
         let (key, id, announcer) = (self.key(id), id.clone(), self.announcer.clone());
-        let condition = condition.clone();
+        let (condition, limit) = (condition.clone(), self.max_value);
+        let value_fits = move |value: &[u8]| value.len() <= limit;
         self.blocking(move |database| {
             let transaction = begin_write(database)?;
             let (holds, before) = {
@@ -213,10 +220,8 @@ impl EmbeddedStore {
                 let record = records.get(key.as_str())?;
                 let present = record.as_ref().map(|record| split(record.value()));
                 let present = present.filter(|(expiry, _)| *expiry == NEVER || *expiry > now());
-                (
-                    condition.holds(present.map(|(_, value)| value)),
-                    present.map(|(expiry, _)| expiry),
-                )
+                let readable = |(_, value): (u64, _)| if value_fits(value) { value } else { &[] };
+                (condition.holds(present.map(readable)), present.map(|(expiry, _)| expiry))
             };
             if !holds {
                 transaction.abort()?;

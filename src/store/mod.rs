@@ -176,9 +176,14 @@ pub enum Expiry {
     Never,
     /// With the value that it replaces.
     Kept,
+    /// After this time, or with the value that it replaces, whichever is later.
+    AtLeast(Duration),
 }
 
 /// On what a write depends.
+///
+/// A value that may not be read, since it is too large or no string, is there all the same: to a condition on what is
+/// there it is empty.
 #[derive(Clone)]
 pub enum Condition {
     /// Nothing.

@@ -11,7 +11,7 @@ use ::redis::{
 use anyhow::Context;
 use bytes::Bytes;
 
-use super::connection::{DataPath, Repeat};
+use super::connection::{Alone, DataPath, Repeat};
 use super::tracking::Tracking;
 use super::{
     Announcer, Change, Coherence, Condition, Cursor, Expiry, Page, Replaced, StoreError, Stored,
@@ -29,6 +29,7 @@ pub struct RedisStore {
     data: Arc<DataPath>,
     tracking_client: Client,
     connect_timeout: Duration,
+    response_timeout: Duration,
     track: bool,
     tracking: Option<Task>,
     key_prefix: String,
@@ -46,6 +47,7 @@ impl RedisStore {
             data: Arc::new(DataPath::new(settings.redis.connections, &data_client, &config)),
             tracking_client: client(url, &settings.redis, ProtocolVersion::RESP3)?,
             connect_timeout: settings.redis.connect_timeout,
+            response_timeout: settings.redis.response_timeout,
             track: settings.redis.tracking,
             tracking: None,
             key_prefix: settings.records.key_prefix.clone(),
@@ -106,25 +108,37 @@ impl RedisStore {
         condition: &Condition,
     ) -> Result<Written, StoreError> {
         // SET … GET would tell as much as EXISTS, and send the old value back.
-        let mut transaction = ::redis::pipe();
-        let set = transaction
-            .atomic()
-            .cmd("EXISTS")
-            .arg(self.key(id))
-            .cmd("SET")
-            .arg(self.key(id))
-            .arg(value.as_ref());
-        match expiry {
-            Expiry::In(time_to_live) => set.arg("PX").arg(milliseconds(time_to_live)),
-            Expiry::Never => set,
-            Expiry::Kept => set.arg("KEEPTTL"),
+        let transaction = |left: Left| {
+            let mut transaction = ::redis::pipe();
+            let set = transaction
+                .atomic()
+                .cmd("EXISTS")
+                .arg(self.key(id))
+                .cmd("SET")
+                .arg(self.key(id))
+                .arg(value.as_ref());
+            match (expiry, left) {
+                (Expiry::In(time_to_live), _) => set.arg("PX").arg(milliseconds(time_to_live)),
+                (Expiry::AtLeast(time_to_live), Left::Nothing) => {
+                    set.arg("PX").arg(milliseconds(time_to_live))
+                }
+                (Expiry::AtLeast(time_to_live), Left::Time(left)) => {
+                    set.arg("PX").arg(milliseconds(time_to_live.max(left)))
+                }
+                (Expiry::Never, _) | (Expiry::AtLeast(_), Left::ForEver) => set,
+                (Expiry::Kept, _) => set.arg("KEEPTTL"),
+            };
+            match condition {
+                Condition::Always | Condition::Is(_) => {}
+                Condition::Absent => drop(set.arg("NX")),
+                Condition::Present => drop(set.arg("XX")),
+            }
+            transaction
         };
-        match condition {
-            Condition::Always => {}
-            Condition::Absent => drop(set.arg("NX")),
-            Condition::Present => drop(set.arg("XX")),
-            Condition::Is(_) => return self.change(id, &transaction, condition).await,
+        if matches!(condition, Condition::Is(_)) || matches!(expiry, Expiry::AtLeast(_)) {
+            return self.change(id, condition, transaction).await;
         }
+        let transaction = transaction(Left::Nothing);
         let (existed, done): (bool, Value) = self.data.query(&transaction, Repeat::Never).await?;
         Ok(if done == Value::Nil {
             Written::ConditionFailed
@@ -147,7 +161,7 @@ impl RedisStore {
                 existed
             }
             Condition::Absent | Condition::Is(_) => {
-                return self.change(id, &transaction, condition).await;
+                return self.change(id, condition, |_left| transaction.clone()).await;
             }
         };
         Ok(match condition {
@@ -156,41 +170,80 @@ impl RedisStore {
         })
     }
 
-    /// A transaction whose first reply says whether there was a value, on the condition that what is there is as it
-    /// says.
-    ///
-    /// Redis looks after the key from `WATCH` on and makes nothing of a transaction whose key was changed since. So the
-    /// value is read and judged here, and whoever was overtaken judges anew.
+    /// A transaction on the condition that what is there is as it says, made when it is known how long that would have
+    /// lived. Takes no longer than Redis may take to answer, however often it is overtaken.
     async fn change(
         &self,
         id: &ImageId,
-        transaction: &::redis::Pipeline,
         condition: &Condition,
+        transaction: impl Fn(Left) -> ::redis::Pipeline,
+    ) -> Result<Written, StoreError> {
+        let changed = self.change_in_turns(id, condition, transaction);
+        tokio::time::timeout(self.response_timeout, changed)
+            .await
+            .unwrap_or(Err(StoreError::TimedOut))
+    }
+
+    /// Redis looks after the key from `WATCH` on and makes nothing of a transaction whose key was changed since. So the
+    /// value is read and judged here, and whoever was overtaken judges anew.
+    async fn change_in_turns(
+        &self,
+        id: &ImageId,
+        condition: &Condition,
+        transaction: impl Fn(Left) -> ::redis::Pipeline,
     ) -> Result<Written, StoreError> {
         let key = self.key(id);
         let mut watching = self.data.alone().await?;
         loop {
             let mut watch = ::redis::pipe();
-            watch.cmd("WATCH").arg(&key).ignore().cmd("STRLEN").arg(&key);
-            let (size,): (u64,) = watching.query(&watch).await?;
-            // What may not be read can't be what a condition asks for.
-            self.check_size(size)?;
-            let (value,): (Option<Bytes>,) =
-                watching.query(::redis::pipe().cmd("GET").arg(&key)).await?;
-            let existed = value.is_some();
+            watch.cmd("WATCH").arg(&key).ignore().cmd("EXISTS").arg(&key).cmd("PTTL").arg(&key);
+            let (existed, left): (bool, i64) = watching.query(&watch).await?;
+            let value = match condition {
+                Condition::Is(_) => self.readable(&mut watching, &key).await?,
+                Condition::Always | Condition::Absent | Condition::Present => {
+                    existed.then(Bytes::new)
+                }
+            };
             let judged = condition.clone();
             let judge = move || judged.holds(value.as_deref());
-            let holds = tokio::task::spawn_blocking(judge).await.unwrap_or(false);
-            if !holds {
+            if !tokio::task::spawn_blocking(judge).await.unwrap_or(false) {
                 watching.query::<()>(::redis::pipe().cmd("UNWATCH").ignore()).await?;
                 watching.give_back();
                 return Ok(Written::ConditionFailed);
             }
-            let done: Value = watching.query(transaction).await?;
+            let left = match u64::try_from(left) {
+                Ok(left) => Left::Time(Duration::from_millis(left)),
+                Err(_negative) if existed => Left::ForEver,
+                Err(_negative) => Left::Nothing,
+            };
+            let done: Value = watching.query(&transaction(left)).await?;
             if done != Value::Nil {
                 watching.give_back();
-                return Ok(Written::Done(replaced(existed)));
+                return Ok(match done {
+                    // NX or XX had another opinion.
+                    Value::Array(replies) if replies.contains(&Value::Nil) => {
+                        Written::ConditionFailed
+                    }
+                    _ => Written::Done(replaced(existed)),
+                });
             }
+        }
+    }
+
+    /// A value for a condition to look at: an empty one in place of one that may not be read.
+    async fn readable(
+        &self,
+        watching: &mut Alone<'_>,
+        key: &str,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let size = watching.query(::redis::pipe().cmd("STRLEN").arg(key)).await;
+        match size.and_then(|(size,): (u64,)| self.check_size(size)) {
+            Ok(()) => {
+                let (value,) = watching.query(::redis::pipe().cmd("GET").arg(key)).await?;
+                Ok(value)
+            }
+            Err(StoreError::WrongType | StoreError::TooLarge { .. }) => Ok(Some(Bytes::new())),
+            Err(error) => Err(error),
         }
     }
 
@@ -232,6 +285,15 @@ impl RedisStore {
         }
         Ok(())
     }
+}
+
+/// How long a value would have lived on.
+#[derive(Debug, Clone, Copy)]
+enum Left {
+    /// There is none.
+    Nothing,
+    Time(Duration),
+    ForEver,
 }
 
 /// A client whose sockets notice a dead peer, with the certificates of the settings.

@@ -26,6 +26,16 @@ async fn server(redis: &RedisServer, s3_port: u16, more: &[(&str, &str)]) -> Ser
     Server::on(redis, &all).await.coherent().await
 }
 
+/// Settings with which objects are swept as soon as may be: a write takes no more than a second in all.
+fn sweeping(interval: &'static str) -> [(&'static str, &'static str); 4] {
+    [
+        ("offload.sweep_interval", interval),
+        ("offload.grace", "0s"),
+        ("offload.timeout", "500ms"),
+        ("redis.response_timeout", "500ms"),
+    ]
+}
+
 async fn put(server: &Server, path: &str, bytes: &[u8]) -> Answer {
     server.send(Method::PUT, path, &[PNG], Bytes::copy_from_slice(bytes)).await
 }
@@ -55,7 +65,10 @@ async fn a_written_image_goes_to_the_object_store_and_is_served_from_there() {
     let keys = s3.keys().await;
     let [key] = &keys[..] else { panic!("{keys:?}") };
     let version = key.strip_prefix("shown/a/").and_then(|it| it.strip_suffix(".png"));
-    assert!(version.is_some_and(|it| it.len() == 32), "{key}");
+    // The version that it came in, and the upload.
+    let named = version.and_then(|it| it.split_once('-'));
+    assert!(named.is_some_and(|(it, upload)| (it.len(), upload.len()) == (32, 16)), "{key}");
+    assert_eq!(json["object"], key.strip_prefix("shown/").unwrap());
     assert_eq!(json["url"], format!("s3://{BUCKET}/{key}"));
     let object = s3.get(key).await;
     assert_eq!(object.body, bytes);
@@ -98,9 +111,7 @@ async fn a_written_image_goes_to_the_object_store_and_is_served_from_there() {
     assert_eq!(s3.keys().await.len(), 2);
     let removed = second.send(Method::DELETE, "/images/a", &[], Bytes::new()).await;
     assert_eq!(removed.status, StatusCode::NO_CONTENT);
-    let (aside, there): (Vec<_>, Vec<_>) =
-        s3.keys().await.into_iter().partition(|key| key.contains("/.swept/"));
-    assert_eq!((aside.len(), there), (1, keys));
+    assert_eq!(s3.keys().await, keys);
 }
 
 #[tokio::test]
@@ -327,7 +338,7 @@ async fn an_object_that_is_not_what_its_record_says_is_not_served() {
 #[tokio::test]
 async fn objects_without_a_record_are_swept_and_others_stay() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
-    let sweeping = [("offload.sweep_interval", "300ms"), ("offload.grace", "0s")];
+    let sweeping = sweeping("300ms");
     let server = server(&redis, s3.port, &sweeping).await;
     let keep = png(1, 1000);
     put(&server, "/images/keep", &keep).await;
@@ -335,38 +346,136 @@ async fn objects_without_a_record_are_swept_and_others_stay() {
     put(&server, "/images/keep2", &png(2, 1000)).await;
     put(&server, "/images/keep2", &png(3, 1000)).await;
     put(&server, "/images/gone?ttl=200ms", &png(4, 1000)).await;
-    s3.send(Method::PUT, "shown/lost/0123.png", &png(5, 1000)).await;
-    s3.send(Method::PUT, "shown/README", b"of somebody else").await;
-    s3.send(Method::PUT, "elsewhere/a/1.png", b"of somebody else").await;
+    let name = "0123456789abcdef0123456789abcdef-0123456789abcdef.png";
+    s3.send(Method::PUT, &format!("shown/lost/{name}"), &png(5, 1000)).await;
+    // What isn't named as ours are is somebody else's.
+    let others = [
+        "elsewhere/a/1.png".to_owned(),
+        "shown/README".to_owned(),
+        "shown/assets/0123456789abcdef0123456789abcdef.png".to_owned(),
+        "shown/assets/app.js".to_owned(),
+        format!("shown/assets/deeper/{name}"),
+    ];
+    for key in &others {
+        s3.send(Method::PUT, key, b"of somebody else").await;
+    }
     until("only what is referred to is there", || async {
-        let keys = s3.keys().await;
-        let beginnings = ["elsewhere/a/", "shown/README", "shown/keep/", "shown/keep2/"];
-        keys.len() == 4 && keys.iter().zip(beginnings).all(|(key, it)| key.starts_with(it))
+        let (own, foreign): (Vec<_>, Vec<_>) =
+            s3.keys().await.into_iter().partition(|key| !others.contains(key));
+        let beginnings = ["shown/keep/", "shown/keep2/"];
+        assert_eq!(foreign.len(), others.len(), "{foreign:?}");
+        own.len() == 2 && own.iter().zip(beginnings).all(|(key, it)| key.starts_with(it))
     })
     .await;
     assert_eq!(server.get("/images/keep").await.body, keep);
     assert_eq!(server.get("/images/keep2").await.body, png(3, 1000));
+}
 
-    // One that was taken aside while a record began to refer to it comes back.
-    let key = s3.keys().await.into_iter().find(|key| key.contains("/keep/")).unwrap();
-    s3.send(Method::PUT, &key.replace("shown/", "shown/.swept/"), &keep).await;
-    s3.send(Method::DELETE, &key, b"").await;
-    until("it is back", || async { s3.get(&key).await.body == keep }).await;
-    until("nothing is left aside", || async { s3.keys().await.len() == 4 }).await;
+#[tokio::test]
+async fn an_object_stays_while_a_record_may_refer_to_it_whatever_the_settings_say_now() {
+    let (redis, s3) = (RedisServer::start().await, S3::start().await);
+    let sweeping = sweeping("100ms");
+    let bytes = encoded(&picture(1, 96, 64), ImageFormat::Png);
+    {
+        let more = [("offload.public_url", "https://one.example/shown")];
+        let server = server(&redis, s3.port, &more).await;
+        put(&server, "/images/a", &bytes).await;
+        let (_, json) = stored(&redis, "a").await;
+        assert!(json["url"].as_str().unwrap().starts_with("https://one.example/shown/a/"));
+        // Another program's record, which says nothing but an address that was public once.
+        let url = format!("https://two.example/shown/{}", json["object"].as_str().unwrap());
+        let value = serde_json::json!({"url": url}).to_string();
+        redis.set("b", value.as_bytes()).await;
+    }
+    let key = s3.keys().await.remove(0);
+    s3.send(Method::PUT, &key.replace("/a/", "/b/"), &bytes).await;
+    let more =
+        [("offload.public_url", "https://three.example/shown"), ("offload.serve", "redirect")];
+    let more: Vec<_> = more.into_iter().chain(sweeping).collect();
+    let server = server(&redis, s3.port, &more).await;
+    // The name of the object outlives the public address.
+    let sent = server.get("/images/a").await;
+    assert!(sent.header("location").starts_with("https://three.example/shown/a/"), "{sent:?}");
+    assert_eq!(server.get("/images/a/thumbnail").await.status, StatusCode::OK);
+    put(&server, "/images/c?ttl=100ms", &bytes).await;
+    until("it has swept", || async { server.metric("afterimage_swept_total").await > 0 }).await;
+    assert_eq!(s3.keys().await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_record_that_was_copied_does_not_take_the_object_of_another_image_along() {
+    let (redis, s3) = (RedisServer::start().await, S3::start().await);
+    let server = server(&redis, s3.port, &[]).await;
+    let bytes = png(1, 1000);
+    put(&server, "/images/a", &bytes).await;
+    let mut copy = redis::cmd("COPY");
+    copy.arg("image:a").arg("image:b").exec_async(&mut redis.connect().await).await.unwrap();
+    until("it is there", || async { server.get("/images/b").await.body == bytes }).await;
+    let removed = server.send(Method::DELETE, "/images/b", &[], Bytes::new()).await;
+    assert_eq!(removed.status, StatusCode::NO_CONTENT);
     let fresh = self::server(&redis, s3.port, &[]).await;
-    assert_eq!(fresh.get("/images/keep").await.body, keep);
+    assert_eq!(fresh.get("/images/a").await.body, bytes);
+}
+
+#[tokio::test]
+async fn a_record_that_would_become_too_large_stays_as_it_is() {
+    let (redis, s3) = (RedisServer::start().await, S3::start().await);
+    let server = server(&redis, s3.port, &[("records.max_value", "1KiB")]).await;
+    let bytes = png(1, 100);
+    let long = serde_json::json!({
+        "base64_data": serde_json::from_slice::<Value>(&record(&bytes)).unwrap()["base64_data"],
+        "prompt": "x".repeat(820),
+    });
+    let long = long.to_string();
+    assert!(long.len() <= 1024);
+    let json = [("content-type", "application/json")];
+    for id in ["a", "b"] {
+        if id == "a" {
+            let path = "/images/a";
+            let created = server.send(Method::PUT, path, &json, long.clone().into()).await;
+            assert_eq!(created.status, StatusCode::CREATED);
+        } else {
+            redis.set(id, long.as_bytes()).await;
+        }
+        // Behind it something is moved.
+        put(&server, &format!("/images/{id}2"), &bytes).await;
+        assert_eq!(server.get(&format!("/images/{id}")).await.body, bytes);
+        assert!(!is_moved(&redis, id).await);
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_readable_record_can_be_removed_and_replaced() {
+    let (redis, s3) = (RedisServer::start().await, S3::start().await);
+    let server = server(&redis, s3.port, &[("records.max_value", "4KiB")]).await;
+    let bytes = png(1, 1000);
+    for list in [false, true] {
+        let mut connection = redis.connect().await;
+        if list {
+            connection.rpush("image:a", "x").await.unwrap();
+        } else {
+            connection.set("image:a", vec![b'x'; 5000]).await.unwrap();
+        }
+        let matching = [PNG, ("if-match", "\"0123\"")];
+        let answer = server.send(Method::PUT, "/images/a", &matching, bytes.clone().into()).await;
+        answer.problem(412, "precondition-failed");
+        let removed = server.send(Method::DELETE, "/images/a", &[], Bytes::new()).await;
+        assert_eq!(removed.status, StatusCode::NO_CONTENT, "{removed:?}");
+        assert_eq!(put(&server, "/images/a", &bytes).await.status, StatusCode::CREATED);
+        server.send(Method::DELETE, "/images/a", &[], Bytes::new()).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_that_is_written_again_while_its_object_is_swept_is_never_lost() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
-    let sweeping = [("offload.sweep_interval", "5ms"), ("offload.grace", "0s")];
+    let sweeping = sweeping("5ms");
     let server = server(&redis, s3.port, &sweeping).await;
     let bytes = png(1, 1000);
     let value = record(&bytes);
     let json = [("content-type", "application/json")];
     // The same record, and so the same object, comes and goes.
-    for round in 0..60 {
+    for round in 0..200 {
         let created = server.send(Method::PUT, "/images/a", &json, value.clone().into()).await;
         assert!(created.status.is_success(), "{created:?}");
         redis.connect().await.del("image:a").await.unwrap();
@@ -374,9 +483,9 @@ async fn an_image_that_is_written_again_while_its_object_is_swept_is_never_lost(
         let created = server.send(Method::PUT, "/images/a", &json, value.clone().into()).await;
         assert!(created.status.is_success(), "{created:?}");
         let (_, stored) = stored(&redis, "a").await;
-        if let Some(url) = stored["url"].as_str() {
-            let key = url.strip_prefix(&format!("s3://{BUCKET}/")).unwrap();
-            until("the object is there", || async { s3.get(key).await.body == bytes }).await;
+        if let Some(object) = stored["object"].as_str() {
+            let object = s3.get(&format!("shown/{object}")).await;
+            assert_eq!(object.body, bytes, "round {round}");
         }
         redis.connect().await.del("image:a").await.unwrap();
     }
@@ -389,6 +498,7 @@ async fn no_acknowledged_image_is_lost_by_kill_9_at_two_hundred_random_points() 
     settings.push(("redis.url", redis.url()));
     settings.push(("offload.sweep_interval", "100ms".into()));
     settings.push(("offload.grace", "0s".into()));
+    settings.push(("offload.timeout", "2s".into()));
     settings.push(("log.filter", "error".into()));
     let start = || {
         let mut command = program();

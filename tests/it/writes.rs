@@ -258,8 +258,11 @@ async fn a_token_is_asked_for_where_there_are_some() {
             server.send(Method::POST, "/images", &headers, bytes.clone().into()).await,
             delete(&server, "/images/a", &headers).await,
         ] {
-            let problem = answer.problem(401, "unauthorised");
-            assert_eq!(answer.header("www-authenticate"), "Bearer realm=\"afterimage\"");
+            let shown = wrong.is_some_and(|it| it.starts_with("Bearer ") && it.len() > 7);
+            let problem = answer.problem(401, if shown { "invalid-token" } else { "unauthorised" });
+            let challenge = answer.header("www-authenticate");
+            assert!(challenge.starts_with("Bearer realm=\"afterimage\""));
+            assert_eq!(challenge.contains("error=\"invalid_token\""), shown, "{wrong:?}");
             assert!(!problem.to_string().contains(TOKEN));
         }
     }
@@ -414,6 +417,83 @@ async fn a_body_of_unknown_length_is_cut_at_the_limit() {
     server.get("/images/a").await.problem(404, "absent");
     until("no room is taken any more", || async {
         put(&server, "/images/a", &[PNG], &png(1, 40_000)).await.status == StatusCode::CREATED
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_image_that_is_posted_again_lives_no_shorter() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    let mut connection = redis.connect().await;
+    let bytes = Bytes::from(png(1, 1000));
+    for (ttl, seconds) in [("1h", 3600), ("1s", 3600), ("2h", 7200), ("90s", 7200)] {
+        let path = format!("/images?ttl={ttl}");
+        let answer = server.send(Method::POST, &path, &[PNG], bytes.clone()).await;
+        let id = answer.header("location").strip_prefix("/images/").unwrap().to_owned();
+        let mut left = redis::cmd("TTL");
+        let left = left.arg(format!("image:{id}")).query_async(&mut connection).await;
+        let left: i64 = left.unwrap();
+        assert!((seconds - 10..=seconds).contains(&left), "{ttl}: {left}");
+    }
+}
+
+#[tokio::test]
+async fn who_sends_a_body_slowly_takes_no_reader_s_room() {
+    let redis = RedisServer::start().await;
+    let settings = [("limits.write_bytes", "1MiB"), ("redis.response_timeout", "1s")];
+    let server = Server::on(&redis, &settings).await;
+    redis.set("a", &record(&png(1, 500_000))).await;
+    let mut stalled = Vec::new();
+    for length in ["Content-Length: 250000", "Content-Length: 250000"] {
+        let mut stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
+        let head = format!(
+            "PUT /images/b HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n{length}\r\n\r\nx"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stalled.push(stream);
+    }
+    until("a writer has no room", || async {
+        let answer = put(&server, "/images/c", &[PNG], &png(2, 100_000)).await;
+        answer.status == StatusCode::SERVICE_UNAVAILABLE
+    })
+    .await;
+    assert!(server.metric("afterimage_shed_total{limit=\"write_bytes\"}").await > 0);
+    assert_eq!(server.get("/images/a").await.status, StatusCode::OK);
+    drop(stalled);
+    until("there is room again", || async {
+        put(&server, "/images/c", &[PNG], &png(2, 100_000)).await.status.is_success()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conditional_write_takes_no_longer_than_redis_may() {
+    let redis = RedisServer::start().await;
+    let settings = [("redis.response_timeout", "1s")];
+    let server = Server::on(&redis, &settings).await.coherent().await;
+    put(&server, "/images/a", &[PNG], &png(1, 1000)).await;
+    redis.signal("STOP");
+    let began = std::time::Instant::now();
+    let writing: Vec<_> = (0..30)
+        .map(|seed| {
+            let address = server.address;
+            tokio::spawn(async move {
+                let headers = [PNG, ("if-match", "\"x\"")];
+                let mut client = Client::connect(address).await;
+                let body = Bytes::from(png(seed, 1000));
+                client.send(Method::PUT, "/images/a", &headers, body).await.unwrap()
+            })
+        })
+        .collect();
+    for answer in writing {
+        let answer = answer.await.unwrap();
+        assert!(answer.status.is_server_error(), "{answer:?}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    redis.signal("CONT");
+    until("it answers again", || async {
+        put(&server, "/images/a", &[PNG], &png(2, 1000)).await.status.is_success()
     })
     .await;
 }
