@@ -177,6 +177,19 @@ impl App {
             Ok(Ok(_) | Err(_)) | Err(_) => Err(none()),
         }
     }
+
+    /// Waits for room for some bytes to be written, no longer than Redis may take to answer. Those that need more than
+    /// there is get all of it.
+    pub async fn room_to_write(&self, bytes: u64) -> Result<WriteRoom<'_>, NoRoom> {
+        let all = self.settings.limits.write_bytes as u64;
+        let room = self.writing.acquire_many(kibibytes(bytes.min(all)));
+        let room = tokio::time::timeout(self.settings.redis.response_timeout, room).await;
+        let Ok(Ok(permit)) = room else {
+            self.metrics.count_shed(Shed::WriteBytes);
+            return Err(NoRoom);
+        };
+        Ok(WriteRoom { permit, app: self })
+    }
 }
 
 /// Room for what is being written, which grows with it.
@@ -184,23 +197,6 @@ impl App {
 pub struct WriteRoom<'a> {
     permit: SemaphorePermit<'a>,
     app: &'a App,
-}
-
-impl App {
-    /// Waits for room for some bytes to be written, no longer than Redis may take to answer. Those that need more than
-    /// there is get all of it.
-    pub async fn room_to_write(&self, bytes: u64) -> Result<WriteRoom<'_>, NoRoom> {
-        let all = self.settings.limits.write_bytes.div_ceil(1024);
-        let wanted = kibibytes(bytes).min(u32::try_from(all).unwrap_or(u32::MAX));
-        let room = self.writing.acquire_many(wanted);
-        match tokio::time::timeout(self.settings.redis.response_timeout, room).await {
-            Ok(Ok(permit)) => Ok(WriteRoom { permit, app: self }),
-            Ok(Err(_)) | Err(_) => {
-                self.metrics.count_shed(Shed::WriteBytes);
-                Err(NoRoom)
-            }
-        }
-    }
 }
 
 impl WriteRoom<'_> {
