@@ -1,14 +1,15 @@
 //! What browsers are told while images appear and change: the newest state of each image, to all who asked for it.
 //!
 //! ```text
-//!   store ─ a changed ─▶ hear ─▶ dispatch ─▶ refresh a ── read, encode once ──▶ state of a
-//!                                                                                  │ a is pending
-//!                        stream 1, 2, … ◀── when it has room: the state of a as it is then
+//!   store ─ a changed ─▶ hear ─▶ dispatch ── a is pending ─▶ stream 1, 2, …
+//!                                                               │ when its client has room
+//!                                 which version is a now? ◀─────┘ another one than was sent: its event, made once
+//!                                                                 for all who want it in the same way
 //! ```
 //!
-//! A stream never holds events, only the ids whose state it has not sent yet. So whoever is slow gets fewer events and
-//! the newest state of each image, and takes no memory for what was in between; and a connection that is made anew
-//! begins with the state of every image, so that nothing is lost.
+//! A stream holds no events, only the ids whose state it may have to send, and nothing is kept of an image but which
+//! version each stream was told last. So whoever is slow gets fewer events and the newest state of each image, nobody can
+//! be told an older state after a newer one, and a connection that is made anew begins with the state of every image.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
@@ -24,20 +25,29 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::app::App;
 use crate::coding::AcceptedCodings;
-use crate::image::{ImageId, Representation, Version};
+use crate::collapse::Flights;
+use crate::image::{ImageId, MediaType, Representation, Version};
+use crate::picture::PictureError;
 use crate::preconditions::Preconditions;
 use crate::read::{self, AnswerContent, ImageRequest, ReadError, Wants};
 use crate::render::RenderError;
-use crate::store::{Change, Coherence};
+use crate::settings::Settings;
+use crate::store::{Change, Coherence, Cursor, StoreError};
 use crate::task::Task;
 use crate::telemetry::Shed;
 use crate::variant::Asked;
 
-/// How many states are read at the same time: after an outage all of them are.
-const READS: usize = 16;
+/// How many states are looked at at the same time: after an outage all of them are.
+const READS: usize = 64;
 
-/// How soon a state is read again that could not be.
+/// How soon it is tried again what failed.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// Events that are kept for those who want the same, in bytes of all of them.
+const KEPT_BYTES: usize = 16 * 1024 * 1024;
+
+/// How many ids may be pending on a stream for each that it may name. One with more is closed, and comes back.
+const PENDING: usize = 100;
 
 /// How much of an image stands in its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,13 +61,15 @@ pub enum Inline {
 }
 
 impl Inline {
-    const ALL: [Inline; 3] = [Inline::None, Inline::Thumbnail, Inline::Full];
-
     /// As it stands in an address.
     #[must_use]
     pub fn named(name: &str) -> Option<Inline> {
-        let names = ["none", "thumbnail", "full"];
-        names.into_iter().zip(Inline::ALL).find(|(it, _)| *it == name).map(|(_, inline)| inline)
+        match name {
+            "none" => Some(Inline::None),
+            "thumbnail" => Some(Inline::Thumbnail),
+            "full" => Some(Inline::Full),
+            _ => None,
+        }
     }
 }
 
@@ -65,74 +77,86 @@ impl Inline {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
     /// These.
-    Ids(Vec<ImageId>),
+    Ids(HashSet<ImageId>),
     /// Those whose id begins with this text.
     Prefix(String),
 }
 
-/// Everything that is told, and to whom.
+/// Everybody who is told, and what they wait for.
 #[derive(Debug)]
 pub struct Hub {
     told: Mutex<Told>,
     /// Rung when something has changed.
     changed: Arc<Notify>,
-    /// One permit for each state that is being read.
+    /// Rung when a stream waits to be told what is there already.
+    unlisted: Arc<Notify>,
     reading: Semaphore,
-    /// One permit, for the listing under way: the store looks at all of its keys for it.
-    listing: Semaphore,
-    /// How many ids one stream is told of.
+    making: Arc<Flights<Key, Result<Event, Unknown>>>,
+    kept: Mutex<Kept>,
+    /// How many ids one stream may name.
     ids: NonZeroUsize,
     streams: usize,
     inline_bytes: usize,
     heartbeat: Duration,
-    dispatcher: OnceLock<Task>,
+    tasks: OnceLock<[Task; 2]>,
 }
 
+/// Who follows what.
 #[derive(Debug, Default)]
 struct Told {
-    topics: HashMap<ImageId, Topic>,
     streams: HashMap<u64, Arc<Stream>>,
+    by_id: HashMap<ImageId, HashSet<u64>>,
+    by_prefix: HashMap<String, HashSet<u64>>,
     next_stream: u64,
-    /// Ids that somebody wants and that have changed.
+    /// Ids that somebody follows and that have changed.
     changed: HashSet<ImageId>,
-    /// Ids whose state could not be read.
-    failed: HashSet<ImageId>,
     /// Any of them may have.
     everything: bool,
-}
-
-/// One image and those who are told of it.
-#[derive(Debug, Default)]
-struct Topic {
-    state: Option<Arc<State>>,
-    streams: Vec<Arc<Stream>>,
-    /// It is being read; and it has changed since that began.
-    refreshing: bool,
-    again: bool,
-}
-
-/// What there is under an id, and the event that says so, for each way in which somebody wants it.
-#[derive(Debug)]
-struct State {
-    version: Option<Version>,
-    events: HashMap<Inline, Bytes>,
+    /// Streams with a prefix that wait for a listing.
+    unlisted: HashSet<u64>,
 }
 
 /// One client.
 #[derive(Debug)]
 struct Stream {
-    number: u64,
     inline: Inline,
-    prefix: Option<String>,
+    wanted: Wanted,
+    most: usize,
     pending: Mutex<Pending>,
     ready: Notify,
 }
 
-/// The ids whose state has not been sent, each once.
+/// What a stream may have to send.
 #[derive(Debug, Default)]
 struct Pending {
     order: VecDeque<ImageId>,
+    /// The same, each once.
     ids: HashSet<ImageId>,
+    /// All that it was told may have changed.
+    everything: bool,
+    /// There was more than it may hold.
+    overrun: bool,
+}
+
+/// An event, with the version that it tells of; none where there is no image.
+#[derive(Debug, Clone)]
+struct Event {
+    version: Option<Version>,
+    text: Bytes,
+}
+
+/// It can't be said now what there is under an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Unknown;
+
+/// What an event is made for. It says the same whenever it is made.
+type Key = (ImageId, Version, Inline);
+
+/// Events that were made, the least recently sent leaving first.
+#[derive(Debug)]
+struct Kept {
+    events: LruCache<Key, Bytes>,
+    bytes: usize,
 }
 
 /// As many streams are open as may be (`[events] streams`).
@@ -143,29 +167,30 @@ pub struct TooMany(usize);
 impl Hub {
     /// One that nobody listens to yet.
     #[must_use]
-    pub fn new(settings: &crate::settings::Settings) -> Hub {
+    pub fn new(settings: &Settings) -> Hub {
         let events = &settings.events;
-        // An idle stream must not look like one whose client takes nothing.
-        let heartbeat = events.heartbeat.min(settings.http.send_timeout / 2);
         Hub {
             told: Mutex::default(),
             changed: Arc::default(),
+            unlisted: Arc::default(),
             reading: Semaphore::new(READS),
-            listing: Semaphore::new(1),
+            making: Arc::default(),
+            kept: Mutex::new(Kept { events: LruCache::unbounded(), bytes: 0 }),
             ids: events.ids,
             streams: events.streams.get(),
             inline_bytes: events.inline_bytes,
-            heartbeat,
-            dispatcher: OnceLock::new(),
+            // An idle stream must not look like one whose client takes nothing.
+            heartbeat: events.heartbeat.min(settings.http.send_timeout / 2),
+            tasks: OnceLock::new(),
         }
     }
 
     /// Begins to tell what changes in an app, which owns this.
     pub fn start(&self, app: &Arc<App>) {
         let dispatch = dispatch(Arc::downgrade(app), Arc::clone(&self.changed));
-        let dispatcher = Task::start("events", dispatch);
-        // Whoever starts it twice has one dispatcher all the same.
-        let _ = self.dispatcher.set(dispatcher);
+        let list = list(Arc::downgrade(app), Arc::clone(&self.unlisted));
+        // Whoever starts it twice has it once all the same.
+        let _ = self.tasks.set([Task::start("events", dispatch), Task::start("event list", list)]);
     }
 
     /// How often an idle stream gets a sign of life.
@@ -180,26 +205,20 @@ impl Hub {
         self.ids.get()
     }
 
-    /// Takes note of what the store says. Doesn't block: the work is done elsewhere.
+    /// Takes note of what the store says. It is called where pushes come in, so the work is done elsewhere.
     pub fn hear(&self, change: &Change) {
         let mut told = self.told();
         match change {
-            Change::Of(id) => {
-                if !told.is_wanted(id) {
-                    return;
-                }
-                told.changed.insert(id.clone());
-            }
+            Change::Of(id) if told.is_followed(id) => drop(told.changed.insert(id.clone())),
             Change::OfEverything
             | Change::Tracked { .. }
             | Change::Lost { .. }
-            | Change::Reached(_) => {
-                if told.streams.is_empty() {
-                    return;
-                }
+            | Change::Reached(_)
+                if !told.streams.is_empty() =>
+            {
                 told.everything = true;
             }
-            Change::Alive { .. } => return,
+            _ => return,
         }
         drop(told);
         self.changed.notify_one();
@@ -209,77 +228,69 @@ impl Hub {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a stream to those who are told of an image, and has its state read if nobody knows it yet.
-    fn join(&self, app: &Arc<App>, id: &ImageId, stream: &Arc<Stream>) {
-        let mut told = self.told();
-        // It may have ended.
-        if !told.streams.contains_key(&stream.number) {
-            return;
-        }
-        let topic = told.topics.entry(id.clone()).or_default();
-        if !topic.streams.iter().any(|it| Arc::ptr_eq(it, stream)) {
-            topic.streams.push(Arc::clone(stream));
-        }
-        let known = topic.state.as_ref().is_some_and(|it| it.events.contains_key(&stream.inline));
-        let refresh = !known && topic.begin_refreshing();
-        drop(told);
-        if known {
-            stream.add(id);
-        } else if refresh {
-            tokio::spawn(refresh_topic(Arc::clone(app), id.clone()));
-        }
-    }
-
-    /// Takes a stream from those who are told of an image.
-    fn leave(&self, id: &ImageId, stream: &Arc<Stream>) {
-        let mut told = self.told();
-        if let Some(topic) = told.topics.get_mut(id) {
-            topic.streams.retain(|it| !Arc::ptr_eq(it, stream));
-            if topic.streams.is_empty() {
-                told.topics.remove(id);
-            }
-        }
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Told {
-    fn is_wanted(&self, id: &ImageId) -> bool {
-        self.topics.contains_key(id) || self.prefixed(id).next().is_some()
+    fn is_followed(&self, id: &ImageId) -> bool {
+        self.by_id.contains_key(id) || self.prefixed(id).next().is_some()
     }
 
-    /// The streams that want all ids with a beginning that this one has.
-    fn prefixed(&self, id: &ImageId) -> impl Iterator<Item = &Arc<Stream>> {
-        let wants = |stream: &&Arc<Stream>| {
-            stream.prefix.as_ref().is_some_and(|prefix| id.as_str().starts_with(prefix))
-        };
-        self.streams.values().filter(wants)
+    /// The streams that follow all ids with a beginning that this one has.
+    fn prefixed(&self, id: &ImageId) -> impl Iterator<Item = &u64> {
+        let id = id.as_str();
+        let lengths = if self.by_prefix.is_empty() { 0..0 } else { 0..id.len() + 1 };
+        lengths.filter_map(move |length| self.by_prefix.get(&id[..length])).flatten()
     }
-}
 
-impl Topic {
-    /// Whether it is to be read by whoever asks; otherwise whoever is reading it will do so again.
-    fn begin_refreshing(&mut self) -> bool {
-        self.again = self.refreshing;
-        !std::mem::replace(&mut self.refreshing, true)
+    /// The streams that follow an id.
+    fn following(&self, id: &ImageId) -> Vec<Arc<Stream>> {
+        let named = self.by_id.get(id).into_iter().flatten();
+        let numbers = named.chain(self.prefixed(id));
+        numbers.filter_map(|number| self.streams.get(number)).map(Arc::clone).collect()
     }
 }
 
 impl Stream {
-    /// The state of an image is to be sent.
+    /// The state of an image may have to be sent.
     fn add(&self, id: &ImageId) {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        if pending.ids.insert(id.clone()) {
+        let mut pending = self.lock();
+        if pending.ids.len() >= self.most {
+            pending.overrun = true;
+        } else if pending.ids.insert(id.clone()) {
             pending.order.push_back(id.clone());
         }
         drop(pending);
         self.ready.notify_one();
     }
 
-    fn take(&self) -> Option<ImageId> {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = pending.order.pop_front()?;
-        pending.ids.remove(&id);
-        Some(id)
+    /// All that it was told may have changed.
+    fn add_everything(&self) {
+        self.lock().everything = true;
+        self.ready.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    fn get(&mut self, key: &Key) -> Option<Bytes> {
+        self.events.get(key).cloned()
+    }
+
+    fn put(&mut self, key: Key, event: Bytes) {
+        self.bytes += event.len();
+        if let Some((_, old)) = self.events.push(key, event) {
+            self.bytes -= old.len();
+        }
+        while self.bytes > KEPT_BYTES {
+            let Some((_, old)) = self.events.pop_lru() else { break };
+            self.bytes -= old.len();
+        }
     }
 }
 
@@ -288,7 +299,13 @@ impl Stream {
 pub struct Subscription {
     app: Arc<App>,
     stream: Arc<Stream>,
-    /// What was told last of each image.
+    number: u64,
+    /// The id that is being looked at. It stays here while somebody waits, so that waiting may be cancelled.
+    current: Option<ImageId>,
+    /// Ids of which nothing could be said, and when that is tried again.
+    failed: Vec<ImageId>,
+    again: Option<Instant>,
+    /// What was told last of each image. One that has left is told again when it may have changed.
     sent: LruCache<ImageId, Option<Version>>,
 }
 
@@ -303,64 +320,111 @@ impl Subscription {
             app.metrics.count_shed(Shed::Streams);
             return Err(TooMany(hub.streams));
         }
-        let (ids, prefix) = match wanted {
-            Wanted::Ids(ids) => (ids, None),
-            Wanted::Prefix(prefix) => (Vec::new(), Some(prefix)),
-        };
         let number = told.next_stream;
         told.next_stream += 1;
+        let most = hub.ids.get().saturating_mul(PENDING);
         let (pending, ready) = (Mutex::default(), Notify::new());
-        let stream = Arc::new(Stream { number, inline, prefix, pending, ready });
+        let stream = Arc::new(Stream { inline, wanted, most, pending, ready });
         told.streams.insert(number, Arc::clone(&stream));
-        drop(told);
-        app.metrics.event_streams.inc();
-        let most = hub.ids.max(NonZeroUsize::new(ids.len()).unwrap_or(NonZeroUsize::MIN));
-        let subscription = Subscription {
-            app: Arc::clone(app),
-            stream: Arc::clone(&stream),
-            sent: LruCache::new(most),
-        };
-        for id in &ids {
-            hub.join(app, id, &stream);
-        }
-        if stream.prefix.is_some() {
-            tokio::spawn(list(Arc::clone(app), stream));
-        }
-        Ok(subscription)
-    }
-
-    /// The next event, whenever there is one. May be cancelled: nothing is lost.
-    pub async fn next(&mut self) -> Bytes {
-        loop {
-            while let Some(id) = self.stream.take() {
-                if let Some(event) = self.event(&id) {
-                    self.app.metrics.events.inc();
-                    return event;
+        match &stream.wanted {
+            Wanted::Ids(ids) => {
+                for id in ids {
+                    told.by_id.entry(id.clone()).or_default().insert(number);
+                    stream.add(id);
                 }
             }
-            self.stream.ready.notified().await;
+            Wanted::Prefix(prefix) => {
+                told.by_prefix.entry(prefix.clone()).or_default().insert(number);
+                told.unlisted.insert(number);
+                hub.unlisted.notify_one();
+            }
+        }
+        drop(told);
+        app.metrics.event_streams.inc();
+        let sent = LruCache::new(hub.ids);
+        let (app, current, failed, again) = (Arc::clone(app), None, Vec::new(), None);
+        Ok(Subscription { app, stream, number, current, failed, again, sent })
+    }
+
+    /// The next event, whenever there is one; nothing where the stream has to end. May be cancelled: nothing is lost.
+    pub async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if self.stream.lock().overrun {
+                return None;
+            }
+            while let Some(id) = self.take() {
+                match self.state(&id).await {
+                    Ok(Some(event)) => {
+                        self.current = None;
+                        self.sent.put(id, event.version);
+                        self.app.metrics.events.inc();
+                        return Some(event.text);
+                    }
+                    Ok(None) => self.current = None,
+                    Err(Unknown) => {
+                        self.current = None;
+                        self.failed.push(id);
+                        self.again.get_or_insert_with(|| Instant::now() + AGAIN);
+                    }
+                }
+            }
+            let ready = self.stream.ready.notified();
+            match self.again {
+                None => ready.await,
+                Some(again) => {
+                    if tokio::time::timeout_at(again.into(), ready).await.is_err() {
+                        self.again = None;
+                        self.failed.drain(..).for_each(|id| self.stream.add(&id));
+                    }
+                }
+            }
         }
     }
 
-    /// What there is to be told of an image that wasn't.
-    fn event(&mut self, id: &ImageId) -> Option<Bytes> {
+    /// The next id to be looked at.
+    fn take(&mut self) -> Option<ImageId> {
+        let mut pending = self.stream.lock();
+        if std::mem::take(&mut pending.everything) {
+            let named = match &self.stream.wanted {
+                Wanted::Ids(ids) => Some(ids),
+                Wanted::Prefix(_) => None,
+            };
+            let sent = self.sent.iter().map(|(id, _)| id);
+            for id in named.into_iter().flatten().chain(sent) {
+                if pending.ids.insert(id.clone()) {
+                    pending.order.push_back(id.clone());
+                }
+            }
+        }
+        if self.current.is_none() {
+            self.current = pending.order.pop_front();
+            if let Some(id) = &self.current {
+                pending.ids.remove(id);
+            }
+        }
+        self.current.clone()
+    }
+
+    /// What there is to be told of an image, if it isn't what was told already.
+    async fn state(&self, id: &ImageId) -> Result<Option<Event>, Unknown> {
         let hub = &self.app.events;
-        let state = hub.told().topics.get(id)?.state.clone()?;
-        if self.sent.get(id) == Some(&state.version) {
-            return None;
+        let _permit = hub.reading.acquire().await.map_err(|_closed| Unknown)?;
+        let version = version(&self.app, id).await?;
+        if self.sent.peek(id) == Some(&version) {
+            return Ok(None);
         }
-        let Some(event) = state.events.get(&self.stream.inline) else {
-            // Read for others, before this one came.
-            hub.join(&self.app, id, &self.stream);
-            return None;
+        let Some(version) = version else {
+            return Ok(Some(absent(id)));
         };
-        if let Some((old, _)) = self.sent.push(id.clone(), state.version)
-            && old != *id
-        {
-            // It comes back when it changes.
-            hub.leave(&old, &self.stream);
+        let key = (id.clone(), version, self.stream.inline);
+        if let Some(text) = hub.kept().get(&key) {
+            return Ok(Some(Event { version: Some(version), text }));
         }
-        Some(event.clone())
+        let (making, _joined) = hub.making.join(key.clone(), || {
+            let app = Arc::clone(&self.app);
+            async move { make(&app, key).await }
+        });
+        making.outcome().await.map_err(|_lost| Unknown)?.map(Some)
     }
 }
 
@@ -368,229 +432,226 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         self.app.metrics.event_streams.dec();
         let mut told = self.app.events.told();
-        told.streams.remove(&self.stream.number);
-        told.topics.retain(|_, topic| {
-            topic.streams.retain(|it| !Arc::ptr_eq(it, &self.stream));
-            !topic.streams.is_empty()
-        });
-    }
-}
-
-/// Adds the images with a stream's prefix that are there already.
-async fn list(app: Arc<App>, stream: Arc<Stream>) {
-    let (hub, Some(prefix)) = (&app.events, &stream.prefix) else { return };
-    let Ok(_permit) = hub.listing.acquire().await else { return };
-    let (mut from, mut left) = (None, hub.ids.get());
-    loop {
-        match app.store.list(prefix, from).await {
-            Ok(page) => {
-                for id in page.ids.iter().take(left) {
-                    hub.join(&app, id, &stream);
+        told.streams.remove(&self.number);
+        told.unlisted.remove(&self.number);
+        let leave = |followers: &mut HashSet<u64>| {
+            followers.remove(&self.number);
+            followers.is_empty()
+        };
+        match &self.stream.wanted {
+            Wanted::Ids(ids) => {
+                for id in ids {
+                    if told.by_id.get_mut(id).is_some_and(leave) {
+                        told.by_id.remove(id);
+                    }
                 }
-                left = left.saturating_sub(page.ids.len());
-                from = page.next;
             }
-            Err(error) => {
-                // When the store is heard of again they are listed again.
-                tracing::debug!(%error, "the images with a prefix can't be listed");
-                return;
+            Wanted::Prefix(prefix) => {
+                if told.by_prefix.get_mut(prefix).is_some_and(leave) {
+                    told.by_prefix.remove(prefix);
+                }
             }
-        }
-        if from.is_none() || left == 0 {
-            return;
         }
     }
 }
 
-/// Has the state of what changed read, for as long as the app lives.
+/// Hands on what changed to who follows it, for as long as the app lives.
 async fn dispatch(app: Weak<App>, changed: Arc<Notify>) {
     let mut polled = Instant::now();
     loop {
         // The app owns this task, so it isn't held meanwhile.
         let _ = tokio::time::timeout(AGAIN, changed.notified()).await;
         let Some(app) = app.upgrade() else { return };
+        let hub = &app.events;
         // While nobody tells of changes, they are looked for.
         let unverified = matches!(app.index.coherence(), Coherence::Unverified(_));
-        let poll = unverified && polled.elapsed() >= app.events.heartbeat;
+        let poll = unverified && polled.elapsed() >= hub.heartbeat;
         if poll {
             polled = Instant::now();
         }
-        refresh_what_changed(&app, poll);
-    }
-}
-
-fn refresh_what_changed(app: &Arc<App>, poll: bool) {
-    let mut told = app.events.told();
-    let changed = std::mem::take(&mut told.changed);
-    let failed = std::mem::take(&mut told.failed);
-    let everything = std::mem::take(&mut told.everything) || poll;
-    let mut joining: Vec<(ImageId, Arc<Stream>)> = Vec::new();
-    for id in &changed {
-        let new = |stream: &&Arc<Stream>| {
-            let topic = told.topics.get(id);
-            !topic.is_some_and(|topic| topic.streams.iter().any(|it| Arc::ptr_eq(it, stream)))
-        };
-        joining.extend(told.prefixed(id).filter(new).map(|it| (id.clone(), Arc::clone(it))));
-    }
-    let due: Vec<ImageId> = if everything {
-        told.topics.keys().cloned().collect()
-    } else {
-        changed.union(&failed).cloned().collect()
-    };
-    let mut refreshing = Vec::new();
-    for id in due {
-        if told.topics.get_mut(&id).is_some_and(Topic::begin_refreshing) {
-            refreshing.push(id);
-        }
-    }
-    let listing: Vec<_> = if everything {
-        told.streams.values().filter(|it| it.prefix.is_some()).map(Arc::clone).collect()
-    } else {
-        Vec::new()
-    };
-    drop(told);
-    for id in refreshing {
-        tokio::spawn(refresh_topic(Arc::clone(app), id));
-    }
-    for (id, stream) in joining {
-        app.events.join(app, &id, &stream);
-    }
-    for stream in listing {
-        tokio::spawn(list(Arc::clone(app), stream));
-    }
-}
-
-/// Reads the state of an image, until it has not changed meanwhile, and tells all who want it. Ends by itself, within
-/// the time-outs of the store and of renders.
-async fn refresh_topic(app: Arc<App>, id: ImageId) {
-    let hub = &app.events;
-    loop {
-        let Ok(_permit) = hub.reading.acquire().await else { return };
-        let inlines = {
-            let mut told = hub.told();
-            let Some(topic) = told.topics.get_mut(&id) else { return };
-            topic.again = false;
-            let wanted = |inline: &Inline| topic.streams.iter().any(|it| it.inline == *inline);
-            Inline::ALL.into_iter().filter(wanted).collect::<Vec<_>>()
-        };
-        let state = state(&app, &id, &inlines).await;
         let mut told = hub.told();
-        let Some(topic) = told.topics.get_mut(&id) else { return };
-        let failed = state.is_none();
-        if let Some(state) = state {
-            topic.state = Some(Arc::new(state));
-        }
-        let streams = topic.streams.clone();
-        let done = !topic.again;
-        if done {
-            topic.refreshing = false;
-            if failed {
-                told.failed.insert(id.clone());
+        let changed = std::mem::take(&mut told.changed);
+        let following: Vec<_> = changed.into_iter().map(|id| (told.following(&id), id)).collect();
+        let everybody: Vec<Arc<Stream>> = if std::mem::take(&mut told.everything) || poll {
+            let prefixed: Vec<u64> = told.by_prefix.values().flatten().copied().collect();
+            told.unlisted.extend(prefixed);
+            hub.unlisted.notify_one();
+            told.streams.values().map(Arc::clone).collect()
+        } else {
+            Vec::new()
+        };
+        drop(told);
+        for (streams, id) in following {
+            for stream in streams {
+                stream.add(&id);
             }
         }
-        drop(told);
-        for stream in streams {
-            stream.add(&id);
-        }
-        if done {
-            return;
+        for stream in everybody {
+            stream.add_everything();
         }
     }
 }
 
-/// What there is under an id; nothing where it can't be said.
-async fn state(app: &Arc<App>, id: &ImageId, inlines: &[Inline]) -> Option<State> {
-    let parts = match parts(app, id, inlines.contains(&Inline::Full)).await {
-        Ok(parts) => parts?,
-        // There is no image to show.
-        Err(ReadError::Absent | ReadError::Corrupt(_)) => return Some(State::absent(id, inlines)),
+/// Tells streams with a prefix what is there already: all that wait for it by one look at the keys of the store, which
+/// is slow where there are many.
+async fn list(app: Weak<App>, unlisted: Arc<Notify>) {
+    loop {
+        let _ = tokio::time::timeout(AGAIN, unlisted.notified()).await;
+        let Some(app) = app.upgrade() else { return };
+        let waiting: HashMap<u64, Arc<Stream>> = {
+            let mut told = app.events.told();
+            let unlisted = std::mem::take(&mut told.unlisted);
+            let stream = |number| Some((number, Arc::clone(told.streams.get(&number)?)));
+            unlisted.into_iter().filter_map(stream).collect()
+        };
+        if waiting.is_empty() {
+            continue;
+        }
+        let streams: Vec<&Arc<Stream>> = waiting.values().collect();
+        if let Err(error) = list_for(&app, &streams).await {
+            tracing::debug!(%error, "images with a prefix can't be listed yet");
+            // Those that have left are passed over.
+            app.events.told().unlisted.extend(waiting.keys());
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+}
+
+async fn list_for(app: &App, streams: &[&Arc<Stream>]) -> Result<(), StoreError> {
+    let prefix = |stream: &Arc<Stream>| match &stream.wanted {
+        Wanted::Prefix(prefix) => prefix.clone(),
+        Wanted::Ids(_) => String::new(),
+    };
+    let mut waiting: Vec<(String, &Arc<Stream>, usize)> =
+        streams.iter().map(|it| (prefix(it), *it, app.events.ids.get())).collect();
+    let common = waiting.iter().map(|(prefix, ..)| prefix.as_str()).reduce(|common, prefix| {
+        let same = common.bytes().zip(prefix.bytes()).take_while(|(a, b)| a == b).count();
+        &common[..same]
+    });
+    let common = common.unwrap_or_default().to_owned();
+    let mut from: Option<Cursor> = None;
+    loop {
+        let page = app.store.list(&common, from).await?;
+        for id in &page.ids {
+            for (prefix, stream, left) in &mut waiting {
+                if *left > 0 && id.as_str().starts_with(prefix.as_str()) {
+                    *left -= 1;
+                    stream.add(id);
+                }
+            }
+        }
+        // Nobody waits any more: each has its fill, or has left.
+        waiting.retain(|(_, stream, left)| *left > 0 && Arc::strong_count(stream) > 1);
+        from = page.next;
+        if from.is_none() || waiting.is_empty() {
+            return Ok(());
+        }
+    }
+}
+
+/// The version that there is under an id, if there is an image.
+async fn version(app: &Arc<App>, id: &ImageId) -> Result<Option<Version>, Unknown> {
+    match ask(app, id, None, Wants::Facts).await {
+        Ok((version, _)) => Ok(Some(version)),
+        // There is nothing to show.
+        Err(ReadError::Absent | ReadError::Corrupt(_)) => Ok(None),
         Err(error) => {
             tracing::debug!(image.id = %id, %error, "the state of an image can't be told");
-            return None;
+            Err(Unknown)
+        }
+    }
+}
+
+/// The version of an image, and its bytes where they are wanted.
+async fn ask(
+    app: &Arc<App>,
+    id: &ImageId,
+    asked: Option<Asked>,
+    wants: Wants,
+) -> Result<(Version, Option<Representation>), ReadError> {
+    let request = ImageRequest {
+        id: id.clone(),
+        wants,
+        preconditions: Preconditions::default(),
+        accepts: AcceptedCodings::UNSAID,
+        asked,
+    };
+    let answer = read::image(app, request).await.map_err(|failure| failure.error)?;
+    Ok(match answer.content {
+        AnswerContent::Image(it) => (it.facts.version, Some(it)),
+        AnswerContent::Facts(facts)
+        | AnswerContent::NotModified(facts)
+        | AnswerContent::PreconditionFailed(facts) => (facts.version, None),
+        AnswerContent::Elsewhere(remote) => (remote.version, None),
+    })
+}
+
+/// The event of a version, or of the one that has taken its place meanwhile.
+async fn make(app: &Arc<App>, (id, _, inline): Key) -> Result<Event, Unknown> {
+    let (version, data) = match parts(app, &id, inline).await {
+        Ok(parts) => parts.ok_or(Unknown)?,
+        Err(ReadError::Absent | ReadError::Corrupt(_)) => return Ok(absent(&id)),
+        Err(error) => {
+            tracing::debug!(image.id = %id, %error, "the event of an image can't be made");
+            return Err(Unknown);
         }
     };
-    let told = |inline: &Inline| {
-        let data_url = |representation: &Representation| {
-            let media_type = representation.facts.media_type.as_str();
-            format!("data:{media_type};base64,{}", STANDARD.encode(&representation.body))
-        };
-        let thumbnail = match (inline, &parts.thumbnail) {
-            (_, None) => None,
-            (Inline::None, Some(_)) => Some(format!("/images/{id}/thumbnail?v={}", parts.version)),
-            (Inline::Thumbnail | Inline::Full, Some(thumbnail)) => Some(data_url(thumbnail)),
-        };
-        let small = parts.original.as_ref().filter(|it| it.body.len() <= app.events.inline_bytes);
-        let data = Progress {
-            concept_id: id.as_str(),
-            full: format!("/images/{id}?v={}", parts.version),
-            thumbnail,
-            image_data: small.filter(|_| *inline == Inline::Full).map(data_url),
-        };
-        (*inline, event("concept_progress", Some(parts.version), data))
-    };
-    Some(State { version: Some(parts.version), events: inlines.iter().map(told).collect() })
+    let text = text("concept_progress", Some(version), data);
+    app.events.kept().put((id, version, inline), text.clone());
+    Ok(Event { version: Some(version), text })
 }
 
-/// What the events of an image are made of.
-struct Parts {
-    version: Version,
-    /// Where it can be made.
-    thumbnail: Option<Representation>,
-    /// Where it is asked for.
-    original: Option<Representation>,
-}
-
-/// The parts, if they are of one version: nothing where it was replaced between them.
-async fn parts(app: &Arc<App>, id: &ImageId, full: bool) -> Result<Option<Parts>, ReadError> {
-    let ask = async |asked: Option<Asked>, wants: Wants| {
-        let request = ImageRequest {
-            id: id.clone(),
-            wants,
-            preconditions: Preconditions::default(),
-            accepts: AcceptedCodings::UNSAID,
-            asked,
-        };
-        let answer = read::image(app, request).await.map_err(|failure| failure.error)?;
-        Ok(match answer.content {
-            AnswerContent::Image(it) => (it.facts.version, Some(it)),
-            AnswerContent::Facts(facts)
-            | AnswerContent::NotModified(facts)
-            | AnswerContent::PreconditionFailed(facts) => (facts.version, None),
-            AnswerContent::Elsewhere(remote) => (remote.version, None),
-        })
+/// What an event says, if its parts are of one version.
+async fn parts(
+    app: &Arc<App>,
+    id: &ImageId,
+    inline: Inline,
+) -> Result<Option<(Version, Progress)>, ReadError> {
+    let progress = |version, thumbnail, image_data| Progress {
+        concept_id: id.as_str().to_owned(),
+        full: format!("/images/{id}?v={version}"),
+        thumbnail,
+        image_data,
     };
-    let thumbnail = match ask(Some(Asked::THUMBNAIL), Wants::Bytes).await {
+    if inline == Inline::None {
+        let (version, _) = ask(app, id, None, Wants::Facts).await?;
+        let thumbnail = format!("/images/{id}/thumbnail?v={version}");
+        return Ok(Some((version, progress(version, Some(thumbnail), None))));
+    }
+    let whole = match inline {
+        Inline::Full => Some(ask(app, id, None, Wants::BytesHere).await?),
+        Inline::None | Inline::Thumbnail => None,
+    };
+    let thumbnail = match ask(app, id, Some(Asked::THUMBNAIL), Wants::Bytes).await {
+        Ok(thumbnail) => Some(thumbnail),
+        // It takes too long now, and not for ever.
+        Err(error @ ReadError::Render(RenderError::Picture(PictureError::TimedOut))) => {
+            return Err(error);
+        }
         // It has none, or can't be drawn.
         Err(ReadError::NotAcceptable(_) | ReadError::Render(RenderError::Picture(_))) => None,
-        thumbnail => Some(thumbnail?),
+        Err(error) => return Err(error),
     };
-    let whole = match (&thumbnail, full) {
-        (_, true) => Some(ask(None, Wants::BytesHere).await?),
-        (None, false) => Some(ask(None, Wants::Facts).await?),
-        (Some(_), false) => None,
+    let version = match (&whole, &thumbnail) {
+        // It was replaced between the two.
+        (Some((whole, _)), Some((thumbnail, _))) if whole != thumbnail => return Ok(None),
+        (Some((version, _)), _) | (None, Some((version, _))) => *version,
+        (None, None) => ask(app, id, None, Wants::Facts).await?.0,
     };
-    let versions: Vec<Version> =
-        thumbnail.iter().chain(&whole).map(|(version, _)| *version).collect();
-    let one = versions.iter().all(|version| *version == versions[0]);
-    Ok(one.then(|| Parts {
-        version: versions[0],
-        thumbnail: thumbnail.and_then(|(_, it)| it),
-        original: whole.and_then(|(_, it)| it),
-    }))
-}
-
-impl State {
-    fn absent(id: &ImageId, inlines: &[Inline]) -> State {
-        let event = event("concept_absent", None, Absent { concept_id: id.as_str() });
-        let events = inlines.iter().map(|inline| (*inline, event.clone())).collect();
-        State { version: None, events }
-    }
+    let data_url = |it: &Representation| {
+        let media_type: MediaType = it.facts.media_type;
+        format!("data:{};base64,{}", media_type.as_str(), STANDARD.encode(&it.body))
+    };
+    let small = |it: &Representation| it.body.len() <= app.events.inline_bytes;
+    let image_data = whole.and_then(|(_, it)| it).filter(small).as_ref().map(data_url);
+    let thumbnail = thumbnail.and_then(|(_, it)| it).as_ref().map(data_url);
+    Ok(Some((version, progress(version, thumbnail, image_data))))
 }
 
 /// What an event says of an image.
 #[derive(Serialize)]
-struct Progress<'a> {
-    concept_id: &'a str,
+struct Progress {
+    concept_id: String,
     full: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     thumbnail: Option<String>,
@@ -598,20 +659,25 @@ struct Progress<'a> {
     image_data: Option<String>,
 }
 
-/// What an event says of an id without an image.
-#[derive(Serialize)]
-struct Absent<'a> {
-    concept_id: &'a str,
+/// The event of an id without an image.
+fn absent(id: &ImageId) -> Event {
+    /// What it says.
+    #[derive(Serialize)]
+    struct Absent<'a> {
+        concept_id: &'a str,
+    }
+    Event { version: None, text: text("concept_absent", None, Absent { concept_id: id.as_str() }) }
 }
 
 /// An event as it stands in a stream (HTML, §9.2.6).
-fn event(name: &'static str, version: Option<Version>, data: impl Serialize) -> Bytes {
+fn text(name: &'static str, version: Option<Version>, data: impl Serialize) -> Bytes {
     #[derive(Serialize)]
     struct Message<T> {
         r#type: &'static str,
         data: T,
     }
     let json = serde_json::to_string(&Message { r#type: name, data }).expect("strings are JSON");
-    let id = version.map(|version| format!("id: {version}\n")).unwrap_or_default();
-    Bytes::from(format!("event: {name}\n{id}data: {json}\n\n"))
+    // An empty one says that there is none.
+    let id = version.map(|version| version.to_string()).unwrap_or_default();
+    Bytes::from(format!("event: {name}\nid: {id}\ndata: {json}\n\n"))
 }

@@ -130,9 +130,9 @@ async fn lead(
         let _permit = permit;
         work(limits)
     });
-    // A decoder that panics has met bytes that it doesn't know what to do with.
+    // Decoding catches its own panics. This one is of no image in particular, so it isn't held against it.
     let rendered = done.await.unwrap_or_else(|_panicked| {
-        Err(PictureError::Broken("the decoder gave up on it".to_owned()))
+        Err(PictureError::Encoding("the encoder gave up on it".to_owned()))
     });
     app.metrics.renders.inc();
     let representation =

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use axum::http::Method;
 use axum::http::header::{
     ACCEPT_RANGES, AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, IF_MATCH,
     IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, ORIGIN, RANGE, RETRY_AFTER,
 };
+use axum::http::{HeaderName, Method};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::{CACHE_STATUS, REQUEST_ID, SERVER_TIMING};
@@ -34,6 +34,8 @@ pub(crate) fn layer(origins: &Origins) -> Option<CorsLayer> {
                 IF_UNMODIFIED_SINCE,
                 RANGE,
                 REQUEST_ID,
+                // Of a script that follows events without EventSource.
+                HeaderName::from_static("last-event-id"),
             ])
             .expose_headers([
                 ACCEPT_RANGES,

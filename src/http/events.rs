@@ -74,7 +74,7 @@ fn wanted(parameters: &Parameters, most: usize) -> Result<Wanted, Problem> {
                 let detail = format!("{named} ids are named, the limit is {most} ({detail})");
                 return Err(Problem::bad_parameter(detail));
             }
-            Ok(Wanted::Ids(ids.into_iter().collect()))
+            Ok(Wanted::Ids(ids))
         }
         (None, Some(prefix)) => {
             let known = |byte: u8| byte.is_ascii_alphanumeric() || b"._:~-".contains(&byte);
@@ -110,7 +110,7 @@ fn body(app: &Arc<App>, subscription: Subscription) -> Body {
                 tokio::select! {
                     biased;
                     () = app.until_draining() => return None,
-                    event = subscription.next() => event,
+                    event = subscription.next() => event?,
                     () = tokio::time::sleep(heartbeat) => COMMENT,
                 }
             };

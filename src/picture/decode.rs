@@ -92,9 +92,19 @@ pub fn decode(
     media_type: MediaType,
     limits: Limits,
 ) -> Result<DynamicImage, PictureError> {
+    // The decoder of TIFF panics where planes are tiled. Nothing of what a decoder leaves behind is used again.
+    catch_unwind(AssertUnwindSafe(|| decode_or_panic(bytes, media_type, limits)))
+        .unwrap_or_else(|_panic| Err(PictureError::Broken("the decoder gave up on it".to_owned())))
+}
+
+fn decode_or_panic(
+    bytes: &[u8],
+    media_type: MediaType,
+    limits: Limits,
+) -> Result<DynamicImage, PictureError> {
     let format = format(media_type).ok_or(PictureError::Opaque(media_type))?;
     if let (ImageFormat::Ico, Some(png)) = (format, png_of_icon(bytes)) {
-        return decode(png, MediaType::Png, limits);
+        return decode_or_panic(png, MediaType::Png, limits);
     }
     let bytes_in_time = InTime { bytes: Cursor::new(bytes), limits };
     let mut reader = ImageReader::with_format(bytes_in_time, format);
@@ -111,10 +121,7 @@ pub fn decode(
     decoder.set_limits(memory).map_err(|error| broken(&error))?;
     let orientation = orientation(&mut decoder);
     let profile = decoder.icc_profile().ok().flatten();
-    // The decoder of TIFF panics where planes are tiled. Nothing of what a decoder leaves behind is used again.
-    let picture = catch_unwind(AssertUnwindSafe(|| DynamicImage::from_decoder(decoder)))
-        .map_err(|_panic| PictureError::Broken("the decoder gave up on it".to_owned()))?
-        .map_err(|error| broken(&error))?;
+    let picture = DynamicImage::from_decoder(decoder).map_err(|error| broken(&error))?;
     let mut picture = if picture.color().has_alpha() {
         DynamicImage::ImageRgba8(picture.into_rgba8())
     } else {

@@ -338,6 +338,108 @@ async fn a_server_that_is_not_told_of_changes_looks_for_them() {
     assert_eq!(events.next().await.id, etag(&record(&drawn(2))).trim_matches('"'));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_is_loaded_again_is_never_told_an_older_state_after_a_newer_one() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    // Its thumbnail takes its time.
+    let slow = record(&encoded(&picture(1, 3000, 3000), ImageFormat::Png));
+    redis.set("a", &slow).await;
+    let left = Events::of(server.address, "ids=a").await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    drop(left);
+    let quick = record(&drawn(2));
+    redis.set("a", &quick).await;
+    let mut events = Events::of(server.address, "ids=a").await;
+    let newest = etag(&quick).trim_matches('"').to_owned();
+    while events.next().await.id != newest {}
+    // Until the first thumbnail would be there.
+    let late = tokio::time::timeout(Duration::from_secs(4), events.next()).await;
+    assert!(late.is_err(), "{late:?}");
+    assert_eq!(Events::of(server.address, "ids=a").await.next().await.id, newest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_come_and_go_keep_nobody_from_being_told_what_is_there() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let mut connection = redis.connect().await;
+    for chunk in 0..50 {
+        let mut filled = redis::pipe();
+        for number in 0..1000 {
+            filled.cmd("SET").arg(format!("image:n{chunk}_{number}")).arg("x").ignore();
+        }
+        filled.exec_async(&mut connection).await.unwrap();
+    }
+    for id in ["concept_0", "concept_1"] {
+        redis.set(id, &record(&drawn(1))).await;
+    }
+    for _ in 0..100 {
+        drop(Events::of(server.address, "prefix=concept_").await);
+    }
+    let began = Instant::now();
+    let mut events = Events::of(server.address, "prefix=concept_").await;
+    events.next_of(&["concept_0", "concept_1"]).await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefix_with_more_images_than_a_stream_may_name_misses_no_change() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("events.ids", "10")]).await.coherent().await;
+    let mut events = Events::of(server.address, "prefix=n&inline=none").await;
+    let mut newest = HashMap::new();
+    for round in 0..10_u8 {
+        for number in 0..30_u8 {
+            let (id, value) = (format!("n{number}"), record(&drawn(round * 20 + number)));
+            redis.set(&id, &value).await;
+            newest.insert(id, etag(&value).trim_matches('"').to_owned());
+        }
+    }
+    let mut told = HashMap::new();
+    while told != newest {
+        let event = events.next().await;
+        told.insert(event.of(), event.id);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_not_be_drawn_in_time_is_told_when_it_can() {
+    let redis = RedisServer::start().await;
+    let settings = [("pictures.timeout", "300ms")];
+    let server = Server::on(&redis, &settings).await.coherent().await;
+    redis.set("a", &record(&drawn(1))).await;
+    // Something else takes all the cores.
+    redis.set("busy", &record(&encoded(&picture(1, 3000, 3000), ImageFormat::Png))).await;
+    let address = server.address;
+    let busy: Vec<_> = ["?w=16", "?w=32", "?w=48", "?w=64", ".webp?w=16", ".webp?w=32"]
+        .map(|it| format!("/images/busy{it}"))
+        .into_iter()
+        .map(|path| tokio::spawn(async move { get(address, &path, &[]).await }))
+        .collect();
+    let event = Events::of(address, "ids=a").await.next().await;
+    assert!(event.data["data"]["thumbnail"].is_string(), "{event:?}");
+    for request in busy {
+        request.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_unchanged_image_is_not_drawn_again_while_it_is_looked_for() {
+    let redis = RedisServer::start().await;
+    let settings =
+        [("redis.tracking", "false"), ("events.heartbeat", "100ms"), ("cache.images", "1")];
+    let server = Server::on(&redis, &settings).await;
+    redis.set("a", &record(&drawn(1))).await;
+    redis.set("b", &record(&drawn(2))).await;
+    let mut events = Events::of(server.address, "ids=a,b").await;
+    events.next_of(&["a", "b"]).await;
+    for _ in 0..20 {
+        assert_eq!(events.block().await.unwrap(), ":");
+    }
+    assert_eq!(server.metric("afterimage_renders_total").await, 2);
+}
+
 #[tokio::test]
 async fn a_slow_reader_gets_the_newest_state_and_not_every_one() {
     const WRITES: u64 = 200;
