@@ -1,0 +1,104 @@
+//! What drawn placeholders weigh as WebP, which is how they are sent, and as PNG and JPEG.
+
+use afterimage::picture::placeholder::{Ground, Placeholder, draw};
+use afterimage::picture::{Limits, encode};
+use image::codecs::png::{CompressionType, FilterType, PngEncoder};
+use image::{DynamicImage, Rgb, RgbImage};
+
+use crate::table;
+
+const SIZES: [(u32, u32); 6] =
+    [(64, 64), (320, 200), (512, 512), (640, 360), (1024, 1024), (1920, 1080)];
+/// As `render::placeholder` has it.
+const QUALITY: u8 = 85;
+const EFFORT: u8 = 6;
+/// How much smaller than either of the others WebP is to be, in per cent.
+const PROMISED: f64 = 30.0;
+
+const LONG: &str =
+    "A picture of a mountain at dawn that the model is still working on, seen from afar";
+
+/// A name, a ground, an ink and a text.
+type Kind = (&'static str, Ground, Option<Rgb<u8>>, Option<&'static str>);
+
+fn kinds() -> [Kind; 9] {
+    let plain = Ground::Plain(Rgb([30, 41, 59]));
+    let gradient = Ground::Gradient(Rgb([255, 136, 0]), Rgb([136, 0, 255]));
+    let steep = Ground::Gradient(Rgb([0, 0, 0]), Rgb([255, 255, 255]));
+    let glaring = Ground::Plain(Rgb([0, 0, 255]));
+    [
+        ("default, its size", Ground::default(), None, None),
+        ("default, no text", Ground::default(), None, Some("")),
+        ("default, long text", Ground::default(), None, Some(LONG)),
+        ("plain, its size", plain, None, None),
+        ("plain, no text", plain, None, Some("")),
+        ("red on blue, long text", glaring, Some(Rgb([255, 0, 0])), Some(LONG)),
+        ("orange to violet, its size", gradient, None, None),
+        ("orange to violet, long text", gradient, None, Some(LONG)),
+        ("black to white, its size", steep, None, None),
+    ]
+}
+
+pub(crate) fn run() {
+    println!(
+        "Placeholders in bytes: WebP of quality {QUALITY} and method {EFFORT}, PNG at its smallest, JPEG of"
+    );
+    println!("quality {QUALITY}; and how much smaller WebP is than each:");
+    let limits = Limits { pixels: u64::MAX, deadline: None };
+    let (mut rows, mut missed) = (Vec::new(), Vec::new());
+    for (name, ground, ink, text) in kinds() {
+        for (width, height) in SIZES {
+            let text = text.map(String::from);
+            let placeholder = Placeholder { width, height, ground, ink, text };
+            let picture = draw(&placeholder);
+            let png = smallest_png(&picture).len();
+            let picture = DynamicImage::ImageRgb8(picture);
+            let webp = encode::webp(&picture, QUALITY, EFFORT, limits).unwrap().len();
+            let jpeg = encode::jpeg(&picture, QUALITY).unwrap().len();
+            let (than_png, than_jpeg) = (smaller(webp, png), smaller(webp, jpeg));
+            let size = format!("{width}×{height}");
+            if than_png.min(than_jpeg) < PROMISED {
+                missed.push(format!(
+                    "{name}, {size}: {than_png:.1} % smaller than PNG, {than_jpeg:.1} % than JPEG"
+                ));
+            }
+            rows.push(vec![
+                name.to_owned(),
+                size,
+                webp.to_string(),
+                png.to_string(),
+                jpeg.to_string(),
+                format!("{than_png:.1} %"),
+                format!("{than_jpeg:.1} %"),
+            ]);
+        }
+    }
+    let head = ["placeholder", "size", "WebP", "PNG", "JPEG", "than PNG", "than JPEG"];
+    table::print(2, &head, &rows);
+    println!(
+        "At least {PROMISED} % smaller than both: {} of {}.",
+        rows.len() - missed.len(),
+        rows.len()
+    );
+    for miss in missed {
+        println!("Missed by {miss}.");
+    }
+}
+
+/// Smaller than what is sent as PNG, which is quicker: slow compression, with whichever filter suits the picture.
+fn smallest_png(picture: &RgbImage) -> Vec<u8> {
+    let filters = [FilterType::NoFilter, FilterType::Up, FilterType::Paeth, FilterType::Adaptive];
+    let all = filters.map(|filter| {
+        let mut bytes = Vec::new();
+        let encoder = PngEncoder::new_with_quality(&mut bytes, CompressionType::Best, filter);
+        picture.write_with_encoder(encoder).unwrap();
+        bytes
+    });
+    all.into_iter().min_by_key(Vec::len).unwrap()
+}
+
+/// By how many per cent of the other.
+#[expect(clippy::cast_precision_loss, reason = "a picture has less than 2^53 bytes")]
+fn smaller(webp: usize, other: usize) -> f64 {
+    100.0 - 100.0 * webp as f64 / other as f64
+}
