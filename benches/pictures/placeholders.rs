@@ -41,9 +41,9 @@ fn kinds() -> [Kind; 9] {
 
 pub(crate) fn run() {
     println!(
-        "Placeholders in bytes: WebP of quality {QUALITY} and method {EFFORT}, PNG at its smallest, JPEG of"
+        "Placeholders in bytes: WebP of quality {QUALITY} and method {EFFORT}, PNG and JPEG of"
     );
-    println!("quality {QUALITY}; and how much smaller WebP is than each:");
+    println!("quality {QUALITY} at their smallest; and how much smaller WebP is than each:");
     let limits = Limits { pixels: u64::MAX, deadline: None };
     let (mut rows, mut missed) = (Vec::new(), Vec::new());
     for (name, ground, ink, text) in kinds() {
@@ -52,9 +52,9 @@ pub(crate) fn run() {
             let placeholder = Placeholder { width, height, ground, ink, text };
             let picture = draw(&placeholder);
             let png = smallest_png(&picture).len();
+            let jpeg = smallest_jpeg(&picture).len();
             let picture = DynamicImage::ImageRgb8(picture);
             let webp = encode::webp(&picture, QUALITY, EFFORT, limits).unwrap().len();
-            let jpeg = encode::jpeg(&picture, QUALITY).unwrap().len();
             let (than_png, than_jpeg) = (smaller(webp, png), smaller(webp, jpeg));
             let size = format!("{width}×{height}");
             if than_png.min(than_jpeg) < PROMISED {
@@ -95,6 +95,16 @@ fn smallest_png(picture: &RgbImage) -> Vec<u8> {
         bytes
     });
     all.into_iter().min_by_key(Vec::len).unwrap()
+}
+
+/// Smaller than what is sent as JPEG, whose Huffman tables are the standard's.
+fn smallest_jpeg(picture: &RgbImage) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut encoder = jpeg_encoder::Encoder::new(&mut bytes, QUALITY);
+    encoder.set_optimized_huffman_tables(true);
+    let [width, height] = [picture.width(), picture.height()].map(|it| it.try_into().unwrap());
+    encoder.encode(picture, width, height, jpeg_encoder::ColorType::Rgb).unwrap();
+    bytes
 }
 
 /// By how many per cent of the other.

@@ -83,7 +83,7 @@ pub fn avif(picture: &DynamicImage, quality: u8) -> Result<Vec<u8>, PictureError
     outcome.map(|encoded| encoded.avif_file).map_err(|error| failed(&error))
 }
 
-/// Baseline JPEG. What is transparent is shown on white, which is what a page has behind it.
+/// Baseline JPEG in one scan. What is transparent is shown on white, which is what a page has behind it.
 pub fn jpeg(picture: &DynamicImage, quality: u8) -> Result<Vec<u8>, PictureError> {
     let flat = flatten(picture);
     let sides = (u16::try_from(flat.width()), u16::try_from(flat.height()));
@@ -91,8 +91,9 @@ pub fn jpeg(picture: &DynamicImage, quality: u8) -> Result<Vec<u8>, PictureError
         return Err(failed(&"JPEG has at most 65,535 pixels a side"));
     };
     let mut bytes = Vec::new();
+    // With Huffman tables of its own for each picture, which make one of 512×512 pixels 1 to 9 % smaller, the encoder
+    // writes a scan for each component. Few others do, and zune-jpeg, which `image` reads with, makes stripes of it.
     let mut encoder = jpeg_encoder::Encoder::new(&mut bytes, quality);
-    encoder.set_optimized_huffman_tables(true);
     // The default takes one pixel of four for the colour of all of them, which frays edges between colours.
     encoder.set_chroma_subsampling_method(jpeg_encoder::ChromaSubsamplingMethod::Average);
     encoder
@@ -130,6 +131,20 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::image::MediaType;
+    use crate::picture::decode;
+
+    #[test]
+    fn a_jpeg_that_is_stored_again_is_decoded_to_the_same_picture() {
+        let colour = |x, y| Rgb([x, y, x ^ y].map(|it: u32| u8::try_from(it & 255).unwrap()));
+        let picture = RgbImage::from_fn(200, 120, |x, y| colour(x / 2, 255 - y));
+        let bytes = jpeg(&DynamicImage::ImageRgb8(picture.clone()), 85).unwrap();
+        let limits = Limits { pixels: 24_000, deadline: None };
+        let shown = decode::decode(&bytes, MediaType::Jpeg, limits).unwrap().into_rgb8();
+        let differences = picture.iter().zip(shown.iter()).map(|(it, other)| it.abs_diff(*other));
+        let sum: u64 = differences.map(u64::from).sum();
+        assert!(sum < 5 * 3 * 24_000, "{} a channel", sum / (3 * 24_000));
+    }
 
     #[test]
     fn the_webp_encoder_stops_when_the_time_is_over() {
