@@ -5,7 +5,6 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use image::DynamicImage;
 use lru::LruCache;
 use tokio::sync::Semaphore;
 
@@ -13,7 +12,7 @@ use crate::app::App;
 use crate::collapse::{Flights, Lost};
 use crate::image::{Facts, Form, ImageId, MediaType, Representation, Version};
 use crate::picture::placeholder::{self, Placeholder};
-use crate::picture::{Limits, PictureError, encode};
+use crate::picture::{Limits, PictureError};
 use crate::read::Served;
 use crate::settings::Settings;
 use crate::telemetry::Shed;
@@ -141,7 +140,7 @@ async fn lead(
     Ok((representation, began.elapsed()))
 }
 
-/// A drawn placeholder as lossy WebP, and what it took to get it.
+/// A drawn placeholder as WebP, and what it took to get it.
 pub async fn placeholder(
     app: &Arc<App>,
     placeholder: Placeholder,
@@ -153,11 +152,7 @@ pub async fn placeholder(
     }
     let cache = Arc::clone(app);
     let rendered = render(app, &id, version, Form::Original, move |limits| {
-        /// As thumbnails: small rather than quick, since it is made once.
-        const QUALITY: u8 = 85;
-        const EFFORT: u8 = 6;
-        let picture = DynamicImage::ImageRgb8(placeholder::draw(&placeholder));
-        let bytes = encode::webp(&picture, QUALITY, EFFORT, limits)?;
+        let bytes = placeholder::webp(&placeholder, limits)?;
         let facts = Arc::new(Facts::new(version, MediaType::WebP, bytes.len(), None));
         Ok(Representation { facts, body: cache.cache.count(bytes) })
     });

@@ -28,6 +28,19 @@ pub fn webp(
     effort: u8,
     limits: Limits,
 ) -> Result<Vec<u8>, PictureError> {
+    libwebp(picture, limits, |encoder| encoder.quality(f32::from(quality)).method(effort))
+}
+
+/// WebP by libwebp that loses nothing: small for pictures of few colours alone.
+pub fn exact_webp(picture: &DynamicImage, limits: Limits) -> Result<Vec<u8>, PictureError> {
+    libwebp(picture, limits, |encoder| encoder.lossless(true))
+}
+
+fn libwebp(
+    picture: &DynamicImage,
+    limits: Limits,
+    set: impl FnOnce(webpx::Encoder) -> webpx::Encoder,
+) -> Result<Vec<u8>, PictureError> {
     /// The longest side that the format has.
     const LONGEST: u32 = 16_383;
     let (width, height) = (picture.width(), picture.height());
@@ -45,8 +58,7 @@ pub fn webp(
             webpx::Encoder::new_rgb(opaque.as_raw(), width, height)
         }
     };
-    let encoder = encoder.quality(f32::from(quality)).method(effort);
-    encoder.encode(InTime(limits)).map_err(|error| match limits.check_time() {
+    set(encoder).encode(InTime(limits)).map_err(|error| match limits.check_time() {
         Ok(()) => failed(&error),
         Err(late) => late,
     })

@@ -1,7 +1,9 @@
 //! Placeholders: a ground, and a text in the middle of it that can be read.
 
 use ab_glyph::{Font, FontRef, GlyphId, PxScale, point};
-use image::{Rgb, RgbImage};
+use image::{DynamicImage, Rgb, RgbImage};
+
+use super::{Limits, PictureError, encode};
 
 /// As many characters of a text are drawn; what follows them is left out.
 pub const MAX_TEXT: usize = 100;
@@ -57,6 +59,20 @@ impl Default for Ground {
     fn default() -> Self {
         Self::Gradient(Rgb([234, 239, 247]), Rgb([196, 201, 209]))
     }
+}
+
+/// A placeholder as WebP, as small as it can be made: it is made once.
+pub fn webp(placeholder: &Placeholder, limits: Limits) -> Result<Vec<u8>, PictureError> {
+    const QUALITY: u8 = 85;
+    const EFFORT: u8 = 6;
+    let picture = DynamicImage::ImageRgb8(draw(placeholder));
+    let lossy = encode::webp(&picture, QUALITY, EFFORT, limits)?;
+    // Of a gradient, losing nothing takes many times as long, and with a text on the default one it is larger.
+    if matches!(placeholder.ground, Ground::Gradient(..)) {
+        return Ok(lossy);
+    }
+    let exact = encode::exact_webp(&picture, limits)?;
+    Ok(if exact.len() < lossy.len() { exact } else { lossy })
 }
 
 /// Draws a placeholder in three bytes a pixel: one of 1920×1080 takes about 5 ms, one of 4096×4096 about 40.
@@ -325,11 +341,9 @@ fn balance(words: &[f32], space: f32, count: usize) -> (f32, Vec<usize>) {
 
 #[cfg(test)]
 mod tests {
-    use image::DynamicImage;
     use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 
     use super::*;
-    use crate::picture::{Limits, encode};
 
     const WHITE: Rgb<u8> = Rgb([255, 255, 255]);
     const BLACK: Rgb<u8> = Rgb([0, 0, 0]);
@@ -388,20 +402,26 @@ mod tests {
         let texts = [None, Some("")];
         let kinds = grounds.into_iter().flat_map(|ground| texts.map(|text| (ground, text)));
         let sizes = [(64, 64), (320, 200), (512, 512), (640, 360), (1024, 1024), (1920, 1080)];
-        for ((ground, text), (width, height)) in
-            kinds.flat_map(|kind| sizes.map(|size| (kind, size)))
-        {
-            let drawn = Placeholder { ground, ..placeholder(width, height, text) };
+        let mut all: Vec<_> = kinds
+            .flat_map(|(ground, text)| {
+                sizes.map(|(w, h)| Placeholder { ground, ..placeholder(w, h, text) })
+            })
+            .collect();
+        // Colours that lossy WebP is at its worst with.
+        let (ground, ink) = (Ground::Plain(Rgb([0, 0, 255])), Some(Rgb([255, 0, 0])));
+        let long = "A picture of a mountain at dawn that the model is still working on";
+        all.push(Placeholder { ground, ink, ..placeholder(640, 360, Some(long)) });
+        for drawn in all {
             let picture = DynamicImage::ImageRgb8(draw(&drawn));
-            // The quality and the effort with which they are sent.
-            let webp = encode::webp(&picture, 85, 6, limits).unwrap().len();
+            let webp = webp(&drawn, limits).unwrap().len();
             // Either of the others as small as its library can make it.
             let mut jpeg = Vec::new();
             let mut encoder = jpeg_encoder::Encoder::new(&mut jpeg, 85);
             encoder.set_optimized_huffman_tables(true);
-            let sides = [width, height].map(|it| u16::try_from(it).unwrap());
+            encoder.set_chroma_subsampling_method(jpeg_encoder::ChromaSubsamplingMethod::Average);
+            let [across, down] = [drawn.width, drawn.height].map(|it| u16::try_from(it).unwrap());
             let colours = jpeg_encoder::ColorType::Rgb;
-            encoder.encode(picture.as_bytes(), sides[0], sides[1], colours).unwrap();
+            encoder.encode(picture.as_bytes(), across, down, colours).unwrap();
             let mut png = Vec::new();
             let (slow, adaptive) = (CompressionType::Best, FilterType::Adaptive);
             let encoder = PngEncoder::new_with_quality(&mut png, slow, adaptive);
