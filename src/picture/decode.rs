@@ -106,6 +106,11 @@ fn decode_or_panic(
     if let (ImageFormat::Ico, Some(png)) = (format, png_of_icon(bytes)) {
         return decode_or_panic(png, MediaType::Png, limits);
     }
+    if format == ImageFormat::Jpeg && jpeg_is_in_scans(bytes).unwrap_or(false) {
+        return Err(PictureError::Broken(
+            "a baseline JPEG with a scan for each component isn't decoded here".to_owned(),
+        ));
+    }
     let bytes_in_time = InTime { bytes: Cursor::new(bytes), limits };
     let mut reader = ImageReader::with_format(bytes_in_time, format);
     let broken = |error: &ImageError| match limits.check_time() {
@@ -207,6 +212,34 @@ fn png_size(bytes: &[u8]) -> Option<(u32, u32)> {
     Some((u32::from_be_bytes(*width), u32::from_be_bytes(*rest.first_chunk()?)))
 }
 
+/// Whether a JPEG that isn't progressive has its components in scans of their own. They are few, and zune-jpeg makes
+/// stripes of those whose colour has half of the resolution, without an error (zune-image#419, mended after 0.5.15).
+fn jpeg_is_in_scans(bytes: &[u8]) -> Option<bool> {
+    let (mut at, mut components) = (2, 0);
+    loop {
+        // Markers (ITU-T T.81, annex B): 0xff, maybe more of these, and what it is.
+        while bytes.get(at..at + 2)? == [0xff, 0xff] {
+            at += 1;
+        }
+        let (marker, segment) = (*bytes.get(at + 1)?, bytes.get(at + 2..)?);
+        let length = usize::from(u16::from_be_bytes(*segment.first_chunk()?));
+        match marker {
+            // Baseline and extended sequential: how many components there are, where they differ in resolution.
+            0xc0 | 0xc1 => {
+                let all = *segment.get(7)?;
+                let (each, _) = segment.get(8..)?.get(..3 * usize::from(all))?.as_chunks::<3>();
+                let differ = each.iter().any(|it| it[1] != each[0][1]);
+                components = if differ { all } else { 0 };
+            }
+            // The first scan: how many it has.
+            0xda => return Some(components > *segment.get(2)?),
+            0xc2..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf => return Some(false),
+            _ => {}
+        }
+        at += 2 + length;
+    }
+}
+
 /// The PNG inside an icon, if its best picture is one. The icon decoder has no limits for it, and refuses those
 /// without alpha, which favicon generators write.
 fn png_of_icon(bytes: &[u8]) -> Option<&[u8]> {
@@ -254,4 +287,28 @@ fn broken(error: &ImageError) -> PictureError {
     let text = error.to_string();
     let line = text.lines().next().unwrap_or_default();
     PictureError::Broken(line.chars().take(200).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
+
+    use super::*;
+
+    #[test]
+    fn a_jpeg_that_would_come_out_in_stripes_is_refused() {
+        let pixels: Vec<u8> = (0..48 * 32 * 3).map(|it| u8::try_from(it % 251).unwrap()).collect();
+        let decoded = |sampling, in_scans| {
+            let mut bytes = Vec::new();
+            let mut encoder = Encoder::new(&mut bytes, 90);
+            encoder.set_sampling_factor(sampling);
+            encoder.set_optimized_huffman_tables(in_scans);
+            encoder.encode(&pixels, 48, 32, ColorType::Rgb).unwrap();
+            decode(&bytes, MediaType::Jpeg, Limits { pixels: 10_000, deadline: None })
+        };
+        assert!(decoded(SamplingFactor::F_2_2, false).is_ok());
+        assert!(decoded(SamplingFactor::F_1_1, true).is_ok());
+        let refused = decoded(SamplingFactor::F_2_2, true).unwrap_err();
+        assert!(refused.to_string().contains("a scan for each component"), "{refused}");
+    }
 }
