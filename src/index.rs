@@ -284,6 +284,11 @@ impl<T: Clone> Index<T> {
         self.lock().entries.peek(id)?.expires
     }
 
+    /// Whether a value was seen under a key that [`Index::recognise`] could tell from another one.
+    pub fn has_seen(&self, id: &ImageId) -> bool {
+        self.lock().entries.peek(id).is_some_and(|entry| entry.digest.is_some())
+    }
+
     /// The facts of the image that was last seen under a key, if its value had this digest. They may
     /// be out of date as to the key; as to the value they never are.
     pub fn recognise(&self, id: &ImageId, digest: Digest) -> Option<Arc<Facts>> {

@@ -3,8 +3,9 @@
 use std::num::NonZeroUsize;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use lru::LruCache;
 
 use crate::app::{App, NoRoom};
@@ -16,7 +17,7 @@ use crate::index::{self, Boarding, Digest, Known, LastKnown, LookUp, Ticket};
 use crate::offload::{self, OffloadError, Remote};
 use crate::picture::{self, Outline};
 use crate::preconditions::{Preconditions, Verdict};
-use crate::record::{self, Content, Corrupt, Record};
+use crate::record::{self, Corrupt, Record};
 use crate::render::{self, RenderError, Rendered};
 use crate::store::StoreError;
 use crate::telemetry::Shed;
@@ -693,11 +694,7 @@ async fn ask_store(app: &Arc<App>, id: &ImageId) -> Result<(Landed, Option<Diges
         return nothing(Fetched::Absent);
     };
     let expires = stored.time_to_live.and_then(|left| asked.checked_add(left));
-    let (opened, digest, opening) = off_worker(app, stored.value.len(), {
-        let (app, id, value) = (Arc::clone(app), id.clone(), stored.value);
-        move || open(&app, &id, &value)
-    })
-    .await;
+    let (opened, digest, opening) = open(app, id, stored.value).await;
     times.hash = opening.hash;
     times.decode = opening.decode;
     let fetched = match opened {
@@ -728,59 +725,113 @@ enum Opened {
 }
 
 /// Opens a value. One that was only written again is known by its digest, without a new hash, and where its
-/// bytes are still in memory, without a new decoding.
-fn open(app: &App, id: &ImageId, value: &[u8]) -> (Opened, Digest, Times) {
+/// bytes are still in memory, without a new decoding. Any other is hashed and decoded at the same time: nine tenths of
+/// the work is its MD5, which one core alone can do.
+async fn open(app: &Arc<App>, id: &ImageId, value: Bytes) -> (Opened, Digest, Times) {
     let mut times = Times::default();
-    let began = Instant::now();
-    let digest = Digest::of(value);
-    let known = app.index.recognise(id, digest);
-    let version = known.map_or_else(
-        || {
-            app.metrics.hashes.inc();
-            Version::of(value)
-        },
-        |facts| facts.version,
-    );
-    times.hash = began.elapsed();
+    let seen = if app.index.has_seen(id) {
+        let value = value.clone();
+        let (digest, time) =
+            off_worker(app, value.len(), move || timed(|| Digest::of(&value))).await;
+        times.hash = time;
+        Some((digest, app.index.recognise(id, digest)))
+    } else {
+        None
+    };
+    let recognised = match &seen {
+        Some((digest, Some(facts))) => {
+            if let Some(image) = app.cache.get_image(id, facts.version) {
+                return (Opened::Known(image), *digest, times);
+            }
+            Some((*digest, facts.version))
+        }
+        Some((_, None)) | None => None,
+    };
+    let hashing = async {
+        match (recognised, &seen) {
+            (Some(known), _) => (known, Duration::ZERO),
+            (None, seen) => {
+                app.metrics.hashes.inc();
+                let digest = seen.as_ref().map(|(digest, _)| *digest);
+                let (value, length) = (value.clone(), value.len());
+                let hash =
+                    move || (digest.unwrap_or_else(|| Digest::of(&value)), Version::of(&value));
+                off_worker(app, length, move || timed(hash)).await
+            }
+        }
+    };
+    let decoding = {
+        let value = value.clone();
+        off_worker(app, value.len(), move || timed(|| decode(&value)))
+    };
+    let (((digest, version), hash), (decoded, decode)) = tokio::join!(hashing, decoding);
+    times.hash += hash;
+    times.decode = decode;
     if let Some(image) = app.cache.get_image(id, version) {
         return (Opened::Known(image), digest, times);
     }
-    let began = Instant::now();
-    let opened = match decode(app, id, version, value) {
-        Ok(opened) => opened,
-        Err(corrupt) => {
-            app.corrupt_log.report(id, Some(version), &corrupt);
-            Opened::Corrupt(corrupt)
-        }
-    };
-    times.decode = began.elapsed();
+    let opened = decoded.and_then(|decoded| with_version(app, id, version, &value, decoded));
+    let opened = opened.unwrap_or_else(|corrupt| {
+        app.corrupt_log.report(id, Some(version), &corrupt);
+        Opened::Corrupt(corrupt)
+    });
     (opened, digest, times)
 }
 
-/// The image in a record, or where it is.
-fn decode(app: &App, id: &ImageId, version: Version, value: &[u8]) -> Result<Opened, Corrupt> {
+/// What some work gives, and how long it took.
+fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let began = Instant::now();
+    (work(), began.elapsed())
+}
+
+/// What is in a record, before its version is known.
+struct Content {
+    /// None where it is elsewhere.
+    image: Option<record::Decoded>,
+    /// The type that the writer gave, where it isn't what the bytes are.
+    mistaken: Option<String>,
+    created_at: Option<SystemTime>,
+}
+
+fn decode(value: &[u8]) -> Result<Content, Corrupt> {
     let record = Record::parse(value)?;
-    let base64 = match &record.content {
-        Content::Inline(base64) => base64,
-        Content::Offloaded(elsewhere) => {
-            let offload = app.offload.as_ref().ok_or(Corrupt::ForeignUrl)?;
-            let remote = offload.locate(version, &record, elsewhere);
-            return remote.map(Opened::Offloaded).ok_or(Corrupt::ForeignUrl);
-        }
+    let image = match &record.content {
+        record::Content::Inline(base64) => Some(record::decode(base64)?),
+        record::Content::Offloaded(_) => None,
     };
-    let decoded = record::decode(base64)?;
+    let declared = record.declared_type.filter(|declared| {
+        image.as_ref().is_some_and(|image| !image.media_type.is_named(declared))
+    });
+    let mistaken = declared.map(|declared| declared.chars().take(64).collect());
+    Ok(Content { image, mistaken, created_at: record.created_at })
+}
+
+/// What is in a record, now that its version is known.
+fn with_version(
+    app: &App,
+    id: &ImageId,
+    version: Version,
+    value: &[u8],
+    content: Content,
+) -> Result<Opened, Corrupt> {
+    let Content { image, mistaken, created_at } = content;
+    let Some(record::Decoded { bytes, media_type }) = image else {
+        let record = Record::parse(value)?;
+        let offload = app.offload.as_ref().ok_or(Corrupt::ForeignUrl)?;
+        let remote = match &record.content {
+            record::Content::Offloaded(it) => offload.locate(version, &record, it),
+            record::Content::Inline(_) => None,
+        };
+        return remote.map(Opened::Offloaded).ok_or(Corrupt::ForeignUrl);
+    };
     app.metrics.decodes.inc();
-    if let Some(declared) = record.declared_type
-        && !decoded.media_type.is_named(&declared)
-    {
+    if let Some(declared) = mistaken {
         app.metrics.type_mismatches.inc();
-        let declared: String = declared.chars().take(64).collect();
-        let found = decoded.media_type.as_str();
+        let found = media_type.as_str();
         tracing::warn!(image.id = %id, declared, found, "the declared type is not what the bytes are");
     }
-    let facts = Facts::new(version, decoded.media_type, decoded.bytes.len(), record.created_at);
-    let (facts, body) = (Arc::new(facts), app.cache.count(decoded.bytes));
-    Ok(Opened::Decoded(Representation { facts, body }))
+    let facts = Arc::new(Facts::new(version, media_type, bytes.len(), created_at));
+    Ok(Opened::Decoded(Representation { facts, body: app.cache.count(bytes) }))
 }
 
 /// The image with the coded forms that are worth having: text gets them, at once and once for all, so that
