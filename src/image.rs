@@ -1,6 +1,7 @@
 //! The values that everything else speaks of: an image's id, its version, its type, and what is
 //! answered for it.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -24,6 +25,13 @@ const RESERVED_ENDS: [&str; 4] = [".webp", ".avif", ".jpg", ".png"];
 /// An id that exists is safe in a Redis key, a path and a log line. Cloning shares it.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ImageId(Arc<str>);
+
+/// So that one can be looked up by its text. An id is hashed as that is.
+impl Borrow<str> for ImageId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
 
 /// Why a text is no [`ImageId`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -264,6 +272,18 @@ pub struct Facts {
     pub coded: Vec<Arc<Facts>>,
     /// Whether this original moves; looked up when somebody first needs to know.
     pub animated: OnceLock<bool>,
+    /// What was said of this original when it came from memory, to be said again.
+    pub said: Said,
+}
+
+/// The heads of answers as they were sent, but for what differs each time: by an address without a version, and by one
+/// with it.
+#[derive(Debug, Default)]
+pub struct Said {
+    /// With the bytes.
+    pub whole: [OnceLock<Bytes>; 2],
+    /// To who has them.
+    pub not_modified: [OnceLock<Bytes>; 2],
 }
 
 impl Facts {
@@ -285,6 +305,7 @@ impl Facts {
             last_modified_value: last_modified.map(|time| ascii(httpdate::fmt_http_date(time))),
             coded: Vec::new(),
             animated: OnceLock::new(),
+            said: Said::default(),
         }
     }
 

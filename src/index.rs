@@ -268,6 +268,20 @@ impl<T: Clone> Index<T> {
         LookUp::Ask(self.board(state, id))
     }
 
+    /// The image that the store holds now under an id, if that is known, with the id as it is kept.
+    pub fn current(&self, id: &str) -> Option<(ImageId, Arc<Facts>)> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let coherent = state.is_coherent();
+        let (id, entry) = state.entries.get_key_value(id)?;
+        match &entry.known {
+            Known::Present(facts) if coherent && entry.is_current(state.epoch) => {
+                Some((id.clone(), Arc::clone(facts)))
+            }
+            _ => None,
+        }
+    }
+
     /// A place in a fetch of an image, for a request that needs its bytes whatever is known.
     pub fn ask(self: &Arc<Self>, id: &ImageId) -> Boarding<T> {
         self.board(&mut self.lock(), id)

@@ -192,6 +192,24 @@ impl Shed {
 const SERVED: [&str; 7] =
     ["hit", "rendered", "fetched", "collapsed", "revalidated", "stale", "failed"];
 
+/// What counts hits.
+#[derive(Debug)]
+pub struct HitMetrics {
+    /// Of 200 and of 304.
+    requests: [Counter; 2],
+    durations: Histogram,
+    reads: Counter,
+}
+
+impl HitMetrics {
+    /// A hit was answered.
+    pub fn count(&self, status: u16, duration: Duration) {
+        self.requests[usize::from(status == 304)].inc();
+        self.durations.observe(duration.as_secs_f64());
+        self.reads.inc();
+    }
+}
+
 /// What is looked at when somebody asks for the metrics.
 #[derive(Debug)]
 pub struct Observed {
@@ -364,6 +382,17 @@ impl Metrics {
     ) {
         self.requests.get_or_create(&RequestLabels { route, method, status }).inc();
         self.durations.get_or_create(&RouteLabel { route }).observe(duration.as_secs_f64());
+    }
+
+    /// The counters of hits on a route, which are looked up once.
+    pub fn of_hits(&self, route: &'static str) -> HitMetrics {
+        let labels = |status| RequestLabels { route, method: "GET", status };
+        let requests = [200, 304].map(|status| self.requests.get_or_create_owned(&labels(status)));
+        HitMetrics {
+            requests,
+            durations: self.durations.get_or_create_owned(&RouteLabel { route }),
+            reads: self.reads.get_or_create_owned(&ServedLabel { served: SERVED[0] }),
+        }
     }
 
     /// An image was read, or nothing could be said of it.

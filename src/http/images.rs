@@ -18,7 +18,7 @@ use super::conditional::{self, Part};
 use super::parameters::{self, Parameters};
 use super::problem::Problem;
 use super::router::Site;
-use super::{CACHE_STATUS, SERVER_TIMING, negotiation, placeholders};
+use super::{CACHE_STATUS, FromMemory, SERVER_TIMING, negotiation, placeholders};
 use crate::image::{Facts, Form, ImageId, MediaType, Representation, Version};
 use crate::offload::Remote;
 use crate::read::{self, Answer, AnswerContent, Failure, ImageRequest, Served, Times, Wants};
@@ -119,6 +119,14 @@ fn parse_id(text: &str) -> Result<ImageId, Problem> {
 
 fn answered(site: &Site, headers: &HeaderMap, version: Option<&str>, answer: Answer) -> Response {
     let Answer { content, served, times } = answer;
+    let from_memory = match &content {
+        AnswerContent::Image(Representation { facts, .. }) | AnswerContent::NotModified(facts)
+            if served == Served::Hit =>
+        {
+            Some(FromMemory(Arc::clone(facts)))
+        }
+        _ => None,
+    };
     let (mut response, version_of) = match content {
         AnswerContent::Image(Representation { facts, body }) => {
             let response = match conditional::part(headers, &facts) {
@@ -153,6 +161,9 @@ fn answered(site: &Site, headers: &HeaderMap, version: Option<&str>, answer: Ans
     }
     headers.insert(CACHE_STATUS, cache_status(served));
     headers.insert(SERVER_TIMING, server_timing(&times));
+    if let Some(from_memory) = from_memory {
+        response.extensions_mut().insert(from_memory);
+    }
     response
 }
 

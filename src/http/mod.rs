@@ -1,6 +1,10 @@
 //! HTTP: the only part that knows of methods, headers and status codes.
 
+use std::sync::Arc;
+
 use axum::http::HeaderName;
+
+use crate::image::Facts;
 
 mod access;
 pub mod client;
@@ -18,6 +22,10 @@ mod placeholders;
 pub(crate) mod problem;
 pub mod router;
 mod writes;
+
+/// Goes along with an answer about an image that came from memory as it is there.
+#[derive(Debug, Clone)]
+pub(crate) struct FromMemory(pub(crate) Arc<Facts>);
 
 /// RFC 9211.
 pub(crate) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::listen::Wire;
@@ -75,6 +76,14 @@ impl Timeouts {
         self.header
     }
 
+    pub(super) fn idle(&self) -> Duration {
+        self.idle
+    }
+
+    pub(super) fn send(&self) -> Duration {
+        self.send
+    }
+
     /// How often to look: what is late is found late by no more than half of the shortest one.
     pub(super) fn tick(&self) -> Duration {
         (self.header.min(self.idle).min(self.send) / 2).max(Duration::from_millis(1))
@@ -136,6 +145,18 @@ impl Activity {
     /// A piece of an answer was taken.
     pub(super) fn take(&self, mark: &Mark) {
         mark.store(self.now(), Ordering::Relaxed);
+        self.make_progress();
+    }
+
+    /// There was a request that was answered at once.
+    pub(super) fn note_request(&self) {
+        if !self.has_asked() {
+            self.asked.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// From now on it is looked after here.
+    pub(super) fn go_on(&self) {
         self.make_progress();
     }
 
@@ -206,6 +227,8 @@ impl Activity {
 
 /// A connection's bytes, observed.
 pub(super) struct Observed {
+    /// What was read before.
+    pub(super) before: Bytes,
     pub(super) wire: Box<dyn Wire>,
     pub(super) activity: Arc<Activity>,
 }
@@ -217,6 +240,12 @@ impl AsyncRead for Observed {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
+        if !self.before.is_empty() {
+            let length = self.before.len().min(buffer.remaining());
+            buffer.put_slice(&self.before.split_to(length));
+            self.activity.read(&buffer.filled()[before..]);
+            return Poll::Ready(Ok(()));
+        }
         let read = Pin::new(&mut self.wire).poll_read(context, buffer);
         if buffer.filled().len() > before {
             self.activity.read(&buffer.filled()[before..]);

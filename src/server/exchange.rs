@@ -19,11 +19,16 @@ use tower_http::timeout::TimeoutBody;
 use tracing::Level;
 
 use super::activity::{Activity, Mark};
+use super::plain::{Asked, DateField, Hit, Progress, slot};
 use crate::app::App;
 use crate::http::problem::{Cause, Problem};
-use crate::http::router::{Peer, Route, Routes};
+use crate::http::router::{Peer, Route, Routes, router};
 use crate::http::{CACHE_STATUS, REQUEST_ID};
-use crate::telemetry::Shed;
+use crate::image::{Form, hex};
+use crate::telemetry::{HitMetrics, Shed};
+
+/// What is said of where a hit comes from.
+const HIT: HeaderValue = HeaderValue::from_static("afterimage; hit");
 
 /// The target of the lines about requests.
 const ACCESS: &str = "afterimage::access";
@@ -42,22 +47,87 @@ const NO_SNIFFING: (HeaderName, HeaderValue) =
 #[derive(Debug)]
 pub(super) struct Front {
     pub(super) app: Arc<App>,
-    pub(super) router: Router,
-    pub(super) routes: Routes,
+    pub(super) date: DateField,
+    service: Router,
+    routes: Routes,
+    hits: HitMetrics,
 }
 
 impl Front {
+    /// What answers with these routes of an app's.
+    pub(super) fn new(app: Arc<App>, routes: Routes) -> Front {
+        let service = router(Arc::clone(&app), routes);
+        let hits = app.metrics.of_hits(Route::Image.pattern());
+        Front { app, date: DateField::default(), service, routes, hits }
+    }
+
+    /// The body of a request, for which nobody waits for ever.
+    pub(super) fn body(&self, incoming: Incoming) -> Body {
+        if incoming.is_end_stream() {
+            return Body::empty();
+        }
+        Body::new(TimeoutBody::new(self.app.settings.http.body_timeout, incoming))
+    }
+
+    /// The answer to a plain request for an image as it is, if it is in memory and was answered before.
+    pub(super) fn hit(&self, peer: Peer, asked: &Asked<'_>) -> Option<Hit<'_>> {
+        let (id, versioned) = asked.as_it_is()?;
+        if self.routes == Routes::Admin {
+            return None;
+        }
+        let began = Instant::now();
+        let (id, facts) = self.app.index.current(id)?;
+        if asked.version().is_some_and(|version| !facts.version.is_named(version)) {
+            return None;
+        }
+        let status = match asked.if_none_match {
+            None => StatusCode::OK,
+            Some(tag) => match tag.strip_prefix(b"W/").unwrap_or(tag) {
+                tag if tag == facts.etag.as_bytes() => StatusCode::NOT_MODIFIED,
+                [b'"', inside @ .., b'"'] if !inside.contains(&b'"') => StatusCode::OK,
+                // A list, or none: for `http::conditional`.
+                _ => return None,
+            },
+        };
+        let said = slot(&facts, status, versioned)?.get()?.clone();
+        let body = match status {
+            StatusCode::OK => self.app.cache.get(&id, facts.version, Form::Original)?.body,
+            _ => Bytes::new(),
+        };
+        let metrics = &self.app.metrics;
+        let others = metrics.requests_in_flight.inc();
+        let mut request = HitRequest { front: self, id: request_id(asked.request_id), line: None };
+        if usize::try_from(others).unwrap_or_default() >= self.app.settings.limits.requests.get() {
+            return None;
+        }
+        self.hits.count(status.as_u16(), began.elapsed());
+        if self.logs_access() {
+            request.line = Some(Box::new(Line {
+                id: request.id.clone(),
+                peer,
+                method: Method::GET,
+                path: asked.target.chars().take(LONGEST_PATH).collect(),
+                version: Version::HTTP_11,
+                status,
+                cache: Some(HIT),
+                cause: None,
+                began,
+            }));
+        }
+        Some(Hit { said, body, request })
+    }
+
     /// Answers a request.
     pub(super) async fn answer(
         &self,
         peer: Peer,
         activity: &Arc<Activity>,
-        request: Request<Incoming>,
+        request: Request<Body>,
     ) -> Response<Sent> {
         let began = Instant::now();
         let (method, version) = (request.method().clone(), request.version());
         let route = Route::of(request.uri().path());
-        let id = request_id(request.headers());
+        let id = request_id(request.headers().get(REQUEST_ID).map(HeaderValue::as_bytes));
         let counted = Counted::new(self, activity, version, route);
         let logged = self.logs_access().then(|| path_and_query(request.uri()));
 
@@ -103,7 +173,7 @@ impl Front {
     }
 
     /// Why a request isn't even routed.
-    fn refuses(&self, counted: &Counted, request: &Request<Incoming>) -> Option<Problem> {
+    fn refuses(&self, counted: &Counted, request: &Request<Body>) -> Option<Problem> {
         if let Err(detail) = check_host(request) {
             return Some(Problem::bad_host(detail));
         }
@@ -119,17 +189,9 @@ impl Front {
         None
     }
 
-    async fn route(&self, peer: Peer, mut request: Request<Incoming>) -> Response<Body> {
+    async fn route(&self, peer: Peer, mut request: Request<Body>) -> Response<Body> {
         request.extensions_mut().insert(peer);
-        let timeout = self.app.settings.http.body_timeout;
-        let request = request.map(|incoming| {
-            if incoming.is_end_stream() {
-                Body::empty()
-            } else {
-                Body::new(TimeoutBody::new(timeout, incoming))
-            }
-        });
-        let answered = tower_service::Service::call(&mut self.router.clone(), request).await;
+        let answered = tower_service::Service::call(&mut self.service.clone(), request).await;
         answered.unwrap_or_else(|never| match never {})
     }
 
@@ -141,10 +203,11 @@ impl Front {
 /// What is logged of an address: not the user and password that an absolute one may have, and no more than one needs,
 /// since lines wait in memory for who reads them.
 fn path_and_query(uri: &Uri) -> String {
-    const LONGEST: usize = 1024;
     let text = uri.path_and_query().map_or("*", |it| it.as_str());
-    text.chars().take(LONGEST).collect()
+    text.chars().take(LONGEST_PATH).collect()
 }
+
+const LONGEST_PATH: usize = 1024;
 
 /// The answer to a HEAD (RFC 9110 §9.3.2), which the router makes of those that it has.
 fn without_body(mut response: Response<Body>) -> Response<Body> {
@@ -156,14 +219,41 @@ fn without_body(mut response: Response<Body>) -> Response<Body> {
 }
 
 /// The client's id for its request, if it is fit to be repeated; or one of its own.
-fn request_id(headers: &HeaderMap) -> HeaderValue {
-    let fit = |id: &&HeaderValue| {
-        (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
-    };
-    headers.get(REQUEST_ID).filter(fit).cloned().unwrap_or_else(|| {
-        let id = format!("{:032x}", fastrand::u128(..));
+fn request_id(given: Option<&[u8]>) -> HeaderValue {
+    let fit = |id: &&[u8]| (1..=128).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic);
+    let given = given.filter(fit).and_then(|id| HeaderValue::from_bytes(id).ok());
+    given.unwrap_or_else(|| {
+        let id = hex(&fastrand::u128(..).to_be_bytes());
         HeaderValue::from_maybe_shared(Bytes::from(id)).expect("hex digits are ASCII")
     })
+}
+
+/// A request that is answered without the router, for as long as its answer is being sent.
+pub(super) struct HitRequest<'a> {
+    front: &'a Front,
+    id: HeaderValue,
+    line: Option<Box<Line>>,
+}
+
+impl HitRequest<'_> {
+    /// What it is called.
+    pub(super) fn id(&self) -> &HeaderValue {
+        &self.id
+    }
+
+    /// So much of its answer was taken.
+    pub(super) fn end(mut self, progress: Progress) {
+        self.front.app.metrics.response_bytes.inc_by(progress.bytes);
+        if let Some(line) = self.line.take() {
+            line.log(progress.bytes, progress.whole);
+        }
+    }
+}
+
+impl Drop for HitRequest<'_> {
+    fn drop(&mut self) {
+        self.front.app.metrics.requests_in_flight.dec();
+    }
 }
 
 /// Representations may differ by encoding, and caches must know it from the first answer on, whatever its status. In
@@ -184,7 +274,7 @@ fn vary(headers: &mut HeaderMap) {
 
 /// A request says which host it is for, once and well-formed (RFC 9112 §3.2, RFC 9113 §8.3.1); otherwise another
 /// server in front may have understood something else.
-fn check_host(request: &Request<Incoming>) -> Result<(), &'static str> {
+fn check_host(request: &Request<Body>) -> Result<(), &'static str> {
     let mut lines = request.headers().get_all(HOST).iter();
     let (host, authority) = (lines.next(), request.uri().authority());
     if lines.next().is_some() {
@@ -210,7 +300,7 @@ fn check_host(request: &Request<Incoming>) -> Result<(), &'static str> {
 
 /// `uri-host [ ":" port ]` (RFC 3986 §3.2.2), without the characters that only a sub-delimiter of something else
 /// would have.
-fn is_host(text: &str) -> bool {
+pub(super) fn is_host(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
             Some((address, port)) if address.parse::<std::net::Ipv6Addr>().is_ok() => ("v6", port),
@@ -442,11 +532,7 @@ mod tests {
 
     #[test]
     fn an_id_of_the_clients_is_kept_if_it_is_fit_to_be_repeated() {
-        let id = |text: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(REQUEST_ID, HeaderValue::from_bytes(text.as_bytes()).unwrap());
-            request_id(&headers).to_str().unwrap().to_owned()
-        };
+        let id = |text: &str| request_id(Some(text.as_bytes())).to_str().unwrap().to_owned();
         assert_eq!(id("a-1:B/2"), "a-1:B/2");
         for unfit in ["", "a b", "ä", &"x".repeat(129)] {
             let own = id(unfit);

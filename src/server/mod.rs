@@ -3,6 +3,7 @@
 mod activity;
 mod exchange;
 pub(crate) mod listen;
+mod plain;
 mod tls;
 
 use std::convert::Infallible;
@@ -12,6 +13,9 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::Request;
+use bytes::Bytes;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -23,9 +27,10 @@ use self::activity::{Activity, Observed, Overdue, Timeouts};
 use self::exchange::{Front, HTTP_2_PIECE};
 use self::listen::Wire;
 pub use self::listen::{Listener, Listeners};
+use self::plain::Plain;
 use self::tls::Tls;
 use crate::app::App;
-use crate::http::router::{Peer, Routes, router};
+use crate::http::router::{Peer, Routes};
 use crate::telemetry::Shed;
 
 /// How many clients are told at the same time that there are too many: each is an open file for a moment.
@@ -57,11 +62,7 @@ pub async fn serve(
         let server = Server {
             builder: builder(&app),
             timeouts: Timeouts::new(&app.settings.http),
-            front: Front {
-                app: Arc::clone(&app),
-                router: router(Arc::clone(&app), routes),
-                routes,
-            },
+            front: Front::new(Arc::clone(&app), routes),
             farewells: Arc::new(Semaphore::new(FAREWELLS)),
             tls: listener.tls.clone(),
             // Operators get in when nobody else does.
@@ -227,9 +228,29 @@ impl Server {
     /// One connection, to its end. What goes wrong on it is the client's affair.
     async fn converse(self: &Arc<Self>, wire: Box<dyn Wire>, peer: Peer) {
         let activity = Arc::new(Activity::new());
-        let io = TokioIo::new(Observed { wire, activity: Arc::clone(&activity) });
-        let service = service_fn(|request| {
+        let plain = Plain::new(&self.front, peer, &activity, self.timeouts, wire);
+        let (mut draining, mut over) = (self.phase.clone(), self.phase.clone());
+        let handed_on = tokio::select! {
+            biased;
+            handed_on = plain.converse(reached(&mut draining, Phase::Draining)) => handed_on,
+            () = reached(&mut over, Phase::Over) => return,
+        };
+        let Some((wire, before)) = handed_on else { return };
+        Box::pin(self.converse_by_library(wire, before, peer, activity)).await;
+    }
+
+    /// The rest of a connection, by the HTTP library.
+    async fn converse_by_library(
+        self: &Arc<Self>,
+        wire: Box<dyn Wire>,
+        before: Bytes,
+        peer: Peer,
+        activity: Arc<Activity>,
+    ) {
+        let io = TokioIo::new(Observed { before, wire, activity: Arc::clone(&activity) });
+        let service = service_fn(|request: Request<Incoming>| {
             let (server, activity) = (Arc::clone(self), Arc::clone(&activity));
+            let request = request.map(|incoming| server.front.body(incoming));
             async move { Ok::<_, Infallible>(server.front.answer(peer, &activity, request).await) }
         });
         let mut connection = pin!(self.builder.serve_connection(io, service));

@@ -26,6 +26,7 @@ mod offload;
 mod operation;
 mod outage;
 mod pixels;
+mod plain;
 mod python;
 mod records;
 mod stores;

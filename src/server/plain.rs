@@ -1,0 +1,467 @@
+//! Plain requests: `GET` and `HEAD` of images over HTTP/1.1, with nothing in their heads that changes how the connection
+//! goes on. They are read and answered here. At the first other one the HTTP library gets the connection, with what was
+//! read of it, for good: it knows of bodies, of HTTP/2, and of what to say to a malformed head.
+//!
+//! ```text
+//!   read ─▶ plain? ── no ──▶ the HTTP library
+//!             │ yes
+//!             ├─ in memory, and asked for as it is ──▶ what was said of it before, and its bytes: one writev
+//!             └─ anything else ──▶ the router, like the HTTP library's requests
+//! ```
+//!
+//! What is said of an image in memory was said by the router before and kept with its facts ([`Said`]). So there is
+//! nothing here that could say something else, and a head is neither put together nor written out again. An idle
+//! connection has no buffers. `benches/README.md` has the figures for which this is worth its lines.
+
+use std::future::poll_fn;
+use std::io::{IoSlice, Write as _};
+use std::mem::MaybeUninit;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use axum::body::Body;
+use axum::http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderName};
+use axum::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use bytes::Bytes;
+use http_body::Body as HttpBody;
+use httparse::{Header, Status};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+use super::activity::{Activity, Timeouts};
+use super::exchange::{Front, HitRequest, Sent, is_host};
+use super::listen::Wire;
+use crate::http::router::{Peer, Route};
+use crate::http::{FromMemory, REQUEST_ID};
+use crate::image::{Facts, Form, Said};
+
+/// The largest head that is read here. A larger one is for the HTTP library, which has the limit of the settings.
+const LARGEST_HEAD: usize = 8 * 1024;
+
+/// More fields than any browser sends.
+const MOST_FIELDS: usize = 64;
+
+/// A connection as long as its requests are plain.
+pub(super) struct Plain<'a> {
+    pub(super) front: &'a Front,
+    pub(super) peer: Peer,
+    pub(super) activity: &'a Arc<Activity>,
+    pub(super) timeouts: Timeouts,
+    pub(super) wire: Box<dyn Wire>,
+    /// What was read and isn't answered yet.
+    unread: Vec<u8>,
+    /// The head that is being sent.
+    head: Vec<u8>,
+    /// When something was last read or written.
+    last: Instant,
+}
+
+/// What is to be done with a request.
+enum Decided<'a> {
+    /// It isn't plain.
+    Library,
+    /// It is answered from memory.
+    Hit(Hit<'a>),
+    /// The router answers it.
+    Route {
+        request: Request<Body>,
+        /// Whether what is said is to be said again, and whether the address had a version.
+        learns: Option<bool>,
+    },
+}
+
+/// How a connection goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// With the next plain request.
+    Plain,
+    /// With the HTTP library.
+    Library,
+    /// Not at all.
+    End,
+}
+
+impl<'a> Plain<'a> {
+    pub(super) fn new(
+        front: &'a Front,
+        peer: Peer,
+        activity: &'a Arc<Activity>,
+        timeouts: Timeouts,
+        wire: Box<dyn Wire>,
+    ) -> Plain<'a> {
+        let (unread, head, last) = (Vec::new(), Vec::new(), Instant::now());
+        Plain { front, peer, activity, timeouts, wire, unread, head, last }
+    }
+
+    /// Answers requests until one isn't plain, or the server drains: then gives the connection back, with what was read
+    /// of it. Gives nothing where it has ended.
+    pub(super) async fn converse(
+        mut self,
+        draining: impl Future<Output = ()>,
+    ) -> Option<(Box<dyn Wire>, Bytes)> {
+        let mut draining = pin!(draining);
+        let mut tick = pin!(tokio::time::sleep(self.timeouts.tick()));
+        loop {
+            let next = if self.unread.is_empty() {
+                self.read(draining.as_mut(), tick.as_mut()).await
+            } else {
+                self.answer(tick.as_mut()).await
+            };
+            match next {
+                Next::Plain => {}
+                Next::Library => {
+                    self.activity.go_on();
+                    return Some((self.wire, self.unread.into()));
+                }
+                Next::End => return None,
+            }
+        }
+    }
+
+    /// Waits for a request. The bytes are read to the stack first, so that an idle connection has no buffer.
+    async fn read(
+        &mut self,
+        mut draining: Pin<&mut impl Future<Output = ()>>,
+        mut tick: Pin<&mut Sleep>,
+    ) -> Next {
+        poll_fn(|context| {
+            loop {
+                let mut space = [const { MaybeUninit::uninit() }; LARGEST_HEAD];
+                let mut space = ReadBuf::uninit(&mut space);
+                match Pin::new(&mut self.wire).poll_read(context, &mut space) {
+                    Poll::Ready(Ok(())) if space.filled().is_empty() => {
+                        return Poll::Ready(Next::End);
+                    }
+                    Poll::Ready(Ok(())) => {
+                        self.unread.extend_from_slice(space.filled());
+                        self.last = Instant::now();
+                        return Poll::Ready(Next::Plain);
+                    }
+                    Poll::Ready(Err(_gone)) => return Poll::Ready(Next::End),
+                    Poll::Pending => {}
+                }
+                if draining.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(Next::Library);
+                }
+                ready!(self.poll_tick(tick.as_mut(), context));
+                if self.last.elapsed() > self.timeouts.idle() {
+                    return Poll::Ready(Next::End);
+                }
+            }
+        })
+        .await
+    }
+
+    /// Ready when it is time to look at how late it is; the next time comes later.
+    fn poll_tick(&self, mut tick: Pin<&mut Sleep>, context: &mut Context<'_>) -> Poll<()> {
+        ready!(tick.as_mut().poll(context));
+        tick.reset((Instant::now() + self.timeouts.tick()).into());
+        Poll::Ready(())
+    }
+
+    /// Answers what was read, if it is a plain request.
+    async fn answer(&mut self, tick: Pin<&mut Sleep>) -> Next {
+        match self.decide() {
+            Decided::Library => Next::Library,
+            Decided::Hit(hit) => self.send_hit(hit, tick).await,
+            Decided::Route { request, learns } => {
+                let head_only = request.method() == Method::HEAD;
+                let answer = self.front.answer(self.peer, self.activity, request);
+                // It is the router's, and large: a connection that it isn't needed for shouldn't have the room for it.
+                let response = Box::pin(answer).await;
+                self.send(response, head_only, learns, tick).await
+            }
+        }
+    }
+
+    /// Takes a request from what was read, if it is plain.
+    fn decide(&mut self) -> Decided<'a> {
+        let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
+        let mut request = httparse::Request::new(&mut []);
+        let parsed = request.parse_with_uninit_headers(&self.unread, &mut fields);
+        let Ok(Status::Complete(length)) = parsed else { return Decided::Library };
+        let Some(asked) = Asked::of(&request) else { return Decided::Library };
+        if self.front.app.is_stopping() {
+            // It says so in each answer.
+            return Decided::Library;
+        }
+        let decided = if let Some(hit) = self.front.hit(self.peer, &asked) {
+            self.activity.note_request();
+            Decided::Hit(hit)
+        } else {
+            let learns = asked.as_it_is().map(|(_, versioned)| versioned);
+            match asked.to_request(request.headers) {
+                Some(request) => Decided::Route { request, learns },
+                None => return Decided::Library,
+            }
+        };
+        self.forget(length);
+        decided
+    }
+
+    /// What was read up to here is answered.
+    fn forget(&mut self, length: usize) {
+        if length == self.unread.len() {
+            self.unread.clear();
+        } else {
+            self.unread.drain(..length);
+        }
+    }
+
+    async fn send_hit(&mut self, hit: Hit<'_>, mut tick: Pin<&mut Sleep>) -> Next {
+        let mut head = std::mem::take(&mut self.head);
+        head.clear();
+        head.extend_from_slice(&hit.said);
+        field(&mut head, &REQUEST_ID, hit.request.id());
+        self.front.date.append(&mut head);
+        let sent = self.write(&head, &hit.body, tick.as_mut()).await;
+        self.head = head;
+        hit.request.end(sent);
+        if sent.whole { Next::Plain } else { Next::End }
+    }
+
+    /// Sends an answer of the router's, and learns from it what to say the next time.
+    async fn send(
+        &mut self,
+        response: Response<Sent>,
+        head_only: bool,
+        learns: Option<bool>,
+        mut tick: Pin<&mut Sleep>,
+    ) -> Next {
+        let (parts, body) = response.into_parts();
+        let mut body = pin!(body);
+        let status = parts.status;
+        let mut head = Vec::with_capacity(1024);
+        let reason = status.canonical_reason().unwrap_or_default();
+        let _ = write!(head, "HTTP/1.1 {} {reason}\r\n", status.as_u16());
+        let mut closes = false;
+        for (name, value) in &parts.headers {
+            closes |= name == CONNECTION;
+            // As the HTTP library has it: to a HEAD a 304 says the length, otherwise some would wait for a body.
+            let unsaid = name == CONTENT_LENGTH && status == StatusCode::NOT_MODIFIED && !head_only;
+            if name != REQUEST_ID && name != DATE && !unsaid {
+                field(&mut head, name, value);
+            }
+        }
+        let has_body =
+            !head_only && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        if has_body && !parts.headers.contains_key(CONTENT_LENGTH) {
+            if let Some(length) = body.size_hint().exact() {
+                field(&mut head, &CONTENT_LENGTH, &HeaderValue::from(length));
+            } else {
+                // It ends with the connection (RFC 9112 §6.3).
+                closes = true;
+                field(&mut head, &CONNECTION, &HeaderValue::from_static("close"));
+            }
+        }
+        if let (Some(versioned), Some(FromMemory(facts)), false) =
+            (learns, parts.extensions.get(), closes)
+            && let Some(slot) = slot(facts, status, versioned)
+        {
+            let _ = slot.set(Bytes::copy_from_slice(&head));
+        }
+        if let Some(id) = parts.headers.get(REQUEST_ID) {
+            field(&mut head, &REQUEST_ID, id);
+        }
+        self.front.date.append(&mut head);
+        loop {
+            let frame = poll_fn(|context| body.as_mut().poll_frame(context)).await;
+            let data = match frame {
+                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+                Some(Err(_broken)) => return Next::End,
+                None => Bytes::new(),
+            };
+            let last = data.is_empty() || body.is_end_stream();
+            if !self.write(&head, &data, tick.as_mut()).await.whole {
+                return Next::End;
+            }
+            head.clear();
+            if last {
+                return if closes { Next::End } else { Next::Plain };
+            }
+        }
+    }
+
+    /// Writes a head and a body, as long as the client takes some of it.
+    async fn write(&mut self, head: &[u8], body: &[u8], mut tick: Pin<&mut Sleep>) -> Progress {
+        let (all, mut done) = (head.len() + body.len(), 0);
+        self.last = Instant::now();
+        let whole = poll_fn(|context| {
+            while done < all {
+                let slices = if done < head.len() {
+                    [IoSlice::new(&head[done..]), IoSlice::new(body)]
+                } else {
+                    [IoSlice::new(&body[done - head.len()..]), IoSlice::new(&[])]
+                };
+                match Pin::new(&mut self.wire).poll_write_vectored(context, &slices) {
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(false),
+                    Poll::Ready(Ok(written)) => {
+                        done += written;
+                        self.last = Instant::now();
+                    }
+                    Poll::Pending => {
+                        ready!(self.poll_tick(tick.as_mut(), context));
+                        if self.last.elapsed() > self.timeouts.send() {
+                            return Poll::Ready(false);
+                        }
+                    }
+                }
+            }
+            let flushed = ready!(Pin::new(&mut self.wire).poll_flush(context));
+            Poll::Ready(flushed.is_ok())
+        })
+        .await;
+        Progress { bytes: done.saturating_sub(head.len()) as u64, whole }
+    }
+}
+
+/// How much of an answer's body the client has taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Progress {
+    pub(super) bytes: u64,
+    /// Whether that is all.
+    pub(super) whole: bool,
+}
+
+/// A hit, ready to be sent.
+pub(super) struct Hit<'a> {
+    /// The head, but for what differs each time.
+    pub(super) said: Bytes,
+    pub(super) body: Bytes,
+    pub(super) request: HitRequest<'a>,
+}
+
+/// What a plain request asks.
+pub(super) struct Asked<'b> {
+    pub(super) method: Method,
+    pub(super) target: &'b str,
+    host: &'b [u8],
+    /// Where there is one field of that name.
+    pub(super) if_none_match: Option<&'b [u8]>,
+    pub(super) request_id: Option<&'b [u8]>,
+    /// Whether nothing else is said that an answer could depend on, but the codings that are accepted.
+    simple: bool,
+}
+
+impl<'b> Asked<'b> {
+    /// What a head asks, if it is plain.
+    fn of(request: &httparse::Request<'_, 'b>) -> Option<Asked<'b>> {
+        let (method, target) = (request.method?, request.path?);
+        let method = match method {
+            "GET" => Method::GET,
+            "HEAD" => Method::HEAD,
+            _ => return None,
+        };
+        let path = target.split('?').next().unwrap_or_default();
+        if request.version != Some(1) || !Route::of(path).is_of_images() {
+            return None;
+        }
+        let (mut host, mut if_none_match, mut request_id, mut simple) = (None, None, None, true);
+        for Header { name, value } in request.headers.iter() {
+            let is = |other: &str| name.eq_ignore_ascii_case(other);
+            match name.len() {
+                4 if is("host") && host.is_none() => host = Some(*value),
+                4 if is("host") => return None,
+                10 if is("connection") && value.eq_ignore_ascii_case(b"keep-alive") => {}
+                10 if is("connection") => return None,
+                13 if is("if-none-match") => {
+                    simple &= if_none_match.replace(*value).is_none();
+                }
+                12 if is("x-request-id") => simple &= request_id.replace(*value).is_none(),
+                // What comes after the head, or instead of HTTP.
+                6 if is("expect") => return None,
+                7 if is("upgrade") => return None,
+                14 if is("content-length") || is("http2-settings") => return None,
+                17 if is("transfer-encoding") => return None,
+                // What the router's answer depends on (`http::conditional`, `http::cors`).
+                5 if is("range") => simple = false,
+                6 if is("origin") => simple = false,
+                8 if is("if-match") || is("if-range") => simple = false,
+                17 if is("if-modified-since") => simple = false,
+                19 if is("if-unmodified-since") => simple = false,
+                _ => {}
+            }
+        }
+        let host = host?;
+        Some(Asked { method, target, host, if_none_match, request_id, simple })
+    }
+
+    /// The id in the address of an image, and whether the address names its version, where nothing but the image as it is
+    /// is asked for.
+    pub(super) fn as_it_is(&self) -> Option<(&'b str, bool)> {
+        let rest = self.target.strip_prefix("/images/")?;
+        let (id, query) = rest.split_once('?').unwrap_or((rest, ""));
+        // Only whole ids are found in the index: one with an escape, a slash or a format at its end isn't.
+        let versioned = match query.strip_prefix("v=") {
+            Some(version) if version.len() == 32 => true,
+            None if self.target.len() == "/images/".len() + id.len() => false,
+            Some(_) | None => return None,
+        };
+        let host = std::str::from_utf8(self.host).is_ok_and(is_host);
+        (self.simple && host && self.method == Method::GET).then_some((id, versioned))
+    }
+
+    /// The version that the address names.
+    pub(super) fn version(&self) -> Option<&'b str> {
+        self.target.split_once("?v=").map(|(_, version)| version)
+    }
+
+    fn to_request(&self, fields: &[Header<'_>]) -> Option<Request<Body>> {
+        let mut request = Request::new(Body::empty());
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = Uri::try_from(self.target).ok()?;
+        *request.version_mut() = Version::HTTP_11;
+        let headers = request.headers_mut();
+        headers.reserve(fields.len());
+        for Header { name, value } in fields {
+            let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+            headers.append(name, HeaderValue::from_bytes(value).ok()?);
+        }
+        Some(request)
+    }
+}
+
+/// Where it is kept what was said of an image.
+pub(super) fn slot(
+    facts: &Facts,
+    status: StatusCode,
+    versioned: bool,
+) -> Option<&std::sync::OnceLock<Bytes>> {
+    // A coded form depends on what is accepted.
+    if facts.form != Form::Original || !facts.coded.is_empty() {
+        return None;
+    }
+    let Said { whole, not_modified } = &facts.said;
+    match status {
+        StatusCode::OK => Some(&whole[usize::from(versioned)]),
+        StatusCode::NOT_MODIFIED => Some(&not_modified[usize::from(versioned)]),
+        _ => None,
+    }
+}
+
+fn field(head: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
+    head.extend_from_slice(name.as_str().as_bytes());
+    head.extend_from_slice(b": ");
+    head.extend_from_slice(value.as_bytes());
+    head.extend_from_slice(b"\r\n");
+}
+
+/// The date as a field, which is written out once a second.
+#[derive(Debug, Default)]
+pub(super) struct DateField(Mutex<(u64, Vec<u8>)>);
+
+impl DateField {
+    /// Ends a head: with the date, and the empty line.
+    fn append(&self, head: &mut Vec<u8>) {
+        let now = SystemTime::now();
+        let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut field = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if field.0 != seconds {
+            *field =
+                (seconds, format!("date: {}\r\n\r\n", httpdate::fmt_http_date(now)).into_bytes());
+        }
+        head.extend_from_slice(&field.1);
+    }
+}

@@ -1,0 +1,219 @@
+//! Requests that are read without the HTTP library, against the same ones that aren't: nobody should see a difference.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::conditional::drawing;
+use crate::harness::{RedisServer, Server, etag, png, record};
+
+/// An answer as it stands on the wire.
+#[derive(Debug, Clone, PartialEq)]
+struct Raw {
+    status: String,
+    /// Without what differs each time.
+    fields: BTreeMap<String, String>,
+    body: Vec<u8>,
+}
+
+async fn read(stream: &mut TcpStream, head_only: bool) -> Raw {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    let head = String::from_utf8(head).unwrap();
+    let mut lines = head.trim_end().split("\r\n");
+    let status = lines.next().unwrap().to_owned();
+    let mut fields: BTreeMap<String, String> = BTreeMap::new();
+    for line in lines {
+        let (name, value) = line.split_once(": ").unwrap();
+        assert!(fields.insert(name.to_owned(), value.to_owned()).is_none(), "{name} twice: {head}");
+    }
+    for name in ["date", "x-request-id"] {
+        assert!(fields.remove(name).is_some_and(|it| !it.is_empty()), "{name} isn't in {head}");
+    }
+    let length = fields.get("content-length").map_or(0, |it| it.parse().unwrap());
+    let empty = head_only || status.contains(" 304 ");
+    let mut body = vec![0; if empty { 0 } else { length }];
+    stream.read_exact(&mut body).await.unwrap();
+    Raw { status, fields, body }
+}
+
+async fn ask(address: SocketAddr, request: &str) -> Raw {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    read(&mut stream, request.starts_with("HEAD")).await
+}
+
+#[tokio::test]
+async fn a_plain_request_is_answered_as_the_http_library_answers_it() {
+    let redis = RedisServer::start().await;
+    for settings in [
+        vec![],
+        vec![("http.cors_origins", "[\"*\"]")],
+        vec![("http.cors_origins", "[\"https://app.example\"]")],
+        vec![("redis.tracking", "false")],
+    ] {
+        let server = Server::on(&redis, &settings).await;
+        if !settings.contains(&("redis.tracking", "false")) {
+            crate::harness::until("coherent", || async { server.coherence().await == "coherent" })
+                .await;
+        }
+        let value = record(&png(1, 3000));
+        redis.set("a", &value).await;
+        redis.set("svg", &record(drawing().as_bytes())).await;
+        redis.set("corrupt", b"{}").await;
+        let tag = etag(&value);
+        let version = tag.trim_matches('"');
+        let wrong = "0".repeat(32);
+        let mut requests: Vec<(String, Vec<String>)> = Vec::new();
+        for path in [
+            "/images/a".to_owned(),
+            format!("/images/a?v={version}"),
+            format!("/images/a?v={wrong}"),
+            format!("/images/a?v=%22{version}%22"),
+            "/images/a?".to_owned(),
+            "/images/%61".to_owned(),
+            "/images/a?w=64".to_owned(),
+            "/images/svg".to_owned(),
+            "/images/absent".to_owned(),
+            "/images/corrupt".to_owned(),
+            "/images/-".to_owned(),
+            "/images/a/b".to_owned(),
+            "/images/".to_owned(),
+            "/placeholders/64x64?text=".to_owned(),
+        ] {
+            requests.push((path, vec![]));
+        }
+        for field in [
+            format!("If-None-Match: {tag}"),
+            format!("If-None-Match: W/{tag}"),
+            format!("If-None-Match: \"x\", {tag}"),
+            format!("If-None-Match: \"x\"\r\nIf-None-Match: {tag}"),
+            "If-None-Match: *".to_owned(),
+            "If-None-Match: \"x\"".to_owned(),
+            format!("If-None-Match: {version}"),
+            "If-None-Match: ".to_owned(),
+            format!("If-Match: {tag}"),
+            "If-Match: \"x\"".to_owned(),
+            "Range: bytes=0-9".to_owned(),
+            format!("Range: bytes=0-9\r\nIf-Range: {tag}"),
+            "If-Modified-Since: Thu, 01 Jan 2099 00:00:00 GMT".to_owned(),
+            "If-Unmodified-Since: Thu, 01 Jan 1998 00:00:00 GMT".to_owned(),
+            "Accept-Encoding: gzip, br".to_owned(),
+            "Origin: https://app.example".to_owned(),
+            "Cookie: a=b\r\nX-Forwarded-For: 192.0.2.1\r\nAccept: image/webp".to_owned(),
+        ] {
+            for path in
+                ["/images/a".to_owned(), format!("/images/a?v={version}"), "/images/svg".into()]
+            {
+                requests.push((path, vec![field.clone()]));
+            }
+        }
+        for (path, fields) in requests {
+            for method in ["GET", "HEAD"] {
+                let mut lines = vec![format!("{method} {path} HTTP/1.1"), "Host: a.example".into()];
+                lines.extend_from_slice(&fields);
+                let plain = lines.join("\r\n") + "\r\n\r\n";
+                // An upgrade that nobody knows is passed over; but it is no plain request any more.
+                let other = plain.replace("\r\n\r\n", "\r\nUpgrade: nothing\r\n\r\n");
+                // Asked for once, so that it is known.
+                ask(server.address, &other).await;
+                let library = ask(server.address, &other).await;
+                // The first answer is the router's, those after it repeat what it said.
+                for turn in 0..3 {
+                    let answer = ask(server.address, &plain).await;
+                    assert_eq!(answer.status, library.status, "{turn} {plain}");
+                    let timed = |raw: &Raw| {
+                        let mut fields = raw.fields.clone();
+                        // Of what isn't a hit the times differ.
+                        let timing = fields.remove("server-timing");
+                        (fields, timing.as_deref() == Some("store;dur=0"))
+                    };
+                    assert_eq!(timed(&answer), timed(&library), "{turn} {plain}");
+                    assert_eq!(answer.body, library.body, "{turn} {plain}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn requests_that_are_sent_ahead_are_answered_in_their_order() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    for (id, length) in [("a", 10), ("b", 300_000), ("c", 5000)] {
+        redis.set(id, &record(&png(1, length))).await;
+    }
+    let lengths = [("a", 10), ("b", 300_000), ("absent", 0), ("c", 5000), ("a", 10)];
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let request = |(id, _)| format!("GET /images/{id} HTTP/1.1\r\nHost: a.example\r\n\r\n");
+        let ahead = lengths.map(request).concat();
+        stream.write_all(ahead.as_bytes()).await.unwrap();
+        for (id, length) in lengths {
+            let answer = read(&mut stream, false).await;
+            if id == "absent" {
+                assert_eq!(answer.status, "HTTP/1.1 404 Not Found");
+            } else {
+                assert_eq!(answer.body, png(1, length), "{id}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_comes_in_pieces_is_answered_and_the_connection_goes_on() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    redis.set("a", &record(&png(1, 5000))).await;
+    let request = "GET /images/a HTTP/1.1\r\nHost: a.example\r\n\r\n";
+    for cut in [1, 10, request.len() - 3, request.len() - 1] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        for _ in 0..2 {
+            stream.write_all(&request.as_bytes()[..cut]).await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            stream.write_all(&request.as_bytes()[cut..]).await.unwrap();
+            assert_eq!(read(&mut stream, false).await.body, png(1, 5000));
+            // And a whole one.
+            stream.write_all(request.as_bytes()).await.unwrap();
+            assert_eq!(read(&mut stream, false).await.body, png(1, 5000));
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_said_of_an_image_is_not_said_of_its_successor() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    for seed in 0..200 {
+        let value = record(&png(seed, 1000 + usize::try_from(seed).unwrap()));
+        redis.set("a", &value).await;
+        let tag = etag(&value);
+        // As soon as the push has come; and then each time.
+        loop {
+            let request = "GET /images/a HTTP/1.1\r\nHost: a.example\r\n\r\n";
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let answer = read(&mut stream, false).await;
+            if answer.fields["etag"] == tag {
+                assert_eq!(answer.body, png(seed, 1000 + usize::try_from(seed).unwrap()));
+                break;
+            }
+        }
+        for _ in 0..3 {
+            let request = format!(
+                "GET /images/a HTTP/1.1\r\nHost: a.example\r\nIf-None-Match: {tag}\r\n\r\n"
+            );
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let answer = read(&mut stream, false).await;
+            assert_eq!(
+                (answer.status.as_str(), &answer.fields["etag"]),
+                ("HTTP/1.1 304 Not Modified", &tag)
+            );
+        }
+    }
+}
