@@ -268,14 +268,15 @@ impl<T: Clone> Index<T> {
         LookUp::Ask(self.board(state, id))
     }
 
-    /// The image that the store holds now under an id, if that is known, with the id as it is kept.
-    pub fn current(&self, id: &str) -> Option<(ImageId, Arc<Facts>)> {
+    /// The image that the store holds now under an id, if that is known, with the id as it is kept. The request for it
+    /// began at `now`, which is what its answer has to be true of.
+    pub fn current(&self, id: &str, now: Instant) -> Option<(ImageId, Arc<Facts>)> {
         let mut state = self.lock();
         let state = &mut *state;
-        let coherent = state.is_coherent();
+        let coherent = state.is_coherent_at(now);
         let (id, entry) = state.entries.get_key_value(id)?;
         match &entry.known {
-            Known::Present(facts) if coherent && entry.is_current(state.epoch) => {
+            Known::Present(facts) if coherent && entry.is_current_at(state.epoch, now) => {
                 Some((id.clone(), Arc::clone(facts)))
             }
             _ => None,
@@ -443,10 +444,14 @@ impl<T: Clone> Index<T> {
 impl<T> State<T> {
     /// Whether every change until now has been told, or will be before the lease is renewed.
     fn is_coherent(&self) -> bool {
+        self.is_coherent_at(Instant::now())
+    }
+
+    fn is_coherent_at(&self, now: Instant) -> bool {
         self.coherence == Coherence::Coherent
             && match self.lease {
                 Lease::Endless => true,
-                Lease::Until(end) => Instant::now() < end,
+                Lease::Until(end) => now < end,
             }
     }
 
@@ -459,7 +464,11 @@ impl<T> State<T> {
 
 impl Entry {
     fn is_current(&self, epoch: u64) -> bool {
-        self.epoch == epoch && !self.replaced && !self.has_expired()
+        self.is_current_at(epoch, Instant::now())
+    }
+
+    fn is_current_at(&self, epoch: u64, now: Instant) -> bool {
+        self.epoch == epoch && !self.replaced && !self.expires.is_some_and(|expires| now >= expires)
     }
 
     fn has_expired(&self) -> bool {

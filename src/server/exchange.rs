@@ -70,13 +70,12 @@ impl Front {
     }
 
     /// The answer to a plain request for an image as it is, if it is in memory and was answered before.
-    pub(super) fn hit(&self, peer: Peer, asked: &Asked<'_>) -> Option<Hit<'_>> {
+    pub(super) fn hit(&self, peer: Peer, asked: &Asked<'_>, began: Instant) -> Option<Hit<'_>> {
         let (id, versioned) = asked.as_it_is()?;
         if self.routes == Routes::Admin {
             return None;
         }
-        let began = Instant::now();
-        let (id, facts) = self.app.index.current(id)?;
+        let (id, facts) = self.app.index.current(id, began)?;
         if asked.version().is_some_and(|version| !facts.version.is_named(version)) {
             return None;
         }
@@ -89,7 +88,7 @@ impl Front {
                 _ => return None,
             },
         };
-        let said = slot(&facts, status, versioned)?.get()?.clone();
+        slot(&facts, status, versioned)?.get()?;
         let body = match status {
             StatusCode::OK => self.app.cache.get(&id, facts.version, Form::Original)?.body,
             _ => Bytes::new(),
@@ -114,7 +113,7 @@ impl Front {
                 began,
             }));
         }
-        Some(Hit { said, body, request })
+        Some(Hit { facts, status, versioned, body, request })
     }
 
     /// Answers a request.

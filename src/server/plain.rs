@@ -17,9 +17,9 @@ use std::future::poll_fn;
 use std::io::{IoSlice, Write as _};
 use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderName};
@@ -107,7 +107,12 @@ impl<'a> Plain<'a> {
             let next = if self.unread.is_empty() {
                 self.read(draining.as_mut(), tick.as_mut()).await
             } else {
-                self.answer(tick.as_mut()).await
+                let next = self.answer(tick.as_mut()).await;
+                // A request that was sent ahead begins now.
+                if !self.unread.is_empty() {
+                    self.last = Instant::now();
+                }
+                next
             };
             match next {
                 Next::Plain => {}
@@ -187,7 +192,7 @@ impl<'a> Plain<'a> {
             // It says so in each answer.
             return Decided::Library;
         }
-        let decided = if let Some(hit) = self.front.hit(self.peer, &asked) {
+        let decided = if let Some(hit) = self.front.hit(self.peer, &asked, self.last) {
             self.activity.note_request();
             Decided::Hit(hit)
         } else {
@@ -213,9 +218,9 @@ impl<'a> Plain<'a> {
     async fn send_hit(&mut self, hit: Hit<'_>, mut tick: Pin<&mut Sleep>) -> Next {
         let mut head = std::mem::take(&mut self.head);
         head.clear();
-        head.extend_from_slice(&hit.said);
+        head.extend_from_slice(hit.said());
         field(&mut head, &REQUEST_ID, hit.request.id());
-        self.front.date.append(&mut head);
+        self.front.date.append(&mut head, self.last);
         let sent = self.write(&head, &hit.body, tick.as_mut()).await;
         self.head = head;
         hit.request.end(sent);
@@ -265,7 +270,7 @@ impl<'a> Plain<'a> {
         if let Some(id) = parts.headers.get(REQUEST_ID) {
             field(&mut head, &REQUEST_ID, id);
         }
-        self.front.date.append(&mut head);
+        self.front.date.append(&mut head, Instant::now());
         loop {
             let frame = poll_fn(|context| body.as_mut().poll_frame(context)).await;
             let data = match frame {
@@ -286,8 +291,7 @@ impl<'a> Plain<'a> {
 
     /// Writes a head and a body, as long as the client takes some of it.
     async fn write(&mut self, head: &[u8], body: &[u8], mut tick: Pin<&mut Sleep>) -> Progress {
-        let (all, mut done) = (head.len() + body.len(), 0);
-        self.last = Instant::now();
+        let (all, mut done, mut progressed) = (head.len() + body.len(), 0, true);
         let whole = poll_fn(|context| {
             while done < all {
                 let slices = if done < head.len() {
@@ -299,9 +303,13 @@ impl<'a> Plain<'a> {
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(false),
                     Poll::Ready(Ok(written)) => {
                         done += written;
-                        self.last = Instant::now();
+                        progressed = true;
                     }
                     Poll::Pending => {
+                        // Only where there is something to wait for: the clock costs as much as a look at the cache.
+                        if std::mem::take(&mut progressed) {
+                            self.last = Instant::now();
+                        }
                         ready!(self.poll_tick(tick.as_mut(), context));
                         if self.last.elapsed() > self.timeouts.send() {
                             return Poll::Ready(false);
@@ -327,10 +335,21 @@ pub(super) struct Progress {
 
 /// A hit, ready to be sent.
 pub(super) struct Hit<'a> {
-    /// The head, but for what differs each time.
-    pub(super) said: Bytes,
+    pub(super) facts: Arc<Facts>,
+    pub(super) status: StatusCode,
+    pub(super) versioned: bool,
+    /// Empty where there is none to be sent.
     pub(super) body: Bytes,
     pub(super) request: HitRequest<'a>,
+}
+
+impl Hit<'_> {
+    /// The head, but for what differs each time.
+    fn said(&self) -> &[u8] {
+        slot(&self.facts, self.status, self.versioned)
+            .and_then(OnceLock::get)
+            .map_or(&[], Bytes::as_ref)
+    }
 }
 
 /// What a plain request asks.
@@ -354,7 +373,7 @@ impl<'b> Asked<'b> {
             "HEAD" => Method::HEAD,
             _ => return None,
         };
-        let path = target.split('?').next().unwrap_or_default();
+        let path = &target[..target.find('?').unwrap_or(target.len())];
         if request.version != Some(1) || !Route::of(path).is_of_images() {
             return None;
         }
@@ -424,11 +443,7 @@ impl<'b> Asked<'b> {
 }
 
 /// Where it is kept what was said of an image.
-pub(super) fn slot(
-    facts: &Facts,
-    status: StatusCode,
-    versioned: bool,
-) -> Option<&std::sync::OnceLock<Bytes>> {
+pub(super) fn slot(facts: &Facts, status: StatusCode, versioned: bool) -> Option<&OnceLock<Bytes>> {
     // A coded form depends on what is accepted.
     if facts.form != Form::Original || !facts.coded.is_empty() {
         return None;
@@ -450,18 +465,23 @@ fn field(head: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
 
 /// The date as a field, which is written out once a second.
 #[derive(Debug, Default)]
-pub(super) struct DateField(Mutex<(u64, Vec<u8>)>);
+pub(super) struct DateField(Mutex<Option<(Instant, Vec<u8>)>>);
 
 impl DateField {
-    /// Ends a head: with the date, and the empty line.
-    fn append(&self, head: &mut Vec<u8>) {
-        let now = SystemTime::now();
-        let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    /// Ends a head that is sent now: with the date, and the empty line.
+    fn append(&self, head: &mut Vec<u8>, now: Instant) {
         let mut field = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if field.0 != seconds {
-            *field =
-                (seconds, format!("date: {}\r\n\r\n", httpdate::fmt_http_date(now)).into_bytes());
-        }
-        head.extend_from_slice(&field.1);
+        let (_, text) = match &mut *field {
+            Some(written) if now < written.0 => written,
+            outdated => {
+                let today = SystemTime::now();
+                let since = today.duration_since(UNIX_EPOCH).unwrap_or_default();
+                let next = Instant::now()
+                    + (Duration::from_secs(1) - Duration::from_nanos(since.subsec_nanos().into()));
+                let text = format!("date: {}\r\n\r\n", httpdate::fmt_http_date(today));
+                outdated.insert((next, text.into_bytes()))
+            }
+        };
+        head.extend_from_slice(text);
     }
 }
