@@ -6,8 +6,8 @@ FROM rust:1.95-bookworm AS build
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 # The dependencies alone first: their layer stays valid until Cargo.lock changes.
-RUN mkdir -p src benches && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
-    && echo 'fn main() {}' | tee benches/cold.rs benches/coherence.rs > benches/pictures.rs \
+RUN mkdir -p src benches/serving && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
+    && echo 'fn main() {}' | tee benches/cold.rs benches/coherence.rs benches/pictures.rs > benches/serving/main.rs \
     && cargo build --release --locked && rm -r src benches
 COPY config/afterimage.toml config/
 COPY assets assets

@@ -1,0 +1,77 @@
+//! What all sections share: the options, a folder, the cores, and free ports.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use crate::installed;
+use crate::options::Options;
+use crate::process::Cores;
+
+#[derive(Debug)]
+pub(crate) struct Bench {
+    pub(crate) options: Options,
+    pub(crate) cores: Cores,
+    pub(crate) dir: TempDir,
+    /// The program under test, and the one to compare it with.
+    pub(crate) afterimage: PathBuf,
+    pub(crate) against: Option<PathBuf>,
+    /// Or why there is none.
+    pub(crate) python: Result<PathBuf, String>,
+}
+
+impl Bench {
+    pub(crate) fn prepare(options: Options) -> Result<Bench> {
+        installed::install();
+        let dir = tempfile::tempdir()?;
+        fs::write(dir.path().join("one.lua"), include_str!("one.lua"))?;
+        // Copies: somebody may build while this runs.
+        let programs = Path::new(env!("CARGO_TARGET_TMPDIR")).join("serving");
+        fs::create_dir_all(&programs)?;
+        let copy = |from: &Path, name: &str| -> Result<PathBuf> {
+            let to = programs.join(name);
+            let _ = fs::remove_file(&to);
+            fs::copy(from, &to).with_context(|| format!("{} can't be copied", from.display()))?;
+            Ok(to)
+        };
+        let afterimage = copy(Path::new(env!("CARGO_BIN_EXE_afterimage")), "afterimage")?;
+        let against = options.against.as_deref().map(|it| copy(it, "against")).transpose()?;
+        let python = installed::python().map_err(|error| format!("{error:#}"));
+        let cores = Cores::split();
+        cores.move_this_process()?;
+        Ok(Bench { options, cores, dir, afterimage, against, python })
+    }
+
+    /// A file of that name, which no other has.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        let mut number = 0;
+        loop {
+            let file = self.dir.path().join(format!("{name}-{number}"));
+            if !file.exists() {
+                return file;
+            }
+            number += 1;
+        }
+    }
+
+    /// A folder with files for nginx.
+    pub(crate) fn files<'a>(
+        &self,
+        images: impl Iterator<Item = (String, &'a [u8])>,
+    ) -> Result<PathBuf> {
+        let folder = self.file("files");
+        fs::create_dir_all(folder.join("images"))?;
+        for (id, bytes) in images {
+            fs::write(folder.join("images").join(id), bytes)?;
+        }
+        Ok(folder)
+    }
+}
+
+/// An address that nobody listens on at this moment.
+pub(crate) fn free_port() -> Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}

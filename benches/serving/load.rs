@@ -1,0 +1,163 @@
+//! The load generators: wrk for HTTP/1.1 and h2load for HTTP/2, and what a server spends while they run.
+//!
+//! Both are closed loops: a connection sends its next request when the answer has come. A server that stalls for a
+//! second delays one request for each connection, and that is all that the percentiles see of it.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::bench::Bench;
+use crate::cells::{Figures, float, percentile};
+use crate::installed::need;
+use crate::process::{command, run};
+use crate::servers::Server;
+use crate::store::Redis;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Http1,
+    Http2,
+}
+
+impl Protocol {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Protocol::Http1 => "HTTP/1.1",
+            Protocol::Http2 => "HTTP/2",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Load {
+    pub(crate) protocol: Protocol,
+    pub(crate) connections: usize,
+    pub(crate) path: String,
+    pub(crate) if_none_match: Option<String>,
+    /// Of each body, if one is to be expected.
+    pub(crate) body: Option<usize>,
+}
+
+#[derive(Debug)]
+struct Done {
+    requests: u64,
+    seconds: f64,
+    /// In milliseconds.
+    p50: f64,
+    p99: f64,
+}
+
+/// Loads a server, and looks at what that takes.
+pub(crate) fn measure(
+    bench: &Bench,
+    server: &mut Server,
+    redis: &Redis,
+    load: &Load,
+) -> Result<Figures> {
+    let before = (server.process.cpu(), redis.process.cpu());
+    let done = match load.protocol {
+        Protocol::Http1 => load.wrk(bench, server)?,
+        Protocol::Http2 => load.h2load(bench, server)?,
+    };
+    let spent = server.process.cpu().since(&before.0).as_secs_f64();
+    let spent_in_store = redis.process.cpu().since(&before.1).as_secs_f64();
+    server.process.alive()?;
+    let requests = float(done.requests);
+    Ok(Figures::from([
+        ("requests", requests),
+        ("requests_per_second", requests / done.seconds),
+        ("cpu_us", spent * 1e6 / requests),
+        ("store_cpu_us", spent_in_store * 1e6 / requests),
+        ("busy", spent / done.seconds),
+        ("p50_ms", done.p50),
+        ("p99_ms", done.p99),
+    ]))
+}
+
+impl Load {
+    fn limit(bench: &Bench) -> Duration {
+        Duration::from_secs(u64::from(bench.options.seconds()) + 20)
+    }
+
+    fn wrk(&self, bench: &Bench, server: &Server) -> Result<Done> {
+        let mut command = command(bench.cores.load.as_deref(), need("wrk")?);
+        // One thread loads more than one worker can serve, and several would have to be kept from asking in lockstep.
+        command.args(["-t1", "--timeout", "10s"]);
+        command.arg(format!("-c{}", self.connections));
+        command.arg(format!("-d{}s", bench.options.seconds()));
+        if let Some(tag) = &self.if_none_match {
+            command.arg("-H").arg(format!("If-None-Match: {tag}"));
+        }
+        command.arg("-s").arg(bench.dir.path().join("one.lua"));
+        command.arg(format!("http://{}{}", server.http1, self.path));
+        let said = run("wrk", command, Self::limit(bench))?;
+        let line = said.lines().find(|line| line.starts_with('{'));
+        let line = line.with_context(|| format!("wrk has no figures: {said}"))?;
+        let figures: Value = serde_json::from_str(line)?;
+        let figure =
+            |name: &str| figures[name].as_u64().with_context(|| format!("{line}: no {name}"));
+        let requests = figure("requests")?;
+        ensure!(requests > 0, "no request was answered");
+        let (refused, broken) = (figure("status")?, figure("socket")?);
+        ensure!(
+            refused + broken == 0,
+            "{refused} errors were answered, {broken} connections broke"
+        );
+        // wrk takes whatever is answered. A 304 in place of a 200 would be very quick.
+        let mean = figure("bytes")? / requests;
+        match self.body {
+            Some(body) => ensure!(mean >= body as u64, "answers of {mean} bytes are no images"),
+            None => ensure!(mean < 1500, "answers of {mean} bytes are no 304s"),
+        }
+        Ok(Done {
+            requests,
+            seconds: float(figure("microseconds")?) / 1e6,
+            p50: float(figure("p50")?) / 1e3,
+            p99: float(figure("p99")?) / 1e3,
+        })
+    }
+
+    fn h2load(&self, bench: &Bench, server: &Server) -> Result<Done> {
+        let address = server.http2.context("it has no HTTP/2")?;
+        let log = bench.dir.path().join("h2load");
+        let _ = fs::remove_file(&log);
+        let mut command = command(bench.cores.load.as_deref(), need("h2load")?);
+        // One stream on each connection: as many requests are under way as over HTTP/1.1.
+        command.args(["-t1", "-m1"]);
+        command.arg(format!("-c{}", self.connections));
+        command.arg(format!("-D{}", bench.options.seconds()));
+        command.arg(format!("--log-file={}", log.display()));
+        if let Some(tag) = &self.if_none_match {
+            command.arg("-H").arg(format!("if-none-match: {tag}"));
+        }
+        command.arg(format!("http://{address}{}", self.path));
+        let said = run("h2load", command, Self::limit(bench))?;
+        let (requests, mut times) = times(&log, if self.body.is_some() { "200" } else { "304" })?;
+        ensure!(requests > 0, "no request was answered: {said}");
+        ensure!(said.contains(" 0 failed, 0 errored, 0 timeout"), "h2load met errors: {said}");
+        times.sort_by(f64::total_cmp);
+        Ok(Done {
+            requests,
+            seconds: f64::from(bench.options.seconds()),
+            p50: percentile(&times, 0.5),
+            p99: percentile(&times, 0.99),
+        })
+    }
+}
+
+/// How many requests a log of h2load has and how long each took, in milliseconds. It prints no percentiles itself.
+fn times(log: &Path, status: &str) -> Result<(u64, Vec<f64>)> {
+    let text = fs::read_to_string(log).context("h2load has left no log")?;
+    let mut times = Vec::new();
+    for line in text.lines() {
+        let mut columns = line.split('\t').skip(1);
+        let (Some(found), Some(time)) = (columns.next(), columns.next()) else { continue };
+        ensure!(found == status, "an answer is {found} and not {status}");
+        times.push(time.parse::<f64>()? / 1e3);
+    }
+    Ok((times.len() as u64, times))
+}

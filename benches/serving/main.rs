@@ -1,0 +1,134 @@
+//! Afterimage beside nginx, Varnish and two backends in Python, on this machine and in one run.
+//!
+//! `cargo bench --bench serving`, with `-- quick` for a first look, `-- only=hit` for some of its
+//! sections, `-- against=PATH` for another program of Afterimage as one more peer. `benches/README.md` says what is
+//! measured, and how.
+
+mod bench;
+mod cells;
+mod client;
+mod hit;
+mod images;
+mod installed;
+mod load;
+mod options;
+mod process;
+mod report;
+mod servers;
+mod store;
+mod table;
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use bench::Bench;
+use cells::Results;
+use options::{Options, Section};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // Cargo adds this to a bench. A test of all targets doesn't, and isn't meant to take half an hour.
+    if !arguments.iter().any(|it| it == "--bench") {
+        println!("To be run by `cargo bench --bench serving`.");
+        return ExitCode::SUCCESS;
+    }
+    let options = Options::parse(arguments.into_iter().filter(|it| it != "--bench"));
+    match options.and_then(Bench::prepare).and_then(|bench| run(&bench)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("serving: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(bench: &Bench) -> Result<()> {
+    let begin = Instant::now();
+    let machine = machine(bench);
+    print_machine(&machine, bench);
+    let mut results = Results::default();
+    for section in &bench.options.only {
+        println!("\n## {}\n", section.name());
+        let section_begin = Instant::now();
+        let done = match section {
+            Section::Hit => hit::run(bench, &mut results),
+        };
+        if let Err(error) = done {
+            println!("Not measured to its end: {error:#}.\n");
+        }
+        eprintln!("{} took {:.0?}", section.name(), section_begin.elapsed());
+    }
+    write(bench, &results, &machine)?;
+    println!("{} minutes in all.", minutes(begin.elapsed()));
+    Ok(())
+}
+
+fn minutes(time: Duration) -> String {
+    format!("{:.1}", time.as_secs_f64() / 60.0)
+}
+
+fn write(bench: &Bench, results: &Results, machine: &Value) -> Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/serving");
+    fs::create_dir_all(&folder)?;
+    let all = json!({
+        "quick": bench.options.quick,
+        "rounds": bench.options.rounds(),
+        "seconds": bench.options.seconds(),
+        "machine": machine,
+        "cells": results.json(),
+    });
+    fs::write(folder.join("result.json"), serde_json::to_vec_pretty(&all)?)?;
+    println!("All figures: target/serving/result.json");
+    Ok(())
+}
+
+fn machine(bench: &Bench) -> Value {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let python = match &bench.python {
+        Ok(python) => installed::version(&python.to_string_lossy(), "--version"),
+        Err(why) => why.clone(),
+    };
+    let program = |path: &Path| installed::version(&path.to_string_lossy(), "--version");
+    let cores = |list: Option<&String>| {
+        list.map_or("all, since there is one, or no taskset", |it| it.as_str()).to_owned()
+    };
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    json!({
+        "afterimage": program(&bench.afterimage),
+        "afterimage, against": bench.against.as_deref().map_or_else(|| "none".to_owned(), program),
+        // Half of it is enough to spoil what follows: see benches/README.md.
+        "load average before": load.split(' ').next(),
+        "processor": model.map_or("unknown", |it| it.1),
+        "kernel": kernel.trim(),
+        "cores of servers": cores(bench.cores.servers.as_ref()),
+        "cores of load": cores(bench.cores.load.as_ref()),
+        "redis-server": installed::version("redis-server", "--version"),
+        "nginx": installed::version("nginx", "-v"),
+        "Varnish": installed::version("varnishd", "-V"),
+        "Python": python,
+        "wrk": installed::version("wrk", "-v"),
+        "h2load": installed::version("h2load", "--version"),
+    })
+}
+
+fn print_machine(machine: &Value, bench: &Bench) {
+    println!("# Serving\n");
+    for (name, value) in machine.as_object().into_iter().flatten() {
+        let value = value.as_str().unwrap_or("unknown");
+        println!("- {name}: {value}");
+    }
+    println!(
+        "\n{} rounds of {} s, the servers taking turns in each; medians. A ratio is of the rounds one by one, with the \
+         lowest and the highest in parentheses. CPU is that of a server's processes, without Redis's, which stands \
+         beside it. p50 and p99 are of a closed loop unless it says otherwise: stalls hardly show in them.",
+        bench.options.rounds(),
+        bench.options.seconds(),
+    );
+}

@@ -1,0 +1,258 @@
+//! Processes of the bench's own: on which cores they run, what they use, and that they end.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::installed::find;
+
+/// Which cores servers run on and which what loads them, as `taskset -c` takes them. Neither where there is one core.
+#[derive(Debug, Clone)]
+pub(crate) struct Cores {
+    pub(crate) servers: Option<String>,
+    pub(crate) load: Option<String>,
+}
+
+impl Cores {
+    /// The first core that this process may use is for servers, the others are for load.
+    pub(crate) fn split() -> Cores {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let all = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        let all = all.unwrap_or_default().trim().to_owned();
+        let range = |range: &str| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            Some(first.parse().ok()?..=last.parse().ok()?)
+        };
+        let allowed: Vec<u32> = all.split(',').filter_map(range).flatten().collect();
+        match allowed.split_first() {
+            Some((first, others)) if !others.is_empty() && find("taskset").is_some() => {
+                let others: Vec<String> = others.iter().map(u32::to_string).collect();
+                Cores { servers: Some(first.to_string()), load: Some(others.join(",")) }
+            }
+            _ => Cores { servers: None, load: None },
+        }
+    }
+
+    /// Moves this process to where load comes from, and with it all that it starts and doesn't move elsewhere.
+    pub(crate) fn move_this_process(&self) -> Result<()> {
+        self.load.as_ref().map_or(Ok(()), |cores| taskset(cores))
+    }
+}
+
+fn taskset(cores: &str) -> Result<()> {
+    let mut command = Command::new("taskset");
+    command.args(["-a", "-cp", cores, &std::process::id().to_string()]).stdout(Stdio::null());
+    ensure!(command.status()?.success(), "this process can't be moved to cores {cores}");
+    Ok(())
+}
+
+/// A program on some cores, which is told to end when this bench is killed.
+pub(crate) fn command(cores: Option<&str>, program: impl AsRef<OsStr>) -> Command {
+    let mut words: Vec<&OsStr> = Vec::new();
+    if find("setpriv").is_some() {
+        words.extend(["setpriv", "--pdeathsig", "TERM"].map(OsStr::new));
+    }
+    if let Some(cores) = cores {
+        words.extend(["taskset", "-c", cores].map(OsStr::new));
+    }
+    words.push(program.as_ref());
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]);
+    command
+}
+
+/// A process that ends with this value, and all that it started with it.
+#[derive(Debug)]
+pub(crate) struct Process {
+    name: String,
+    child: Child,
+    /// What it printed.
+    pub(crate) log: PathBuf,
+}
+
+impl Process {
+    pub(crate) fn start(name: &str, mut command: Command, log: &Path) -> Result<Process> {
+        // A log is cut to nothing while it is open, and what is appended then begins at the front.
+        let file = File::options().create(true).append(true).open(log)?;
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let child = command.spawn().with_context(|| format!("{name} can't be started"))?;
+        Ok(Process { name: name.to_owned(), child, log: log.to_owned() })
+    }
+
+    /// Fails once it has ended by itself, with the last that it said.
+    pub(crate) fn alive(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            bail!("{} has ended ({status}): {}", self.name, last_line(&self.log));
+        }
+        Ok(())
+    }
+
+    /// Asks until the answer is yes.
+    pub(crate) fn until(&mut self, mut ready: impl FnMut() -> bool) -> Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(20);
+        let begin = Instant::now();
+        while !ready() {
+            self.alive()?;
+            ensure!(
+                begin.elapsed() < PATIENCE,
+                "{} isn't ready: {}",
+                self.name,
+                last_line(&self.log)
+            );
+            sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn cpu(&self) -> CpuTime {
+        let members = tree(self.child.id());
+        CpuTime::of(&members)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        const GRACE: Duration = Duration::from_secs(5);
+        let members = tree(self.child.id());
+        // Killed outright, the masters of nginx and Varnish would leave their workers behind.
+        let _ = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        let begin = Instant::now();
+        while begin.elapsed() < GRACE && matches!(self.child.try_wait(), Ok(None)) {
+            sleep(Duration::from_millis(10));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for left in
+            members.iter().filter(|it| Member::read(it.pid).is_some_and(|now| now.born == it.born))
+        {
+            let _ = Command::new("kill")
+                .args(["-KILL", &left.pid.to_string()])
+                .stderr(Stdio::null())
+                .status();
+        }
+    }
+}
+
+/// Of a program that wrote a log.
+pub(crate) fn last_line(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let last = text.lines().rev().find(|line| !line.trim().is_empty());
+    last.unwrap_or("it said nothing").trim().to_owned()
+}
+
+/// Runs a program to its end, or ends it where that is too long in coming. Gives what it printed.
+pub(crate) fn run(name: &str, mut command: Command, limit: Duration) -> Result<String> {
+    // Files, since a pipe that nobody reads meanwhile fills up.
+    let dir = tempfile::tempdir()?;
+    let (said, complained) = (dir.path().join("out"), dir.path().join("err"));
+    command.stdin(Stdio::null()).stdout(File::create(&said)?).stderr(File::create(&complained)?);
+    let mut child = command.spawn().with_context(|| format!("{name} can't be started"))?;
+    let status = wait(&mut child, limit).with_context(|| name.to_owned())?;
+    let text = fs::read(&said)?;
+    ensure!(
+        status.success(),
+        "{name} ended with {status}: {}",
+        last_line(if fs::metadata(&complained)?.len() > 0 { &complained } else { &said })
+    );
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
+    let begin = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if begin.elapsed() > limit {
+            let _ = child.kill();
+            let _ = child.wait();
+            bail!("it took more than {} s", limit.as_secs());
+        }
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// A process and when it was born, since its number may be given to another one.
+#[derive(Debug, Clone, Copy)]
+struct Member {
+    pid: u32,
+    parent: u32,
+    born: u64,
+    /// User and system time, its ended threads' included, in hundredths of a second.
+    ticks: u64,
+}
+
+impl Member {
+    fn read(pid: u32) -> Option<Member> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name stands in parentheses, and may contain some.
+        let (_, rest) = stat.rsplit_once(") ")?;
+        let fields: Vec<&str> = rest.split(' ').collect();
+        let number = |field: usize| fields.get(field)?.parse::<u64>().ok();
+        Some(Member {
+            pid,
+            parent: fields.get(1)?.parse().ok()?,
+            born: number(19)?,
+            ticks: number(11)? + number(12)?,
+        })
+    }
+}
+
+/// A process and all that descend from it.
+fn tree(root: u32) -> Vec<Member> {
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|it| it.file_name().to_str()?.parse().ok());
+    let all: Vec<Member> = pids.filter_map(Member::read).collect();
+    let mut members: Vec<Member> = all.iter().filter(|it| it.pid == root).copied().collect();
+    let mut next = 0;
+    while let Some(parent) = members.get(next).map(|it| it.pid) {
+        members.extend(all.iter().filter(|it| it.parent == parent));
+        next += 1;
+    }
+    members
+}
+
+/// How long a tree of processes has been on a core.
+#[derive(Debug)]
+pub(crate) struct CpuTime {
+    /// By process and thread, in nanoseconds.
+    threads: HashMap<(u32, String), u64>,
+    ticks: u64,
+}
+
+impl CpuTime {
+    fn of(members: &[Member]) -> CpuTime {
+        let mut threads = HashMap::new();
+        for member in members {
+            let tasks = fs::read_dir(format!("/proc/{}/task", member.pid)).into_iter().flatten();
+            for task in tasks.flatten() {
+                let said = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+                if let Some(time) = said.split(' ').next().and_then(|it| it.parse().ok()) {
+                    let thread = task.file_name().to_string_lossy().into_owned();
+                    threads.insert((member.pid, thread), time);
+                }
+            }
+        }
+        CpuTime { threads, ticks: members.iter().map(|it| it.ticks).sum() }
+    }
+
+    pub(crate) fn since(&self, before: &CpuTime) -> Duration {
+        const TICK: u64 = 10_000_000;
+        // A thread that has ended took its nanoseconds with it; in the ticks of its process it is still there.
+        let complete = before.threads.keys().all(|thread| self.threads.contains_key(thread));
+        if self.threads.is_empty() || !complete {
+            return Duration::from_nanos(self.ticks.saturating_sub(before.ticks) * TICK);
+        }
+        let spent = self.threads.iter().map(|(thread, now)| {
+            now.saturating_sub(before.threads.get(thread).copied().unwrap_or(0))
+        });
+        Duration::from_nanos(spent.sum())
+    }
+}

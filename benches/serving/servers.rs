@@ -1,0 +1,156 @@
+//! The servers that are compared, each with one worker, and no line in a log unless that is what is measured.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::bench::{Bench, free_port};
+use crate::client::Client;
+use crate::installed::{is_root, need};
+use crate::process::{Process, command};
+use crate::store::Redis;
+
+pub(crate) const AFTERIMAGE: &str = "afterimage";
+/// The other program of Afterimage that was given.
+pub(crate) const AGAINST: &str = "afterimage, against";
+pub(crate) const NGINX: &str = "nginx";
+pub(crate) const VARNISH: &str = "Varnish";
+pub(crate) const CACHED: &str = "Python, cached";
+pub(crate) const NAIVE: &str = "Python, naive";
+
+/// A server that answers.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) process: Process,
+    pub(crate) http1: SocketAddr,
+    /// Where it speaks HTTP/2 in clear text.
+    pub(crate) http2: Option<SocketAddr>,
+}
+
+/// A server, or why there is none.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) name: String,
+    server: Result<Server, String>,
+}
+
+impl Peer {
+    pub(crate) fn new(name: &str, server: Result<Server>) -> Peer {
+        let server = server.map_err(|error| format!("{error:#}"));
+        if let Err(why) = &server {
+            eprintln!("{name}: {why}");
+        }
+        Peer { name: name.to_owned(), server }
+    }
+
+    pub(crate) fn server(&mut self) -> Result<&mut Server> {
+        let server = self.server.as_mut().map_err(|why| anyhow!("{why}"))?;
+        server.process.alive()?;
+        Ok(server)
+    }
+}
+
+/// The one of a name.
+pub(crate) fn named<'a>(peers: &'a mut [Peer], name: &str) -> Result<&'a mut Server> {
+    let peer = peers.iter_mut().find(|it| it.name == name);
+    peer.with_context(|| format!("{name} isn't there"))?.server()
+}
+
+/// The program under test and the one to compare it with, by the same settings.
+pub(crate) fn afterimages(bench: &Bench, redis: &Redis, settings: &[(&str, &str)]) -> Vec<Peer> {
+    let mut peers =
+        vec![Peer::new(AFTERIMAGE, afterimage(bench, &bench.afterimage, redis, settings))];
+    if let Some(program) = &bench.against {
+        peers.push(Peer::new(AGAINST, afterimage(bench, program, redis, settings)));
+    }
+    peers
+}
+
+/// On a Redis, with the given settings: `("cache.images", "3")`.
+pub(crate) fn afterimage(
+    bench: &Bench,
+    program: &Path,
+    redis: &Redis,
+    settings: &[(&str, &str)],
+) -> Result<Server> {
+    let address = free_port()?;
+    let mut command = command(bench.cores.servers.as_deref(), program);
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("AFTERIMAGE_") || name == "PORT" || name == "REDIS_URL" {
+            command.env_remove(&*name);
+        }
+    }
+    command.env("TOKIO_WORKER_THREADS", "1");
+    let (listen, store) = (address.to_string(), format!("redis://{}", redis.address));
+    let all = [("http.listen", &*listen), ("redis.url", &*store), ("log.access", "false")];
+    // The later one of two counts.
+    let given = |name: &str| settings.iter().any(|it| it.0 == name);
+    for (name, value) in all.iter().filter(|it| !given(it.0)).chain(settings) {
+        command.arg(format!("--{}", name.replace(['.', '_'], "-"))).arg(value);
+    }
+    let mut process = Process::start(AFTERIMAGE, command, &bench.file("afterimage"))?;
+    process.until(|| {
+        let ready = Client::connect(address).and_then(|mut it| it.get("/readyz", &[]));
+        ready.is_ok_and(|it| String::from_utf8_lossy(&it.body).contains(r#""coherent""#))
+    })?;
+    Ok(Server { process, http1: address, http2: Some(address) })
+}
+
+/// Serves a folder, with a line in `access.log` of that folder for each request, or without.
+pub(crate) fn nginx(bench: &Bench, folder: &Path, logging: bool) -> Result<Server> {
+    let (http1, http2) = (free_port()?, free_port()?);
+    let filled = include_str!("nginx.conf")
+        .replace("{user}", if is_root() { "user root;" } else { "" })
+        .replace("{access_log}", if logging { "access.log combined" } else { "off" })
+        .replace("{http1}", &http1.to_string())
+        .replace("{http2}", &http2.to_string());
+    let config = bench.file("nginx.conf");
+    fs::write(&config, filled)?;
+    let mut command = command(bench.cores.servers.as_deref(), need("nginx")?);
+    command.arg("-p").arg(folder).arg("-c").arg(&config);
+    let mut process = Process::start(NGINX, command, &bench.file("nginx"))?;
+    process.until(|| Client::connect(http1).is_ok())?;
+    Ok(Server { process, http1, http2: Some(http2) })
+}
+
+/// In front of a server.
+pub(crate) fn varnish(bench: &Bench, origin: &Result<SocketAddr>) -> Result<Server> {
+    let origin = origin.as_ref().map_err(|why| anyhow!("no nginx to be in front of: {why:#}"))?;
+    let address = free_port()?;
+    let filled = include_str!("varnish.vcl")
+        .replace("{host}", &origin.ip().to_string())
+        .replace("{port}", &origin.port().to_string());
+    let config = bench.file("varnish.vcl");
+    fs::write(&config, filled)?;
+    let mut command = command(bench.cores.servers.as_deref(), need("varnishd")?);
+    // Without a jail: what changes its user is not told any more when this bench is killed.
+    command.args(["-j", "none", "-F", "-T", "none", "-s", "malloc,1g", "-a", &address.to_string()]);
+    command.arg("-n").arg(bench.file("varnish-work")).arg("-f").arg(&config);
+    for parameter in ["http_gzip_support=off", "feature=+http2"] {
+        command.args(["-p", parameter]);
+    }
+    let mut process = Process::start(VARNISH, command, &bench.file("varnish"))?;
+    process.until(|| Client::connect(address).is_ok())?;
+    Ok(Server { process, http1: address, http2: Some(address) })
+}
+
+/// A backend in Python: `naive` or `cached`.
+pub(crate) fn python(bench: &Bench, redis: &Redis, kind: &str) -> Result<Server> {
+    let python = bench.python.as_ref().map_err(|why| anyhow!("{why}"))?;
+    let address = free_port()?;
+    let mut command = command(bench.cores.servers.as_deref(), python);
+    command.args(["-m", "uvicorn", "peer:app", "--workers", "1", "--app-dir"]);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/serving"));
+    command.args(["--host", "127.0.0.1", "--port", &address.port().to_string()]);
+    command.args(["--no-access-log", "--log-level", "warning"]);
+    // What it would choose by itself depends on what else is installed.
+    command.args(["--http", "h11", "--loop", "asyncio"]);
+    command.env("PEER", kind).env("REDIS_PORT", redis.address.port().to_string());
+    command.env("PYTHONDONTWRITEBYTECODE", "1");
+    let mut process = Process::start("Python", command, &bench.file("python"))?;
+    process.until(|| Client::connect(address).is_ok())?;
+    Ok(Server { process, http1: address, http2: None })
+}
