@@ -3,19 +3,20 @@
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::installed;
-use crate::options::Options;
+use crate::options::{Options, Section};
 use crate::process::Cores;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Bench {
     pub(crate) options: Options,
     pub(crate) cores: Cores,
-    pub(crate) dir: TempDir,
+    pub(crate) dir: Arc<TempDir>,
     /// The program under test, and the one to compare it with.
     pub(crate) afterimage: PathBuf,
     pub(crate) against: Option<PathBuf>,
@@ -26,7 +27,7 @@ pub(crate) struct Bench {
 impl Bench {
     pub(crate) fn prepare(options: Options) -> Result<Bench> {
         installed::install();
-        let dir = tempfile::tempdir()?;
+        let dir = Arc::new(tempfile::tempdir()?);
         fs::write(dir.path().join("one.lua"), include_str!("one.lua"))?;
         // Copies: somebody may build while this runs.
         let programs = Path::new(env!("CARGO_TARGET_TMPDIR")).join("serving");
@@ -39,7 +40,12 @@ impl Bench {
         };
         let afterimage = copy(Path::new(env!("CARGO_BIN_EXE_afterimage")), "afterimage")?;
         let against = options.against.as_deref().map(|it| copy(it, "against")).transpose()?;
-        let python = installed::python().map_err(|error| format!("{error:#}"));
+        let asks_python = |it: &Section| matches!(it, Section::Hit | Section::Cold);
+        let python = if options.only.iter().any(asks_python) {
+            installed::python().map_err(|error| format!("{error:#}"))
+        } else {
+            Err("not asked for".to_owned())
+        };
         let cores = Cores::split();
         cores.move_this_process()?;
         Ok(Bench { options, cores, dir, afterimage, against, python })

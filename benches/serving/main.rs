@@ -1,12 +1,13 @@
 //! Afterimage beside nginx, Varnish and two backends in Python, on this machine and in one run.
 //!
-//! `cargo bench --bench serving`, with `-- quick` for a first look, `-- only=hit` for some of its
+//! `cargo bench --bench serving`, with `-- quick` for a first look, `-- only=hit,cold` for some of its
 //! sections, `-- against=PATH` for another program of Afterimage as one more peer. `benches/README.md` says what is
 //! measured, and how.
 
 mod bench;
 mod cells;
 mod client;
+mod cold;
 mod hit;
 mod images;
 mod installed;
@@ -57,6 +58,7 @@ fn run(bench: &Bench) -> Result<()> {
         let section_begin = Instant::now();
         let done = match section {
             Section::Hit => hit::run(bench, &mut results),
+            Section::Cold => cold::run(bench, &mut results),
         };
         if let Err(error) = done {
             println!("Not measured to its end: {error:#}.\n");

@@ -8,19 +8,21 @@ use anyhow::{Context, Result, bail};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Section {
     Hit,
+    Cold,
 }
 
 impl Section {
-    pub(crate) const ALL: [Section; 1] = [Section::Hit];
+    pub(crate) const ALL: [Section; 2] = [Section::Hit, Section::Cold];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Section::Hit => "hit",
+            Section::Cold => "cold",
         }
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub(crate) quick: bool,
     pub(crate) only: Vec<Section>,
@@ -40,7 +42,7 @@ impl Options {
                         .with_context(|| format!("against={path}: there is no such program"))?;
                     options.against = Some(path);
                 }
-                _ => bail!("{argument:?} is not understood: quick, only=hit, against=PATH"),
+                _ => bail!("{argument:?} is not understood: quick, only=hit,cold, against=PATH"),
             }
         }
         Ok(options)

@@ -17,6 +17,7 @@ use crate::installed::find;
 pub(crate) struct Cores {
     pub(crate) servers: Option<String>,
     pub(crate) load: Option<String>,
+    all: String,
 }
 
 impl Cores {
@@ -33,15 +34,25 @@ impl Cores {
         match allowed.split_first() {
             Some((first, others)) if !others.is_empty() && find("taskset").is_some() => {
                 let others: Vec<String> = others.iter().map(u32::to_string).collect();
-                Cores { servers: Some(first.to_string()), load: Some(others.join(",")) }
+                Cores { servers: Some(first.to_string()), load: Some(others.join(",")), all }
             }
-            _ => Cores { servers: None, load: None },
+            _ => Cores { servers: None, load: None, all },
         }
     }
 
     /// Moves this process to where load comes from, and with it all that it starts and doesn't move elsewhere.
     pub(crate) fn move_this_process(&self) -> Result<()> {
         self.load.as_ref().map_or(Ok(()), |cores| taskset(cores))
+    }
+
+    /// Lets this process use all cores again.
+    pub(crate) fn spread_this_process(&self) -> Result<()> {
+        self.load.as_ref().map_or(Ok(()), |_| taskset(&self.all))
+    }
+
+    /// For what is to run wherever this process may.
+    pub(crate) fn everywhere(&self) -> Cores {
+        Cores { servers: None, load: None, all: self.all.clone() }
     }
 }
 

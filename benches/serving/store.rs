@@ -1,10 +1,13 @@
 //! A redis-server of the bench's own, and a plain connection to it.
+//!
+//! The connection is written out, since its GET is what a cold image is compared with: whatever a library does beside
+//! that would flatter Afterimage.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::bench::{Bench, free_port};
 use crate::installed::need;
@@ -56,6 +59,25 @@ impl Connection {
 
     pub(crate) fn set(&mut self, id: &str, value: &[u8]) -> Result<()> {
         self.send(&[b"SET", key(id).as_bytes(), value])?;
+        self.line().map(drop)
+    }
+
+    pub(crate) fn get(&mut self, id: &str) -> Result<Vec<u8>> {
+        self.send(&[b"GET", key(id).as_bytes()])?;
+        let line = self.line()?;
+        let length: u64 = line.strip_prefix('$').and_then(|it| it.parse().ok()).context(line)?;
+        let mut value = Vec::with_capacity(usize::try_from(length)?);
+        self.stream.by_ref().take(length).read_to_end(&mut value)?;
+        ensure!(value.len() as u64 == length, "Redis has closed the connection");
+        self.line()?;
+        Ok(value)
+    }
+
+    pub(crate) fn remove(&mut self, ids: &[String]) -> Result<()> {
+        let keys: Vec<String> = ids.iter().map(|id| key(id)).collect();
+        let mut words: Vec<&[u8]> = vec![b"UNLINK"];
+        words.extend(keys.iter().map(String::as_bytes));
+        self.send(&words)?;
         self.line().map(drop)
     }
 
