@@ -29,6 +29,8 @@ impl Bench {
         installed::install();
         let dir = Arc::new(tempfile::tempdir()?);
         fs::write(dir.path().join("one.lua"), include_str!("one.lua"))?;
+        let many = [include_str!("many.lua"), include_str!("one.lua")].concat();
+        fs::write(dir.path().join("many.lua"), many)?;
         // Copies: somebody may build while this runs.
         let programs = Path::new(env!("CARGO_TARGET_TMPDIR")).join("serving");
         fs::create_dir_all(&programs)?;

@@ -11,7 +11,7 @@ use crate::bench::Bench;
 use crate::cells::{Cell, Figures, Results, float, take_turns};
 use crate::client::Client;
 use crate::images::{SIZES, Size, path, png, record};
-use crate::load::{Load, Protocol, measure};
+use crate::load::{Addresses, Load, Protocol, measure};
 use crate::report::{self, Column};
 use crate::servers::{
     self, AFTERIMAGE, AGAINST, CACHED, NAIVE, NGINX, Peer, Server, VARNISH, afterimage, named,
@@ -182,7 +182,12 @@ fn load(kind: &Kind, server: &Server, size: Size) -> Result<Load> {
         _ => None,
     };
     let body = if_none_match.is_none().then_some(size.bytes);
-    Ok(Load { protocol: kind.protocol, connections: kind.connections, path, if_none_match, body })
+    Ok(Load {
+        protocol: kind.protocol,
+        connections: kind.connections,
+        addresses: Addresses::One { path, if_none_match },
+        body,
+    })
 }
 
 /// Where those that log write.

@@ -32,12 +32,25 @@ impl Protocol {
     }
 }
 
+/// What is asked for.
+#[derive(Debug)]
+pub(crate) enum Addresses {
+    One {
+        path: String,
+        if_none_match: Option<String>,
+    },
+    /// `/images/i0` and so on, by Zipf's law.
+    Many {
+        count: usize,
+        seed: usize,
+    },
+}
+
 #[derive(Debug)]
 pub(crate) struct Load {
     pub(crate) protocol: Protocol,
     pub(crate) connections: usize,
-    pub(crate) path: String,
-    pub(crate) if_none_match: Option<String>,
+    pub(crate) addresses: Addresses,
     /// Of each body, if one is to be expected.
     pub(crate) body: Option<usize>,
 }
@@ -89,11 +102,21 @@ impl Load {
         command.args(["-t1", "--timeout", "10s"]);
         command.arg(format!("-c{}", self.connections));
         command.arg(format!("-d{}s", bench.options.seconds()));
-        if let Some(tag) = &self.if_none_match {
-            command.arg("-H").arg(format!("If-None-Match: {tag}"));
+        let script = |name: &str| bench.dir.path().join(name);
+        match &self.addresses {
+            Addresses::One { path, if_none_match } => {
+                if let Some(tag) = if_none_match {
+                    command.arg("-H").arg(format!("If-None-Match: {tag}"));
+                }
+                command.arg("-s").arg(script("one.lua"));
+                command.arg(format!("http://{}{path}", server.http1));
+            }
+            Addresses::Many { count, seed } => {
+                command.arg("-s").arg(script("many.lua"));
+                command.arg(format!("http://{}/", server.http1)).arg("--");
+                command.args([count.to_string(), seed.to_string()]);
+            }
         }
-        command.arg("-s").arg(bench.dir.path().join("one.lua"));
-        command.arg(format!("http://{}{}", server.http1, self.path));
         let said = run("wrk", command, Self::limit(bench))?;
         let line = said.lines().find(|line| line.starts_with('{'));
         let line = line.with_context(|| format!("wrk has no figures: {said}"))?;
@@ -122,6 +145,9 @@ impl Load {
     }
 
     fn h2load(&self, bench: &Bench, server: &Server) -> Result<Done> {
+        let Addresses::One { path, if_none_match } = &self.addresses else {
+            anyhow::bail!("h2load asks for one address only");
+        };
         let address = server.http2.context("it has no HTTP/2")?;
         let log = bench.dir.path().join("h2load");
         let _ = fs::remove_file(&log);
@@ -131,10 +157,10 @@ impl Load {
         command.arg(format!("-c{}", self.connections));
         command.arg(format!("-D{}", bench.options.seconds()));
         command.arg(format!("--log-file={}", log.display()));
-        if let Some(tag) = &self.if_none_match {
+        if let Some(tag) = if_none_match {
             command.arg("-H").arg(format!("if-none-match: {tag}"));
         }
-        command.arg(format!("http://{address}{}", self.path));
+        command.arg(format!("http://{address}{path}"));
         let said = run("h2load", command, Self::limit(bench))?;
         let (requests, mut times) = times(&log, if self.body.is_some() { "200" } else { "304" })?;
         ensure!(requests > 0, "no request was answered: {said}");

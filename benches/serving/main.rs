@@ -1,6 +1,6 @@
 //! Afterimage beside nginx, Varnish and two backends in Python, on this machine and in one run.
 //!
-//! `cargo bench --bench serving`, with `-- quick` for a first look, `-- only=hit,cold` for some of its
+//! `cargo bench --bench serving`, with `-- quick` for a first look, `-- only=hit,cold,zipf` for some of its
 //! sections, `-- against=PATH` for another program of Afterimage as one more peer. `benches/README.md` says what is
 //! measured, and how.
 
@@ -18,6 +18,7 @@ mod report;
 mod servers;
 mod store;
 mod table;
+mod zipf;
 
 use std::fs;
 use std::path::Path;
@@ -59,6 +60,7 @@ fn run(bench: &Bench) -> Result<()> {
         let done = match section {
             Section::Hit => hit::run(bench, &mut results),
             Section::Cold => cold::run(bench, &mut results),
+            Section::Zipf => zipf::run(bench, &mut results),
         };
         if let Err(error) = done {
             println!("Not measured to its end: {error:#}.\n");

@@ -9,15 +9,17 @@ use anyhow::{Context, Result, bail};
 pub(crate) enum Section {
     Hit,
     Cold,
+    Zipf,
 }
 
 impl Section {
-    pub(crate) const ALL: [Section; 2] = [Section::Hit, Section::Cold];
+    pub(crate) const ALL: [Section; 3] = [Section::Hit, Section::Cold, Section::Zipf];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Section::Hit => "hit",
             Section::Cold => "cold",
+            Section::Zipf => "zipf",
         }
     }
 }
@@ -42,7 +44,9 @@ impl Options {
                         .with_context(|| format!("against={path}: there is no such program"))?;
                     options.against = Some(path);
                 }
-                _ => bail!("{argument:?} is not understood: quick, only=hit,cold, against=PATH"),
+                _ => {
+                    bail!("{argument:?} is not understood: quick, only=hit,cold,zipf, against=PATH")
+                }
             }
         }
         Ok(options)

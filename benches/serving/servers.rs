@@ -4,10 +4,11 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::bench::{Bench, free_port};
 use crate::client::Client;
+use crate::images::path;
 use crate::installed::{is_root, need};
 use crate::process::{Process, command};
 use crate::store::Redis;
@@ -153,4 +154,28 @@ pub(crate) fn python(bench: &Bench, redis: &Redis, kind: &str) -> Result<Server>
     let mut process = Process::start("Python", command, &bench.file("python"))?;
     process.until(|| Client::connect(address).is_ok())?;
     Ok(Server { process, http1: address, http2: None })
+}
+
+impl Server {
+    /// Asks for each image, so that it is in whatever memory the server has for it; and then again, since a server may
+    /// prepare something when it first answers from there.
+    pub(crate) fn warm(
+        &self,
+        ids: impl Iterator<Item = String> + Clone,
+        length: usize,
+    ) -> Result<()> {
+        let mut client = Client::connect(self.http1)?;
+        for id in ids.clone().chain(ids) {
+            let found = client.image(&path(&id))?.body.len();
+            ensure!(found == length, "{id} has {found} bytes and not {length}");
+        }
+        Ok(())
+    }
+
+    /// One of Afterimage's metrics. Others have none.
+    pub(crate) fn metric(&self, name: &str) -> Option<f64> {
+        let page = Client::connect(self.http1).ok()?.get("/metrics", &[]).ok()?;
+        let page = String::from_utf8_lossy(&page.body).into_owned();
+        page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    }
 }

@@ -62,6 +62,19 @@ impl Connection {
         self.line().map(drop)
     }
 
+    /// Many at once, without waiting for each.
+    pub(crate) fn set_all(&mut self, images: &[(String, Vec<u8>)]) -> Result<()> {
+        for some in images.chunks(64) {
+            for (id, value) in some {
+                self.send(&[b"SET", key(id).as_bytes(), value])?;
+            }
+            for _ in some {
+                self.line()?;
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn get(&mut self, id: &str) -> Result<Vec<u8>> {
         self.send(&[b"GET", key(id).as_bytes()])?;
         let line = self.line()?;
