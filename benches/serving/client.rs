@@ -71,7 +71,7 @@ impl Answer {
     }
 }
 
-fn request(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
+pub(crate) fn request(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
     let mut text = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n");
     for (name, value) in headers {
         text.extend([name, ": ", value, "\r\n"]);
@@ -81,20 +81,20 @@ fn request(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Vec<u8>
 }
 
 /// Where the body begins, once the head is there.
-fn head_end(bytes: &[u8]) -> Option<usize> {
+pub(crate) fn head_end(bytes: &[u8]) -> Option<usize> {
     bytes.windows(4).position(|it| it == b"\r\n\r\n").map(|at| at + 4)
 }
 
 /// What has to be known of an answer's head to find its end.
 #[derive(Debug)]
-struct Head {
+pub(crate) struct Head {
     pub(crate) status: u16,
     /// Of the body that follows.
-    length: usize,
+    pub(crate) length: usize,
 }
 
 impl Head {
-    fn parse(head: &[u8]) -> Result<Head> {
+    pub(crate) fn parse(head: &[u8]) -> Result<Head> {
         let head = std::str::from_utf8(head)?;
         let status = head.split(' ').nth(1).and_then(|it| it.parse().ok());
         let status: u16 = status.with_context(|| format!("no status in {head:?}"))?;

@@ -10,16 +10,19 @@ pub(crate) enum Section {
     Hit,
     Cold,
     Zipf,
+    Open,
 }
 
 impl Section {
-    pub(crate) const ALL: [Section; 3] = [Section::Hit, Section::Cold, Section::Zipf];
+    pub(crate) const ALL: [Section; 4] =
+        [Section::Hit, Section::Cold, Section::Zipf, Section::Open];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Section::Hit => "hit",
             Section::Cold => "cold",
             Section::Zipf => "zipf",
+            Section::Open => "open",
         }
     }
 }
@@ -44,9 +47,9 @@ impl Options {
                         .with_context(|| format!("against={path}: there is no such program"))?;
                     options.against = Some(path);
                 }
-                _ => {
-                    bail!("{argument:?} is not understood: quick, only=hit,cold,zipf, against=PATH")
-                }
+                _ => bail!(
+                    "{argument:?} is not understood: quick, only=hit,cold,zipf,open, against=PATH"
+                ),
             }
         }
         Ok(options)

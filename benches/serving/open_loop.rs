@@ -1,0 +1,142 @@
+//! A generator of requests at a fixed rate, whatever becomes of them.
+//!
+//! Each request has a time at which it is due, and its latency counts from then: a server that stalls delays all that
+//! fall due meanwhile, as it would delay users who don't wait for one another. The connections are looked at in turn
+//! without ever sleeping, since a timer of a millisecond would send thirty requests at once where one every thirty
+//! microseconds is due.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+
+use crate::cells::float;
+use crate::client::{Head, head_end, request};
+
+#[derive(Debug)]
+pub(crate) struct Schedule {
+    pub(crate) address: SocketAddr,
+    pub(crate) path: String,
+    pub(crate) connections: usize,
+    /// Requests a second.
+    pub(crate) rate: f64,
+    pub(crate) duration: Duration,
+    /// Whether the generator has a core of its own, so that it may use all of it.
+    pub(crate) alone: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// In milliseconds, the shortest first.
+    pub(crate) latencies: Vec<f64>,
+    /// Requests that were due and not answered at the end, which comes when twice the time has passed.
+    pub(crate) missed: f64,
+    /// The longest that the generator itself was elsewhere, in milliseconds: what is longer than this was the server.
+    pub(crate) pause: f64,
+}
+
+struct Connection {
+    stream: TcpStream,
+    /// Of the request under way.
+    due: Instant,
+    head: Vec<u8>,
+    /// Bytes of the body that have yet to come, once the head is there.
+    missing: Option<usize>,
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a count of requests is small and positive"
+)]
+pub(crate) fn run(schedule: &Schedule) -> Result<Outcome> {
+    ensure!(schedule.rate.is_finite() && schedule.rate > 0.0, "a rate of {}", schedule.rate);
+    let request = request(schedule.address, &schedule.path, &[]);
+    let open = |_| Connection::open(schedule.address);
+    let mut connections: Vec<Connection> =
+        (0..schedule.connections).map(open).collect::<Result<_>>()?;
+    let mut piece = vec![0; 256 << 10];
+    let total = (schedule.rate * schedule.duration.as_secs_f64()) as u64;
+    let begin = Instant::now() + Duration::from_millis(5);
+    let end = begin + schedule.duration * 2;
+    let due = |number: u64| begin + Duration::from_secs_f64(float(number) / schedule.rate);
+
+    let mut latencies = Vec::with_capacity(total as usize);
+    let mut idle: VecDeque<usize> = (0..connections.len()).collect();
+    let mut active: Vec<usize> = Vec::new();
+    let (mut next, mut looked, mut pause) = (0, Instant::now(), Duration::ZERO);
+    loop {
+        let now = Instant::now();
+        pause = pause.max(now - looked);
+        looked = now;
+        if (next == total && active.is_empty()) || now > end {
+            break;
+        }
+        if next < total && due(next) <= now {
+            // The one that has been idle for longest: all of them are used.
+            if let Some(free) = idle.pop_front() {
+                connections[free].send(&request, due(next))?;
+                active.push(free);
+                next += 1;
+            }
+        }
+        let mut at = 0;
+        while let Some(&busy) = active.get(at) {
+            if connections[busy].receive(&mut piece)? {
+                let latency = connections[busy].due.elapsed();
+                latencies.push(latency.as_secs_f64() * 1000.0);
+                idle.push_back(busy);
+                active.swap_remove(at);
+            } else {
+                at += 1;
+            }
+        }
+        if !schedule.alone {
+            std::thread::yield_now();
+        }
+    }
+    let missed = total - latencies.len() as u64;
+    latencies.sort_by(f64::total_cmp);
+    Ok(Outcome { latencies, missed: float(missed), pause: pause.as_secs_f64() * 1000.0 })
+}
+
+impl Connection {
+    fn open(address: SocketAddr) -> Result<Connection> {
+        let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        Ok(Connection { stream, due: Instant::now(), head: Vec::new(), missing: None })
+    }
+
+    fn send(&mut self, request: &[u8], due: Instant) -> Result<()> {
+        self.due = due;
+        self.head.clear();
+        self.missing = None;
+        // An empty socket takes the few bytes of a request.
+        Ok(self.stream.write_all(request)?)
+    }
+
+    /// Takes what is there. True once the answer is whole.
+    fn receive(&mut self, piece: &mut [u8]) -> Result<bool> {
+        let mut length = match self.stream.read(piece) {
+            Ok(0) => bail!("the server has closed a connection"),
+            Ok(length) => length,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        if self.missing.is_none() {
+            self.head.extend_from_slice(&piece[..length]);
+            let Some(end) = head_end(&self.head) else { return Ok(false) };
+            let Head { status, length: body } = Head::parse(&self.head[..end])?;
+            ensure!(status == 200, "a request is answered {status}");
+            length = self.head.len() - end;
+            self.missing = Some(body);
+        }
+        let missing = self.missing.unwrap_or_default();
+        ensure!(length <= missing, "an answer is longer than it said");
+        self.missing = Some(missing - length);
+        Ok(missing == length)
+    }
+}
