@@ -27,6 +27,9 @@ pub(crate) struct Bench {
 impl Bench {
     pub(crate) fn prepare(options: Options) -> Result<Bench> {
         installed::install();
+        // Ten thousand connections are as many files, here and in the server, which inherits the limit.
+        let limit = raise_limit_of_files();
+        eprintln!("{} files may be open", limit.unwrap_or_default());
         let dir = Arc::new(tempfile::tempdir()?);
         fs::write(dir.path().join("one.lua"), include_str!("one.lua"))?;
         let many = [include_str!("many.lua"), include_str!("one.lua")].concat();
@@ -77,6 +80,15 @@ impl Bench {
         }
         Ok(folder)
     }
+}
+
+fn raise_limit_of_files() -> std::io::Result<u64> {
+    const WANTED: u64 = 32_768;
+    let (_, hard) = rlimit::Resource::NOFILE.get()?;
+    if hard < WANTED && rlimit::Resource::NOFILE.set(WANTED, WANTED).is_ok() {
+        return Ok(WANTED);
+    }
+    rlimit::increase_nofile_limit(WANTED)
 }
 
 /// An address that nobody listens on at this moment.

@@ -39,8 +39,9 @@ pub(crate) enum Addresses {
         path: String,
         if_none_match: Option<String>,
     },
-    /// `/images/i0` and so on, by Zipf's law.
+    /// `/images/i0` and so on, by `zipf` or `uniform` chance.
     Many {
+        chance: &'static str,
         count: usize,
         seed: usize,
     },
@@ -111,9 +112,9 @@ impl Load {
                 command.arg("-s").arg(script("one.lua"));
                 command.arg(format!("http://{}{path}", server.http1));
             }
-            Addresses::Many { count, seed } => {
+            Addresses::Many { chance, count, seed } => {
                 command.arg("-s").arg(script("many.lua"));
-                command.arg(format!("http://{}/", server.http1)).arg("--");
+                command.arg(format!("http://{}/", server.http1)).args(["--", chance]);
                 command.args([count.to_string(), seed.to_string()]);
             }
         }

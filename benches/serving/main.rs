@@ -1,6 +1,6 @@
 //! Afterimage beside nginx, Varnish and two backends in Python, on this machine and in one run.
 //!
-//! `cargo bench --bench serving`, with `-- quick` for a first look, `-- only=hit,cold,zipf,open` for some of its
+//! `cargo bench --bench serving`, with `-- quick` for a first look, `-- only=hit,cold,zipf,open,memory` for some of its
 //! sections, `-- against=PATH` for another program of Afterimage as one more peer. `benches/README.md` says what is
 //! measured, and how.
 
@@ -12,6 +12,7 @@ mod hit;
 mod images;
 mod installed;
 mod load;
+mod memory;
 mod open;
 mod open_loop;
 mod options;
@@ -64,6 +65,7 @@ fn run(bench: &Bench) -> Result<()> {
             Section::Cold => cold::run(bench, &mut results),
             Section::Zipf => zipf::run(bench, &mut results),
             Section::Open => open::run(bench, &mut results),
+            Section::Memory => memory::run(bench, &mut results),
         };
         if let Err(error) = done {
             println!("Not measured to its end: {error:#}.\n");

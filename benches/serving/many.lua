@@ -1,4 +1,4 @@
--- Asks for /images/i0, /images/i1 … Arguments: how many images there are, a seed.
+-- Asks for /images/i0, /images/i1 … Arguments: zipf or uniform, how many images there are, a seed.
 local threads = 0
 
 setup = function(thread)
@@ -8,13 +8,19 @@ setup = function(thread)
 end
 
 init = function(arguments)
-    local count = tonumber(arguments[1])
-    math.randomseed(tonumber(arguments[2]) * 1000 + thread_number)
+    local kind, count = arguments[1], tonumber(arguments[2])
+    math.randomseed(tonumber(arguments[3]) * 1000 + thread_number)
     local requests, reached, sum = {}, {}, 0
     for image = 1, count do
         requests[image] = wrk.format("GET", "/images/i" .. image - 1)
         sum = sum + 1 / image
         reached[image] = sum
+    end
+    if kind == "uniform" then
+        request = function()
+            return requests[math.random(count)]
+        end
+        return
     end
     -- The image in rank r is asked for 1/r times as often as the first.
     request = function()

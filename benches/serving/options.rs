@@ -11,11 +11,12 @@ pub(crate) enum Section {
     Cold,
     Zipf,
     Open,
+    Memory,
 }
 
 impl Section {
-    pub(crate) const ALL: [Section; 4] =
-        [Section::Hit, Section::Cold, Section::Zipf, Section::Open];
+    pub(crate) const ALL: [Section; 5] =
+        [Section::Hit, Section::Cold, Section::Zipf, Section::Open, Section::Memory];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -23,6 +24,7 @@ impl Section {
             Section::Cold => "cold",
             Section::Zipf => "zipf",
             Section::Open => "open",
+            Section::Memory => "memory",
         }
     }
 }
@@ -48,7 +50,7 @@ impl Options {
                     options.against = Some(path);
                 }
                 _ => bail!(
-                    "{argument:?} is not understood: quick, only=hit,cold,zipf,open, against=PATH"
+                    "{argument:?} is not understood: quick, only=hit,cold,zipf,open,memory, against=PATH"
                 ),
             }
         }

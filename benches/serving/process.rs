@@ -125,6 +125,16 @@ impl Process {
         let members = tree(self.child.id());
         CpuTime::of(&members)
     }
+
+    /// The sum of one line of proc(5)'s `status`, such as `VmRSS`, in bytes.
+    pub(crate) fn memory(&self, line: &str) -> u64 {
+        let of = |member: &Member| {
+            let status = fs::read_to_string(format!("/proc/{}/status", member.pid)).ok()?;
+            let value = status.lines().find_map(|it| it.strip_prefix(line)?.strip_prefix(':'))?;
+            value.trim().trim_end_matches(" kB").parse::<u64>().ok()
+        };
+        tree(self.child.id()).iter().filter_map(of).sum::<u64>() * 1024
+    }
 }
 
 impl Drop for Process {

@@ -54,7 +54,7 @@ pub(crate) fn run(bench: &Bench, results: &mut Results) -> Result<()> {
             protocol: Protocol::Http1,
             connections: 16,
             // The same images in the same order for everybody in a round.
-            addresses: Addresses::Many { count: IMAGES, seed: round + 1 },
+            addresses: Addresses::Many { chance: "zipf", count: IMAGES, seed: round + 1 },
             body: Some(LENGTH),
         };
         let before = server.metric("afterimage_fetches_total");

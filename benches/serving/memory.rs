@@ -1,0 +1,196 @@
+//! What memory is used, and what it costs to have much in it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::bench::Bench;
+use crate::cells::{Cell, Figures, Results, float, take_turns};
+use crate::client::Client;
+use crate::images::{path, png, record};
+use crate::load::{Addresses, Load, Protocol, measure};
+use crate::report::{self, Column};
+use crate::servers::{self, AFTERIMAGE, AGAINST, NGINX, Peer, Server, afterimage, named, nginx};
+use crate::store::Redis;
+
+const SECTION: &str = "memory";
+const FLOOD: &str = "images through the default cache";
+const IDLE: &str = "idle connections";
+const MANY: &str = "images in memory, of 200 bytes";
+const CONNECTIONS: usize = 10_000;
+const MANY_IMAGES: [(&str, usize); 2] = [("50,000", 50_000), ("50", 50)];
+const SMALL: usize = 200;
+
+pub(crate) fn run(bench: &Bench, results: &mut Results) -> Result<()> {
+    flood(bench, results)?;
+    idle(bench, results)?;
+    many(bench, results)
+}
+
+/// As many as the documented figure is for, or fewer where it has to be quick.
+fn flood_size(bench: &Bench) -> usize {
+    if bench.options.quick { 1_000 } else { 10_000 }
+}
+
+fn flood(bench: &Bench, results: &mut Results) -> Result<()> {
+    let redis = Redis::start(bench, bench.cores.servers.as_deref())?;
+    let images = flood_size(bench);
+    let size = format!("{images} × 1 MB");
+    for mut peer in servers::afterimages(bench, &redis, &[]) {
+        let mut cell = Cell::new(SECTION, FLOOD, &size, &peer.name);
+        eprintln!("memory: {size} through {}", peer.name);
+        cell.add(peer.server().and_then(|server| {
+            let before = server.process.memory("VmRSS");
+            pass_through(server, &redis, images)?;
+            Ok(memory(server, before))
+        }));
+        results.cells.push(cell);
+    }
+    println!(
+        "Resident memory in MB (10⁶ bytes) before, after and at most, after so many images of 1 MB:"
+    );
+    report::print(results, SECTION, FLOOD, &COLUMNS);
+    Ok(())
+}
+
+const COLUMNS: [Column; 3] = [
+    Column::Median { title: "before", figure: "before_mb", digits: 1 },
+    Column::Median { title: "after", figure: "rss_mb", digits: 1 },
+    Column::Median { title: "at most", figure: "hwm_mb", digits: 1 },
+];
+
+fn memory(server: &Server, before: u64) -> Figures {
+    let mb = |bytes: u64| float(bytes) / 1e6;
+    Figures::from([
+        ("before_mb", mb(before)),
+        ("rss_mb", mb(server.process.memory("VmRSS"))),
+        ("hwm_mb", mb(server.process.memory("VmHWM"))),
+    ])
+}
+
+/// Writes images and asks for them, four at a time. An image is removed long after it has left the cache.
+fn pass_through(server: &Server, redis: &Redis, images: usize) -> Result<()> {
+    const AT_ONCE: usize = 16;
+    let template = record(&png(1, 1_000_000));
+    let begun = AtomicUsize::new(0);
+    let lane = || -> Result<()> {
+        let (mut store, mut client) = (redis.connect()?, Client::connect(server.http1)?);
+        let mut value = template.clone();
+        let mut written: Vec<Vec<String>> = Vec::new();
+        loop {
+            let first = begun.fetch_add(AT_ONCE, Ordering::Relaxed);
+            if first >= images {
+                break;
+            }
+            let ids: Vec<String> =
+                (first..images.min(first + AT_ONCE)).map(|it| format!("m{it}")).collect();
+            for (image, id) in (first..).zip(&ids) {
+                // Digits are of base64's alphabet: another image, for the price of eight bytes.
+                let middle = value.len() / 2;
+                value[middle..middle + 8].copy_from_slice(format!("{image:08}").as_bytes());
+                store.set(id, &value)?;
+            }
+            // The news of the writes has to be past, or what is fetched isn't kept.
+            sleep(Duration::from_millis(5));
+            for id in &ids {
+                let length = client.image(&path(id))?.body.len();
+                ensure!(length == 1_000_000, "an image of {length} bytes");
+            }
+            written.push(ids);
+            if written.len() > 3 {
+                store.remove(&written.remove(0))?;
+            }
+        }
+        written.iter().try_for_each(|ids| store.remove(ids))
+    };
+    std::thread::scope(|scope| {
+        let lanes: Vec<_> = (0..4).map(|_| scope.spawn(lane)).collect();
+        lanes.into_iter().try_for_each(|lane| {
+            lane.join().map_err(|_panic| anyhow::anyhow!("a client failed"))?
+        })
+    })
+}
+
+fn idle(bench: &Bench, results: &mut Results) -> Result<()> {
+    let redis = Redis::start(bench, bench.cores.servers.as_deref())?;
+    let image = png(1, 2_000);
+    redis.connect()?.set("2kb", &record(&image))?;
+    let folder = bench.files(std::iter::once(("2kb".to_owned(), image.as_slice())))?;
+    let mut peers = servers::afterimages(bench, &redis, &[]);
+    peers.push(Peer::new(NGINX, nginx(bench, &folder, false)));
+    // Its own end of each connection is an open file of this process, too.
+    let allowed = rlimit::Resource::NOFILE.get_soft()?.saturating_sub(500);
+    let connections = CONNECTIONS.min(usize::try_from(allowed)?);
+    for peer in &mut peers {
+        let size = format!("{connections}");
+        let mut cell = Cell::new(SECTION, IDLE, &size, &peer.name);
+        eprintln!("memory: {connections} connections to {}", peer.name);
+        cell.add(peer.server().and_then(|server| {
+            let before = server.process.memory("VmRSS");
+            let open = |_| -> Result<Client> {
+                let mut client = Client::connect(server.http1)?;
+                client.image(&path("2kb"))?;
+                Ok(client)
+            };
+            let mut clients: Vec<Client> = (0..connections).map(open).collect::<Result<_>>()?;
+            let figures = memory(server, before);
+            for client in [clients.first_mut()].into_iter().flatten() {
+                client.image(&path("2kb")).context("the first connection isn't open any more")?;
+            }
+            Ok(figures)
+        }));
+        results.cells.push(cell);
+    }
+    println!(
+        "Resident memory in MB before, with so many idle connections that made one request each, and at most:"
+    );
+    report::print(results, SECTION, IDLE, &COLUMNS);
+    Ok(())
+}
+
+fn many(bench: &Bench, results: &mut Results) -> Result<()> {
+    let redis = Redis::start(bench, bench.cores.servers.as_deref())?;
+    let mut store = redis.connect()?;
+    let ids = |count: usize| (0..count).map(|image| format!("i{image}"));
+    let records: Vec<(String, Vec<u8>)> = ids(MANY_IMAGES[0].1)
+        .enumerate()
+        .map(|(image, id)| (id, record(&png(image as u64, SMALL))))
+        .collect();
+    store.set_all(&records)?;
+    let roomy = [("cache.images", "60000"), ("cache.known", "60000"), ("cache.bytes", "200MiB")];
+    let mut programs = vec![(AFTERIMAGE, &bench.afterimage)];
+    programs.extend(bench.against.iter().map(|program| (AGAINST, program)));
+    let (mut peers, mut cells) = (Vec::new(), Vec::new());
+    for (name, program) in programs {
+        for (size, count) in MANY_IMAGES {
+            eprintln!("memory: {size} images in {name}");
+            let server = afterimage(bench, program, &redis, &roomy)
+                .and_then(|server| server.warm(ids(count), SMALL).map(|()| server));
+            peers.push(Peer::new(&format!("{name} {size}"), server));
+            cells.push(Cell::new(SECTION, MANY, size, name));
+        }
+    }
+    take_turns(bench.options.rounds(), &mut cells, |cell, round| {
+        let server = named(&mut peers, &format!("{} {}", cell.server, cell.size))?;
+        let count = MANY_IMAGES.iter().find(|it| it.0 == cell.size).context("no such count")?.1;
+        let load = Load {
+            protocol: Protocol::Http1,
+            connections: 16,
+            addresses: Addresses::Many { chance: "uniform", count, seed: round + 1 },
+            body: Some(SMALL),
+        };
+        let before = server.metric("afterimage_fetches_total");
+        let mut figures = measure(bench, server, &redis, &load)?;
+        let fetched = server.metric("afterimage_fetches_total").zip(before);
+        figures.insert("fetches", fetched.map_or(f64::NAN, |(after, before)| after - before));
+        Ok(figures)
+    });
+    results.cells.extend(cells);
+    println!("Hits on images of 200 bytes, asked for in no order, of which so many are in memory:");
+    let mut columns = Vec::from(report::usual(AFTERIMAGE));
+    columns.push(Column::Median { title: "fetched from Redis", figure: "fetches", digits: 0 });
+    report::print(results, SECTION, MANY, &columns);
+    Ok(())
+}
