@@ -99,7 +99,7 @@ impl Spread {
         Some(Spread { median, low, high })
     }
 
-    fn json(self) -> Value {
+    pub(crate) fn json(self) -> Value {
         json!({"median": self.median, "low": self.low, "high": self.high})
     }
 }

@@ -12,17 +12,17 @@ use anyhow::{Context, Result, anyhow, ensure};
 use md5::{Digest, Md5};
 
 use crate::bench::Bench;
-use crate::cells::{Cell, Figures, Results};
+use crate::cells::{Cell, Figures, Results, Spread};
 use crate::client::{Answer, Client};
 use crate::images::{SIZES, Size, path, png, record};
 use crate::servers::{self, AFTERIMAGE, CACHED, NAIVE, Peer, python};
 use crate::store::{Connection, Redis};
 use crate::table::{self, figure};
 
-const SECTION: &str = "cold";
+pub(crate) const SECTION: &str = "cold";
 const LOAD: &str = "one request at a time";
 /// What no server can do without.
-const PLAIN: &str = "GET + MD5";
+pub(crate) const PLAIN: &str = "GET + MD5";
 const MEASURED: [&str; 2] = ["50 KB", "1 MB"];
 
 pub(crate) fn run(bench: &Bench, results: &mut Results) -> Result<()> {
@@ -165,6 +165,13 @@ fn fetch(store: &mut Connection, id: &str) -> Result<Figures> {
         ("server_ms", whole),
         ("more_ms", whole),
     ]))
+}
+
+/// Afterimage's time divided by that of the plain connection: as its `Server-Timing` has it, or as the client sees it.
+pub(crate) fn overhead(results: &Results, size: &str, at_client: bool) -> Option<Spread> {
+    let cell = |server| results.find(SECTION, LOAD, size, server);
+    let figure = if at_client { "more_ms" } else { "server_ms" };
+    cell(AFTERIMAGE)?.over(figure, cell(PLAIN)?, figure)
 }
 
 fn print(results: &Results) {

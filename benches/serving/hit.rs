@@ -19,7 +19,10 @@ use crate::servers::{
 };
 use crate::store::Redis;
 
-const SECTION: &str = "hit";
+pub(crate) const SECTION: &str = "hit";
+/// The loads that others look up.
+pub(crate) const PLAIN: &str = "HTTP/1.1, 16 connections, 200";
+pub(crate) const REVALIDATION: &str = "HTTP/1.1, 16 connections, 304";
 const LOGGED: &str = "HTTP/1.1, 16 connections, 200, a line in a log";
 
 /// With their logs on they are other processes than those that have none.

@@ -16,11 +16,13 @@ mod memory;
 mod open;
 mod open_loop;
 mod options;
+mod plot;
 mod process;
 mod report;
 mod servers;
 mod store;
 mod table;
+mod targets;
 mod zipf;
 
 use std::fs;
@@ -34,6 +36,7 @@ use serde_json::{Value, json};
 use bench::Bench;
 use cells::Results;
 use options::{Options, Section};
+use targets::Target;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -72,7 +75,10 @@ fn run(bench: &Bench) -> Result<()> {
         }
         eprintln!("{} took {:.0?}", section.name(), section_begin.elapsed());
     }
-    write(bench, &results, &machine)?;
+    println!("\n## targets\n");
+    let targets = targets::all(bench, &results);
+    targets::print(&targets);
+    write(bench, &results, &machine, &targets)?;
     println!("{} minutes in all.", minutes(begin.elapsed()));
     Ok(())
 }
@@ -81,7 +87,7 @@ fn minutes(time: Duration) -> String {
     format!("{:.1}", time.as_secs_f64() / 60.0)
 }
 
-fn write(bench: &Bench, results: &Results, machine: &Value) -> Result<()> {
+fn write(bench: &Bench, results: &Results, machine: &Value, targets: &[Target]) -> Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/serving");
     fs::create_dir_all(&folder)?;
     let all = json!({
@@ -90,9 +96,14 @@ fn write(bench: &Bench, results: &Results, machine: &Value) -> Result<()> {
         "seconds": bench.options.seconds(),
         "machine": machine,
         "cells": results.json(),
+        "targets": targets.iter().map(Target::json).collect::<Vec<_>>(),
     });
     fs::write(folder.join("result.json"), serde_json::to_vec_pretty(&all)?)?;
     println!("All figures: target/serving/result.json");
+    if let Some(svg) = plot::svg(results) {
+        fs::write(folder.join("serving.svg"), svg)?;
+        println!("Processor time of a hit: target/serving/serving.svg");
+    }
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::bench::Bench;
-use crate::cells::{Cell, Figures, Results, float, take_turns};
+use crate::cells::{Cell, Figures, Results, Spread, float, take_turns};
 use crate::client::Client;
 use crate::images::{path, png, record};
 use crate::load::{Addresses, Load, Protocol, measure};
@@ -30,7 +30,7 @@ pub(crate) fn run(bench: &Bench, results: &mut Results) -> Result<()> {
 }
 
 /// As many as the documented figure is for, or fewer where it has to be quick.
-fn flood_size(bench: &Bench) -> usize {
+pub(crate) fn flood_size(bench: &Bench) -> usize {
     if bench.options.quick { 1_000 } else { 10_000 }
 }
 
@@ -193,4 +193,22 @@ fn many(bench: &Bench, results: &mut Results) -> Result<()> {
     columns.push(Column::Median { title: "fetched from Redis", figure: "fetches", digits: 0 });
     report::print(results, SECTION, MANY, &columns);
     Ok(())
+}
+
+/// In MB.
+pub(crate) fn after_flood(results: &Results) -> Option<Spread> {
+    let mut cells = results.cells.iter().filter(|it| it.load == FLOOD && it.server == AFTERIMAGE);
+    cells.next()?.spread("rss_mb")
+}
+
+/// In MB.
+pub(crate) fn with_connections(results: &Results) -> Option<Spread> {
+    let mut cells = results.cells.iter().filter(|it| it.load == IDLE && it.server == AFTERIMAGE);
+    cells.next()?.spread("rss_mb")
+}
+
+/// The processor time of a hit among many divided by that of one among few.
+pub(crate) fn among_many(results: &Results) -> Option<Spread> {
+    let cell = |size| results.find(SECTION, MANY, size, AFTERIMAGE);
+    cell(MANY_IMAGES[0].0)?.over("cpu_us", cell(MANY_IMAGES[1].0)?, "cpu_us")
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::bench::Bench;
-use crate::cells::{Cell, Figures, Results, percentile, take_turns};
+use crate::cells::{Cell, Figures, Results, Spread, percentile, take_turns};
 use crate::images::{path, png, record};
 use crate::load::{Addresses, Load, Protocol, measure};
 use crate::open_loop::{self, Schedule};
@@ -98,6 +98,13 @@ fn latency(bench: &Bench, server: &mut Server, rate: f64) -> Result<Figures> {
         ("missed", outcome.missed),
         ("pause_ms", outcome.pause),
     ]))
+}
+
+/// The 99th percentile of Afterimage's divided by nginx's.
+pub(crate) fn beside_nginx(results: &Results, own: bool) -> Option<Spread> {
+    let load = if own { MOST } else { SAME };
+    let cell = |server| results.find(SECTION, load, SIZE, server);
+    cell(AFTERIMAGE)?.over("p99_ms", cell(NGINX)?, "p99_ms")
 }
 
 fn print(results: &Results) {
