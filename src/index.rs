@@ -468,7 +468,7 @@ impl Entry {
     }
 
     fn is_current_at(&self, epoch: u64, now: Instant) -> bool {
-        self.epoch == epoch && !self.replaced && !self.expires.is_some_and(|expires| now >= expires)
+        self.epoch == epoch && !self.replaced && self.expires.is_none_or(|expires| now < expires)
     }
 
     fn has_expired(&self) -> bool {

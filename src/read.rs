@@ -729,42 +729,33 @@ enum Opened {
 /// the work is its MD5, which one core alone can do.
 async fn open(app: &Arc<App>, id: &ImageId, value: Bytes) -> (Opened, Digest, Times) {
     let mut times = Times::default();
-    let seen = if app.index.has_seen(id) {
+    let mut digest = None;
+    if app.index.has_seen(id) {
         let value = value.clone();
-        let (digest, time) =
-            off_worker(app, value.len(), move || timed(|| Digest::of(&value))).await;
-        times.hash = time;
-        Some((digest, app.index.recognise(id, digest)))
-    } else {
-        None
-    };
-    let recognised = match &seen {
-        Some((digest, Some(facts))) => {
-            if let Some(image) = app.cache.get_image(id, facts.version) {
-                return (Opened::Known(image), *digest, times);
-            }
-            Some((*digest, facts.version))
-        }
-        Some((_, None)) | None => None,
-    };
+        let (seen, time) = off_worker(app, value.len(), move || timed(|| Digest::of(&value))).await;
+        (digest, times.hash) = (Some(seen), time);
+    }
+    let known = digest.and_then(|digest| app.index.recognise(id, digest));
+    if let (Some(facts), Some(digest)) = (&known, digest)
+        && let Some(image) = app.cache.get_image(id, facts.version)
+    {
+        return (Opened::Known(image), digest, times);
+    }
     let hashing = async {
-        match (recognised, &seen) {
-            (Some(known), _) => (known, Duration::ZERO),
-            (None, seen) => {
-                app.metrics.hashes.inc();
-                let digest = seen.as_ref().map(|(digest, _)| *digest);
-                let (value, length) = (value.clone(), value.len());
-                let hash =
-                    move || (digest.unwrap_or_else(|| Digest::of(&value)), Version::of(&value));
-                off_worker(app, length, move || timed(hash)).await
-            }
+        if let Some(facts) = known {
+            return (facts.version, Duration::ZERO);
         }
+        app.metrics.hashes.inc();
+        let value = value.clone();
+        off_worker(app, value.len(), move || timed(|| Version::of(&value))).await
     };
     let decoding = {
         let value = value.clone();
-        off_worker(app, value.len(), move || timed(|| decode(&value)))
+        let length = value.len();
+        let decode = move || (digest.unwrap_or_else(|| Digest::of(&value)), decode(&value));
+        off_worker(app, length, move || timed(decode))
     };
-    let (((digest, version), hash), (decoded, decode)) = tokio::join!(hashing, decoding);
+    let ((version, hash), ((digest, decoded), decode)) = tokio::join!(hashing, decoding);
     times.hash += hash;
     times.decode = decode;
     if let Some(image) = app.cache.get_image(id, version) {

@@ -476,8 +476,8 @@ impl DateField {
             outdated => {
                 let today = SystemTime::now();
                 let since = today.duration_since(UNIX_EPOCH).unwrap_or_default();
-                let next = Instant::now()
-                    + (Duration::from_secs(1) - Duration::from_nanos(since.subsec_nanos().into()));
+                let left = 1_000_000_000 - since.subsec_nanos();
+                let next = Instant::now() + Duration::from_nanos(left.into());
                 let text = format!("date: {}\r\n\r\n", httpdate::fmt_http_date(today));
                 outdated.insert((next, text.into_bytes()))
             }
