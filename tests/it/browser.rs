@@ -314,7 +314,8 @@ impl Shelf {
                 let (status, count) = rest.split_once("\"} ")?;
                 Some((format!("{method} {status}"), count.parse().unwrap()))
             })
-            .filter(|(what, _)| !what.starts_with("HEAD "))
+            // Some are there from the start, at nought.
+            .filter(|(what, count)| !what.starts_with("HEAD ") && *count > 0)
             .collect()
     }
 }
