@@ -674,7 +674,7 @@ async fn ask_store(app: &Arc<App>, id: &ImageId) -> Result<(Landed, Option<Diges
         let room = app.room_for(size).await?;
         // An expiry is counted from before the question, so that it is never later here than there.
         let asked = Instant::now();
-        let stored = app.store.get(id).await?;
+        let stored = app.store.get(id, size).await?;
         Ok::<_, FetchError>((stored, asked, room))
     };
     let value = value.await;

@@ -181,7 +181,7 @@ async fn move_one(app: &Arc<App>, offload: &Offload, id: &ImageId) -> Result<(),
     };
     // For the record and for the image in it.
     let _room = app.room_for(2 * size).await?;
-    let Some(stored) = app.store.get(id).await? else {
+    let Some(stored) = app.store.get(id, size).await? else {
         return Ok(());
     };
     let value = stored.value.clone();

@@ -103,7 +103,7 @@ impl Offload {
             Err(StoreError::WrongType | StoreError::TooLarge { .. }) => return Ok(false),
             size => match size? {
                 0 => None,
-                _ => app.store.get(id).await?,
+                size => app.store.get(id, size).await?,
             },
         };
         Ok(match stored.map(|stored| self.reference(&stored.value)) {

@@ -45,15 +45,32 @@ impl Tracked {
         *self.run_id.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn is_elsewhere(&self, run_id: Option<&str>) -> bool {
+    /// Which tracking connection is relied upon. What is opened now is of this generation.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    /// Looks whether a new data connection leads to the server that is tracked. To be asked before the first reply could
+    /// be taken for one of that server.
+    pub(super) fn check(&self, run_id: Option<&str>) -> RedisResult<()> {
         let tracked = self.run_id.lock().unwrap_or_else(PoisonError::into_inner);
-        matches!((tracked.as_deref(), run_id), (Some(tracked), Some(run_id)) if tracked != run_id)
+        if let (Some(tracked), Some(run_id)) = (tracked.as_deref(), run_id)
+            && tracked != run_id
+        {
+            self.elsewhere.notify_one();
+            return Err((ErrorKind::Io, "the address leads to another server now").into());
+        }
+        Ok(())
     }
 }
 
 /// What a server calls itself since its start (`INFO server`), where that may be asked.
 pub(super) async fn run_id(connection: &mut MultiplexedConnection) -> Option<String> {
     let info: String = redis::cmd("INFO").arg("server").query_async(connection).await.ok()?;
+    run_id_in(&info)
+}
+
+pub(super) fn run_id_in(info: &str) -> Option<String> {
     info.lines().find_map(|line| line.strip_prefix("run_id:")).map(str::to_owned)
 }
 
@@ -127,7 +144,7 @@ impl DataPath {
     pub(super) async fn alone(&self) -> Result<Alone<'_>, StoreError> {
         let closed = |_closed| StoreError::Unreachable("it is being closed".to_owned());
         let permit = self.alone.acquire().await.map_err(closed)?;
-        let generation = self.tracked.generation.load(Ordering::SeqCst);
+        let generation = self.tracked.generation();
         let idle = || {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
             idle.retain(|(of, _)| *of == generation);
@@ -230,7 +247,7 @@ impl Connection {
 
     /// The attempt under way or landed; begins one where there is none.
     fn opening(&self) -> Opening {
-        let generation = self.tracked.generation.load(Ordering::SeqCst);
+        let generation = self.tracked.generation();
         let mut slot = lock(&self.opening);
         if let Some((of, opening)) = &*slot
             && *of == generation
@@ -248,12 +265,9 @@ impl Connection {
             match &mut opened {
                 Ok(connection) => {
                     let run_id = run_id(connection).await;
-                    if tracked.is_elsewhere(run_id.as_deref()) {
-                        // Before the first reply can be taken for one of the server that is tracked.
-                        tracked.elsewhere.notify_one();
+                    if let Err(elsewhere) = tracked.check(run_id.as_deref()) {
                         forget(&slot, &mine);
-                        opened =
-                            Err((ErrorKind::Io, "the address leads to another server now").into());
+                        opened = Err(elsewhere);
                     }
                 }
                 Err(_) => forget(&slot, &mine),
@@ -286,18 +300,21 @@ fn lock(slot: &Mutex<Option<(u64, Opening)>>) -> Slot<'_> {
 }
 
 /// How far commands got.
-enum Failure {
+#[derive(Debug)]
+pub(super) enum Failure {
     /// There was no connection for them.
     NotOpened(RedisError),
     /// The connection broke before the reply.
     Broken(RedisError),
     /// Redis answered with an error, or not in time.
     Answered(RedisError),
+    /// The reply was not waited for, or not read.
+    NotRead(StoreError),
 }
 
 impl Failure {
     /// Of commands that were sent.
-    fn after_sending(error: RedisError) -> Failure {
+    pub(super) fn after_sending(error: RedisError) -> Failure {
         if error.is_unrecoverable_error() && !error.is_timeout() {
             Failure::Broken(error)
         } else {
@@ -309,6 +326,7 @@ impl Failure {
 impl From<Failure> for StoreError {
     fn from(failure: Failure) -> StoreError {
         match failure {
+            Failure::NotRead(error) => error,
             Failure::NotOpened(error) if matches!(error.kind(), ErrorKind::Server(_)) => {
                 StoreError::Refused(error.to_string())
             }

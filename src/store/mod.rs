@@ -13,6 +13,7 @@ mod connection;
 pub mod embedded;
 pub mod redis;
 mod tracking;
+mod values;
 
 use self::embedded::EmbeddedStore;
 use self::redis::RedisStore;
@@ -48,6 +49,13 @@ pub struct Stored {
     pub value: Bytes,
     /// Until it expires; `None` where it never does.
     pub time_to_live: Option<Duration>,
+}
+
+impl Stored {
+    /// What Redis says of a value that was there: PTTL is -1 for a key without expiry, and -2 for one that is gone since.
+    fn of(value: Bytes, pttl: i64) -> Stored {
+        Stored { value, time_to_live: u64::try_from(pttl).ok().map(Duration::from_millis) }
+    }
 }
 
 /// Why a store has no answer.
@@ -119,10 +127,11 @@ impl Store {
         }
     }
 
-    /// The value of an image.
-    pub async fn get(&self, id: &ImageId) -> Result<Option<Stored>, StoreError> {
+    /// The value of an image, which had so many bytes when it was asked for its size: how it is fetched depends on that,
+    /// and nothing else does.
+    pub async fn get(&self, id: &ImageId, size: u64) -> Result<Option<Stored>, StoreError> {
         match self {
-            Store::Redis(store) => store.get(id).await,
+            Store::Redis(store) => store.get(id, size).await,
             Store::Embedded(store) => store.get(id).await,
         }
     }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use super::connection::{Alone, DataPath, Repeat};
 use super::tracking::Tracking;
+use super::values::{self, ValuePath};
 use super::{
     Announcer, Change, Coherence, Condition, Cursor, Expiry, Page, Replaced, StoreError, Stored,
     Written,
@@ -21,12 +22,17 @@ use crate::image::ImageId;
 use crate::settings::{self, Settings};
 use crate::task::Task;
 
+/// How long a connection is silent before it is asked whether the other end is still there.
+pub(super) const KEEPALIVE: Duration = Duration::from_secs(15);
+
 /// Reads and writes records over a few connections that reconnect by themselves.
 ///
 /// The connections carry data only: that a value changed is told over another, which `Tracking` owns.
 #[derive(Debug)]
 pub struct RedisStore {
     data: Arc<DataPath>,
+    /// Where values come in the clear.
+    values: Option<ValuePath>,
     tracking_client: Client,
     connect_timeout: Duration,
     response_timeout: Duration,
@@ -43,8 +49,12 @@ impl RedisStore {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(settings.redis.connect_timeout))
             .set_response_timeout(Some(settings.redis.response_timeout));
+        let data = DataPath::new(settings.redis.connections, &data_client, &config);
+        let tracked = Arc::clone(&data.tracked);
+        let values = ValuePath::new(data_client.get_connection_info(), &settings.redis, tracked);
         Ok(RedisStore {
-            data: Arc::new(DataPath::new(settings.redis.connections, &data_client, &config)),
+            data: Arc::new(data),
+            values,
             tracking_client: client(url, &settings.redis, ProtocolVersion::RESP3)?,
             connect_timeout: settings.redis.connect_timeout,
             response_timeout: settings.redis.response_timeout,
@@ -86,8 +96,11 @@ impl RedisStore {
 
     /// Value and remaining time in one round trip, and in no transaction: a Redis that is full refuses to queue
     /// even a GET. A write that comes between the two is told of, and what was read here is not kept.
-    pub(super) async fn get(&self, id: &ImageId) -> Result<Option<Stored>, StoreError> {
+    pub(super) async fn get(&self, id: &ImageId, size: u64) -> Result<Option<Stored>, StoreError> {
         let (key, mut commands) = (self.key(id), ::redis::pipe());
+        if let Some(values) = self.values.as_ref().filter(|_| size >= values::LARGE) {
+            return values.get(&key, self.max_value).await;
+        }
         commands.cmd("GET").arg(&key).cmd("PTTL").arg(&key);
         let (value, milliseconds): (Option<Bytes>, i64) =
             self.data.query(&commands, Repeat::Once).await?;
@@ -95,9 +108,7 @@ impl RedisStore {
             return Ok(None);
         };
         self.check_size(value.len() as u64)?;
-        // PTTL answers -1 for a key without expiry, and -2 for one that is gone since.
-        let time_to_live = u64::try_from(milliseconds).ok().map(Duration::from_millis);
-        Ok(Some(Stored { value, time_to_live }))
+        Ok(Some(Stored::of(value, milliseconds)))
     }
 
     pub(super) async fn put(
@@ -311,7 +322,7 @@ fn client(
     // connection whose other end vanished without a word.
     let tcp = TcpSettings::default()
         .set_nodelay(true)
-        .set_keepalive(TcpKeepalive::new().with_time(Duration::from_secs(15)))
+        .set_keepalive(TcpKeepalive::new().with_time(KEEPALIVE))
         .set_user_timeout(settings.response_timeout * 2);
     let info: ConnectionInfo = url.into_connection_info()?.set_tcp_settings(tcp);
     let redis_settings = info.redis_settings().clone().set_protocol(protocol);

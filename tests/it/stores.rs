@@ -11,7 +11,14 @@ use crate::harness::{RedisServer, until};
 
 const LIMIT: usize = 2 * 1024 * 1024;
 
-async fn keeps_the_contract(store: &Store) {
+/// Of values that are fetched together with others.
+const SMALL: u64 = 0;
+
+/// Of values that are fetched alone.
+const LARGE: u64 = u64::MAX;
+
+/// Whichever way values are fetched that have the given size.
+async fn keeps_the_contract(store: &Store, size: u64) {
     let id = |text: &str| ImageId::parse(text).unwrap();
     let minute = Expiry::In(Duration::from_mins(1));
     let soon = Expiry::In(Duration::from_millis(80));
@@ -26,49 +33,49 @@ async fn keeps_the_contract(store: &Store) {
     store.ping().await.unwrap();
 
     // What was never put is absent.
-    assert_eq!(store.get(&id("a")).await.unwrap(), None);
+    assert_eq!(store.get(&id("a"), size).await.unwrap(), None);
 
     // What was put is read back byte for byte, whatever the bytes are.
     let all_bytes: Bytes = (0..=255).cycle().take(1_000_003).collect::<Vec<u8>>().into();
     for value in [Bytes::new(), Bytes::from("{}"), all_bytes] {
         put("a", value.clone(), minute).await;
-        assert_eq!(store.get(&id("a")).await.unwrap().unwrap().value, value);
+        assert_eq!(store.get(&id("a"), size).await.unwrap().unwrap().value, value);
     }
 
     // Ids that differ are different.
-    assert_eq!(store.get(&id("A")).await.unwrap(), None);
-    assert_eq!(store.get(&id("a:")).await.unwrap(), None);
+    assert_eq!(store.get(&id("A"), size).await.unwrap(), None);
+    assert_eq!(store.get(&id("a:"), size).await.unwrap(), None);
 
     // A put tells creation from replacement, and sets the expiry anew.
     let one = Bytes::from("1");
     assert_eq!(put("b", one.clone(), minute).await, Replaced::Nothing);
-    let left = store.get(&id("b")).await.unwrap().unwrap().time_to_live.unwrap();
+    let left = store.get(&id("b"), size).await.unwrap().unwrap().time_to_live.unwrap();
     assert!(left > Duration::from_secs(50) && left <= Duration::from_mins(1), "{left:?}");
     assert_eq!(put("b", one.clone(), Expiry::Never).await, Replaced::Value);
-    assert_eq!(store.get(&id("b")).await.unwrap().unwrap().time_to_live, None);
+    assert_eq!(store.get(&id("b"), size).await.unwrap().unwrap().time_to_live, None);
 
     // Past its time there is no value, and one put then is new.
     put("c", one.clone(), soon).await;
-    assert!(store.get(&id("c")).await.unwrap().is_some());
-    until("c expires", || async { store.get(&id("c")).await.unwrap().is_none() }).await;
+    assert!(store.get(&id("c"), size).await.unwrap().is_some());
+    until("c expires", || async { store.get(&id("c"), size).await.unwrap().is_none() }).await;
     assert_eq!(put("c", one.clone(), minute).await, Replaced::Nothing);
 
     // A new life is not cut short by the expiry of the old one.
     put("d", one.clone(), soon).await;
     put("d", one.clone(), minute).await;
     put("e", one.clone(), soon).await;
-    until("e expires", || async { store.get(&id("e")).await.unwrap().is_none() }).await;
+    until("e expires", || async { store.get(&id("e"), size).await.unwrap().is_none() }).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
-    assert!(store.get(&id("d")).await.unwrap().is_some());
+    assert!(store.get(&id("d"), size).await.unwrap().is_some());
 
     // A value over the limit is refused; one at the limit is not.
     put("f", Bytes::from(vec![b'x'; LIMIT + 1]), minute).await;
-    let refused = store.get(&id("f")).await.unwrap_err();
+    let refused = store.get(&id("f"), size).await.unwrap_err();
     assert!(
         matches!(refused, StoreError::TooLarge { size, limit } if size == LIMIT as u64 + 1 && limit == LIMIT)
     );
     put("f", Bytes::from(vec![b'x'; LIMIT]), minute).await;
-    assert_eq!(store.get(&id("f")).await.unwrap().unwrap().value.len(), LIMIT);
+    assert_eq!(store.get(&id("f"), size).await.unwrap().unwrap().value.len(), LIMIT);
 
     // Readers see a whole value, the old or the new, while it is replaced.
     let (old, new) = (Bytes::from(vec![b'o'; 100_000]), Bytes::from(vec![b'n'; 100_000]));
@@ -81,16 +88,16 @@ async fn keeps_the_contract(store: &Store) {
     };
     let reading = async {
         for _ in 0..50 {
-            let value = store.get(&id("g")).await.unwrap().unwrap().value;
+            let value = store.get(&id("g"), size).await.unwrap().unwrap().value;
             assert!(value == old || value == new);
         }
     };
     tokio::join!(writing, reading);
 
-    writes_on_conditions_and_lists(store).await;
+    writes_on_conditions_and_lists(store, size).await;
 }
 
-async fn writes_on_conditions_and_lists(store: &Store) {
+async fn writes_on_conditions_and_lists(store: &Store, size: u64) {
     let id = |text: &str| ImageId::parse(text).unwrap();
     let minute = Expiry::In(Duration::from_mins(1));
     let soon = Expiry::In(Duration::from_millis(80));
@@ -106,7 +113,7 @@ async fn writes_on_conditions_and_lists(store: &Store) {
     let is = |wanted: &'static [u8]| Condition::is(move |value| value == Some(wanted));
     assert_eq!(write(Condition::Present).await, Written::ConditionFailed);
     assert_eq!(write(is(b"1")).await, Written::ConditionFailed);
-    assert_eq!(store.get(&id("h")).await.unwrap(), None);
+    assert_eq!(store.get(&id("h"), size).await.unwrap(), None);
     assert_eq!(write(Condition::Absent).await, Written::Done(Replaced::Nothing));
     assert_eq!(write(Condition::Absent).await, Written::ConditionFailed);
     assert_eq!(write(Condition::Present).await, Written::Done(Replaced::Value));
@@ -116,7 +123,7 @@ async fn writes_on_conditions_and_lists(store: &Store) {
 
     // An expiry can be kept, and there may be none to keep.
     let left = async |name: &str| {
-        store.get(&id(name)).await.unwrap().unwrap().time_to_live.map(|it| it.as_secs())
+        store.get(&id(name), size).await.unwrap().unwrap().time_to_live.map(|it| it.as_secs())
     };
     put("h", Bytes::from("2"), Expiry::Kept).await;
     assert!(left("h").await.is_some_and(|left| (50..=60).contains(&left)));
@@ -131,14 +138,14 @@ async fn writes_on_conditions_and_lists(store: &Store) {
     assert_eq!(remove(is(b"2")).await, Written::ConditionFailed);
     assert_eq!(remove(Condition::Absent).await, Written::ConditionFailed);
     assert_eq!(remove(is(b"1")).await, Written::Done(Replaced::Value));
-    assert_eq!(store.get(&id("h")).await.unwrap(), None);
+    assert_eq!(store.get(&id("h"), size).await.unwrap(), None);
     assert_eq!(remove(Condition::Present).await, Written::ConditionFailed);
     assert_eq!(remove(Condition::Always).await, Written::Done(Replaced::Nothing));
     put("h", one.clone(), Expiry::Never).await;
     assert_eq!(remove(Condition::Always).await, Written::Done(Replaced::Value));
     put("h", one.clone(), Expiry::Never).await;
     assert_eq!(remove(Condition::Present).await, Written::Done(Replaced::Value));
-    assert_eq!(store.get(&id("h")).await.unwrap(), None);
+    assert_eq!(store.get(&id("h"), size).await.unwrap(), None);
 
     // A listing has every id with a beginning, and none that is gone.
     for number in 0..2500 {
@@ -146,7 +153,8 @@ async fn writes_on_conditions_and_lists(store: &Store) {
     }
     put("lisp", one.clone(), Expiry::Never).await;
     put("list_soon", one.clone(), soon).await;
-    until("it expires", || async { store.get(&id("list_soon")).await.unwrap().is_none() }).await;
+    until("it expires", || async { store.get(&id("list_soon"), size).await.unwrap().is_none() })
+        .await;
     for (beginning, number) in [("list_", 2500), ("list_1", 1111), ("list_77", 11), ("lis", 2501)] {
         let (mut found, mut from) = (std::collections::HashSet::new(), None);
         loop {
@@ -180,7 +188,7 @@ async fn writes_on_conditions_and_lists(store: &Store) {
         let (a, b, c, d) = tokio::join!(a, b, c, d);
         let won: Vec<u8> = [a, b, c, d].into_iter().flatten().collect();
         assert_eq!(won.len(), 1, "round {round}");
-        assert_eq!(store.get(&id("j")).await.unwrap().unwrap().value, won);
+        assert_eq!(store.get(&id("j"), size).await.unwrap().unwrap().value, won);
     }
 }
 
@@ -194,28 +202,50 @@ async fn open(settings: &[(&str, &str)]) -> Store {
 async fn the_embedded_store_keeps_the_contract() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().to_str().unwrap();
-    keeps_the_contract(&open(&[("embedded.dir", dir), ("embedded.sweep_interval", "10ms")]).await)
-        .await;
+    let store = open(&[("embedded.dir", dir), ("embedded.sweep_interval", "10ms")]).await;
+    keeps_the_contract(&store, SMALL).await;
 }
 
 #[tokio::test]
 async fn redis_keeps_the_contract() {
+    for size in [SMALL, LARGE] {
+        let redis = RedisServer::start().await;
+        keeps_the_contract(&open(&[("redis.url", &redis.url())]).await, size).await;
+    }
+}
+
+#[tokio::test]
+async fn values_are_read_whichever_connections_redis_has_closed() {
     let redis = RedisServer::start().await;
-    keeps_the_contract(&open(&[("redis.url", &redis.url())]).await).await;
+    let store = open(&[("redis.url", &redis.url())]).await;
+    let id = ImageId::parse("a").unwrap();
+    let value = Bytes::from(vec![b'x'; 100_000]);
+    store.put(&id, value.clone(), Expiry::Never, &Condition::Always).await.unwrap();
+    for _ in 0..3 {
+        for size in [LARGE, LARGE, SMALL] {
+            assert_eq!(store.get(&id, size).await.unwrap().unwrap().value, value);
+        }
+        let mut kill = redis::cmd("CLIENT");
+        kill.arg("KILL").arg("TYPE").arg("normal").arg("SKIPME").arg("yes");
+        let killed: u64 = kill.query_async(&mut redis.connect().await).await.unwrap();
+        assert!(killed >= 2, "{killed}");
+    }
 }
 
 #[tokio::test]
 async fn redis_keeps_the_contract_over_a_unix_socket_in_another_database() {
-    let redis = RedisServer::start().await;
-    let url = format!("redis+unix://{}?db=3", redis.socket().display());
-    keeps_the_contract(&open(&[("redis.url", &url)]).await).await;
-    let (keys,): (String,) = redis::pipe()
-        .cmd("INFO")
-        .arg("keyspace")
-        .query_async(&mut redis.connect().await)
-        .await
-        .unwrap();
-    assert!(keys.contains("db3:") && !keys.contains("db0:"), "{keys}");
+    for size in [SMALL, LARGE] {
+        let redis = RedisServer::start().await;
+        let url = format!("redis+unix://{}?db=3", redis.socket().display());
+        keeps_the_contract(&open(&[("redis.url", &url)]).await, size).await;
+        let (keys,): (String,) = redis::pipe()
+            .cmd("INFO")
+            .arg("keyspace")
+            .query_async(&mut redis.connect().await)
+            .await
+            .unwrap();
+        assert!(keys.contains("db3:") && !keys.contains("db0:"), "{keys}");
+    }
 }
 
 #[tokio::test]
@@ -237,7 +267,9 @@ async fn redis_keeps_the_contract_with_a_user_and_a_password() {
         store.ping().await.unwrap();
         let id = ImageId::parse("a").unwrap();
         store.put(&id, Bytes::from("1"), Expiry::Never, &Condition::Always).await.unwrap();
-        assert!(store.get(&id).await.unwrap().is_some());
+        for size in [SMALL, LARGE] {
+            assert!(store.get(&id, size).await.unwrap().is_some());
+        }
     }
     for login in ["", "images:wrong@"] {
         let url = format!("redis://{login}127.0.0.1:{}", redis.port);
@@ -272,7 +304,7 @@ async fn redis_keeps_the_contract_over_tls_with_certificates_on_both_sides() {
         ("redis.tls_key_file", &key),
     ])
     .await;
-    keeps_the_contract(&store).await;
+    keeps_the_contract(&store, LARGE).await;
     // An authority that isn't known is not trusted.
     let stranger = open(&[("redis.url", &url)]).await;
     assert!(stranger.ping().await.is_err());
