@@ -42,6 +42,9 @@ pub(super) struct Activity {
     streams: Mutex<Vec<Mark>>,
 }
 
+/// What opens an HTTP/2 connection (RFC 9113 §3.4).
+pub(super) const HTTP_2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// When something was last taken of an answer, in milliseconds since its connection began.
 pub(super) type Mark = Arc<AtomicU64>;
 
@@ -192,8 +195,8 @@ impl Activity {
     }
 
     fn read(&self, bytes: &[u8]) {
-        // What opens an HTTP/2 connection (RFC 9113 §3.4). It comes in one piece from whoever means it.
-        if self.is_beginning() && bytes.starts_with(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") {
+        // It comes in one piece from whoever means it.
+        if self.is_beginning() && bytes.starts_with(HTTP_2_PREFACE) {
             self.multiplexed.store(true, Ordering::Relaxed);
         }
         let multiplexed = self.multiplexed.load(Ordering::Relaxed);

@@ -2,12 +2,13 @@
 
 mod activity;
 mod exchange;
+mod gather;
 pub(crate) mod listen;
 mod plain;
 mod tls;
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
@@ -23,8 +24,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
-use self::activity::{Activity, Observed, Overdue, Timeouts};
+use self::activity::{Activity, HTTP_2_PREFACE, Observed, Overdue, Timeouts};
 use self::exchange::{Front, HTTP_2_PIECE};
+use self::gather::Gathered;
 use self::listen::Wire;
 pub use self::listen::{Listener, Listeners};
 use self::plain::Plain;
@@ -162,7 +164,7 @@ fn builder(app: &App) -> Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams.get())
         // What waits in the library for a client to take it is memory that nobody counts.
-        .max_send_buf_size(2 * HTTP_2_PIECE)
+        .max_send_buf_size(4 * HTTP_2_PIECE)
         .max_header_list_size(header_bytes);
     builder
 }
@@ -247,7 +249,10 @@ impl Server {
         peer: Peer,
         activity: Arc<Activity>,
     ) {
-        let io = TokioIo::new(Observed { before, wire, activity: Arc::clone(&activity) });
+        let gathers = before.starts_with(HTTP_2_PREFACE);
+        let observed = Observed { before, wire, activity: Arc::clone(&activity) };
+        let wire = Gathered::new(observed, gathers);
+        let io = TokioIo::new(wire.clone());
         let service = service_fn(|request: Request<Incoming>| {
             let (server, activity) = (Arc::clone(self), Arc::clone(&activity));
             let request = request.map(|incoming| server.front.body(incoming));
@@ -259,7 +264,7 @@ impl Server {
         let mut winding_down = false;
         loop {
             tokio::select! {
-                ended = connection.as_mut() => {
+                ended = poll_fn(|context| wire.poll_with(connection.as_mut(), context)) => {
                     if let Err(error) = ended {
                         tracing::debug!(%peer, error, "connection ended");
                     }

@@ -1,0 +1,135 @@
+//! Writing a connection's bytes together.
+//!
+//! The HTTP library writes each frame of HTTP/2 by itself, and none is larger than its client allows: 16 KiB, as a rule.
+//! But a write's way through the kernel costs more than the copy of 16 KiB. So what the library writes is kept until it
+//! has nothing more to write for now, or until there is a lot. `benches/README.md` has the figures.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// As much as goes through the kernel at once.
+const A_LOT: usize = 64 * 1024;
+
+/// A connection whose writes are gathered: one for the HTTP library, and one for whoever polls that.
+#[derive(Debug)]
+pub(super) struct Gathered<W>(Arc<Mutex<Outgoing<W>>>);
+
+#[derive(Debug)]
+struct Outgoing<W> {
+    wire: W,
+    /// Off for HTTP/1.1, of which the library writes a whole head and body at once. There it also leaves some connections
+    /// without shutting them down, those that asked for an upgrade, and would leave what waits unsent.
+    gathers: bool,
+    waiting: Vec<u8>,
+    /// How many of those have been written.
+    written: usize,
+}
+
+impl<W> Clone for Gathered<W> {
+    fn clone(&self) -> Gathered<W> {
+        Gathered(Arc::clone(&self.0))
+    }
+}
+
+impl<W: AsyncRead + AsyncWrite + Unpin> Gathered<W> {
+    pub(super) fn new(wire: W, gathers: bool) -> Gathered<W> {
+        let (waiting, written) = (Vec::new(), 0);
+        Gathered(Arc::new(Mutex::new(Outgoing { wire, gathers, waiting, written })))
+    }
+
+    /// Polls the library's side of the connection, and writes what it has written.
+    pub(super) fn poll_with<E: From<io::Error>>(
+        &self,
+        library: Pin<&mut impl Future<Output = Result<(), E>>>,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), E>> {
+        let polled = library.poll(context);
+        if polled.is_pending() {
+            ready!(self.lock().poll_send(context))?;
+        }
+        polled
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Outgoing<W>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<W: AsyncWrite + Unpin> Outgoing<W> {
+    fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.waiting.len() {
+            let bytes = &self.waiting[self.written..];
+            match ready!(Pin::new(&mut self.wire).poll_write(context, bytes))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.written += written,
+            }
+        }
+        // An idle connection has no buffer.
+        (self.waiting, self.written) = (Vec::new(), 0);
+        // Over TLS some of it may wait there.
+        Pin::new(&mut self.wire).poll_flush(context)
+    }
+}
+
+impl<W: AsyncRead + Unpin> AsyncRead for Gathered<W> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut outgoing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Pin::new(&mut outgoing.wire).poll_read(context, buffer)
+    }
+}
+
+impl<W: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gathered<W> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(context, &[io::IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut outgoing = self.lock();
+        let length = slices.iter().map(|it| it.len()).sum();
+        if outgoing.waiting.len() + length > A_LOT {
+            ready!(outgoing.poll_send(context))?;
+        }
+        if length > A_LOT || !outgoing.gathers {
+            return Pin::new(&mut outgoing.wire).poll_write_vectored(context, slices);
+        }
+        for slice in slices {
+            outgoing.waiting.extend_from_slice(slice);
+        }
+        Poll::Ready(Ok(length))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// The library asks for it after each frame. Whoever polls it sends them together.
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut outgoing = self.lock();
+        if outgoing.gathers {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut outgoing.wire).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut outgoing = self.lock();
+        ready!(outgoing.poll_send(context))?;
+        Pin::new(&mut outgoing.wire).poll_shutdown(context)
+    }
+}
