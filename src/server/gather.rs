@@ -48,8 +48,10 @@ impl<W: AsyncRead + AsyncWrite + Unpin> Gathered<W> {
         context: &mut Context<'_>,
     ) -> Poll<Result<(), E>> {
         let polled = library.poll(context);
+        let sent = self.lock().poll_send(context);
+        // Where it has ended with an error, its last words are sent as far as they can be.
         if polled.is_pending() {
-            ready!(self.lock().poll_send(context))?;
+            ready!(sent)?;
         }
         polled
     }

@@ -11,7 +11,7 @@ use ::redis::{
 use anyhow::Context;
 use bytes::Bytes;
 
-use super::connection::{Alone, DataPath, Repeat};
+use super::connection::{Alone, DataPath, Failure, Repeat};
 use super::tracking::Tracking;
 use super::values::{self, ValuePath};
 use super::{
@@ -23,7 +23,7 @@ use crate::settings::{self, Settings};
 use crate::task::Task;
 
 /// How long a connection is silent before it is asked whether the other end is still there.
-pub(super) const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// Reads and writes records over a few connections that reconnect by themselves.
 ///
@@ -99,7 +99,10 @@ impl RedisStore {
     pub(super) async fn get(&self, id: &ImageId, size: u64) -> Result<Option<Stored>, StoreError> {
         let (key, mut commands) = (self.key(id), ::redis::pipe());
         if let Some(values) = self.values.as_ref().filter(|_| size >= values::LARGE) {
-            return values.get(&key, self.max_value).await;
+            match values.get(&key, self.max_value).await {
+                Err(Failure::NotOpened(_) | Failure::Broken(_)) => {}
+                read => return Ok(read?),
+            }
         }
         commands.cmd("GET").arg(&key).cmd("PTTL").arg(&key);
         let (value, milliseconds): (Option<Bytes>, i64) =

@@ -11,15 +11,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
-use redis::io::tcp::socket2::{SockRef, TcpKeepalive};
+use redis::io::tcp::{TcpSettings, socket2::SockRef};
 use redis::{ConnectionAddr, ConnectionInfo, ErrorKind, Pipeline, RedisError};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connection::{Failure, Tracked, run_id_in};
-use super::{StoreError, Stored, redis::KEEPALIVE};
+use super::{StoreError, Stored};
 use crate::settings;
 
 /// Values of this many bytes are large: what is saved is worth a connection for as long as they take.
@@ -27,6 +27,9 @@ pub(super) const LARGE: u64 = 64 * 1024;
 
 /// The longest line of a reply that is read.
 const LONGEST_LINE: u64 = 4096;
+
+/// The longest text that a server says of itself: it is ten times as long as any.
+const LONGEST_INFO: usize = 64 * 1024;
 
 /// The connections that large values come over.
 #[derive(Debug)]
@@ -45,7 +48,7 @@ pub(super) struct ValuePath {
 
 #[derive(Debug)]
 enum Address {
-    Tcp(String, u16),
+    Tcp(String, u16, TcpSettings),
     Unix(PathBuf),
 }
 
@@ -57,7 +60,9 @@ impl ValuePath {
         tracked: Arc<Tracked>,
     ) -> Option<ValuePath> {
         let address = match info.addr() {
-            ConnectionAddr::Tcp(host, port) => Address::Tcp(host.clone(), *port),
+            ConnectionAddr::Tcp(host, port) => {
+                Address::Tcp(host.clone(), *port, info.tcp_settings().clone())
+            }
             ConnectionAddr::Unix(path) => Address::Unix(path.clone()),
             _ => return None,
         };
@@ -79,11 +84,13 @@ impl ValuePath {
         })
     }
 
-    /// A value and what is left of its life, unless it is over the limit.
-    pub(super) async fn get(&self, key: &str, limit: usize) -> Result<Option<Stored>, StoreError> {
-        let turn = timeout(self.response_timeout, self.turns.acquire()).await;
+    /// A value and what is left of its life, unless it is over the limit. [`Failure::NotOpened`] or
+    /// [`Failure::Broken`] where this way is closed, which tries neither several addresses at once nor another login.
+    pub(super) async fn get(&self, key: &str, limit: usize) -> Result<Option<Stored>, Failure> {
+        let late = Instant::now() + self.response_timeout;
+        let turn = timeout_at(late, self.turns.acquire()).await;
         let Ok(Ok(_turn)) = turn else {
-            return Err(StoreError::TimedOut);
+            return Err(Failure::NotRead(StoreError::TimedOut));
         };
         let generation = self.tracked.generation();
         let idle = {
@@ -92,16 +99,20 @@ impl ValuePath {
             idle.pop()
         };
         if let Some((_, connection)) = idle {
-            match self.read(connection, generation, key, limit).await {
-                // The other side closed it while it was idle, and so it did the others.
-                Err(Failure::Broken(_)) => self.idle().clear(),
-                result => return Ok(result?),
+            let read = self.read(connection, generation, key, limit, late).await;
+            if let Err(Failure::Broken(_) | Failure::NotRead(StoreError::TimedOut)) = read {
+                // As this one the others were closed by the other side, or lead to where nobody is any more.
+                self.idle().clear();
+            }
+            if !matches!(read, Err(Failure::Broken(_))) {
+                return read;
             }
         }
         let connection = timeout(self.connect_timeout, self.connect()).await;
-        let late = |_late| Err(io::Error::from(io::ErrorKind::TimedOut).into());
-        let connection = connection.unwrap_or_else(late).map_err(Failure::NotOpened)?;
-        Ok(self.read(connection, generation, key, limit).await?)
+        let timed_out = |_late| Err(io::Error::from(io::ErrorKind::TimedOut).into());
+        let connection = connection.unwrap_or_else(timed_out).map_err(Failure::NotOpened)?;
+        let late = Instant::now() + self.response_timeout;
+        self.read(connection, generation, key, limit, late).await
     }
 
     /// Asks for a value. The connection is kept only where everything went well: in any other case, an end of waiting
@@ -112,8 +123,9 @@ impl ValuePath {
         generation: u64,
         key: &str,
         limit: usize,
+        late: Instant,
     ) -> Result<Option<Stored>, Failure> {
-        let stored = timeout(self.response_timeout, connection.get(key, limit)).await;
+        let stored = timeout_at(late, connection.get(key, limit)).await;
         let stored = stored.unwrap_or_else(|_late| Err(Failure::NotRead(StoreError::TimedOut)))?;
         self.idle().push((generation, connection));
         Ok(stored)
@@ -121,11 +133,14 @@ impl ValuePath {
 
     async fn connect(&self) -> Result<Connection, RedisError> {
         let socket: Box<dyn Socket> = match &self.address {
-            Address::Tcp(host, port) => {
+            Address::Tcp(host, port, settings) => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                stream.set_nodelay(true)?;
-                let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
-                SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+                let socket = SockRef::from(&stream);
+                socket.set_tcp_nodelay(settings.nodelay())?;
+                if let Some(keepalive) = settings.keepalive() {
+                    socket.set_tcp_keepalive(keepalive)?;
+                }
+                socket.set_tcp_user_timeout(settings.user_timeout())?;
                 Box::new(stream)
             }
             Address::Unix(path) => Box::new(UnixStream::connect(path).await?),
@@ -141,6 +156,7 @@ impl ValuePath {
         // Whoever may not ask gets an error here, and goes on.
         let line = connection.line().await?;
         let info = match length_in(&line) {
+            Ok(Some(length)) if length > LONGEST_INFO => return Err(unexpected()),
             Ok(Some(length)) => connection.bytes(length).await?,
             Ok(None) | Err(_) => Vec::new(),
         };

@@ -233,6 +233,23 @@ async fn values_are_read_whichever_connections_redis_has_closed() {
 }
 
 #[tokio::test]
+async fn values_are_read_while_redis_takes_no_more_connections() {
+    let redis = RedisServer::start().await;
+    let store = open(&[("redis.url", &redis.url()), ("redis.connections", "1")]).await;
+    let id = ImageId::parse("a").unwrap();
+    let value = Bytes::from(vec![b'x'; 100_000]);
+    store.put(&id, value.clone(), Expiry::Never, &Condition::Always).await.unwrap();
+    let mut connection = redis.connect().await;
+    let clients: String =
+        redis::cmd("INFO").arg("clients").query_async(&mut connection).await.unwrap();
+    let connected = clients.lines().find_map(|line| line.strip_prefix("connected_clients:"));
+    let mut limit = redis::cmd("CONFIG");
+    limit.arg("SET").arg("maxclients").arg(connected.unwrap());
+    limit.exec_async(&mut connection).await.unwrap();
+    assert_eq!(store.get(&id, LARGE).await.unwrap().unwrap().value, value);
+}
+
+#[tokio::test]
 async fn redis_keeps_the_contract_over_a_unix_socket_in_another_database() {
     for size in [SMALL, LARGE] {
         let redis = RedisServer::start().await;
