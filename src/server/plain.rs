@@ -294,12 +294,17 @@ impl<'a> Plain<'a> {
         let (all, mut done, mut progressed) = (head.len() + body.len(), 0, true);
         let whole = poll_fn(|context| {
             while done < all {
-                let slices = if done < head.len() {
-                    [IoSlice::new(&head[done..]), IoSlice::new(body)]
-                } else {
-                    [IoSlice::new(&body[done - head.len()..]), IoSlice::new(&[])]
+                let wire = Pin::new(&mut self.wire);
+                // Two pieces at once cost more than one does, if only a little: it is what a 304 spends over nginx's.
+                let written = match (head.get(done..), done.saturating_sub(head.len())) {
+                    (Some(head @ [_, ..]), _) if body.is_empty() => wire.poll_write(context, head),
+                    (Some(head @ [_, ..]), _) => {
+                        let slices = [IoSlice::new(head), IoSlice::new(body)];
+                        wire.poll_write_vectored(context, &slices)
+                    }
+                    (_, of_body) => wire.poll_write(context, &body[of_body..]),
                 };
-                match Pin::new(&mut self.wire).poll_write_vectored(context, &slices) {
+                match written {
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(false),
                     Poll::Ready(Ok(written)) => {
                         done += written;
