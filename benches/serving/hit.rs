@@ -10,12 +10,13 @@ use anyhow::{Context, Result};
 use crate::bench::Bench;
 use crate::cells::{Cell, Figures, Results, float, take_turns};
 use crate::client::Client;
+use crate::floor;
 use crate::images::{SIZES, Size, path, png, record};
 use crate::load::{Addresses, Load, Protocol, measure};
 use crate::report::{self, Column};
 use crate::servers::{
-    self, AFTERIMAGE, AGAINST, CACHED, NAIVE, NGINX, Peer, Server, VARNISH, afterimage, named,
-    nginx, python, varnish,
+    self, AFTERIMAGE, AGAINST, CACHED, FLOOR, LIBRARY, NAIVE, NGINX, Peer, Server, VARNISH,
+    afterimage, named, nginx, python, varnish,
 };
 use crate::store::Redis;
 
@@ -112,6 +113,8 @@ pub(crate) fn run(bench: &Bench, results: &mut Results) -> Result<()> {
     peers.extend([
         nginx_peer,
         Peer::new(VARNISH, varnish(bench, &origin)),
+        Peer::new(FLOOR, floor::start(bench, &folder)),
+        Peer::new(LIBRARY, floor::start_library(bench, &folder)),
         Peer::new(CACHED, python(bench, &redis, "cached")),
         Peer::new(NAIVE, python(bench, &redis, "naive")),
         Peer::new(LOGGING[0].1, afterimage(bench, &bench.afterimage, &redis, &logged)),
@@ -159,6 +162,10 @@ fn cells(bench: &Bench) -> Vec<Cell> {
             let mut servers = vec![AFTERIMAGE];
             servers.extend(bench.against.is_some().then_some(AGAINST));
             servers.extend([NGINX, VARNISH]);
+            servers.push(match kind.protocol {
+                Protocol::Http1 => FLOOR,
+                Protocol::Http2 => LIBRARY,
+            });
             if kind.pythons.contains(size) {
                 servers.extend([CACHED, NAIVE]);
             }

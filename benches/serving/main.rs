@@ -8,6 +8,7 @@ mod bench;
 mod cells;
 mod client;
 mod cold;
+mod floor;
 mod hit;
 mod images;
 mod installed;
@@ -40,13 +41,20 @@ use targets::Target;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((floor::ARGUMENT, served)) = arguments.split_first().map(|it| (&**it.0, it.1)) {
+        return done(floor::serve(served).map(|never| match never {}));
+    }
     // Cargo adds this to a bench. A test of all targets doesn't, and isn't meant to take half an hour.
     if !arguments.iter().any(|it| it == "--bench") {
         println!("To be run by `cargo bench --bench serving`.");
         return ExitCode::SUCCESS;
     }
     let options = Options::parse(arguments.into_iter().filter(|it| it != "--bench"));
-    match options.and_then(Bench::prepare).and_then(|bench| run(&bench)) {
+    done(options.and_then(Bench::prepare).and_then(|bench| run(&bench)))
+}
+
+fn done(result: Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("serving: {error:#}");

@@ -9,10 +9,13 @@ use anyhow::{Context, Result, ensure};
 use crate::bench::Bench;
 use crate::cells::{Cell, Figures, Results, Spread, float, take_turns};
 use crate::client::Client;
+use crate::floor;
 use crate::images::{path, png, record};
 use crate::load::{Addresses, Load, Protocol, measure};
 use crate::report::{self, Column};
-use crate::servers::{self, AFTERIMAGE, AGAINST, NGINX, Peer, Server, afterimage, named, nginx};
+use crate::servers::{
+    self, AFTERIMAGE, AGAINST, FLOOR, NGINX, Peer, Server, afterimage, named, nginx,
+};
 use crate::store::Redis;
 
 const SECTION: &str = "memory";
@@ -154,10 +157,11 @@ fn many(bench: &Bench, results: &mut Results) -> Result<()> {
     let redis = Redis::start(bench, bench.cores.servers.as_deref())?;
     let mut store = redis.connect()?;
     let ids = |count: usize| (0..count).map(|image| format!("i{image}"));
-    let records: Vec<(String, Vec<u8>)> = ids(MANY_IMAGES[0].1)
+    let images: Vec<(String, Vec<u8>)> = ids(MANY_IMAGES[0].1)
         .enumerate()
-        .map(|(image, id)| (id, record(&png(image as u64, SMALL))))
+        .map(|(image, id)| (id, png(image as u64, SMALL)))
         .collect();
+    let records: Vec<_> = images.iter().map(|(id, image)| (id.clone(), record(image))).collect();
     store.set_all(&records)?;
     let roomy = [("cache.images", "60000"), ("cache.known", "60000"), ("cache.bytes", "200MiB")];
     let mut programs = vec![(AFTERIMAGE, &bench.afterimage)];
@@ -171,6 +175,12 @@ fn many(bench: &Bench, results: &mut Results) -> Result<()> {
             peers.push(Peer::new(&format!("{name} {size}"), server));
             cells.push(Cell::new(SECTION, MANY, size, name));
         }
+    }
+    for (size, count) in MANY_IMAGES {
+        let files = images.iter().take(count).map(|(id, image)| (id.clone(), image.as_slice()));
+        let server = bench.files(files).and_then(|folder| floor::start(bench, &folder));
+        peers.push(Peer::new(&format!("{FLOOR} {size}"), server));
+        cells.push(Cell::new(SECTION, MANY, size, FLOOR));
     }
     take_turns(bench.options.rounds(), &mut cells, |cell, round| {
         let server = named(&mut peers, &format!("{} {}", cell.server, cell.size))?;
@@ -208,7 +218,7 @@ pub(crate) fn with_connections(results: &Results) -> Option<Spread> {
 }
 
 /// The processor time of a hit among many divided by that of one among few.
-pub(crate) fn among_many(results: &Results) -> Option<Spread> {
-    let cell = |size| results.find(SECTION, MANY, size, AFTERIMAGE);
+pub(crate) fn among_many(results: &Results, server: &str) -> Option<Spread> {
+    let cell = |size| results.find(SECTION, MANY, size, server);
     cell(MANY_IMAGES[0].0)?.over("cpu_us", cell(MANY_IMAGES[1].0)?, "cpu_us")
 }

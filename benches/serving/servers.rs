@@ -16,6 +16,10 @@ use crate::store::Redis;
 pub(crate) const AFTERIMAGE: &str = "afterimage";
 /// The other program of Afterimage that was given.
 pub(crate) const AGAINST: &str = "afterimage, against";
+/// The least that any server has to spend.
+pub(crate) const FLOOR: &str = "floor";
+/// The HTTP library that Afterimage uses, with nothing behind it.
+pub(crate) const LIBRARY: &str = "hyper alone";
 pub(crate) const NGINX: &str = "nginx";
 pub(crate) const VARNISH: &str = "Varnish";
 pub(crate) const CACHED: &str = "Python, cached";

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::bench::Bench;
 use crate::cells::{Results, Spread};
-use crate::servers::{AFTERIMAGE, CACHED, NGINX, VARNISH};
+use crate::servers::{AFTERIMAGE, CACHED, FLOOR, NGINX, VARNISH};
 use crate::{cold, hit, memory, open, table};
 
 pub(crate) struct Target {
@@ -12,12 +12,18 @@ pub(crate) struct Target {
     /// At most this is wanted.
     limit: f64,
     measured: Option<Spread>,
+    /// What it would be of a server that did nothing but read and write.
+    floor: Option<Spread>,
     digits: usize,
 }
 
 impl Target {
     fn new(what: &str, limit: f64, measured: Option<Spread>) -> Target {
-        Target { what: what.to_owned(), limit, measured, digits: 2 }
+        Target { what: what.to_owned(), limit, measured, floor: None, digits: 2 }
+    }
+
+    fn floor(self, floor: Option<Spread>) -> Target {
+        Target { floor, ..self }
     }
 
     fn digits(self, digits: usize) -> Target {
@@ -37,32 +43,39 @@ impl Target {
             "what": self.what,
             "at_most": self.limit,
             "measured": self.measured.map(Spread::json),
+            "floor": self.floor.map(Spread::json),
             "verdict": self.verdict(),
         })
     }
 }
 
 pub(crate) fn all(bench: &Bench, results: &Results) -> Vec<Target> {
-    let processor = |load: &str, size: &str, peer: &str| {
+    let over = |ours: &str, load: &str, size: &str, peer: &str| {
         let cell = |server| results.find(hit::SECTION, load, size, server);
-        cell(AFTERIMAGE)?.over("cpu_us", cell(peer)?, "cpu_us")
+        cell(ours)?.over("cpu_us", cell(peer)?, "cpu_us")
+    };
+    let processor = |what: &str, limit: f64, load: &str, size: &str, peer: &str| {
+        Target::new(what, limit, over(AFTERIMAGE, load, size, peer))
+            .floor(over(FLOOR, load, size, peer))
     };
     let mut targets = Vec::new();
     for (size, limit) in [("2 KB", 1.0), ("50 KB", 1.0), ("200 KB", 1.0), ("1 MB", 0.5)] {
         let what = format!("CPU of a hit of {size} ÷ nginx's");
-        targets.push(Target::new(&what, limit, processor(hit::PLAIN, size, NGINX)));
+        targets.push(processor(&what, limit, hit::PLAIN, size, NGINX));
     }
     for size in ["2 KB", "50 KB", "200 KB"] {
         let what = format!("CPU of a hit of {size} ÷ Varnish's");
-        targets.push(Target::new(&what, 0.6, processor(hit::PLAIN, size, VARNISH)));
+        targets.push(processor(&what, 0.6, hit::PLAIN, size, VARNISH));
     }
     let images = memory::flood_size(bench);
     targets.extend([
-        Target::new("CPU of a 304 ÷ nginx's", 1.0, processor(hit::REVALIDATION, "50 KB", NGINX)),
-        Target::new(
+        processor("CPU of a 304 ÷ nginx's", 1.0, hit::REVALIDATION, "50 KB", NGINX),
+        processor(
             "CPU of a hit of 1 MB ÷ that of the cached Python, 1/28",
             1.0 / 28.0,
-            processor(hit::PLAIN, "1 MB", CACHED),
+            hit::PLAIN,
+            "1 MB",
+            CACHED,
         )
         .digits(4),
         Target::new(
@@ -84,8 +97,9 @@ pub(crate) fn all(bench: &Bench, results: &Results) -> Vec<Target> {
         Target::new(
             "CPU of a hit among 50,000 images ÷ among 50",
             1.1,
-            memory::among_many(results),
-        ),
+            memory::among_many(results, AFTERIMAGE),
+        )
+        .floor(memory::among_many(results, FLOOR)),
         Target::new(
             "resident MB with 10,000 idle connections",
             200.0,
@@ -122,11 +136,12 @@ pub(crate) fn print(targets: &[Target]) {
             format!("≤ {}", number(target.limit)),
             median,
             range,
+            target.floor.map_or_else(|| "–".to_owned(), |it| number(it.median)),
         ]
     });
     table::print(
         2,
-        &["target", "verdict", "wanted", "measured", "between"],
+        &["target", "verdict", "wanted", "measured", "between", "floor"],
         &rows.collect::<Vec<_>>(),
     );
 }
