@@ -19,12 +19,13 @@ use tower_http::timeout::TimeoutBody;
 use tracing::Level;
 
 use super::activity::{Activity, Mark};
-use super::plain::{Asked, DateField, Hit, Progress, slot};
+use super::plain::{Asked, DateField, Hit, Progress};
+use super::said;
 use crate::app::App;
 use crate::http::problem::{Cause, Problem};
 use crate::http::router::{Peer, Route, Routes, router};
-use crate::http::{CACHE_STATUS, REQUEST_ID};
-use crate::image::{Form, hex};
+use crate::http::{CACHE_STATUS, FromMemory, REQUEST_ID};
+use crate::image::{Facts, Form, hex};
 use crate::telemetry::{HitMetrics, Shed};
 
 /// What is said of where a hit comes from.
@@ -69,8 +70,8 @@ impl Front {
         Body::new(TimeoutBody::new(self.app.settings.http.body_timeout, incoming))
     }
 
-    /// The answer to a plain request for an image as it is, if it is in memory and was answered before.
-    pub(super) fn hit(&self, peer: Peer, asked: &Asked<'_>, began: Instant) -> Option<Hit<'_>> {
+    /// What answers a plain request for an image as it is, if that is in memory and was answered before.
+    fn find(&self, asked: &Asked<'_>, began: Instant) -> Option<Found> {
         let (id, versioned) = asked.as_it_is()?;
         if self.routes == Routes::Admin {
             return None;
@@ -88,11 +89,18 @@ impl Front {
                 _ => return None,
             },
         };
-        slot(&facts, status, versioned)?.get()?;
+        said::slot(&facts, status, versioned)?.get()?;
         let body = match status {
             StatusCode::OK => self.app.cache.get(&id, facts.version, Form::Original)?.body,
             _ => Bytes::new(),
         };
+        Some(Found { facts, status, versioned, body })
+    }
+
+    /// The answer to a plain request over HTTP/1.1.
+    pub(super) fn hit(&self, peer: Peer, asked: &Asked<'_>, began: Instant) -> Option<Hit<'_>> {
+        let found = self.find(asked, began)?;
+        let status = found.status;
         let metrics = &self.app.metrics;
         let others = metrics.requests_in_flight.inc();
         let mut request = HitRequest { front: self, id: request_id(asked.request_id), line: None };
@@ -113,7 +121,7 @@ impl Front {
                 began,
             }));
         }
-        Some(Hit { facts, status, versioned, body, request })
+        Some(Hit { found, request })
     }
 
     /// Answers a request.
@@ -130,20 +138,32 @@ impl Front {
         let counted = Counted::new(self, activity, version, route);
         let logged = self.logs_access().then(|| path_and_query(request.uri()));
 
-        let mut response = match self.refuses(&counted, &request) {
-            Some(problem) if method == Method::HEAD => without_body(problem.into_response()),
-            Some(problem) => problem.into_response(),
-            None => self.route(peer, request).await,
+        let refused = self.refuses(&counted, &request);
+        let asked = Asked::over_http_2(&request).filter(|_| refused.is_none());
+        let found = asked.as_ref().and_then(|asked| self.find(asked, began));
+        let learns = asked.as_ref().and_then(Asked::as_it_is).map(|(_, versioned)| versioned);
+        let said = found.and_then(Found::response);
+        let is_said_again = said.is_some();
+        let mut response = match (refused, said) {
+            (Some(problem), _) if method == Method::HEAD => without_body(problem.into_response()),
+            (Some(problem), _) => problem.into_response(),
+            (None, Some(said)) => said,
+            // A large future, which an answer from memory shouldn't have the room for.
+            (None, None) => Box::pin(self.route(peer, request)).await,
         };
 
         let status = response.status();
         let headers = response.headers_mut();
         headers.insert(REQUEST_ID, id.clone());
-        if route.is_of_images() {
+        if route.is_of_images() && !is_said_again {
             for (name, value) in [SHOWN_ANYWHERE, TIMED_ANYWHERE, NO_SNIFFING] {
                 headers.insert(name, value);
             }
             vary(headers);
+        }
+        if status == StatusCode::NOT_MODIFIED && method != Method::HEAD {
+            // Over HTTP/1.1 some would wait for a body.
+            headers.remove(CONTENT_LENGTH);
         }
         // The rest of a body that came too slowly, or is too large, is not read (RFC 9110 §15.5.9).
         let unread = [StatusCode::REQUEST_TIMEOUT, StatusCode::PAYLOAD_TOO_LARGE].contains(&status);
@@ -151,7 +171,20 @@ impl Front {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let name = method_name(&method);
-        self.app.metrics.count_request(route.pattern(), name, status.as_u16(), began.elapsed());
+        if is_said_again {
+            self.hits.count(status.as_u16(), began.elapsed());
+        } else {
+            let (route, status) = (route.pattern(), status.as_u16());
+            self.app.metrics.count_request(route, name, status, began.elapsed());
+        }
+        if let (Some(versioned), Some(FromMemory(facts))) = (learns, response.extensions().get())
+            && let Some(slot) = said::slot(facts, status, versioned)
+        {
+            let length = response.body().size_hint().exact();
+            let length = length.filter(|_| status != StatusCode::NOT_MODIFIED);
+            let text = said::text(status, response.headers(), length);
+            let _ = slot.set(Bytes::copy_from_slice(&text));
+        }
         let cause = response.extensions_mut().remove::<Cause>();
         // What fails by the server's fault is logged at once, even where not every request is.
         let line = (logged.is_some() || cause.is_some()).then(|| {
@@ -225,6 +258,30 @@ fn request_id(given: Option<&[u8]>) -> HeaderValue {
         let id = hex(&fastrand::u128(..).to_be_bytes());
         HeaderValue::from_maybe_shared(Bytes::from(id)).expect("hex digits are ASCII")
     })
+}
+
+/// An image in memory, of which it was said what is to be said again.
+pub(super) struct Found {
+    facts: Arc<Facts>,
+    status: StatusCode,
+    versioned: bool,
+    /// Empty where there is none to be sent.
+    pub(super) body: Bytes,
+}
+
+impl Found {
+    /// The head, but for what differs each time.
+    pub(super) fn said(&self) -> Option<&Bytes> {
+        said::slot(&self.facts, self.status, self.versioned)?.get()
+    }
+
+    fn response(self) -> Option<Response<Body>> {
+        let headers = said::fields(self.said()?)?;
+        let mut response = Response::new(Body::from(self.body));
+        *response.status_mut() = self.status;
+        *response.headers_mut() = headers;
+        Some(response)
+    }
 }
 
 /// A request that is answered without the router, for as long as its answer is being sent.

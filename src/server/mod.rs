@@ -5,6 +5,7 @@ mod exchange;
 mod gather;
 pub(crate) mod listen;
 mod plain;
+mod said;
 mod tls;
 
 use std::convert::Infallible;

@@ -14,15 +14,15 @@
 //! connection has no buffers. `benches/README.md` has the figures for which this is worth its lines.
 
 use std::future::poll_fn;
-use std::io::{IoSlice, Write as _};
+use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
-use axum::http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderName};
+use axum::http::header::{CONNECTION, CONTENT_LENGTH, HeaderName};
 use axum::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use bytes::Bytes;
 use http_body::Body as HttpBody;
@@ -31,11 +31,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use super::activity::{Activity, Timeouts};
-use super::exchange::{Front, HitRequest, Sent, is_host};
+use super::exchange::{Found, Front, HitRequest, Sent, is_host};
 use super::listen::Wire;
+use super::said;
 use crate::http::router::{Peer, Route};
 use crate::http::{FromMemory, REQUEST_ID};
-use crate::image::{Facts, Form, Said};
 
 /// The largest head that is read here. A larger one is for the HTTP library, which has the limit of the settings.
 const LARGEST_HEAD: usize = 8 * 1024;
@@ -173,9 +173,7 @@ impl<'a> Plain<'a> {
             Decided::Hit(hit) => self.send_hit(hit, tick).await,
             Decided::Route { request, learns } => {
                 let head_only = request.method() == Method::HEAD;
-                let answer = self.front.answer(self.peer, self.activity, request);
-                // It is the router's, and large: a connection that it isn't needed for shouldn't have the room for it.
-                let response = Box::pin(answer).await;
+                let response = self.front.answer(self.peer, self.activity, request).await;
                 self.send(response, head_only, learns, tick).await
             }
         }
@@ -218,10 +216,10 @@ impl<'a> Plain<'a> {
     async fn send_hit(&mut self, hit: Hit<'_>, mut tick: Pin<&mut Sleep>) -> Next {
         let mut head = std::mem::take(&mut self.head);
         head.clear();
-        head.extend_from_slice(hit.said());
-        field(&mut head, &REQUEST_ID, hit.request.id());
+        head.extend_from_slice(hit.found.said().map_or(&[], Bytes::as_ref));
+        said::field(&mut head, &REQUEST_ID, hit.request.id());
         self.front.date.append(&mut head, self.last);
-        let sent = self.write(&head, &hit.body, tick.as_mut()).await;
+        let sent = self.write(&head, &hit.found.body, tick.as_mut()).await;
         self.head = head;
         hit.request.end(sent);
         if sent.whole { Next::Plain } else { Next::End }
@@ -238,37 +236,24 @@ impl<'a> Plain<'a> {
         let (parts, body) = response.into_parts();
         let mut body = pin!(body);
         let status = parts.status;
-        let mut head = Vec::with_capacity(1024);
-        let reason = status.canonical_reason().unwrap_or_default();
-        let _ = write!(head, "HTTP/1.1 {} {reason}\r\n", status.as_u16());
-        let mut closes = false;
-        for (name, value) in &parts.headers {
-            closes |= name == CONNECTION;
-            // As the HTTP library has it: to a HEAD a 304 says the length, otherwise some would wait for a body.
-            let unsaid = name == CONTENT_LENGTH && status == StatusCode::NOT_MODIFIED && !head_only;
-            if name != REQUEST_ID && name != DATE && !unsaid {
-                field(&mut head, name, value);
-            }
-        }
         let has_body =
             !head_only && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        if has_body && !parts.headers.contains_key(CONTENT_LENGTH) {
-            if let Some(length) = body.size_hint().exact() {
-                field(&mut head, &CONTENT_LENGTH, &HeaderValue::from(length));
-            } else {
-                // It ends with the connection (RFC 9112 §6.3).
-                closes = true;
-                field(&mut head, &CONNECTION, &HeaderValue::from_static("close"));
-            }
+        let length = body.size_hint().exact().filter(|_| has_body);
+        let mut head = said::text(status, &parts.headers, length);
+        let mut closes = parts.headers.contains_key(CONNECTION);
+        if has_body && length.is_none() && !parts.headers.contains_key(CONTENT_LENGTH) {
+            // It ends with the connection (RFC 9112 §6.3).
+            closes = true;
+            said::field(&mut head, &CONNECTION, &HeaderValue::from_static("close"));
         }
         if let (Some(versioned), Some(FromMemory(facts)), false) =
             (learns, parts.extensions.get(), closes)
-            && let Some(slot) = slot(facts, status, versioned)
+            && let Some(slot) = said::slot(facts, status, versioned)
         {
             let _ = slot.set(Bytes::copy_from_slice(&head));
         }
         if let Some(id) = parts.headers.get(REQUEST_ID) {
-            field(&mut head, &REQUEST_ID, id);
+            said::field(&mut head, &REQUEST_ID, id);
         }
         self.front.date.append(&mut head, Instant::now());
         loop {
@@ -340,21 +325,8 @@ pub(super) struct Progress {
 
 /// A hit, ready to be sent.
 pub(super) struct Hit<'a> {
-    pub(super) facts: Arc<Facts>,
-    pub(super) status: StatusCode,
-    pub(super) versioned: bool,
-    /// Empty where there is none to be sent.
-    pub(super) body: Bytes,
+    pub(super) found: Found,
     pub(super) request: HitRequest<'a>,
-}
-
-impl Hit<'_> {
-    /// The head, but for what differs each time.
-    fn said(&self) -> &[u8] {
-        slot(&self.facts, self.status, self.versioned)
-            .and_then(OnceLock::get)
-            .map_or(&[], Bytes::as_ref)
-    }
 }
 
 /// What a plain request asks.
@@ -372,28 +344,49 @@ pub(super) struct Asked<'b> {
 impl<'b> Asked<'b> {
     /// What a head asks, if it is plain.
     fn of(request: &httparse::Request<'_, 'b>) -> Option<Asked<'b>> {
-        let (method, target) = (request.method?, request.path?);
+        let fields = request.headers.iter().map(|it| (it.name, it.value));
+        let is_http_1_1 = request.version == Some(1);
+        Asked::plain(request.method?, request.path?, None, fields).filter(|_| is_http_1_1)
+    }
+
+    /// What a request over HTTP/2 asks, if it would be plain over HTTP/1.1.
+    pub(super) fn over_http_2(request: &'b Request<Body>) -> Option<Asked<'b>> {
+        if request.version() != Version::HTTP_2 || !request.body().is_end_stream() {
+            return None;
+        }
+        let (uri, headers) = (request.uri(), request.headers());
+        let fields = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+        let host = uri.authority()?.as_str().as_bytes();
+        Asked::plain(request.method().as_str(), uri.path_and_query()?.as_str(), Some(host), fields)
+    }
+
+    fn plain(
+        method: &str,
+        target: &'b str,
+        mut host: Option<&'b [u8]>,
+        fields: impl Iterator<Item = (&'b str, &'b [u8])>,
+    ) -> Option<Asked<'b>> {
         let method = match method {
             "GET" => Method::GET,
             "HEAD" => Method::HEAD,
             _ => return None,
         };
         let path = &target[..target.find('?').unwrap_or(target.len())];
-        if request.version != Some(1) || !Route::of(path).is_of_images() {
+        if !Route::of(path).is_of_images() {
             return None;
         }
-        let (mut host, mut if_none_match, mut request_id, mut simple) = (None, None, None, true);
-        for Header { name, value } in request.headers.iter() {
+        let (mut if_none_match, mut request_id, mut simple) = (None, None, true);
+        for (name, value) in fields {
             let is = |other: &str| name.eq_ignore_ascii_case(other);
             match name.len() {
-                4 if is("host") && host.is_none() => host = Some(*value),
+                4 if is("host") && host.is_none() => host = Some(value),
                 4 if is("host") => return None,
                 10 if is("connection") && value.eq_ignore_ascii_case(b"keep-alive") => {}
                 10 if is("connection") => return None,
                 13 if is("if-none-match") => {
-                    simple &= if_none_match.replace(*value).is_none();
+                    simple &= if_none_match.replace(value).is_none();
                 }
-                12 if is("x-request-id") => simple &= request_id.replace(*value).is_none(),
+                12 if is("x-request-id") => simple &= request_id.replace(value).is_none(),
                 // What comes after the head, or instead of HTTP.
                 6 if is("expect") => return None,
                 7 if is("upgrade") => return None,
@@ -445,27 +438,6 @@ impl<'b> Asked<'b> {
         }
         Some(request)
     }
-}
-
-/// Where it is kept what was said of an image.
-pub(super) fn slot(facts: &Facts, status: StatusCode, versioned: bool) -> Option<&OnceLock<Bytes>> {
-    // A coded form depends on what is accepted.
-    if facts.form != Form::Original || !facts.coded.is_empty() {
-        return None;
-    }
-    let Said { whole, not_modified } = &facts.said;
-    match status {
-        StatusCode::OK => Some(&whole[usize::from(versioned)]),
-        StatusCode::NOT_MODIFIED => Some(&not_modified[usize::from(versioned)]),
-        _ => None,
-    }
-}
-
-fn field(head: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
-    head.extend_from_slice(name.as_str().as_bytes());
-    head.extend_from_slice(b": ");
-    head.extend_from_slice(value.as_bytes());
-    head.extend_from_slice(b"\r\n");
 }
 
 /// The date as a field, which is written out once a second.

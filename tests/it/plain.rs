@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::conditional::drawing;
-use crate::harness::{RedisServer, Server, etag, png, record};
+use crate::harness::{Client, Protocol, RedisServer, Server, etag, png, record};
 
 /// An answer as it stands on the wire.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,6 +46,25 @@ async fn ask(address: SocketAddr, request: &str) -> Raw {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     read(&mut stream, request.starts_with("HEAD")).await
+}
+
+/// As it would stand on the wire of HTTP/1.1.
+async fn ask_over_http_2(address: SocketAddr, method: &str, path: &str, fields: &[String]) -> Raw {
+    let mut client = Client::speaking(Protocol::Http2, address).await;
+    let fields = fields.iter().flat_map(|it| it.split("\r\n"));
+    let fields: Vec<_> = fields.map(|it| it.split_once(": ").unwrap()).collect();
+    let answer = client.send(method.parse().unwrap(), path, &fields, Bytes::new()).await.unwrap();
+    let reason = answer.status.canonical_reason().unwrap();
+    let status = format!("HTTP/1.1 {} {reason}", answer.status.as_u16());
+    let mut fields: BTreeMap<String, String> = BTreeMap::new();
+    for (name, value) in &answer.headers {
+        let value = value.to_str().unwrap().to_owned();
+        assert!(fields.insert(name.to_string(), value).is_none(), "{name} twice: {answer:?}");
+    }
+    for name in ["date", "x-request-id"] {
+        assert!(fields.remove(name).is_some_and(|it| !it.is_empty()), "{name}: {answer:?}");
+    }
+    Raw { status, fields, body: answer.body.to_vec() }
 }
 
 #[tokio::test]
@@ -112,7 +132,7 @@ async fn a_plain_request_is_answered_as_the_http_library_answers_it() {
                 requests.push((path, vec![field.clone()]));
             }
         }
-        for (path, fields) in requests {
+        for (number, (path, fields)) in requests.into_iter().enumerate() {
             for method in ["GET", "HEAD"] {
                 let mut lines = vec![format!("{method} {path} HTTP/1.1"), "Host: a.example".into()];
                 lines.extend_from_slice(&fields);
@@ -122,9 +142,16 @@ async fn a_plain_request_is_answered_as_the_http_library_answers_it() {
                 // Asked for once, so that it is known.
                 ask(server.address, &other).await;
                 let library = ask(server.address, &other).await;
-                // The first answer is the router's, those after it repeat what it said.
-                for turn in 0..3 {
-                    let answer = ask(server.address, &plain).await;
+                // The first answer is the router's, those after it repeat what it said, over whichever protocol it was.
+                for turn in 0..4 {
+                    let mut library = library.clone();
+                    let answer = if (number + turn) % 2 == 0 {
+                        ask(server.address, &plain).await
+                    } else {
+                        // Of HTTP/1 only.
+                        library.fields.remove("connection");
+                        ask_over_http_2(server.address, method, &path, &fields).await
+                    };
                     assert_eq!(answer.status, library.status, "{turn} {plain}");
                     let timed = |raw: &Raw| {
                         let mut fields = raw.fields.clone();
@@ -181,6 +208,27 @@ async fn a_request_that_comes_in_pieces_is_answered_and_the_connection_goes_on()
             // And a whole one.
             stream.write_all(request.as_bytes()).await.unwrap();
             assert_eq!(read(&mut stream, false).await.body, png(1, 5000));
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_said_of_an_image_is_not_said_of_its_successor_over_http_2() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let mut client = Client::speaking(Protocol::Http2, server.address).await;
+    for seed in 0..200 {
+        let image = png(seed, 1000 + usize::try_from(seed).unwrap());
+        let value = record(&image);
+        redis.set("a", &value).await;
+        let tag = etag(&value);
+        // As soon as the push has come; and then each time.
+        while client.get("/images/a", &[]).await.header("etag") != tag {}
+        for _ in 0..3 {
+            let answer = client.get("/images/a", &[]).await;
+            assert_eq!((answer.header("etag"), &answer.body[..]), (&*tag, &image[..]));
+            let answer = client.get("/images/a", &[("if-none-match", &tag)]).await;
+            assert_eq!((answer.status.as_u16(), answer.header("etag")), (304, &*tag));
         }
     }
 }
