@@ -178,12 +178,11 @@ impl Front {
             self.app.metrics.count_request(route, name, status, began.elapsed());
         }
         if let (Some(versioned), Some(FromMemory(facts))) = (learns, response.extensions().get())
-            && let Some(slot) = said::slot(facts, status, versioned)
+            && said::slot(facts, status, versioned).is_some()
         {
             let length = response.body().size_hint().exact();
-            let length = length.filter(|_| status != StatusCode::NOT_MODIFIED);
-            let text = said::text(status, response.headers(), length);
-            let _ = slot.set(Bytes::copy_from_slice(&text));
+            let length = length.filter(|_| status == StatusCode::OK);
+            said::keep(facts, status, versioned, &said::text(status, response.headers(), length));
         }
         let cause = response.extensions_mut().remove::<Cause>();
         // What fails by the server's fault is logged at once, even where not every request is.

@@ -9,7 +9,7 @@
 //!             └─ anything else ──▶ the router, like the HTTP library's requests
 //! ```
 //!
-//! What is said of an image in memory was said by the router before and kept with its facts ([`Said`]). So there is
+//! What is said of an image in memory was said by the router before and kept with its facts (`said`). So there is
 //! nothing here that could say something else, and a head is neither put together nor written out again. An idle
 //! connection has no buffers. `benches/README.md` has the figures for which this is worth its lines.
 
@@ -173,7 +173,9 @@ impl<'a> Plain<'a> {
             Decided::Hit(hit) => self.send_hit(hit, tick).await,
             Decided::Route { request, learns } => {
                 let head_only = request.method() == Method::HEAD;
-                let response = self.front.answer(self.peer, self.activity, request).await;
+                let answer = self.front.answer(self.peer, self.activity, request);
+                // A connection that it isn't needed for shouldn't have the room for it: 0.5 KB.
+                let response = Box::pin(answer).await;
                 self.send(response, head_only, learns, tick).await
             }
         }
@@ -248,9 +250,8 @@ impl<'a> Plain<'a> {
         }
         if let (Some(versioned), Some(FromMemory(facts)), false) =
             (learns, parts.extensions.get(), closes)
-            && let Some(slot) = said::slot(facts, status, versioned)
         {
-            let _ = slot.set(Bytes::copy_from_slice(&head));
+            said::keep(facts, status, versioned, &head);
         }
         if let Some(id) = parts.headers.get(REQUEST_ID) {
             said::field(&mut head, &REQUEST_ID, id);

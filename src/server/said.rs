@@ -25,6 +25,14 @@ pub(super) fn slot(facts: &Facts, status: StatusCode, versioned: bool) -> Option
     }
 }
 
+/// Keeps what is said now, if it is to be said again.
+pub(super) fn keep(facts: &Facts, status: StatusCode, versioned: bool, text: &[u8]) {
+    if let Some(slot) = slot(facts, status, versioned) {
+        // Whoever said it first said the same.
+        let _ = slot.set(Bytes::copy_from_slice(text));
+    }
+}
+
 /// A head without what differs each time, and without the empty line.
 pub(super) fn text(status: StatusCode, headers: &HeaderMap, length: Option<u64>) -> Vec<u8> {
     let mut text = Vec::with_capacity(1024);
