@@ -102,7 +102,7 @@ pub async fn render(
     }
     let Renderer { flights, most, .. } = &app.renderer;
     let joined = flights.join_within((id.clone(), version, form), *most, || {
-        lead(Arc::clone(app), id.clone(), version, work)
+        lead(Arc::clone(app), id.clone(), version, form, work)
     });
     let Some((flight, _joined)) = joined else {
         app.metrics.count_shed(Shed::Renders);
@@ -117,8 +117,13 @@ async fn lead(
     app: Arc<App>,
     id: ImageId,
     version: Version,
+    form: Form,
     work: impl FnOnce(Limits) -> Result<Representation, PictureError> + Send + 'static,
 ) -> Outcome {
+    // Another may have ended between this one's look at the cache and its beginning.
+    if let Some(representation) = app.cache.get(&id, version, form) {
+        return Ok((representation, Duration::ZERO));
+    }
     let deadline = Instant::now().checked_add(app.renderer.timeout);
     let limits = Limits { pixels: app.renderer.pixels, deadline };
     let permit = Arc::clone(&app.renderer.permits).acquire_owned().await;
