@@ -1,7 +1,8 @@
 //! The floor under every server here: one read and one write for each request, around epoll, of answers that lie ready.
 //! It looks at the path and for `If-None-Match` in the first bytes that come, and at nothing else.
 //!
-//! For HTTP/2 there is the HTTP library with as little behind it: no floor for others, but what Afterimage can't go below.
+//! For HTTP/2 there is the HTTP library with as little behind it, to compare with: it writes each frame by itself, so that
+//! it is no floor for larger images.
 //!
 //! It runs in a process of its own, this program again, so that what it spends is counted as that of the others.
 

@@ -16,7 +16,7 @@ use crate::store::Redis;
 pub(crate) const AFTERIMAGE: &str = "afterimage";
 /// The other program of Afterimage that was given.
 pub(crate) const AGAINST: &str = "afterimage, against";
-/// The least that any server has to spend.
+/// The least that a server has to spend that sends bytes of its memory.
 pub(crate) const FLOOR: &str = "floor";
 /// The HTTP library that Afterimage uses, with nothing behind it.
 pub(crate) const LIBRARY: &str = "hyper alone";

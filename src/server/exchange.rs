@@ -141,7 +141,7 @@ impl Front {
         let refused = self.refuses(&counted, &request);
         let asked = Asked::over_http_2(&request).filter(|_| refused.is_none());
         let found = asked.as_ref().and_then(|asked| self.find(asked, began));
-        let learns = asked.as_ref().and_then(Asked::as_it_is).map(|(_, versioned)| versioned);
+        let learns = asked.as_ref().and_then(Asked::learns);
         let said = found.and_then(Found::response);
         let is_said_again = said.is_some();
         let mut response = match (refused, said) {
@@ -177,12 +177,10 @@ impl Front {
             let (route, status) = (route.pattern(), status.as_u16());
             self.app.metrics.count_request(route, name, status, began.elapsed());
         }
-        if let (Some(versioned), Some(FromMemory(facts))) = (learns, response.extensions().get())
-            && said::slot(facts, status, versioned).is_some()
-        {
+        if let (Some(named), Some(FromMemory(facts))) = (learns, response.extensions().get()) {
             let length = response.body().size_hint().exact();
             let length = length.filter(|_| status == StatusCode::OK);
-            said::keep(facts, status, versioned, &said::text(status, response.headers(), length));
+            said::keep(facts, status, named, || said::text(status, response.headers(), length));
         }
         let cause = response.extensions_mut().remove::<Cause>();
         // What fails by the server's fault is logged at once, even where not every request is.

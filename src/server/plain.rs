@@ -33,7 +33,7 @@ use tokio::time::Sleep;
 use super::activity::{Activity, Timeouts};
 use super::exchange::{Found, Front, HitRequest, Sent, is_host};
 use super::listen::Wire;
-use super::said;
+use super::said::{self, Named};
 use crate::http::router::{Peer, Route};
 use crate::http::{FromMemory, REQUEST_ID};
 
@@ -68,7 +68,7 @@ enum Decided<'a> {
     Route {
         request: Request<Body>,
         /// Whether what is said is to be said again, and whether the address had a version.
-        learns: Option<bool>,
+        learns: Option<Named>,
     },
 }
 
@@ -196,7 +196,7 @@ impl<'a> Plain<'a> {
             self.activity.note_request();
             Decided::Hit(hit)
         } else {
-            let learns = asked.as_it_is().map(|(_, versioned)| versioned);
+            let learns = asked.learns();
             match asked.to_request(request.headers) {
                 Some(request) => Decided::Route { request, learns },
                 None => return Decided::Library,
@@ -232,7 +232,7 @@ impl<'a> Plain<'a> {
         &mut self,
         response: Response<Sent>,
         head_only: bool,
-        learns: Option<bool>,
+        learns: Option<Named>,
         mut tick: Pin<&mut Sleep>,
     ) -> Next {
         let (parts, body) = response.into_parts();
@@ -248,10 +248,10 @@ impl<'a> Plain<'a> {
             closes = true;
             said::field(&mut head, &CONNECTION, &HeaderValue::from_static("close"));
         }
-        if let (Some(versioned), Some(FromMemory(facts)), false) =
+        if let (Some(named), Some(FromMemory(facts)), false) =
             (learns, parts.extensions.get(), closes)
         {
-            said::keep(facts, status, versioned, &head);
+            said::keep(facts, status, named, || head.clone());
         }
         if let Some(id) = parts.headers.get(REQUEST_ID) {
             said::field(&mut head, &REQUEST_ID, id);
@@ -418,7 +418,18 @@ impl<'b> Asked<'b> {
             Some(_) | None => return None,
         };
         let host = std::str::from_utf8(self.host).is_ok_and(is_host);
-        (self.simple && host && self.method == Method::GET).then_some((id, versioned))
+        // The router leaves out what follows a `#`.
+        let plain = self.simple && host && !self.target.contains('#');
+        (plain && self.method == Method::GET).then_some((id, versioned))
+    }
+
+    /// For whom the answer may be said again: for who names the same version, or none, where nothing else is asked for.
+    pub(super) fn learns(&self) -> Option<Named> {
+        self.as_it_is()?;
+        match self.version() {
+            None => Some(None),
+            Some(version) => version.as_bytes().try_into().ok().map(Some),
+        }
     }
 
     /// The version that the address names.

@@ -25,11 +25,22 @@ pub(super) fn slot(facts: &Facts, status: StatusCode, versioned: bool) -> Option
     }
 }
 
-/// Keeps what is said now, if it is to be said again.
-pub(super) fn keep(facts: &Facts, status: StatusCode, versioned: bool, text: &[u8]) {
-    if let Some(slot) = slot(facts, status, versioned) {
-        // Whoever said it first said the same.
-        let _ = slot.set(Bytes::copy_from_slice(text));
+/// What an address names as the version of an image, if it names one.
+pub(super) type Named = Option<[u8; 32]>;
+
+/// Keeps what is said now, if it is to be said again. Of a version that isn't the image's something else is said.
+pub(super) fn keep(
+    facts: &Facts,
+    status: StatusCode,
+    named: Named,
+    text: impl FnOnce() -> Vec<u8>,
+) {
+    let is_its = |named: &[u8]| str::from_utf8(named).is_ok_and(|it| facts.version.is_named(it));
+    if named.is_some_and(|named| !is_its(&named)) {
+        return;
+    }
+    if let Some(slot) = slot(facts, status, named.is_some()) {
+        slot.get_or_init(|| Bytes::from(text().into_boxed_slice()));
     }
 }
 

@@ -100,7 +100,7 @@ impl RedisStore {
         let (key, mut commands) = (self.key(id), ::redis::pipe());
         if let Some(values) = self.values.as_ref().filter(|_| size >= values::LARGE) {
             match values.get(&key, self.max_value).await {
-                Err(Failure::NotOpened(_) | Failure::Broken(_)) => {}
+                Err(Failure::NotOpened(_)) => {}
                 read => return Ok(read?),
             }
         }

@@ -84,8 +84,8 @@ impl ValuePath {
         })
     }
 
-    /// A value and what is left of its life, unless it is over the limit. [`Failure::NotOpened`] or
-    /// [`Failure::Broken`] where this way is closed, which tries neither several addresses at once nor another login.
+    /// A value and what is left of its life, unless it is over the limit. [`Failure::NotOpened`] where
+    /// this way is closed, which tries neither several addresses at once nor another login.
     pub(super) async fn get(&self, key: &str, limit: usize) -> Result<Option<Stored>, Failure> {
         let late = Instant::now() + self.response_timeout;
         let turn = timeout_at(late, self.turns.acquire()).await;
@@ -153,12 +153,15 @@ impl ValuePath {
             let line = connection.line().await?;
             error_in(&line)?;
         }
-        // Whoever may not ask gets an error here, and goes on.
         let line = connection.line().await?;
         let info = match length_in(&line) {
             Ok(Some(length)) if length > LONGEST_INFO => return Err(unexpected()),
             Ok(Some(length)) => connection.bytes(length).await?,
-            Ok(None) | Err(_) => Vec::new(),
+            Ok(None) => Vec::new(),
+            // Whoever may not ask goes on. Other errors, as that there are too many clients, are said before the end.
+            Err(error) if error.code() == Some("NOPERM") => Vec::new(),
+            Err(error) if error.to_string().contains("unknown command") => Vec::new(),
+            Err(error) => return Err(error),
         };
         self.tracked.check(run_id_in(&String::from_utf8_lossy(&info)).as_deref())?;
         Ok(connection)

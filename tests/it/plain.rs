@@ -213,6 +213,36 @@ async fn a_request_that_comes_in_pieces_is_answered_and_the_connection_goes_on()
 }
 
 #[tokio::test]
+async fn what_is_said_to_who_names_another_version_is_not_said_to_who_names_the_right_one() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    for (id, protocol) in [("a", Protocol::Http1), ("b", Protocol::Http2)] {
+        let value = record(&png(1, 3000));
+        redis.set(id, &value).await;
+        let tag = etag(&value);
+        let version = tag.trim_matches('"').to_owned();
+        let mut client = Client::speaking(protocol, server.address).await;
+        let wrong = "0".repeat(32);
+        let other = format!("{}&format=auto", &version[..20]);
+        for fields in [vec![], vec![("if-none-match", tag.as_str())]] {
+            for named in [&wrong, &wrong, &other, &other] {
+                client.get(&format!("/images/{id}?v={named}"), &fields).await;
+            }
+            let raw = format!("GET /images/{id}#?v={version} HTTP/1.1\r\nHost: a.example\r\n\r\n");
+            for _ in 0..2 {
+                ask(server.address, &raw).await;
+            }
+            for _ in 0..3 {
+                let answer = client.get(&format!("/images/{id}?v={version}"), &fields).await;
+                let said = answer.header("cache-control");
+                assert_eq!(said, "public, max-age=31536000, immutable", "{protocol:?} {fields:?}");
+                assert_eq!(answer.header("vary"), "Accept-Encoding");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_was_said_of_an_image_is_not_said_of_its_successor_over_http_2() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
