@@ -5,7 +5,7 @@
 //! ```text
 //!   read ─▶ plain? ── no ──▶ the HTTP library
 //!             │ yes
-//!             ├─ in memory, and asked for as it is ──▶ what was said of it before, and its bytes: one writev
+//!             ├─ in memory, and asked for as it is ──▶ what was said of it before, and its bytes: one write
 //!             └─ anything else ──▶ the router, like the HTTP library's requests
 //! ```
 //!
@@ -67,7 +67,7 @@ enum Decided<'a> {
     /// The router answers it.
     Route {
         request: Request<Body>,
-        /// Whether what is said is to be said again, and whether the address had a version.
+        /// To whom what is said may be said again.
         learns: Option<Named>,
     },
 }
@@ -423,7 +423,7 @@ impl<'b> Asked<'b> {
         (plain && self.method == Method::GET).then_some((id, versioned))
     }
 
-    /// For whom the answer may be said again: for who names the same version, or none, where nothing else is asked for.
+    /// To whom the answer may be said again: who names the same version, or none, where nothing else is asked for.
     pub(super) fn learns(&self) -> Option<Named> {
         self.as_it_is()?;
         match self.version() {

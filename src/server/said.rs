@@ -1,5 +1,5 @@
-//! What was said of an image in memory, to be said again: its head as text, but for what differs each time. HTTP/1.1 sends
-//! the text itself, HTTP/2 the fields of it.
+//! What was said of an image in memory, to be said again: its head as text, but for what differs each time. HTTP/1.1
+//! sends the text itself, HTTP/2 the fields of it.
 
 use std::io::Write as _;
 use std::sync::OnceLock;
