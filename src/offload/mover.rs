@@ -46,9 +46,30 @@ pub(crate) struct Mover {
 #[derive(Debug, Default)]
 struct Waiting {
     order: VecDeque<ImageId>,
+    /// Those in the order, and those that are being moved and were heard of since.
     ids: HashSet<ImageId>,
+    /// Those that a worker has. Another one at the same would upload it a second time, for nothing.
+    moving: HashSet<ImageId>,
     /// There were more than may wait.
     missed: bool,
+}
+
+/// An id that a worker has, until this is dropped.
+struct Turn<'a> {
+    mover: &'a Mover,
+    id: ImageId,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.mover.waiting();
+        waiting.moving.remove(&self.id);
+        if waiting.ids.contains(&self.id) {
+            waiting.order.push_back(self.id.clone());
+            drop(waiting);
+            self.mover.more.notify_one();
+        }
+    }
 }
 
 /// Why an image is where it was.
@@ -80,33 +101,34 @@ impl Mover {
         let mut waiting = self.waiting();
         if waiting.ids.len() >= MOST {
             waiting.missed = true;
-        } else if waiting.ids.insert(id.clone()) {
+        } else if waiting.ids.insert(id.clone()) && !waiting.moving.contains(&id) {
             waiting.order.push_back(id);
         }
         drop(waiting);
         self.more.notify_one();
     }
 
-    async fn next(&self) -> ImageId {
+    async fn next(&self) -> Turn<'_> {
         loop {
-            if let Some(id) = self.take() {
-                return id;
+            if let Some(turn) = self.take() {
+                return turn;
             }
             self.more.notified().await;
         }
     }
 
-    fn take(&self) -> Option<ImageId> {
+    fn take(&self) -> Option<Turn<'_>> {
         let mut waiting = self.waiting();
         let id = waiting.order.pop_front()?;
         waiting.ids.remove(&id);
+        waiting.moving.insert(id.clone());
         if !waiting.order.is_empty() {
             // One ring wakes one worker.
             self.more.notify_one();
         } else if std::mem::take(&mut waiting.missed) {
             self.all.notify_one();
         }
-        Some(id)
+        Some(Turn { mover: self, id })
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -159,16 +181,16 @@ pub(super) async fn list(app: Weak<App>, mover: Arc<Mover>, interval: Duration) 
 /// Moves one after the other, for as long as the app lives.
 pub(super) async fn work(app: Weak<App>, mover: Arc<Mover>) {
     loop {
-        let id = mover.next().await;
+        let turn = mover.next().await;
         let Some(app) = app.upgrade() else { return };
         let Some(offload) = &app.offload else { return };
-        let Err(error) = move_one(&app, offload, &id).await else { continue };
+        let Err(error) = move_one(&app, offload, &turn.id).await else { continue };
         app.metrics.offload_errors.inc();
         let pause = mover.pause();
         let pause_ms = pause.as_millis();
-        tracing::warn!(image.id = %id, %error, pause_ms, "an image can't be moved yet");
-        mover.add(id);
-        drop(app);
+        tracing::warn!(image.id = %turn.id, %error, pause_ms, "an image can't be moved yet");
+        mover.add(turn.id.clone());
+        drop((turn, app));
         tokio::time::sleep(pause).await;
     }
 }
@@ -219,4 +241,27 @@ fn found(value: &[u8]) -> Option<(Facts, Bytes)> {
     let length = decoded.bytes.len();
     let facts = Facts::new(Version::of(value), decoded.media_type, length, record.created_at);
     Some((facts, decoded.bytes.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_moved_by_one_at_a_time_and_looked_at_again_if_it_was_heard_of_meanwhile() {
+        let mover = Mover::default();
+        let [a, b] = ["a", "b"].map(|id| ImageId::parse(id).unwrap());
+        for id in [&a, &a, &b] {
+            mover.add(id.clone());
+        }
+        let first = mover.take().unwrap();
+        mover.add(a.clone());
+        let second = mover.take().unwrap();
+        assert_eq!((&first.id, &second.id), (&a, &b));
+        assert!(mover.take().is_none());
+        drop((first, second));
+        assert_eq!(mover.take().unwrap().id, a);
+        assert!(mover.take().is_none());
+        assert!(mover.waiting().moving.is_empty());
+    }
 }

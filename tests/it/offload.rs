@@ -137,7 +137,8 @@ async fn what_a_backend_wrote_is_moved_behind_its_back() {
     let left: i64 = ttl.arg("image:before").query_async(&mut redis.connect().await).await.unwrap();
     assert!((7000..=7200).contains(&left), "{left}");
     assert_eq!(s3.keys().await.len(), 2);
-    assert_eq!(server.metric("afterimage_offloaded_total").await, 2);
+    until("both are counted", || async { server.metric("afterimage_offloaded_total").await == 2 })
+        .await;
     server.get("/images/broken").await.problem(502, "corrupt-record");
 
     // What is made of an image is made of one that is elsewhere, too.
