@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use lru::LruCache;
 
+use crate::body::Body;
 use crate::image::{Form, Image, ImageId, Representation, Version};
 
 /// A bounded LRU of decoded images behind a mutex.
@@ -64,7 +65,8 @@ impl Cache {
     /// A body that is counted for as long as anyone holds it, so that what slow clients keep from being
     /// freed is known.
     #[must_use]
-    pub fn count(&self, body: Vec<u8>) -> Bytes {
+    pub fn count(&self, body: impl Into<Body>) -> Bytes {
+        let body = body.into();
         self.alive.fetch_add(body.len(), Ordering::Relaxed);
         Bytes::from_owner(Counted { body, alive: Arc::clone(&self.alive) })
     }
@@ -169,7 +171,7 @@ fn length(forms: &[Representation]) -> usize {
 
 /// The owner of a body's bytes.
 struct Counted {
-    body: Vec<u8>,
+    body: Body,
     alive: Arc<AtomicUsize>,
 }
 

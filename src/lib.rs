@@ -17,6 +17,7 @@
 //! `ARCHITECTURE.md` says why it is so.
 
 pub mod app;
+pub mod body;
 pub mod cache;
 pub mod cli;
 pub mod coding;

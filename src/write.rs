@@ -126,7 +126,7 @@ pub async fn put(
     };
     if let Some(moved) = &moved {
         app.metrics.offloaded.inc();
-        offload::keep(app, &id, moved, &facts, bytes);
+        offload::keep(app, &id, moved, &facts, &bytes);
     }
     Ok(Put { id, facts, replaced })
 }
@@ -215,7 +215,7 @@ fn prepare(target: Target, submission: Submission, limit: usize) -> Result<Prepa
                 return Err(WriteError::Offloaded);
             };
             let decoded = record::decode(&base64)?;
-            let (bytes, created_at) = (Bytes::from(decoded.bytes), record.created_at);
+            let (bytes, created_at) = (Bytes::from_owner(decoded.bytes), record.created_at);
             (value.clone(), bytes, decoded.media_type, created_at)
         }
     };

@@ -223,7 +223,7 @@ async fn move_one(app: &Arc<App>, offload: &Offload, id: &ImageId) -> Result<(),
     match put.await? {
         Written::Done(_) => {
             app.metrics.offloaded.inc();
-            keep(app, id, &moved, &facts, bytes);
+            keep(app, id, &moved, &facts, &bytes);
         }
         // It was replaced, which is told, or moved by another server. The object is found by the sweep.
         Written::ConditionFailed => {}
@@ -240,7 +240,7 @@ fn found(value: &[u8]) -> Option<(Facts, Bytes)> {
     let decoded = record::decode(&base64).ok()?;
     let length = decoded.bytes.len();
     let facts = Facts::new(Version::of(value), decoded.media_type, length, record.created_at);
-    Some((facts, decoded.bytes.into()))
+    Some((facts, Bytes::from_owner(decoded.bytes)))
 }
 
 #[cfg(test)]
