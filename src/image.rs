@@ -123,12 +123,10 @@ impl Version {
     /// Whether a text names this version: as it is written, or as it stands in the entity-tag of any form.
     #[must_use]
     pub fn is_named(&self, text: &str) -> bool {
-        const HEX: &[u8; 16] = b"0123456789abcdef";
-        let digits = |byte: &u8| [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]];
         let text = text.trim_matches('"');
         let version = text.split_once('-').map_or(text, |(version, _form)| version);
         version.len() == 2 * self.0.len()
-            && version.as_bytes().chunks_exact(2).zip(&self.0).all(|(two, it)| two == digits(it))
+            && version.as_bytes().chunks_exact(2).zip(&self.0).all(|(two, it)| two == digits(*it))
     }
 }
 
@@ -353,12 +351,13 @@ pub fn select(original: &Arc<Facts>, accepts: AcceptedCodings) -> &Arc<Facts> {
 
 /// Bytes as hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut digits = Vec::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        digits.extend([byte >> 4, byte & 15].map(|digit| DIGITS[usize::from(digit)]));
-    }
+    let digits = bytes.iter().flat_map(|byte| digits(*byte)).collect();
     String::from_utf8(digits).expect("digits are ASCII")
+}
+
+/// The two digits of a byte.
+pub(crate) fn digits(byte: u8) -> [u8; 2] {
+    [byte >> 4, byte & 15].map(|digit| b"0123456789abcdef"[usize::from(digit)])
 }
 
 fn ascii(text: String) -> HeaderValue {

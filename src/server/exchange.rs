@@ -25,7 +25,7 @@ use crate::app::App;
 use crate::http::problem::{Cause, Problem};
 use crate::http::router::{Peer, Route, Routes, router};
 use crate::http::{CACHE_STATUS, FromMemory, REQUEST_ID};
-use crate::image::{Facts, Form, hex};
+use crate::image::{Facts, Form, digits};
 use crate::telemetry::{HitMetrics, Shed};
 
 /// What is said of where a hit comes from.
@@ -103,14 +103,15 @@ impl Front {
         let status = found.status;
         let metrics = &self.app.metrics;
         let others = metrics.requests_in_flight.inc();
-        let mut request = HitRequest { front: self, id: request_id(asked.request_id), line: None };
+        let id = RequestId::of(asked.request_id);
+        let mut request = HitRequest { front: self, id, line: None };
         if usize::try_from(others).unwrap_or_default() >= self.app.settings.limits.requests.get() {
             return None;
         }
         self.hits.count(status.as_u16(), began.elapsed());
         if self.logs_access() {
             request.line = Some(Box::new(Line {
-                id: request.id.clone(),
+                id: request.id.value(),
                 peer,
                 method: Method::GET,
                 path: asked.target.chars().take(LONGEST_PATH).collect(),
@@ -134,7 +135,8 @@ impl Front {
         let began = Instant::now();
         let (method, version) = (request.method().clone(), request.version());
         let route = Route::of(request.uri().path());
-        let id = request_id(request.headers().get(REQUEST_ID).map(HeaderValue::as_bytes));
+        let given = request.headers().get(REQUEST_ID).map(HeaderValue::as_bytes);
+        let id = RequestId::of(given).value();
         let counted = Counted::new(self, activity, version, route);
         let logged = self.logs_access().then(|| path_and_query(request.uri()));
 
@@ -247,14 +249,42 @@ fn without_body(mut response: Response<Body>) -> Response<Body> {
     response
 }
 
-/// The client's id for its request, if it is fit to be repeated; or one of its own.
-fn request_id(given: Option<&[u8]>) -> HeaderValue {
-    let fit = |id: &&[u8]| (1..=128).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic);
-    let given = given.filter(fit).and_then(|id| HeaderValue::from_bytes(id).ok());
-    given.unwrap_or_else(|| {
-        let id = hex(&fastrand::u128(..).to_be_bytes());
-        HeaderValue::from_maybe_shared(Bytes::from(id)).expect("hex digits are ASCII")
-    })
+/// What a request is called.
+enum RequestId {
+    /// By the client.
+    Given(HeaderValue),
+    /// By this server: hexadecimal digits. As a value they would have to be allocated and checked, at 2 % of a 304.
+    Own([u8; 32]),
+}
+
+impl RequestId {
+    /// The client's id for its request, if it is fit to be repeated; or one of its own.
+    fn of(given: Option<&[u8]>) -> RequestId {
+        let fit = |id: &&[u8]| (1..=128).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic);
+        let given = given.filter(fit).and_then(|id| HeaderValue::from_bytes(id).ok());
+        given.map_or_else(|| RequestId::Own(random_digits()), RequestId::Given)
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            RequestId::Given(id) => id.as_bytes(),
+            RequestId::Own(digits) => digits,
+        }
+    }
+
+    fn value(&self) -> HeaderValue {
+        match self {
+            RequestId::Given(id) => id.clone(),
+            RequestId::Own(digits) => {
+                HeaderValue::from_bytes(digits).expect("hex digits are ASCII")
+            }
+        }
+    }
+}
+
+fn random_digits() -> [u8; 32] {
+    let random = fastrand::u128(..).to_be_bytes();
+    std::array::from_fn(|place| digits(random[place / 2])[place % 2])
 }
 
 /// An image in memory, of which it was said what is to be said again.
@@ -284,14 +314,14 @@ impl Found {
 /// A request that is answered without the router, for as long as its answer is being sent.
 pub(super) struct HitRequest<'a> {
     front: &'a Front,
-    id: HeaderValue,
+    id: RequestId,
     line: Option<Box<Line>>,
 }
 
 impl HitRequest<'_> {
     /// What it is called.
-    pub(super) fn id(&self) -> &HeaderValue {
-        &self.id
+    pub(super) fn id(&self) -> &[u8] {
+        self.id.as_bytes()
     }
 
     /// So much of its answer was taken.
@@ -335,16 +365,17 @@ fn check_host(request: &Request<Body>) -> Result<(), &'static str> {
     }
     let multiplexed = request.version() >= Version::HTTP_2;
     let host = match host {
-        Some(host) => host.to_str().ok().filter(|host| is_host(host)).ok_or("Host is malformed")?,
+        Some(host) if is_host(host.as_bytes()) => host.as_bytes(),
+        Some(_) => return Err("Host is malformed"),
         None => match authority {
-            Some(authority) if multiplexed && is_host(authority.as_str()) => return Ok(()),
+            Some(it) if multiplexed && is_host(it.as_str().as_bytes()) => return Ok(()),
             Some(_) if multiplexed => return Err(":authority is malformed"),
             _ if request.version() == Version::HTTP_10 => return Ok(()),
             _ => return Err("Host is missing"),
         },
     };
     match authority {
-        Some(authority) if multiplexed && !authority.as_str().eq_ignore_ascii_case(host) => {
+        Some(it) if multiplexed && !it.as_str().as_bytes().eq_ignore_ascii_case(host) => {
             Err("Host and :authority differ")
         }
         _ => Ok(()),
@@ -353,22 +384,29 @@ fn check_host(request: &Request<Body>) -> Result<(), &'static str> {
 
 /// `uri-host [ ":" port ]` (RFC 3986 §3.2.2), without the characters that only a sub-delimiter of something else
 /// would have.
-pub(super) fn is_host(text: &str) -> bool {
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => match rest.split_once(']') {
-            Some((address, port)) if address.parse::<std::net::Ipv6Addr>().is_ok() => ("v6", port),
-            _ => return false,
-        },
-        None => match text.find(':') {
-            Some(colon) => text.split_at(colon),
-            None => (text, ""),
-        },
+pub(super) fn is_host(text: &[u8]) -> bool {
+    let end = match text.first() {
+        Some(b'[') => text.iter().position(|&byte| byte == b']').map(|bracket| bracket + 1),
+        _ => text.iter().position(|&byte| byte == b':'),
     };
-    let named = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%".contains(&byte);
-    let port = port.strip_prefix(':').unwrap_or(port);
-    !host.is_empty()
-        && host.bytes().all(named)
-        && (port.is_empty() || port.parse::<u16>().is_ok_and(|_| !port.starts_with('+')))
+    let (host, port) = text.split_at(end.unwrap_or(text.len()));
+    let named =
+        |it: &u8| it.is_ascii_alphanumeric() || matches!(it, b'-' | b'.' | b'_' | b'~' | b'%');
+    let is_name_or_address = match host {
+        [b'[', address @ .., b']'] => {
+            str::from_utf8(address).is_ok_and(|it| it.parse::<std::net::Ipv6Addr>().is_ok())
+        }
+        name => !name.is_empty() && name.iter().all(named),
+    };
+    let number = |number: u16, digit: &u8| {
+        let digit = char::from(*digit).to_digit(10)?;
+        number.checked_mul(10)?.checked_add(u16::try_from(digit).ok()?)
+    };
+    is_name_or_address
+        && match port {
+            [b':', digits @ ..] => digits.iter().try_fold(0, number).is_some(),
+            _ => port.is_empty(),
+        }
 }
 
 /// The method, from a set that no client can make grow.
@@ -574,18 +612,21 @@ mod tests {
     #[test]
     fn a_host_is_a_name_or_an_address_with_or_without_a_port() {
         for good in ["a", "a.example", "127.0.0.1:80", "[::1]", "[::1]:8000", "a_b:", "xn--a"] {
-            assert!(is_host(good), "{good}");
+            assert!(is_host(good.as_bytes()), "{good}");
         }
-        for bad in
-            ["", ":80", "a,b", "a b", "u@a", "a:b", "a:99999", "a:+1", "::1", "[::1", "[a]", "a/b"]
-        {
-            assert!(!is_host(bad), "{bad}");
+        for bad in [
+            "", ":80", "a,b", "a b", "u@a", "a:b", "a:99999", "a:+1", "::1", "[::1", "[a]",
+            "[::1]80", "a/b",
+        ] {
+            assert!(!is_host(bad.as_bytes()), "{bad}");
         }
     }
 
     #[test]
     fn an_id_of_the_clients_is_kept_if_it_is_fit_to_be_repeated() {
-        let id = |text: &str| request_id(Some(text.as_bytes())).to_str().unwrap().to_owned();
+        let id = |text: &str| {
+            String::from_utf8(RequestId::of(Some(text.as_bytes())).as_bytes().to_vec()).unwrap()
+        };
         assert_eq!(id("a-1:B/2"), "a-1:B/2");
         for unfit in ["", "a b", "ä", &"x".repeat(129)] {
             let own = id(unfit);

@@ -233,12 +233,9 @@ impl Server {
         let activity = Arc::new(Activity::new());
         let plain = Plain::new(&self.front, peer, &activity, self.timeouts, wire);
         let (mut draining, mut over) = (self.phase.clone(), self.phase.clone());
-        let handed_on = tokio::select! {
-            biased;
-            handed_on = plain.converse(reached(&mut draining, Phase::Draining)) => handed_on,
-            () = reached(&mut over, Phase::Over) => return,
-        };
-        let Some((wire, before)) = handed_on else { return };
+        let (draining, over) =
+            (reached(&mut draining, Phase::Draining), reached(&mut over, Phase::Over));
+        let Some((wire, before)) = plain.converse(draining, over).await else { return };
         Box::pin(self.converse_by_library(wire, before, peer, activity)).await;
     }
 

@@ -96,18 +96,23 @@ impl<'a> Plain<'a> {
     }
 
     /// Answers requests until one isn't plain, or the server drains: then gives the connection back, with what was read
-    /// of it. Gives nothing where it has ended.
+    /// of it. Gives nothing where it has ended, or the server's time is over.
     pub(super) async fn converse(
         mut self,
         draining: impl Future<Output = ()>,
+        over: impl Future<Output = ()>,
     ) -> Option<(Box<dyn Wire>, Bytes)> {
-        let mut draining = pin!(draining);
+        let (mut draining, mut over) = (pin!(draining), pin!(over));
         let mut tick = pin!(tokio::time::sleep(self.timeouts.tick()));
         loop {
             let next = if self.unread.is_empty() {
                 self.read(draining.as_mut(), tick.as_mut()).await
             } else {
-                let next = self.answer(tick.as_mut()).await;
+                let next = tokio::select! {
+                    biased;
+                    next = self.answer(tick.as_mut()) => next,
+                    () = &mut over => Next::End,
+                };
                 // A request that was sent ahead begins now.
                 if !self.unread.is_empty() {
                     self.last = Instant::now();
@@ -246,7 +251,7 @@ impl<'a> Plain<'a> {
         if has_body && length.is_none() && !parts.headers.contains_key(CONTENT_LENGTH) {
             // It ends with the connection (RFC 9112 §6.3).
             closes = true;
-            said::field(&mut head, &CONNECTION, &HeaderValue::from_static("close"));
+            said::field(&mut head, &CONNECTION, b"close");
         }
         if let (Some(named), Some(FromMemory(facts)), false) =
             (learns, parts.extensions.get(), closes)
@@ -254,7 +259,7 @@ impl<'a> Plain<'a> {
             said::keep(facts, status, named, || head.clone());
         }
         if let Some(id) = parts.headers.get(REQUEST_ID) {
-            said::field(&mut head, &REQUEST_ID, id);
+            said::field(&mut head, &REQUEST_ID, id.as_bytes());
         }
         self.front.date.append(&mut head, Instant::now());
         loop {
@@ -334,6 +339,9 @@ pub(super) struct Hit<'a> {
 pub(super) struct Asked<'b> {
     pub(super) method: Method,
     pub(super) target: &'b str,
+    path: &'b str,
+    /// What follows the path: a query, or the fragment that the router leaves out.
+    rest: &'b str,
     host: &'b [u8],
     /// Where there is one field of that name.
     pub(super) if_none_match: Option<&'b [u8]>,
@@ -372,7 +380,8 @@ impl<'b> Asked<'b> {
             "HEAD" => Method::HEAD,
             _ => return None,
         };
-        let path = &target[..target.find('?').unwrap_or(target.len())];
+        let end = target.bytes().position(|byte| matches!(byte, b'?' | b'#'));
+        let (path, rest) = target.split_at(end.unwrap_or(target.len()));
         if !Route::of(path).is_of_images() {
             return None;
         }
@@ -403,24 +412,21 @@ impl<'b> Asked<'b> {
             }
         }
         let host = host?;
-        Some(Asked { method, target, host, if_none_match, request_id, simple })
+        Some(Asked { method, target, path, rest, host, if_none_match, request_id, simple })
     }
 
     /// The id in the address of an image, and whether the address names its version, where nothing but the image as it is
     /// is asked for.
     pub(super) fn as_it_is(&self) -> Option<(&'b str, bool)> {
-        let rest = self.target.strip_prefix("/images/")?;
-        let (id, query) = rest.split_once('?').unwrap_or((rest, ""));
         // Only whole ids are found in the index: one with an escape, a slash or a format at its end isn't.
-        let versioned = match query.strip_prefix("v=") {
-            Some(version) if version.len() == 32 => true,
-            None if self.target.len() == "/images/".len() + id.len() => false,
+        let id = self.path.strip_prefix("/images/")?;
+        let versioned = match self.version() {
+            Some(version) if version.len() == 32 && !version.contains('#') => true,
+            None if self.rest.is_empty() => false,
             Some(_) | None => return None,
         };
-        let host = std::str::from_utf8(self.host).is_ok_and(is_host);
-        // The router leaves out what follows a `#`.
-        let plain = self.simple && host && !self.target.contains('#');
-        (plain && self.method == Method::GET).then_some((id, versioned))
+        let plain = self.simple && self.method == Method::GET && is_host(self.host);
+        plain.then_some((id, versioned))
     }
 
     /// To whom the answer may be said again: who names the same version, or none, where nothing else is asked for.
@@ -434,7 +440,7 @@ impl<'b> Asked<'b> {
 
     /// The version that the address names.
     pub(super) fn version(&self) -> Option<&'b str> {
-        self.target.split_once("?v=").map(|(_, version)| version)
+        self.rest.strip_prefix("?v=")
     }
 
     fn to_request(&self, fields: &[Header<'_>]) -> Option<Request<Body>> {

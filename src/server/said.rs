@@ -51,13 +51,13 @@ pub(super) fn text(status: StatusCode, headers: &HeaderMap, length: Option<u64>)
     let _ = write!(text, "HTTP/1.1 {} {reason}\r\n", status.as_u16());
     for (name, value) in headers {
         if name != REQUEST_ID && name != DATE {
-            field(&mut text, name, value);
+            field(&mut text, name, value.as_bytes());
         }
     }
     if let Some(length) = length
         && !headers.contains_key(CONTENT_LENGTH)
     {
-        field(&mut text, &CONTENT_LENGTH, &HeaderValue::from(length));
+        field(&mut text, &CONTENT_LENGTH, HeaderValue::from(length).as_bytes());
     }
     text
 }
@@ -82,9 +82,9 @@ fn line_end(text: &[u8]) -> Option<usize> {
 }
 
 /// Writes a field.
-pub(super) fn field(head: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
+pub(super) fn field(head: &mut Vec<u8>, name: &HeaderName, value: &[u8]) {
     head.extend_from_slice(name.as_str().as_bytes());
     head.extend_from_slice(b": ");
-    head.extend_from_slice(value.as_bytes());
+    head.extend_from_slice(value);
     head.extend_from_slice(b"\r\n");
 }
