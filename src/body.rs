@@ -1,4 +1,4 @@
-//! The bytes of an image in memory.
+//! The memory that an image is decoded into.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -9,13 +9,16 @@ use memmap2::MmapMut;
 /// Bodies from this many bytes on have pages of their own.
 const LARGE: usize = 128 * 1024;
 
-/// So many at most: Linux lets a process have 65,530 mappings, and others need some too.
-const MOST: usize = 32 * 1024;
+/// Those that have. Linux lets a process have 65,530 mappings, and others need some too.
+static MAPPINGS: Mappings = Mappings { count: AtomicUsize::new(0), most: 32 * 1024 };
 
-/// How many there are.
-static MAPPED: AtomicUsize = AtomicUsize::new(0);
+/// How many bodies have pages of their own, and how many may.
+struct Mappings {
+    count: AtomicUsize,
+    most: usize,
+}
 
-/// The bytes of an image.
+/// The bytes of an image that was decoded.
 ///
 /// Images come and go in all sizes, which leaves holes in an allocator's heaps: a fifth to a third of the budget. A large
 /// body therefore has pages of its own, which go back to the system with it.
@@ -29,24 +32,27 @@ enum Memory {
     Pages(Pages),
 }
 
-/// Pages that are counted for as long as they are there.
-struct Pages(MmapMut);
+/// Pages that are counted.
+struct Pages {
+    map: MmapMut,
+    among: &'static Mappings,
+}
 
-impl Pages {
-    fn new(length: usize) -> Option<Pages> {
-        if MAPPED.fetch_add(1, Ordering::Relaxed) < MOST
+impl Mappings {
+    fn map(&'static self, length: usize) -> Option<Pages> {
+        if self.count.fetch_add(1, Ordering::Relaxed) < self.most
             && let Ok(map) = MmapMut::map_anon(length)
         {
-            return Some(Pages(map));
+            return Some(Pages { map, among: self });
         }
-        MAPPED.fetch_sub(1, Ordering::Relaxed);
+        self.count.fetch_sub(1, Ordering::Relaxed);
         None
     }
 }
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        MAPPED.fetch_sub(1, Ordering::Relaxed);
+        self.among.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -54,30 +60,18 @@ impl Body {
     /// Zeros, to be written over.
     #[must_use]
     pub fn zeroed(length: usize) -> Body {
-        let pages = if length < LARGE { None } else { Pages::new(length) };
-        let memory = pages.map_or_else(|| Memory::Heap(vec![0; length]), Memory::Pages);
-        Body { memory, length }
+        Body::zeroed_among(&MAPPINGS, length)
     }
 
-    /// A copy of some bytes.
-    #[must_use]
-    pub fn copy_of(bytes: &[u8]) -> Body {
-        let mut body = Body::zeroed(bytes.len());
-        body.copy_from_slice(bytes);
-        body
+    fn zeroed_among(mappings: &'static Mappings, length: usize) -> Body {
+        let pages = if length < LARGE { None } else { mappings.map(length) };
+        let memory = pages.map_or_else(|| Memory::Heap(vec![0; length]), Memory::Pages);
+        Body { memory, length }
     }
 
     /// Leaves out what comes after so many bytes.
     pub fn truncate(&mut self, length: usize) {
         self.length = self.length.min(length);
-    }
-}
-
-/// Bytes that are where an allocator has put them.
-impl From<Vec<u8>> for Body {
-    fn from(bytes: Vec<u8>) -> Body {
-        let length = bytes.len();
-        Body { memory: Memory::Heap(bytes), length }
     }
 }
 
@@ -87,7 +81,7 @@ impl Deref for Body {
     fn deref(&self) -> &[u8] {
         let all: &[u8] = match &self.memory {
             Memory::Heap(bytes) => bytes,
-            Memory::Pages(pages) => &pages.0,
+            Memory::Pages(pages) => &pages.map,
         };
         &all[..self.length]
     }
@@ -97,7 +91,7 @@ impl DerefMut for Body {
     fn deref_mut(&mut self) -> &mut [u8] {
         let all: &mut [u8] = match &mut self.memory {
             Memory::Heap(bytes) => bytes,
-            Memory::Pages(pages) => &mut pages.0,
+            Memory::Pages(pages) => &mut pages.map,
         };
         &mut all[..self.length]
     }
@@ -123,10 +117,11 @@ mod tests {
     fn a_body_has_its_bytes_wherever_they_are() {
         for length in [0, 1, LARGE - 1, LARGE, LARGE + 1] {
             let bytes: Vec<u8> = (0..length).map(|it| u8::try_from(it % 251).unwrap()).collect();
-            let mut body = Body::copy_of(&bytes);
+            let mut body = Body::zeroed(length);
+            assert!(body.len() == length && body.iter().all(|it| *it == 0));
             assert_eq!(matches!(body.memory, Memory::Pages(_)), length >= LARGE);
+            body.copy_from_slice(&bytes);
             assert_eq!(body[..], bytes);
-            assert_eq!(Body::from(bytes.clone())[..], bytes);
             body.truncate(length / 2);
             body.truncate(length);
             assert_eq!(body[..], bytes[..length / 2]);
@@ -134,13 +129,14 @@ mod tests {
     }
 
     #[test]
-    fn there_are_never_more_mappings_than_a_process_may_have() {
-        let bodies: Vec<Body> = (0..=MOST).map(|_| Body::zeroed(LARGE)).collect();
-        let mapped = bodies.iter().filter(|it| matches!(it.memory, Memory::Pages(_))).count();
-        // Another test may have some as well.
-        assert!((MOST - 8..=MOST).contains(&mapped), "{mapped}");
-        assert_eq!(bodies.last().map(|it| it.len()), Some(LARGE));
-        drop(bodies);
-        assert!(MAPPED.load(Ordering::Relaxed) < 8);
+    fn there_are_no_more_mappings_than_there_may_be() {
+        static THREE: Mappings = Mappings { count: AtomicUsize::new(0), most: 3 };
+        for _ in 0..2 {
+            let bodies: Vec<_> = (0..5).map(|_| Body::zeroed_among(&THREE, LARGE)).collect();
+            let mapped = bodies.iter().filter(|it| matches!(it.memory, Memory::Pages(_)));
+            assert_eq!(mapped.count(), 3);
+            assert!(bodies.iter().all(|it| it.len() == LARGE));
+        }
+        assert_eq!(THREE.count.load(Ordering::Relaxed), 0);
     }
 }

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use lru::LruCache;
 
-use crate::body::Body;
 use crate::image::{Form, Image, ImageId, Representation, Version};
 
 /// A bounded LRU of decoded images behind a mutex.
@@ -65,9 +64,8 @@ impl Cache {
     /// A body that is counted for as long as anyone holds it, so that what slow clients keep from being
     /// freed is known.
     #[must_use]
-    pub fn count(&self, body: impl Into<Body>) -> Bytes {
-        let body = body.into();
-        self.alive.fetch_add(body.len(), Ordering::Relaxed);
+    pub fn count(&self, body: impl AsRef<[u8]> + Send + 'static) -> Bytes {
+        self.alive.fetch_add(body.as_ref().len(), Ordering::Relaxed);
         Bytes::from_owner(Counted { body, alive: Arc::clone(&self.alive) })
     }
 
@@ -170,20 +168,20 @@ fn length(forms: &[Representation]) -> usize {
 }
 
 /// The owner of a body's bytes.
-struct Counted {
-    body: Body,
+struct Counted<B: AsRef<[u8]>> {
+    body: B,
     alive: Arc<AtomicUsize>,
 }
 
-impl AsRef<[u8]> for Counted {
+impl<B: AsRef<[u8]>> AsRef<[u8]> for Counted<B> {
     fn as_ref(&self) -> &[u8] {
-        &self.body
+        self.body.as_ref()
     }
 }
 
-impl Drop for Counted {
+impl<B: AsRef<[u8]>> Drop for Counted<B> {
     fn drop(&mut self) {
-        self.alive.fetch_sub(self.body.len(), Ordering::Relaxed);
+        self.alive.fetch_sub(self.body.as_ref().len(), Ordering::Relaxed);
     }
 }
 

@@ -126,7 +126,7 @@ pub async fn put(
     };
     if let Some(moved) = &moved {
         app.metrics.offloaded.inc();
-        offload::keep(app, &id, moved, &facts, &bytes);
+        offload::keep(app, &id, moved, &facts, bytes);
     }
     Ok(Put { id, facts, replaced })
 }

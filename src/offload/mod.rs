@@ -27,7 +27,6 @@ use sha2::{Digest, Sha256};
 use url::Url;
 
 use crate::app::{App, NoRoom};
-use crate::body::Body;
 use crate::collapse::{Flights, Lost};
 use crate::image::{Facts, ImageId, MediaType, Representation, Version};
 use crate::record::{self, Corrupt, Elsewhere, Record};
@@ -280,10 +279,10 @@ pub(crate) async fn on_write(
 
 /// Keeps an image in memory under the version of the record that refers to it now, so that the next reader doesn't
 /// fetch it. SVG is kept by its first reader, who has it compressed.
-pub(crate) fn keep(app: &App, id: &ImageId, moved: &Moved, facts: &Facts, bytes: &Bytes) {
+pub(crate) fn keep(app: &App, id: &ImageId, moved: &Moved, facts: &Facts, bytes: Bytes) {
     if facts.media_type != MediaType::Svg {
         let facts = Facts::new(moved.version, facts.media_type, facts.length, facts.last_modified);
-        let body = app.cache.count(Body::copy_of(bytes));
+        let body = app.cache.count(bytes);
         app.cache.insert(id, Representation { facts: Arc::new(facts), body }.into());
     }
 }
@@ -335,10 +334,11 @@ impl Offload {
             }
             let media_type =
                 record::sniffed(&bytes).map_err(|corrupt| OffloadError::Unusable(path, corrupt))?;
-            Ok((Facts::new(version, media_type, bytes.len(), created_at), Body::copy_of(&bytes)))
+            Ok((Facts::new(version, media_type, bytes.len(), created_at), bytes))
         });
         let (facts, bytes) = checked.await?;
-        let body = app.cache.count(bytes);
+        // A small one may be a part of a larger buffer of the connection's, which it would keep.
+        let body = app.cache.count(Vec::from(bytes));
         let original = Representation { facts: Arc::new(facts), body };
         let image = crate::read::with_coded_forms(app, original).await;
         let _ = remote.facts.set(Arc::clone(&image.original.facts));

@@ -223,7 +223,7 @@ async fn move_one(app: &Arc<App>, offload: &Offload, id: &ImageId) -> Result<(),
     match put.await? {
         Written::Done(_) => {
             app.metrics.offloaded.inc();
-            keep(app, id, &moved, &facts, &bytes);
+            keep(app, id, &moved, &facts, bytes);
         }
         // It was replaced, which is told, or moved by another server. The object is found by the sweep.
         Written::ConditionFailed => {}

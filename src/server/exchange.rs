@@ -19,7 +19,8 @@ use tower_http::timeout::TimeoutBody;
 use tracing::Level;
 
 use super::activity::{Activity, Mark};
-use super::plain::{Asked, DateField, Hit, Progress};
+use super::asked::{Asked, is_host};
+use super::plain::{DateField, Hit, Progress};
 use super::said;
 use crate::app::App;
 use crate::http::problem::{Cause, Problem};
@@ -253,7 +254,7 @@ fn without_body(mut response: Response<Body>) -> Response<Body> {
 enum RequestId {
     /// By the client.
     Given(HeaderValue),
-    /// By this server: hexadecimal digits. As a value they would have to be allocated and checked, at 2 % of a 304.
+    /// By this server: hexadecimal digits. As a value they would have to be allocated and checked.
     Own([u8; 32]),
 }
 
@@ -380,33 +381,6 @@ fn check_host(request: &Request<Body>) -> Result<(), &'static str> {
         }
         _ => Ok(()),
     }
-}
-
-/// `uri-host [ ":" port ]` (RFC 3986 §3.2.2), without the characters that only a sub-delimiter of something else
-/// would have.
-pub(super) fn is_host(text: &[u8]) -> bool {
-    let end = match text.first() {
-        Some(b'[') => text.iter().position(|&byte| byte == b']').map(|bracket| bracket + 1),
-        _ => text.iter().position(|&byte| byte == b':'),
-    };
-    let (host, port) = text.split_at(end.unwrap_or(text.len()));
-    let named =
-        |it: &u8| it.is_ascii_alphanumeric() || matches!(it, b'-' | b'.' | b'_' | b'~' | b'%');
-    let is_name_or_address = match host {
-        [b'[', address @ .., b']'] => {
-            str::from_utf8(address).is_ok_and(|it| it.parse::<std::net::Ipv6Addr>().is_ok())
-        }
-        name => !name.is_empty() && name.iter().all(named),
-    };
-    let number = |number: u16, digit: &u8| {
-        let digit = char::from(*digit).to_digit(10)?;
-        number.checked_mul(10)?.checked_add(u16::try_from(digit).ok()?)
-    };
-    is_name_or_address
-        && match port {
-            [b':', digits @ ..] => digits.iter().try_fold(0, number).is_some(),
-            _ => port.is_empty(),
-        }
 }
 
 /// The method, from a set that no client can make grow.
@@ -608,19 +582,6 @@ impl Drop for Sent {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_host_is_a_name_or_an_address_with_or_without_a_port() {
-        for good in ["a", "a.example", "127.0.0.1:80", "[::1]", "[::1]:8000", "a_b:", "xn--a"] {
-            assert!(is_host(good.as_bytes()), "{good}");
-        }
-        for bad in [
-            "", ":80", "a,b", "a b", "u@a", "a:b", "a:99999", "a:+1", "::1", "[::1", "[a]",
-            "[::1]80", "a/b",
-        ] {
-            assert!(!is_host(bad.as_bytes()), "{bad}");
-        }
-    }
 
     #[test]
     fn an_id_of_the_clients_is_kept_if_it_is_fit_to_be_repeated() {

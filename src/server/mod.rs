@@ -1,6 +1,7 @@
 //! The server: connections in, requests to the router, and a graceful end.
 
 mod activity;
+mod asked;
 mod exchange;
 mod gather;
 pub(crate) mod listen;
