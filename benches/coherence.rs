@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use afterimage::app::App;
-use afterimage::coding::AcceptedCodings;
 use afterimage::image::ImageId;
-use afterimage::preconditions::Preconditions;
-use afterimage::read::{self, Answer, ImageRequest, Served, Wants};
+use afterimage::image::coding::AcceptedCodings;
+use afterimage::image::preconditions::Preconditions;
+use afterimage::read::{self, Answer, CacheStatus, ImageRequest, Want};
 use afterimage::store::Coherence;
 use criterion::{BenchmarkId, Criterion};
 use redis::aio::MultiplexedConnection;
@@ -51,7 +51,7 @@ async fn set(connection: &mut MultiplexedConnection, number: usize, value: &[u8]
 async fn get(app: &Arc<App>, id: ImageId) -> Answer {
     let request = ImageRequest {
         id,
-        wants: Wants::Bytes,
+        want: Want::Body,
         preconditions: Preconditions::default(),
         accepts: AcceptedCodings::UNSAID,
         asked: None,
@@ -61,7 +61,7 @@ async fn get(app: &Arc<App>, id: ImageId) -> Answer {
 
 /// Fetches until it is a hit: the push of its own write has come and gone.
 async fn warm(app: &Arc<App>, id: &ImageId) {
-    while get(app, id.clone()).await.served != Served::Hit {}
+    while get(app, id.clone()).await.served != CacheStatus::Hit {}
 }
 
 fn coherent_and_unverified(criterion: &mut Criterion, runtime: &Runtime, redis: &RedisServer) {

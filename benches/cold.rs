@@ -10,9 +10,9 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use afterimage::cache::Cache;
-use afterimage::image::{Facts, ImageId, MediaType, Representation, Version};
+use afterimage::image::record::{self, Content, Record};
+use afterimage::image::{ImageId, MediaType, Metadata, Representation, Version};
 use afterimage::picture::sniff::sniff;
-use afterimage::record::{self, Content, Record};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -71,8 +71,8 @@ fn stages(criterion: &mut Criterion) {
             black_box(sniff(black_box(&image)));
         });
         let (cache, id) = (cache(), ImageId::parse("a").unwrap());
-        let facts = Arc::new(Facts::new(Version::of(&value), MediaType::Png, length, None));
-        let kept = Representation { facts, body: Bytes::from(image.clone()) };
+        let metadata = Arc::new(Metadata::new(Version::of(&value), MediaType::Png, length, None));
+        let kept = Representation { metadata, body: Bytes::from(image.clone()) };
         stage("insert", &mut || {
             black_box(cache.insert(&id, kept.clone().into()));
         });
@@ -81,9 +81,9 @@ fn stages(criterion: &mut Criterion) {
             assert!(cache.get_image(&id, Version::of(b"")).is_none());
             let parsed = Record::parse(&value).unwrap();
             let decoded = record::decode(base64_of(&parsed)).unwrap();
-            let facts = Facts::new(version, decoded.media_type, decoded.bytes.len(), None);
+            let metadata = Metadata::new(version, decoded.media_type, decoded.bytes.len(), None);
             let body = cache.count(decoded.bytes);
-            let image = Representation { facts: Arc::new(facts), body };
+            let image = Representation { metadata: Arc::new(metadata), body };
             black_box(cache.insert(&id, image.into()));
         });
     }

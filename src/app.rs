@@ -5,15 +5,15 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use crate::cache::Cache;
-use crate::events::Hub;
-use crate::index::{Bounds, Guard, Index};
+use crate::events::hub::Hub;
+use crate::http::auth::Writers;
+use crate::index::{Guard, Index, IndexLimits};
+use crate::metrics::{Metrics, Shed};
 use crate::offload::Offload;
 use crate::read::{CorruptLog, Outcome};
 use crate::render::Renderer;
 use crate::settings::Settings;
-use crate::store::{Announcer, Change, Store};
-use crate::telemetry::{Metrics, Shed};
-use crate::writers::Writers;
+use crate::store::{Change, ChangeListener, Store};
 
 /// Everything that a request needs. There are no globals: two of them may run in one process.
 #[derive(Debug)]
@@ -45,12 +45,12 @@ pub struct App {
     pub fetching: Semaphore,
     /// One permit for each KiB of what is being written: no writer takes a reader's room.
     pub writing: Semaphore,
-    phase: watch::Sender<Phase>,
+    phase: watch::Sender<ShutdownPhase>,
 }
 
 /// How far the service is on its way to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Phase {
+enum ShutdownPhase {
     /// It serves.
     Serving,
     /// It says that it isn't ready, though it still answers.
@@ -68,7 +68,7 @@ impl App {
     #[doc(hidden)]
     pub async fn build_guarded(settings: Settings, guard: Guard) -> anyhow::Result<Arc<App>> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let bounds = Bounds {
+        let bounds = IndexLimits {
             entries: settings.cache.known,
             waiters: settings.limits.waiters.get(),
             fetches: settings.limits.requests.get(),
@@ -83,25 +83,25 @@ impl App {
         store.watch({
             let (index, metrics) = (Arc::clone(&index), Arc::clone(&metrics));
             let events = Arc::clone(&events);
-            Announcer::new(move |change| {
+            ChangeListener::new(move |change| {
                 match &change {
-                    Change::Of(id) => {
+                    Change::Invalidated(id) => {
                         metrics.invalidations.inc();
                         metrics.push_came(id);
                     }
-                    Change::OfEverything => {
+                    Change::Flushed => {
                         metrics.invalidations.inc();
                     }
-                    Change::Alive { round_trip, .. } => metrics.observe_heartbeat(*round_trip),
-                    Change::Lost { .. } => metrics.expect_no_push(None),
-                    Change::Tracked { .. } | Change::Reached(_) => {}
+                    Change::Heartbeat { round_trip, .. } => metrics.observe_heartbeat(*round_trip),
+                    Change::TrackingLost { .. } => metrics.expect_no_push(None),
+                    Change::TrackingStarted { .. } | Change::Probed(_) => {}
                 }
                 let told = change.clone();
-                index.hear(change);
+                index.apply(change);
                 // Afterwards, so that whoever looks sees no more what was there before.
-                events.hear(&told);
+                events.apply(&told);
                 if let Some(mover) = &mover {
-                    mover.hear(&told);
+                    mover.apply(&told);
                 }
             })
         });
@@ -118,7 +118,7 @@ impl App {
             decoding: Arc::new(Semaphore::new(cores)),
             fetching: Semaphore::new(settings.limits.fetch_bytes.div_ceil(1024)),
             writing: Semaphore::new(settings.limits.write_bytes.div_ceil(1024)),
-            phase: watch::Sender::new(Phase::Serving),
+            phase: watch::Sender::new(ShutdownPhase::Serving),
             settings,
         });
         app.events.start(&app);
@@ -130,24 +130,24 @@ impl App {
 
     /// From now on the service says that it isn't ready, though it still answers.
     pub fn begin_to_stop(&self) {
-        self.phase.send_replace(Phase::Stopping);
+        self.phase.send_replace(ShutdownPhase::Stopping);
     }
 
     /// From now on what would go on for ever ends.
     pub fn begin_to_drain(&self) {
-        self.phase.send_replace(Phase::Draining);
+        self.phase.send_replace(ShutdownPhase::Draining);
     }
 
     /// Waits until what would go on for ever is to end.
     pub async fn until_draining(&self) {
         // The sender lives as long as this app.
-        let _ = self.phase.subscribe().wait_for(|phase| *phase >= Phase::Draining).await;
+        let _ = self.phase.subscribe().wait_for(|phase| *phase >= ShutdownPhase::Draining).await;
     }
 
     /// Whether it was told to stop.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
-        *self.phase.borrow() >= Phase::Stopping
+        *self.phase.borrow() >= ShutdownPhase::Stopping
     }
 
     /// Waits for room for a value of some bytes among those that are being fetched, no longer than Redis may
@@ -156,11 +156,11 @@ impl App {
     /// Images that have left the cache, or never were in it, and that slow clients are still reading, take
     /// from the same room: nobody knows for how long, so that a value without room beside them is refused
     /// at once.
-    pub async fn room_for(&self, bytes: u64) -> Result<SemaphorePermit<'_>, NoRoom> {
+    pub async fn reserve(&self, bytes: u64) -> Result<SemaphorePermit<'_>, OverBudget> {
         let all = self.settings.limits.fetch_bytes as u64;
         let none = || {
             self.metrics.count_shed(Shed::FetchBytes);
-            NoRoom
+            OverBudget
         };
         let is_full = || {
             let in_flight = self.cache.held().in_flight as u64;
@@ -180,28 +180,28 @@ impl App {
 
     /// Waits for room for some bytes to be written, no longer than Redis may take to answer. Those that need more than
     /// there is get all of it.
-    pub async fn room_to_write(&self, bytes: u64) -> Result<WriteRoom<'_>, NoRoom> {
+    pub async fn reserve_write(&self, bytes: u64) -> Result<WriteReservation<'_>, OverBudget> {
         let all = self.settings.limits.write_bytes as u64;
         let room = self.writing.acquire_many(kibibytes(bytes.min(all)));
         let room = tokio::time::timeout(self.settings.redis.response_timeout, room).await;
         let Ok(Ok(permit)) = room else {
             self.metrics.count_shed(Shed::WriteBytes);
-            return Err(NoRoom);
+            return Err(OverBudget);
         };
-        Ok(WriteRoom { permit, app: self })
+        Ok(WriteReservation { permit, app: self })
     }
 }
 
 /// Room for what is being written, which grows with it.
 #[derive(Debug)]
-pub struct WriteRoom<'a> {
+pub struct WriteReservation<'a> {
     permit: SemaphorePermit<'a>,
     app: &'a App,
 }
 
-impl WriteRoom<'_> {
+impl WriteReservation<'_> {
     /// Makes room for so many bytes, if it is free: nobody who has some waits for more.
-    pub fn grow(&mut self, bytes: u64) -> Result<(), NoRoom> {
+    pub fn grow(&mut self, bytes: u64) -> Result<(), OverBudget> {
         let has = u32::try_from(self.permit.num_permits()).unwrap_or(u32::MAX);
         let more = kibibytes(bytes).saturating_sub(has);
         if more > 0 {
@@ -209,7 +209,7 @@ impl WriteRoom<'_> {
                 Ok(permit) => self.permit.merge(permit),
                 Err(_full) => {
                     self.app.metrics.count_shed(Shed::WriteBytes);
-                    return Err(NoRoom);
+                    return Err(OverBudget);
                 }
             }
         }
@@ -224,4 +224,4 @@ fn kibibytes(bytes: u64) -> u32 {
 /// Memory is full of images that are being fetched and sent (`[limits] fetch_bytes`), or written (`write_bytes`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("too many images are being fetched, sent or written: there is no room for another one")]
-pub struct NoRoom;
+pub struct OverBudget;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use lru::LruCache;
 
-use crate::image::{Form, Image, ImageId, Representation, Version};
+use crate::image::{Image, ImageId, Representation, RepresentationKind, Version};
 
 /// A bounded LRU of decoded images behind a mutex.
 ///
@@ -71,10 +71,15 @@ impl Cache {
 
     /// A form of an image, which becomes the most recently used.
     #[must_use]
-    pub fn get(&self, id: &ImageId, version: Version, form: Form) -> Option<Representation> {
+    pub fn get(
+        &self,
+        id: &ImageId,
+        version: Version,
+        form: RepresentationKind,
+    ) -> Option<Representation> {
         let mut entries = self.lock();
         let forms = entries.by_version.get(&(id.clone(), version))?;
-        forms.iter().find(|it| it.facts.form == form).cloned()
+        forms.iter().find(|it| it.metadata.kind == form).cloned()
     }
 
     /// An image in all its forms.
@@ -82,8 +87,10 @@ impl Cache {
     pub fn get_image(&self, id: &ImageId, version: Version) -> Option<Image> {
         let mut entries = self.lock();
         let forms = entries.by_version.get(&(id.clone(), version))?;
-        let original = forms.iter().find(|it| it.facts.form == Form::Original)?.clone();
-        let coded = forms.iter().filter(|it| matches!(it.facts.form, Form::Coded(_)));
+        let original =
+            forms.iter().find(|it| it.metadata.kind == RepresentationKind::Original)?.clone();
+        let coded =
+            forms.iter().filter(|it| matches!(it.metadata.kind, RepresentationKind::Coded(_)));
         Some(Image { original, coded: coded.cloned().collect() })
     }
 
@@ -103,7 +110,7 @@ impl Cache {
         let Some(first) = forms.first() else {
             return Kept::Yes;
         };
-        let version = first.facts.version;
+        let version = first.metadata.version;
         if length(&forms) > self.largest {
             return Kept::TooLarge;
         }
@@ -114,8 +121,9 @@ impl Cache {
         let key = (id.clone(), version);
         if let Some(old) = entries.by_version.pop(&key) {
             entries.bytes -= length(&old);
-            let replaced =
-                |it: &Representation| forms.iter().any(|form| form.facts.form == it.facts.form);
+            let replaced = |it: &Representation| {
+                forms.iter().any(|form| form.metadata.kind == it.metadata.kind)
+            };
             let (replaced, others): (Vec<_>, Vec<_>) = old.into_iter().partition(replaced);
             forms.extend(others);
             dropped.push(replaced);
@@ -190,9 +198,9 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::coding::Coding;
-    use crate::image::{Facts, MediaType};
-    use crate::variant::{Asked, Resolved};
+    use crate::image::coding::Coding;
+    use crate::image::variant::{Resolved, Transform};
+    use crate::image::{MediaType, Metadata};
 
     fn cache(images: usize, budget: usize) -> Cache {
         Cache::new(NonZeroUsize::new(images).unwrap(), budget)
@@ -205,13 +213,15 @@ mod tests {
     /// An image of a length, whose version is made from the given text.
     fn image(version: &str, length: usize) -> Image {
         let version = Version::of(version.as_bytes());
-        let facts = Arc::new(Facts::new(version, MediaType::Png, length, None));
-        let original = Representation { facts, body: Bytes::from(vec![0; length]) };
+        let metadata = Arc::new(Metadata::new(version, MediaType::Png, length, None));
+        let original = Representation { metadata, body: Bytes::from(vec![0; length]) };
         original.into()
     }
 
     fn has(cache: &Cache, name: &str, version: &str) -> bool {
-        cache.get(&id(name), Version::of(version.as_bytes()), Form::Original).is_some()
+        cache
+            .get(&id(name), Version::of(version.as_bytes()), RepresentationKind::Original)
+            .is_some()
     }
 
     fn holds(cache: &Cache, images: usize, bytes: usize) {
@@ -288,7 +298,9 @@ mod tests {
         let cache = cache(10, 100);
         let kept = image("1", 5);
         cache.insert(&id("a"), kept.clone());
-        let hit = cache.get(&id("a"), kept.original.facts.version, Form::Original).unwrap();
+        let hit = cache
+            .get(&id("a"), kept.original.metadata.version, RepresentationKind::Original)
+            .unwrap();
         assert_eq!(hit.body.as_ptr(), kept.original.body.as_ptr());
     }
 
@@ -296,26 +308,26 @@ mod tests {
     fn the_forms_of_an_image_count_together_and_leave_together() {
         let cache = cache(1, 1000);
         let mut both = image("1", 30);
-        let facts = Arc::new(both.original.facts.coded(Coding::Gzip, 10));
-        both.coded.push(Representation { facts, body: Bytes::from(vec![0; 10]) });
-        let version = both.original.facts.version;
+        let metadata = Arc::new(both.original.metadata.coded(Coding::Gzip, 10));
+        both.coded.push(Representation { metadata, body: Bytes::from(vec![0; 10]) });
+        let version = both.original.metadata.version;
         cache.insert(&id("a"), both);
         holds(&cache, 1, 40);
-        let coded = cache.get(&id("a"), version, Form::Coded(Coding::Gzip)).unwrap();
+        let coded = cache.get(&id("a"), version, RepresentationKind::Coded(Coding::Gzip)).unwrap();
         assert_eq!(coded.body.len(), 10);
-        assert!(cache.get(&id("a"), version, Form::Coded(Coding::Brotli)).is_none());
+        assert!(cache.get(&id("a"), version, RepresentationKind::Coded(Coding::Brotli)).is_none());
         assert_eq!(cache.get_image(&id("a"), version).unwrap().coded.len(), 1);
         // One that is made later comes to the others.
-        let facts = cache.get(&id("a"), version, Form::Original).unwrap().facts;
-        let Ok(Resolved::Variant(variant)) = Asked::THUMBNAIL.resolve(MediaType::Png) else {
+        let metadata = cache.get(&id("a"), version, RepresentationKind::Original).unwrap().metadata;
+        let Ok(Resolved::Variant(variant)) = Transform::THUMBNAIL.resolve(MediaType::Png) else {
             panic!("a PNG has a thumbnail");
         };
-        let facts = Arc::new(facts.variant(variant, 7));
-        let thumbnail = Representation { facts, body: Bytes::from(vec![0; 7]) };
+        let metadata = Arc::new(metadata.variant(variant, 7));
+        let thumbnail = Representation { metadata, body: Bytes::from(vec![0; 7]) };
         cache.insert_form(&id("a"), thumbnail.clone());
         cache.insert_form(&id("a"), thumbnail);
         holds(&cache, 1, 47);
-        assert!(cache.get(&id("a"), version, Form::Variant(variant)).is_some());
+        assert!(cache.get(&id("a"), version, RepresentationKind::Variant(variant)).is_some());
         cache.insert(&id("b"), image("1", 5));
         holds(&cache, 1, 5);
     }

@@ -19,11 +19,11 @@
 //! ```
 //!
 //! So a fetch is registered *before* its GET is sent. A push for its key, under the same lock that a fetch
-//! needs to keep its outcome, makes the fetch void and detaches it:
+//! needs to keep its outcome, makes the fetch invalidate and detaches it:
 //!
 //! ```text
 //!   request 1   registers the fetch ── GET a ──▶                ◀── "old": answers 1, is not kept
-//!   push                                        a: void, detached
+//!   push                                        a: invalidate, detached
 //!   request 2                                     registers a new fetch ── GET a ──▶ ◀── "new": is kept
 //! ```
 //!
@@ -55,10 +55,10 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use tokio::sync::watch;
 
-use crate::collapse::{Flight, Landing};
-use crate::image::{Facts, ImageId, Version};
-use crate::offload::Remote;
-use crate::record::Corrupt;
+use crate::coalesce::{Completion, Flight};
+use crate::image::record::Corrupt;
+use crate::image::{ImageId, Metadata, Version};
+use crate::offload::RemoteImage;
 use crate::store::{Change, Coherence, Lease};
 
 /// How many ended epochs are remembered.
@@ -68,20 +68,20 @@ const MAX_ENDED: usize = 64;
 #[derive(Debug, Clone)]
 pub enum Known {
     /// An image.
-    Present(Arc<Facts>),
+    Present(Arc<Metadata>),
     /// Nothing.
     Absent,
     /// A value that is no image. Looking again wouldn't make it one.
     Corrupt(Corrupt),
     /// A record with the address of the image.
-    Offloaded(Arc<Remote>),
+    Offloaded(Arc<RemoteImage>),
 }
 
 impl Known {
     /// The version of the image, if there is one.
     fn version(&self) -> Option<Version> {
         match self {
-            Known::Present(facts) => Some(facts.version),
+            Known::Present(metadata) => Some(metadata.version),
             Known::Offloaded(remote) => Some(remote.version),
             Known::Absent | Known::Corrupt(_) => None,
         }
@@ -102,7 +102,7 @@ impl Digest {
 
 /// What a fetch found.
 #[derive(Debug)]
-pub struct Found {
+pub struct FetchResult {
     /// What is there.
     pub known: Known,
     /// Of the value, where there is one.
@@ -113,13 +113,13 @@ pub struct Found {
 
 /// What the index says to a request.
 #[derive(Debug)]
-pub enum LookUp<T> {
+pub enum Lookup<T> {
     /// The store holds this now.
     Current(Known),
     /// The store can't be reached; it held this when it was last heard of, recently enough.
     Stale(LastKnown),
     /// It has to be asked.
-    Ask(Boarding<T>),
+    Ask(Admission<T>),
 }
 
 /// A version that may be out of date.
@@ -133,23 +133,23 @@ pub struct LastKnown {
 
 /// How to ask the store: with others, or for others.
 #[derive(Debug)]
-pub enum Boarding<T> {
+pub enum Admission<T> {
     /// A fetch is under way whose outcome is a true answer.
     Join(Arc<Flight<T>>),
     /// There is none: fetch, and bring the outcome to those who join.
-    Lead(Ticket<T>),
+    Lead(FetchLease<T>),
     /// As many as may are waiting for it, or as many fetches as may are under way.
     Full,
 }
 
-/// The right and the duty to fetch a key. Dropped without [`Ticket::keep`], it leaves nothing behind.
+/// The right and the duty to fetch a key. Dropped without [`FetchLease::keep`], it leaves nothing behind.
 #[derive(Debug)]
-pub struct Ticket<T> {
+pub struct FetchLease<T> {
     index: Arc<Index<T>>,
     id: ImageId,
     flight: Arc<Flight<T>>,
-    landing: Option<Landing<T>>,
-    /// The one before, which has departed already: this one waits for it, so that there are never more than
+    completion: Option<Completion<T>>,
+    /// The one before, which was sent already: this one waits for it, so that there are never more than
     /// two.
     before: Option<Arc<Flight<T>>>,
     epoch: u64,
@@ -158,7 +158,7 @@ pub struct Ticket<T> {
 
 /// The bounds of an index.
 #[derive(Debug, Clone, Copy)]
-pub struct Bounds {
+pub struct IndexLimits {
     /// Keys of which something is known.
     pub entries: NonZeroUsize,
     /// Requests that wait for one fetch.
@@ -183,7 +183,7 @@ pub enum Guard {
 #[derive(Debug)]
 pub struct Index<T> {
     state: Mutex<State<T>>,
-    bounds: Bounds,
+    bounds: IndexLimits,
     guard: Guard,
     unreachable: watch::Sender<bool>,
 }
@@ -222,13 +222,13 @@ struct Entry {
 impl<T: Clone> Index<T> {
     /// An index that knows nothing and relies on nobody.
     #[must_use]
-    pub fn new(bounds: Bounds) -> Index<T> {
+    pub fn new(bounds: IndexLimits) -> Index<T> {
         Index::guarded(bounds, Guard::On)
     }
 
     #[doc(hidden)]
     #[must_use]
-    pub fn guarded(bounds: Bounds, guard: Guard) -> Index<T> {
+    pub fn guarded(bounds: IndexLimits, guard: Guard) -> Index<T> {
         // Unbounded and then resized, since `LruCache::new` allocates for its whole capacity at once.
         let mut entries = LruCache::unbounded();
         entries.resize(bounds.entries);
@@ -247,44 +247,44 @@ impl<T: Clone> Index<T> {
     }
 
     /// What a request for an image may rely on.
-    pub fn look_up(self: &Arc<Self>, id: &ImageId) -> LookUp<T> {
+    pub fn look_up(self: &Arc<Self>, id: &ImageId) -> Lookup<T> {
         let mut state = self.lock();
         let state = &mut *state;
         let coherent = state.is_coherent();
         if let Some(entry) = state.entries.get(id) {
             match &state.coherence {
                 Coherence::Coherent if coherent && entry.is_current(state.epoch) => {
-                    return LookUp::Current(entry.known.clone());
+                    return Lookup::Current(entry.known.clone());
                 }
                 Coherence::Unreachable(_) => {
                     if let Some(known) = entry.last_known(&state.ended, self.bounds.stale_if_error)
                     {
-                        return LookUp::Stale(known);
+                        return Lookup::Stale(known);
                     }
                 }
                 Coherence::Coherent | Coherence::Unverified(_) => {}
             }
         }
-        LookUp::Ask(self.board(state, id))
+        Lookup::Ask(self.board(state, id))
     }
 
     /// The image that the store holds now under an id, if that is known, with the id as it is kept. The request for it
     /// began at `now`, which is what its answer has to be true of.
-    pub fn current(&self, id: &str, now: Instant) -> Option<(ImageId, Arc<Facts>)> {
+    pub fn current(&self, id: &str, now: Instant) -> Option<(ImageId, Arc<Metadata>)> {
         let mut state = self.lock();
         let state = &mut *state;
         let coherent = state.is_coherent_at(now);
         let (id, entry) = state.entries.get_key_value(id)?;
         match &entry.known {
-            Known::Present(facts) if coherent && entry.is_current_at(state.epoch, now) => {
-                Some((id.clone(), Arc::clone(facts)))
+            Known::Present(metadata) if coherent && entry.is_current_at(state.epoch, now) => {
+                Some((id.clone(), Arc::clone(metadata)))
             }
             _ => None,
         }
     }
 
     /// A place in a fetch of an image, for a request that needs its bytes whatever is known.
-    pub fn ask(self: &Arc<Self>, id: &ImageId) -> Boarding<T> {
+    pub fn ask(self: &Arc<Self>, id: &ImageId) -> Admission<T> {
         self.board(&mut self.lock(), id)
     }
 
@@ -304,36 +304,36 @@ impl<T: Clone> Index<T> {
         self.lock().entries.peek(id).is_some_and(|entry| entry.digest.is_some())
     }
 
-    /// The facts of the image that was last seen under a key, if its value had this digest. They may
+    /// The metadata of the image that was last seen under a key, if its value had this digest. They may
     /// be out of date as to the key; as to the value they never are.
-    pub fn recognise(&self, id: &ImageId, digest: Digest) -> Option<Arc<Facts>> {
+    pub fn recognise(&self, id: &ImageId, digest: Digest) -> Option<Arc<Metadata>> {
         let state = self.lock();
         let entry = state.entries.peek(id)?;
         match &entry.known {
-            Known::Present(facts) if entry.digest == Some(digest) => Some(Arc::clone(facts)),
+            Known::Present(metadata) if entry.digest == Some(digest) => Some(Arc::clone(metadata)),
             _ => None,
         }
     }
 
     /// Takes note of what the store says.
-    pub fn hear(&self, change: Change) {
+    pub fn apply(&self, change: Change) {
         let mut state = self.lock();
         match change {
-            Change::Of(id) => {
+            Change::Invalidated(id) => {
                 if let Some(entry) = state.entries.peek_mut(&id) {
                     entry.replaced = true;
                 }
                 if self.guard == Guard::On
                     && let Some(flight) = state.flights.remove(&id)
                 {
-                    flight.void();
+                    flight.invalidate();
                 }
             }
-            Change::OfEverything => {
+            Change::Flushed => {
                 state.entries.clear();
                 state.begin_epoch();
             }
-            Change::Tracked { connection, lease } => {
+            Change::TrackingStarted { connection, lease } => {
                 if connection > state.lost {
                     state.tracked = connection;
                     state.lease = lease;
@@ -341,12 +341,12 @@ impl<T: Clone> Index<T> {
                     state.begin_epoch();
                 }
             }
-            Change::Alive { connection, lease, round_trip: _ } => {
+            Change::Heartbeat { connection, lease, round_trip: _ } => {
                 if connection == state.tracked {
                     state.lease = lease;
                 }
             }
-            Change::Lost { connection, last_heard, coherence } => {
+            Change::TrackingLost { connection, last_heard, coherence } => {
                 state.lost = state.lost.max(connection);
                 if connection < state.tracked {
                     return;
@@ -365,7 +365,7 @@ impl<T: Clone> Index<T> {
                 }
                 state.coherence = coherence;
             }
-            Change::Reached(coherence) => {
+            Change::Probed(coherence) => {
                 if state.coherence != Coherence::Coherent {
                     state.coherence = coherence;
                 }
@@ -400,35 +400,35 @@ impl<T: Clone> Index<T> {
     /// Joins the fetch under way, or registers one.
     ///
     /// While the store tells of changes, a fetch that a request finds here is one that no change has
-    /// voided. While it doesn't, only a fetch that has not departed will see every write that was
+    /// voided. While it doesn't, only a fetch that has not been sent will see every write that was
     /// acknowledged before the request began; so at most one fetch is under way and one is waiting for it.
-    fn board(self: &Arc<Self>, state: &mut State<T>, id: &ImageId) -> Boarding<T> {
+    fn board(self: &Arc<Self>, state: &mut State<T>, id: &ImageId) -> Admission<T> {
         let coherent = state.is_coherent();
         let under_way = state.flights.get(id);
         if let Some(flight) = under_way
-            && (coherent || !flight.has_departed())
+            && (coherent || !flight.is_sent())
         {
             return if flight.holders() > self.bounds.waiters {
-                Boarding::Full
+                Admission::Full
             } else {
-                Boarding::Join(Arc::clone(flight))
+                Admission::Join(Arc::clone(flight))
             };
         }
         let before = under_way.map(Arc::clone);
         if before.is_none() && state.flights.len() >= self.bounds.fetches {
-            return Boarding::Full;
+            return Admission::Full;
         }
         if let Some(before) = &before {
             // A push finds only what stands in `flights`, and this one leaves its place.
-            before.void();
+            before.invalidate();
         }
-        let (flight, landing) = Flight::new();
+        let (flight, completion) = Flight::new();
         state.flights.insert(id.clone(), Arc::clone(&flight));
-        Boarding::Lead(Ticket {
+        Admission::Lead(FetchLease {
             index: Arc::clone(self),
             id: id.clone(),
             flight,
-            landing: Some(landing),
+            completion: Some(completion),
             before,
             epoch: state.epoch,
             began: Instant::now(),
@@ -491,38 +491,38 @@ impl Entry {
     }
 }
 
-impl<T: Clone> Ticket<T> {
+impl<T: Clone> FetchLease<T> {
     /// The image to fetch.
     #[must_use]
     pub fn id(&self) -> &ImageId {
         &self.id
     }
 
-    /// The flight that this ticket leads.
+    /// The flight that this lease leads.
     #[must_use]
     pub fn flight(&self) -> Arc<Flight<T>> {
         Arc::clone(&self.flight)
     }
 
     /// Waits for the fetch before, then departs: the store may be asked from now on.
-    pub async fn depart(&mut self) {
+    pub async fn mark_sent(&mut self) {
         if let Some(before) = self.before.take() {
             // Whatever becomes of it.
             let _ = before.outcome().await;
         }
         // Under the lock, so that whoever joins does so before the store is asked.
         let state = self.index.lock();
-        self.flight.depart();
+        self.flight.mark_sent();
         drop(state);
         self.began = Instant::now();
     }
 
     /// Keeps what was found, unless a change has overtaken it. Gives the version that it replaces here.
-    pub fn keep(&mut self, found: Found) -> Option<Version> {
+    pub fn keep(&mut self, found: FetchResult) -> Option<Version> {
         let mut state = self.index.lock();
-        let Found { known, digest, expires } = found;
+        let FetchResult { known, digest, expires } = found;
         let now = known.version();
-        if self.flight.is_void() || self.epoch != state.epoch {
+        if self.flight.is_invalidated() || self.epoch != state.epoch {
             // Not kept, but it shows that an entry from before is out of date.
             if let Some(entry) = state.entries.peek_mut(&self.id)
                 && entry.fetched < self.began
@@ -545,15 +545,15 @@ impl<T: Clone> Ticket<T> {
     }
 
     /// Brings the outcome to all who wait.
-    pub fn land(mut self, outcome: T) {
+    pub fn complete(mut self, outcome: T) {
         self.leave();
-        if let Some(landing) = self.landing.take() {
-            landing.land(outcome);
+        if let Some(completion) = self.completion.take() {
+            completion.complete(outcome);
         }
     }
 }
 
-impl<T> Ticket<T> {
+impl<T> FetchLease<T> {
     /// Nobody joins from now on.
     fn leave(&self) {
         let mut state = self.index.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -564,7 +564,7 @@ impl<T> Ticket<T> {
     }
 }
 
-impl<T> Drop for Ticket<T> {
+impl<T> Drop for FetchLease<T> {
     fn drop(&mut self) {
         self.leave();
     }
@@ -578,7 +578,7 @@ mod tests {
     type TestIndex = Arc<Index<u32>>;
 
     fn index() -> TestIndex {
-        Arc::new(Index::new(Bounds {
+        Arc::new(Index::new(IndexLimits {
             entries: NonZeroUsize::new(3).unwrap(),
             waiters: 2,
             fetches: 1000,
@@ -588,7 +588,7 @@ mod tests {
 
     fn coherent() -> TestIndex {
         let index = index();
-        index.hear(tracked(1));
+        index.apply(tracked(1));
         index
     }
 
@@ -597,11 +597,11 @@ mod tests {
     }
 
     fn tracked(connection: u64) -> Change {
-        Change::Tracked { connection, lease: Lease::Endless }
+        Change::TrackingStarted { connection, lease: Lease::Endless }
     }
 
     fn lost(connection: u64, coherence: Coherence) -> Change {
-        Change::Lost { connection, last_heard: Instant::now(), coherence }
+        Change::TrackingLost { connection, last_heard: Instant::now(), coherence }
     }
 
     fn unverified() -> Coherence {
@@ -612,31 +612,31 @@ mod tests {
         Coherence::Unreachable("test".into())
     }
 
-    fn present(version: &str) -> Found {
-        let facts = Facts::new(Version::of(version.as_bytes()), MediaType::Png, 1, None);
-        Found {
-            known: Known::Present(Arc::new(facts)),
+    fn present(version: &str) -> FetchResult {
+        let metadata = Metadata::new(Version::of(version.as_bytes()), MediaType::Png, 1, None);
+        FetchResult {
+            known: Known::Present(Arc::new(metadata)),
             digest: Some(Digest::of(version.as_bytes())),
             expires: None,
         }
     }
 
-    fn lead(index: &TestIndex, name: &str) -> Ticket<u32> {
+    fn lead(index: &TestIndex, name: &str) -> FetchLease<u32> {
         match index.look_up(&id(name)) {
-            LookUp::Ask(Boarding::Lead(ticket)) => ticket,
+            Lookup::Ask(Admission::Lead(lease)) => lease,
             other => panic!("expected to lead: {other:?}"),
         }
     }
 
-    fn fetch(index: &TestIndex, name: &str, found: Found) {
-        let mut ticket = lead(index, name);
-        ticket.keep(found);
-        ticket.land(0);
+    fn fetch(index: &TestIndex, name: &str, found: FetchResult) {
+        let mut lease = lead(index, name);
+        lease.keep(found);
+        lease.complete(0);
     }
 
     fn is_current(index: &TestIndex, name: &str, version: &str) -> bool {
-        matches!(index.look_up(&id(name)), LookUp::Current(Known::Present(facts))
-            if facts.version == Version::of(version.as_bytes()))
+        matches!(index.look_up(&id(name)), Lookup::Current(Known::Present(metadata))
+            if metadata.version == Version::of(version.as_bytes()))
     }
 
     #[test]
@@ -644,8 +644,8 @@ mod tests {
         let index = coherent();
         fetch(&index, "a", present("1"));
         assert!(is_current(&index, "a", "1"));
-        fetch(&index, "b", Found { known: Known::Absent, digest: None, expires: None });
-        assert!(matches!(index.look_up(&id("b")), LookUp::Current(Known::Absent)));
+        fetch(&index, "b", FetchResult { known: Known::Absent, digest: None, expires: None });
+        assert!(matches!(index.look_up(&id("b")), Lookup::Current(Known::Absent)));
     }
 
     #[test]
@@ -653,18 +653,18 @@ mod tests {
         let index = index();
         let over = Lease::Until(Instant::now());
         let later = Lease::Until(Instant::now() + Duration::from_mins(1));
-        index.hear(Change::Tracked { connection: 1, lease: later });
+        index.apply(Change::TrackingStarted { connection: 1, lease: later });
         fetch(&index, "a", present("1"));
         assert!(is_current(&index, "a", "1"));
-        index.hear(Change::Alive { connection: 1, lease: over, round_trip: Duration::ZERO });
-        let mut ticket = lead(&index, "a");
-        ticket.keep(present("1"));
-        ticket.land(0);
+        index.apply(Change::Heartbeat { connection: 1, lease: over, round_trip: Duration::ZERO });
+        let mut lease = lead(&index, "a");
+        lease.keep(present("1"));
+        lease.complete(0);
         lead(&index, "a");
-        index.hear(Change::Alive { connection: 1, lease: later, round_trip: Duration::ZERO });
+        index.apply(Change::Heartbeat { connection: 1, lease: later, round_trip: Duration::ZERO });
         assert!(is_current(&index, "a", "1"));
         // Of another connection, it says nothing.
-        index.hear(Change::Alive { connection: 0, lease: over, round_trip: Duration::ZERO });
+        index.apply(Change::Heartbeat { connection: 0, lease: over, round_trip: Duration::ZERO });
         assert!(is_current(&index, "a", "1"));
     }
 
@@ -673,12 +673,12 @@ mod tests {
         let index = coherent();
         fetch(&index, "a", present("1"));
         fetch(&index, "b", present("1"));
-        index.hear(lost(1, unverified()));
+        index.apply(lost(1, unverified()));
         let (mut new, mut same) = (lead(&index, "a"), lead(&index, "b"));
-        index.hear(tracked(2));
+        index.apply(tracked(2));
         new.keep(present("2"));
         same.keep(present("1"));
-        index.hear(lost(2, unreachable()));
+        index.apply(lost(2, unreachable()));
         assert!(index.last_known(&id("a")).is_none());
         assert!(index.last_known(&id("b")).is_some());
     }
@@ -690,10 +690,10 @@ mod tests {
             let index = Arc::clone(&index);
             async move { index.until_unreachable().await }
         });
-        index.hear(lost(1, unverified()));
+        index.apply(lost(1, unverified()));
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
-        index.hear(Change::Reached(unreachable()));
+        index.apply(Change::Probed(unreachable()));
         waiting.await.unwrap();
     }
 
@@ -702,7 +702,7 @@ mod tests {
         let index = index();
         fetch(&index, "a", present("1"));
         lead(&index, "a");
-        index.hear(tracked(1));
+        index.apply(tracked(1));
         lead(&index, "a");
     }
 
@@ -711,7 +711,7 @@ mod tests {
         let index = coherent();
         fetch(&index, "a", present("1"));
         fetch(&index, "b", present("1"));
-        index.hear(Change::Of(id("a")));
+        index.apply(Change::Invalidated(id("a")));
         lead(&index, "a");
         assert!(is_current(&index, "b", "1"));
     }
@@ -720,15 +720,15 @@ mod tests {
     fn a_change_voids_and_detaches_the_fetch_under_way() {
         let index = coherent();
         let mut first = lead(&index, "a");
-        index.hear(Change::Of(id("a")));
+        index.apply(Change::Invalidated(id("a")));
         // A request after the change doesn't join the fetch from before.
         let mut second = lead(&index, "a");
         second.keep(present("new"));
-        second.land(2);
+        second.complete(2);
         assert!(is_current(&index, "a", "new"));
         // And its outcome, arriving last, replaces nothing.
         first.keep(present("old"));
-        first.land(1);
+        first.complete(1);
         assert!(is_current(&index, "a", "new"));
     }
 
@@ -736,11 +736,11 @@ mod tests {
     fn without_the_guard_the_old_value_stays_for_ever() {
         let bounds = coherent().bounds;
         let index: TestIndex = Arc::new(Index::guarded(bounds, Guard::Off));
-        index.hear(tracked(1));
+        index.apply(tracked(1));
         let mut first = lead(&index, "a");
-        index.hear(Change::Of(id("a")));
+        index.apply(Change::Invalidated(id("a")));
         first.keep(present("old"));
-        first.land(1);
+        first.complete(1);
         assert!(is_current(&index, "a", "old"));
     }
 
@@ -749,9 +749,9 @@ mod tests {
         let index = coherent();
         fetch(&index, "a", present("1"));
         let mut under_way = lead(&index, "b");
-        index.hear(Change::OfEverything);
+        index.apply(Change::Flushed);
         under_way.keep(present("1"));
-        under_way.land(1);
+        under_way.complete(1);
         lead(&index, "a");
         lead(&index, "b");
         assert!(index.is_empty());
@@ -761,9 +761,9 @@ mod tests {
     fn a_fetch_from_before_tracking_is_not_kept() {
         let index = index();
         let mut early = lead(&index, "a");
-        index.hear(tracked(1));
+        index.apply(tracked(1));
         early.keep(present("1"));
-        early.land(1);
+        early.complete(1);
         lead(&index, "a");
     }
 
@@ -772,62 +772,62 @@ mod tests {
         let index = coherent();
         fetch(&index, "a", present("1"));
         let mut under_way = lead(&index, "b");
-        index.hear(lost(1, unverified()));
+        index.apply(lost(1, unverified()));
         lead(&index, "a");
-        index.hear(tracked(2));
+        index.apply(tracked(2));
         lead(&index, "a");
         under_way.keep(present("1"));
-        under_way.land(1);
+        under_way.complete(1);
         lead(&index, "b");
     }
 
     #[test]
     fn a_connection_that_was_lost_before_it_was_announced_makes_nothing_coherent() {
         let index = index();
-        index.hear(lost(1, unverified()));
-        index.hear(tracked(1));
+        index.apply(lost(1, unverified()));
+        index.apply(tracked(1));
         assert_eq!(index.coherence(), unverified());
-        index.hear(tracked(2));
+        index.apply(tracked(2));
         assert_eq!(index.coherence(), Coherence::Coherent);
     }
 
     #[test]
     fn the_late_loss_of_an_old_connection_means_nothing() {
         let index = coherent();
-        index.hear(tracked(2));
+        index.apply(tracked(2));
         fetch(&index, "a", present("1"));
-        index.hear(lost(1, unverified()));
+        index.apply(lost(1, unverified()));
         assert!(is_current(&index, "a", "1"));
     }
 
     #[test]
     fn requests_join_a_fetch_up_to_the_bound() {
         let index = coherent();
-        let ticket = lead(&index, "a");
-        let _leader = ticket.flight();
-        let LookUp::Ask(Boarding::Join(_one)) = index.look_up(&id("a")) else { panic!() };
-        assert!(matches!(index.look_up(&id("a")), LookUp::Ask(Boarding::Full)));
+        let lease = lead(&index, "a");
+        let _leader = lease.flight();
+        let Lookup::Ask(Admission::Join(_one)) = index.look_up(&id("a")) else { panic!() };
+        assert!(matches!(index.look_up(&id("a")), Lookup::Ask(Admission::Full)));
     }
 
     #[tokio::test]
     async fn unverified_requests_join_only_a_fetch_that_has_not_departed() {
         let index = index();
         let mut first = lead(&index, "a");
-        let LookUp::Ask(Boarding::Join(joined)) = index.look_up(&id("a")) else { panic!() };
-        first.depart().await;
+        let Lookup::Ask(Admission::Join(joined)) = index.look_up(&id("a")) else { panic!() };
+        first.mark_sent().await;
         // Too late for that one: the next, which all who come now share.
         let mut second = lead(&index, "a");
-        assert!(matches!(index.look_up(&id("a")), LookUp::Ask(Boarding::Join(_))));
+        assert!(matches!(index.look_up(&id("a")), Lookup::Ask(Admission::Join(_))));
         // It waits for the first, so that outcomes settle in their order.
         let departing = tokio::spawn(async move {
-            second.depart().await;
+            second.mark_sent().await;
             second
         });
         tokio::task::yield_now().await;
         assert!(!departing.is_finished());
-        first.land(1);
+        first.complete(1);
         assert_eq!(joined.outcome().await, Ok(1));
-        departing.await.unwrap().land(2);
+        departing.await.unwrap().complete(2);
         lead(&index, "a");
     }
 
@@ -835,25 +835,25 @@ mod tests {
     async fn a_fetch_that_another_has_taken_the_place_of_is_not_kept() {
         let index = coherent();
         let mut first = lead(&index, "a");
-        first.depart().await;
+        first.mark_sent().await;
         // No sign of life: the next request can't join it, though the epoch goes on.
-        index.hear(Change::Alive {
+        index.apply(Change::Heartbeat {
             connection: 1,
             lease: Lease::Until(Instant::now()),
             round_trip: Duration::ZERO,
         });
         let mut second = lead(&index, "a");
         // The push finds only the second; the first must not settle on what it read before.
-        index.hear(Change::Of(id("a")));
-        index.hear(Change::Alive {
+        index.apply(Change::Invalidated(id("a")));
+        index.apply(Change::Heartbeat {
             connection: 1,
             lease: Lease::Endless,
             round_trip: Duration::ZERO,
         });
         first.keep(present("old"));
-        first.land(1);
+        first.complete(1);
         second.keep(present("old"));
-        second.land(2);
+        second.complete(2);
         lead(&index, "a");
     }
 
@@ -868,9 +868,9 @@ mod tests {
     fn nothing_is_current_past_its_expiry() {
         let index = coherent();
         let expires = |after| Some(Instant::now() + Duration::from_millis(after));
-        fetch(&index, "a", Found { expires: expires(0), ..present("1") });
+        fetch(&index, "a", FetchResult { expires: expires(0), ..present("1") });
         lead(&index, "a");
-        fetch(&index, "b", Found { expires: expires(60_000), ..present("1") });
+        fetch(&index, "b", FetchResult { expires: expires(60_000), ..present("1") });
         assert!(is_current(&index, "b", "1"));
     }
 
@@ -879,32 +879,32 @@ mod tests {
         let index = coherent();
         fetch(&index, "a", present("1"));
         fetch(&index, "b", present("1"));
-        fetch(&index, "c", Found { expires: Some(Instant::now()), ..present("1") });
-        index.hear(Change::Of(id("b")));
-        index.hear(lost(1, unreachable()));
-        assert!(matches!(index.look_up(&id("a")), LookUp::Stale(_)));
+        fetch(&index, "c", FetchResult { expires: Some(Instant::now()), ..present("1") });
+        index.apply(Change::Invalidated(id("b")));
+        index.apply(lost(1, unreachable()));
+        assert!(matches!(index.look_up(&id("a")), Lookup::Stale(_)));
         assert!(index.last_known(&id("a")).is_some());
         lead(&index, "b");
         lead(&index, "c");
-        index.hear(tracked(2));
-        index.hear(Change::OfEverything);
-        index.hear(lost(2, unreachable()));
+        index.apply(tracked(2));
+        index.apply(Change::Flushed);
+        index.apply(lost(2, unreachable()));
         lead(&index, "a");
     }
 
     #[test]
     fn a_version_is_stale_from_the_last_moment_in_which_it_was_certain() {
-        let bounds = Bounds { stale_if_error: Duration::from_millis(40), ..index().bounds };
+        let bounds = IndexLimits { stale_if_error: Duration::from_millis(40), ..index().bounds };
         let index: TestIndex = Arc::new(Index::new(bounds));
-        index.hear(tracked(1));
+        index.apply(tracked(1));
         fetch(&index, "a", present("1"));
         let fetched = Instant::now();
         while fetched.elapsed() < Duration::from_millis(50) {
             std::hint::spin_loop();
         }
         // Long fetched, but certain until now.
-        index.hear(lost(1, unreachable()));
-        assert!(matches!(index.look_up(&id("a")), LookUp::Stale(_)));
+        index.apply(lost(1, unreachable()));
+        assert!(matches!(index.look_up(&id("a")), Lookup::Stale(_)));
         let lost = Instant::now();
         while lost.elapsed() < Duration::from_millis(50) {
             std::hint::spin_loop();
@@ -916,7 +916,7 @@ mod tests {
     fn a_value_written_again_is_recognised_even_after_its_change() {
         let index = coherent();
         fetch(&index, "a", present("1"));
-        index.hear(Change::Of(id("a")));
+        index.apply(Change::Invalidated(id("a")));
         assert!(index.recognise(&id("a"), Digest::of(b"1")).is_some());
         assert!(index.recognise(&id("a"), Digest::of(b"2")).is_none());
         assert!(index.recognise(&id("b"), Digest::of(b"1")).is_none());
@@ -926,10 +926,10 @@ mod tests {
     fn a_replaced_version_is_named_so_that_its_bytes_can_go() {
         let index = coherent();
         fetch(&index, "a", present("1"));
-        index.hear(Change::Of(id("a")));
-        let mut ticket = lead(&index, "a");
-        assert_eq!(ticket.keep(present("2")), Some(Version::of(b"1")));
-        assert_eq!(ticket.keep(present("2")), None);
+        index.apply(Change::Invalidated(id("a")));
+        let mut lease = lead(&index, "a");
+        assert_eq!(lease.keep(present("2")), Some(Version::of(b"1")));
+        assert_eq!(lease.keep(present("2")), None);
     }
 
     #[test]

@@ -9,19 +9,19 @@ use lru::LruCache;
 use tokio::sync::Semaphore;
 
 use crate::app::App;
-use crate::collapse::{Flights, Lost};
-use crate::image::{Facts, Form, ImageId, MediaType, Representation, Version};
+use crate::coalesce::{Flights, Lost};
+use crate::image::variant::GENERATION;
+use crate::image::{ImageId, MediaType, Metadata, Representation, RepresentationKind, Version};
+use crate::metrics::Shed;
 use crate::picture::placeholder::{self, Placeholder};
-use crate::picture::{Limits, PictureError};
-use crate::read::Served;
+use crate::picture::{PictureError, RenderLimits};
+use crate::read::CacheStatus;
 use crate::settings::Settings;
-use crate::telemetry::Shed;
-use crate::variant::GENERATION;
 
 /// The renders under way.
 #[derive(Debug)]
 pub struct Renderer {
-    flights: Arc<Flights<Key, Outcome>>,
+    flights: Arc<Flights<RenderKey, RenderOutcome>>,
     permits: Arc<Semaphore>,
     /// What can't be made a picture of, so that nobody tries again: a version never becomes another one.
     hopeless: Mutex<LruCache<(ImageId, Version), PictureError>>,
@@ -31,9 +31,9 @@ pub struct Renderer {
 }
 
 /// What is rendered. A version and a form always mean the same bytes, so nothing here can be out of date.
-type Key = (ImageId, Version, Form);
+type RenderKey = (ImageId, Version, RepresentationKind);
 
-type Outcome = Result<(Representation, Duration), PictureError>;
+type RenderOutcome = Result<(Representation, Duration), PictureError>;
 
 /// A representation that was rendered.
 #[derive(Debug)]
@@ -94,8 +94,8 @@ pub async fn render(
     app: &Arc<App>,
     id: &ImageId,
     version: Version,
-    form: Form,
-    work: impl FnOnce(Limits) -> Result<Representation, PictureError> + Send + 'static,
+    form: RepresentationKind,
+    work: impl FnOnce(RenderLimits) -> Result<Representation, PictureError> + Send + 'static,
 ) -> Result<Rendered, RenderError> {
     if let Some(error) = app.renderer.hopeless().get(&(id.clone(), version)) {
         return Err(error.clone().into());
@@ -117,15 +117,15 @@ async fn lead(
     app: Arc<App>,
     id: ImageId,
     version: Version,
-    form: Form,
-    work: impl FnOnce(Limits) -> Result<Representation, PictureError> + Send + 'static,
-) -> Outcome {
+    form: RepresentationKind,
+    work: impl FnOnce(RenderLimits) -> Result<Representation, PictureError> + Send + 'static,
+) -> RenderOutcome {
     // Another may have ended between this one's look at the cache and its beginning.
     if let Some(representation) = app.cache.get(&id, version, form) {
         return Ok((representation, Duration::ZERO));
     }
     let deadline = Instant::now().checked_add(app.renderer.timeout);
-    let limits = Limits { pixels: app.renderer.pixels, deadline };
+    let limits = RenderLimits { pixels: app.renderer.pixels, deadline };
     let permit = Arc::clone(&app.renderer.permits).acquire_owned().await;
     // Nobody waits for it any more.
     limits.check_time()?;
@@ -149,17 +149,17 @@ async fn lead(
 pub async fn placeholder(
     app: &Arc<App>,
     placeholder: Placeholder,
-) -> Result<(Rendered, Served), RenderError> {
+) -> Result<(Rendered, CacheStatus), RenderError> {
     let id = ImageId::of_placeholders();
     let version = Version::of(format!("{placeholder:?} {GENERATION}").as_bytes());
-    if let Some(representation) = app.cache.get(&id, version, Form::Original) {
-        return Ok((Rendered { representation, time: Duration::ZERO }, Served::Hit));
+    if let Some(representation) = app.cache.get(&id, version, RepresentationKind::Original) {
+        return Ok((Rendered { representation, time: Duration::ZERO }, CacheStatus::Hit));
     }
     let cache = Arc::clone(app);
-    let rendered = render(app, &id, version, Form::Original, move |limits| {
+    let rendered = render(app, &id, version, RepresentationKind::Original, move |limits| {
         let bytes = placeholder::webp(&placeholder, limits)?;
-        let facts = Arc::new(Facts::new(version, MediaType::WebP, bytes.len(), None));
-        Ok(Representation { facts, body: cache.cache.count(bytes) })
+        let metadata = Arc::new(Metadata::new(version, MediaType::WebP, bytes.len(), None));
+        Ok(Representation { metadata, body: cache.cache.count(bytes) })
     });
-    Ok((rendered.await?, Served::Rendered))
+    Ok((rendered.await?, CacheStatus::Rendered))
 }

@@ -7,11 +7,11 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use crate::app::App;
-use crate::image::{Facts, ImageId, MediaType, Version};
+use crate::image::preconditions::{EntityTags, Preconditions};
+use crate::image::record::{self, Content, Corrupt, Record};
+use crate::image::{ImageId, MediaType, Metadata, Version};
 use crate::offload;
-use crate::preconditions::{EntityTags, Preconditions};
 use crate::read::off_worker;
-use crate::record::{self, Content, Corrupt, Record};
 use crate::store::{Change, Coherence, Condition, Expiry, Replaced, StoreError, Written};
 
 /// What is to be written.
@@ -43,7 +43,7 @@ pub struct Put {
     /// Under which id.
     pub id: ImageId,
     /// What the next read answers.
-    pub facts: Facts,
+    pub metadata: Metadata,
     /// Whether it created the image.
     pub replaced: Replaced,
 }
@@ -90,7 +90,7 @@ pub enum WriteError {
 struct Prepared {
     id: ImageId,
     value: Bytes,
-    facts: Facts,
+    metadata: Metadata,
     /// The image in the value.
     bytes: Bytes,
 }
@@ -109,16 +109,16 @@ pub async fn put(
     let by_content = matches!(target, Target::Content);
     let limit = app.settings.records.max_value;
     let prepared = off_worker(app, length, move || prepare(target, submission, limit)).await?;
-    let Prepared { id, mut value, mut facts, bytes } = prepared;
+    let Prepared { id, mut value, mut metadata, bytes } = prepared;
     let condition = condition(preconditions);
     // An image that is written again lives as long as the one that promised the most.
     let expiry = if by_content { Expiry::AtLeast(time_to_live) } else { Expiry::In(time_to_live) };
     // Where it isn't moved it is stored as it is, and moved later.
-    let moved = offload::on_write(app, &id, &value, &facts, &bytes).await;
+    let moved = offload::on_write(app, &id, &value, &metadata, &bytes).await;
     if let Some(moved) = &moved {
         value = moved.value.clone();
-        let Facts { media_type, length, last_modified, .. } = facts;
-        facts = Facts::new(moved.version, media_type, length, last_modified);
+        let Metadata { media_type, length, last_modified, .. } = metadata;
+        metadata = Metadata::new(moved.version, media_type, length, last_modified);
     }
     let written = tell(app, &id, app.store.put(&id, value, expiry, &condition));
     let Written::Done(replaced) = written.await? else {
@@ -126,9 +126,9 @@ pub async fn put(
     };
     if let Some(moved) = &moved {
         app.metrics.offloaded.inc();
-        offload::keep(app, &id, moved, &facts, bytes);
+        offload::keep(app, &id, moved, &metadata, bytes);
     }
-    Ok(Put { id, facts, replaced })
+    Ok(Put { id, metadata, replaced })
 }
 
 /// Removes an image.
@@ -185,9 +185,9 @@ async fn tell(
     }
     // The push says so too, later; but who has read this answer must not be shown what was there before. A write
     // that failed may have happened all the same.
-    let change = Change::Of(id.clone());
-    app.index.hear(change.clone());
-    app.events.hear(&change);
+    let change = Change::Invalidated(id.clone());
+    app.index.apply(change.clone());
+    app.events.apply(&change);
     written
 }
 
@@ -226,8 +226,8 @@ fn prepare(target: Target, submission: Submission, limit: usize) -> Result<Prepa
         Target::Id(id) => id,
         Target::Content => ImageId::of_content(&Sha256::digest(&bytes).into()),
     };
-    let facts = Facts::new(Version::of(&value), media_type, bytes.len(), created_at);
-    Ok(Prepared { id, value, facts, bytes })
+    let metadata = Metadata::new(Version::of(&value), media_type, bytes.len(), created_at);
+    Ok(Prepared { id, value, metadata, bytes })
 }
 
 /// What the preconditions of a write ask of what is stored (RFC 9110 §13.2.2).
@@ -264,7 +264,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use super::*;
-    use crate::preconditions::EntityTag;
+    use crate::image::preconditions::EntityTag;
 
     fn holds(preconditions: Preconditions, value: Option<&[u8]>) -> bool {
         match condition(preconditions) {

@@ -1,7 +1,7 @@
 //! What drawn placeholders weigh as WebP, which is how they are sent, and as PNG and JPEG.
 
-use afterimage::picture::Limits;
-use afterimage::picture::placeholder::{Ground, Placeholder, draw, webp};
+use afterimage::picture::RenderLimits;
+use afterimage::picture::placeholder::{Background, Placeholder, draw, webp};
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{Rgb, RgbImage};
 
@@ -17,18 +17,18 @@ const PROMISED: f64 = 30.0;
 const LONG: &str =
     "A picture of a mountain at dawn that the model is still working on, seen from afar";
 
-/// A name, a ground, an ink and a text.
-type Kind = (&'static str, Ground, Option<Rgb<u8>>, Option<&'static str>);
+/// A name, a background, an text_colour and a text.
+type Kind = (&'static str, Background, Option<Rgb<u8>>, Option<&'static str>);
 
 fn kinds() -> [Kind; 9] {
-    let plain = Ground::Plain(Rgb([30, 41, 59]));
-    let gradient = Ground::Gradient(Rgb([255, 136, 0]), Rgb([136, 0, 255]));
-    let steep = Ground::Gradient(Rgb([0, 0, 0]), Rgb([255, 255, 255]));
-    let glaring = Ground::Plain(Rgb([0, 0, 255]));
+    let plain = Background::Plain(Rgb([30, 41, 59]));
+    let gradient = Background::Gradient(Rgb([255, 136, 0]), Rgb([136, 0, 255]));
+    let steep = Background::Gradient(Rgb([0, 0, 0]), Rgb([255, 255, 255]));
+    let glaring = Background::Plain(Rgb([0, 0, 255]));
     [
-        ("default, its size", Ground::default(), None, None),
-        ("default, no text", Ground::default(), None, Some("")),
-        ("default, long text", Ground::default(), None, Some(LONG)),
+        ("default, its size", Background::default(), None, None),
+        ("default, no text", Background::default(), None, Some("")),
+        ("default, long text", Background::default(), None, Some(LONG)),
         ("plain, its size", plain, None, None),
         ("plain, no text", plain, None, Some("")),
         ("red on blue, long text", glaring, Some(Rgb([255, 0, 0])), Some(LONG)),
@@ -43,12 +43,12 @@ pub(crate) fn run() {
         "Placeholders in bytes: WebP as it is sent, PNG and JPEG of quality {QUALITY} at their smallest;"
     );
     println!("and how much smaller WebP is than each:");
-    let limits = Limits { pixels: u64::MAX, deadline: None };
+    let limits = RenderLimits { pixels: u64::MAX, deadline: None };
     let (mut rows, mut missed) = (Vec::new(), Vec::new());
-    for (name, ground, ink, text) in kinds() {
+    for (name, background, text_colour, text) in kinds() {
         for (width, height) in SIZES {
             let text = text.map(String::from);
-            let placeholder = Placeholder { width, height, ground, ink, text };
+            let placeholder = Placeholder { width, height, background, text_colour, text };
             let picture = draw(&placeholder);
             let png = smallest_png(&picture).len();
             let jpeg = smallest_jpeg(&picture).len();

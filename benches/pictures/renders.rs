@@ -7,11 +7,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use afterimage::image::MediaType;
+use afterimage::image::variant::{Format, RequestedFormat, Resolved, Transform, Variant};
 use afterimage::picture::decode::decode;
 use afterimage::picture::encode::encode;
-use afterimage::picture::resize::{Fit, Frame, resize};
-use afterimage::picture::{Limits, render};
-use afterimage::variant::{Asked, AskedFormat, Format, Resolved, Variant};
+use afterimage::picture::resize::{Bounds, Fit, resize};
+use afterimage::picture::{RenderLimits, render};
 use image::RgbImage;
 use image::imageops::{self, FilterType};
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ use crate::peer::{Done, Peer};
 use crate::sources::{self, Source};
 use crate::table;
 
-const LIMITS: Limits = Limits { pixels: 50_000_000, deadline: None };
+const LIMITS: RenderLimits = RenderLimits { pixels: 50_000_000, deadline: None };
 /// Of each case: ours, then sharp's.
 const ROUNDS: usize = 7;
 /// How long ours takes for one round, or for two images.
@@ -31,22 +31,22 @@ const STAGED_ROUNDS: usize = 3;
 
 struct Job {
     name: &'static str,
-    asked: Asked,
+    asked: Transform,
 }
 
 /// What is asked for most: a picture for a page in two formats, and a thumbnail.
 fn jobs() -> [Job; 3] {
-    let page = |format| Asked {
-        frame: Frame { width: Some(512), height: Some(512), fit: Fit::Contain, enlarge: false },
-        format: AskedFormat::Exactly(format),
+    let page = |format| Transform {
+        bounds: Bounds { width: Some(512), height: Some(512), fit: Fit::Contain, enlarge: false },
+        format: RequestedFormat::Exactly(format),
         quality: None,
         default_quality: 80,
-        effort: Asked::EFFORT,
+        effort: Transform::EFFORT,
     };
     [
         Job { name: "512×512 WebP", asked: page(Format::WebP) },
         Job { name: "512×512 JPEG", asked: page(Format::Jpeg) },
-        Job { name: "64×64 WebP", asked: Asked::THUMBNAIL },
+        Job { name: "64×64 WebP", asked: Transform::THUMBNAIL },
     ]
 }
 
@@ -83,7 +83,7 @@ impl Job {
 
     /// The same without encoding.
     fn size_for_peer(&self) -> Value {
-        let Frame { width, height, fit, .. } = self.asked.frame;
+        let Bounds { width, height, fit, .. } = self.asked.bounds;
         let fit = match fit {
             Fit::Contain => "inside",
             Fit::Cover => "cover",
@@ -353,7 +353,7 @@ fn staged(source: &Source, variant: Variant) -> [f64; 3] {
     let begin = Instant::now();
     let picture = decode(&source.bytes, MediaType::Png, LIMITS).unwrap();
     let decoded = Instant::now();
-    let picture = resize(picture, variant.frame()).unwrap();
+    let picture = resize(picture, variant.bounds()).unwrap();
     let resized = Instant::now();
     black_box(encode(&picture, variant, LIMITS).unwrap());
     [decoded - begin, resized - decoded, resized.elapsed()].map(milliseconds)
@@ -361,7 +361,7 @@ fn staged(source: &Source, variant: Variant) -> [f64; 3] {
 
 impl Case<'_> {
     fn reference(&self) -> RgbImage {
-        let Frame { width, height, .. } = self.job.asked.frame;
+        let Bounds { width, height, .. } = self.job.asked.bounds;
         let (width, height) = (width.unwrap(), height.unwrap());
         imageops::resize(&self.source.picture, width, height, FilterType::Lanczos3)
     }

@@ -78,10 +78,10 @@ fn synthetic() -> RgbImage {
             };
             (0..7).map(octave).sum::<f32>()
         };
-        let (ground, tint) = (texture(4.0, 1), texture(3.0, 40));
+        let (background, tint) = (texture(4.0, 1), texture(3.0, 40));
         let slope = 150.0 - 110.0 * y + 40.0 * x;
-        let light = slope + 55.0 * ground;
-        [light + 30.0 * tint, light + 8.0 * ground, light - 34.0 * tint].map(|value| {
+        let light = slope + 55.0 * background;
+        [light + 30.0 * tint, light + 8.0 * background, light - 34.0 * tint].map(|value| {
             // Of three uniform values the sum is nearly normal.
             let mut noise = || {
                 grain = grain.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -7,8 +7,8 @@ use axum::http::header::{
 };
 use axum::http::{HeaderMap, HeaderName};
 
-use crate::image::Facts;
-use crate::preconditions::{EntityTag, EntityTags, Preconditions};
+use crate::image::Metadata;
+use crate::image::preconditions::{EntityTag, EntityTags, Preconditions};
 
 /// The preconditions of a GET or HEAD.
 pub(crate) fn preconditions(headers: &HeaderMap) -> Preconditions {
@@ -94,21 +94,21 @@ pub(crate) enum Part {
 
 /// The part that a GET with these fields asks for (§14.2). A range that is malformed, in another unit, or only wanted
 /// of another representation is ignored; several ranges are answered with the whole, which §14.2 allows.
-pub(crate) fn part(headers: &HeaderMap, facts: &Facts) -> Part {
-    if !headers.contains_key(RANGE) || !is_still_wanted(headers, facts) {
+pub(crate) fn part(headers: &HeaderMap, metadata: &Metadata) -> Part {
+    if !headers.contains_key(RANGE) || !is_still_wanted(headers, metadata) {
         return Part::Whole;
     }
-    single(headers, &RANGE).map_or(Part::Whole, |range| resolve(range, facts.length))
+    single(headers, &RANGE).map_or(Part::Whole, |range| resolve(range, metadata.length))
 }
 
 /// `If-Range` (§13.1.5): strong comparison. A date never proves that the bytes are the same, since `created_at` may
 /// stand in two records of one second (§8.8.2.2), so it gets the whole.
-fn is_still_wanted(headers: &HeaderMap, facts: &Facts) -> bool {
+fn is_still_wanted(headers: &HeaderMap, metadata: &Metadata) -> bool {
     if !headers.contains_key(IF_RANGE) {
         return true;
     }
     let validator = single(headers, &IF_RANGE).and_then(|text| entity_tag(text.as_bytes()));
-    matches!(validator, Some((Some(tag), [])) if tag.is(&facts.etag))
+    matches!(validator, Some((Some(tag), [])) if tag.is(&metadata.etag))
 }
 
 fn resolve(range: &str, length: usize) -> Part {

@@ -15,9 +15,9 @@ use futures_util::stream;
 use serde::Deserialize;
 
 use super::problem::Problem;
-use super::router::Site;
+use super::router::HttpState;
 use crate::app::App;
-use crate::events::{Inline, Subscription, TooMany, Wanted};
+use crate::events::hub::{Inline, Subscription, TooMany, Wanted};
 use crate::image::{ImageId, MAX_ID_LENGTH};
 
 /// nginx passes on what carries this as it comes.
@@ -29,7 +29,7 @@ const COMMENT: Bytes = Bytes::from_static(b":\n\n");
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Parameters {
+pub(crate) struct EventParams {
     ids: Option<String>,
     prefix: Option<String>,
     inline: Option<String>,
@@ -37,14 +37,14 @@ pub(crate) struct Parameters {
 
 /// `GET /events?ids=a,b` or `?prefix=concept_`, with `inline=none`, `thumbnail` or `full`.
 pub(crate) async fn get(
-    State(site): State<Arc<Site>>,
-    query: Result<Query<Parameters>, QueryRejection>,
+    State(state): State<Arc<HttpState>>,
+    query: Result<Query<EventParams>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let Query(parameters) = query.map_err(|rejection| {
         let takes = "this address takes ids or prefix, and inline";
         Problem::bad_parameter(format!("{}; {takes}", rejection.body_text()))
     })?;
-    let app = &site.app;
+    let app = &state.app;
     let wanted = wanted(&parameters, app.events.most_ids())?;
     let inline = match parameters.inline.as_deref() {
         None => Inline::Thumbnail,
@@ -60,7 +60,7 @@ pub(crate) async fn get(
     Ok((headers, body(app, subscription)).into_response())
 }
 
-fn wanted(parameters: &Parameters, most: usize) -> Result<Wanted, Problem> {
+fn wanted(parameters: &EventParams, most: usize) -> Result<Wanted, Problem> {
     match (&parameters.ids, &parameters.prefix) {
         (Some(ids), None) => {
             let ids = ids.split(',').map(|id| {

@@ -15,15 +15,17 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 
 use super::conditional::{self, Part};
-use super::parameters::{self, Parameters};
+use super::params::{self, ImageParams};
 use super::problem::Problem;
-use super::router::Site;
+use super::router::HttpState;
 use super::{CACHE_STATUS, FromMemory, SERVER_TIMING, negotiation, placeholders};
-use crate::image::{Facts, Form, ImageId, MediaType, Representation, Version};
-use crate::offload::Remote;
-use crate::read::{self, Answer, AnswerContent, Failure, ImageRequest, Served, Times, Wants};
+use crate::image::variant::Transform;
+use crate::image::{ImageId, MediaType, Metadata, Representation, RepresentationKind, Version};
+use crate::offload::RemoteImage;
+use crate::read::{
+    self, Answer, AnswerContent, CacheStatus, ImageRequest, ReadFailure, Timing, Want,
+};
 use crate::settings;
-use crate::variant::Asked;
 
 /// The address names the version, and what that means never changes (RFC 8246).
 const FRESH_FOR_EVER: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
@@ -47,7 +49,7 @@ const SANDBOXED: HeaderValue =
 
 /// `GET` and `HEAD /images/{id}`, `/images/{id}.webp` and so on.
 pub(crate) async fn get(
-    State(site): State<Arc<Site>>,
+    State(state): State<Arc<HttpState>>,
     method: Method,
     uri: Uri,
     path: Result<Path<String>, PathRejection>,
@@ -56,14 +58,14 @@ pub(crate) async fn get(
     let text = path.map_err(|rejection| Problem::bad_id(&rejection.body_text()));
     let answer = async {
         let Path(text) = text?;
-        let allowed = &site.app.settings.pictures;
-        let (id, extension) = parameters::split_format(&text, allowed)?;
+        let allowed = &state.app.settings.pictures;
+        let (id, extension) = params::split_format(&text, allowed)?;
         let id = parse_id(id)?;
-        let parameters = parameters::parse(&uri, extension, &headers, allowed)?;
-        Ok::<_, Problem>(answer(&site, &method, &headers, id, parameters).await)
+        let parameters = params::parse(&uri, extension, &headers, allowed)?;
+        Ok::<_, Problem>(answer(&state, &method, &headers, id, parameters).await)
     };
     let mut response = answer.await.unwrap_or_else(IntoResponse::into_response);
-    if parameters::is_negotiated(&uri) {
+    if params::is_negotiated(&uri) {
         response.headers_mut().insert(VARY, BY_ENCODING_AND_TYPE);
     }
     response
@@ -71,39 +73,39 @@ pub(crate) async fn get(
 
 /// `GET` and `HEAD /images/{id}/thumbnail`.
 pub(crate) async fn thumbnail(
-    State(site): State<Arc<Site>>,
+    State(state): State<Arc<HttpState>>,
     method: Method,
     uri: Uri,
     path: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let id = id(path)?;
-    let parameters = parameters::parse(&uri, None, &headers, &site.app.settings.pictures)?;
-    if parameters.asked.is_some() {
+    let parameters = params::parse(&uri, None, &headers, &state.app.settings.pictures)?;
+    if parameters.transform.is_some() {
         return Err(Problem::bad_parameter("this address takes v and fallback"));
     }
-    let parameters = Parameters { asked: Some(Asked::THUMBNAIL), ..parameters };
-    Ok(answer(&site, &method, &headers, id, parameters).await)
+    let parameters = ImageParams { transform: Some(Transform::THUMBNAIL), ..parameters };
+    Ok(answer(&state, &method, &headers, id, parameters).await)
 }
 
 async fn answer(
-    site: &Site,
+    state: &HttpState,
     method: &Method,
     headers: &HeaderMap,
     id: ImageId,
-    parameters: Parameters,
+    parameters: ImageParams,
 ) -> Response {
-    let wants = if method == Method::HEAD { Wants::Facts } else { Wants::Bytes };
+    let want = if method == Method::HEAD { Want::Metadata } else { Want::Body };
     let request = ImageRequest {
         id,
-        wants,
+        want,
         preconditions: conditional::preconditions(headers),
         accepts: negotiation::accepted_codings(headers),
-        asked: parameters.asked,
+        asked: parameters.transform,
     };
-    match read::image(&site.app, request).await {
-        Ok(answer) => answered(site, headers, parameters.version.as_deref(), answer),
-        Err(failure) => failed(site, &parameters, failure).await,
+    match read::image(&state.app, request).await {
+        Ok(answer) => answered(state, headers, parameters.version.as_deref(), answer),
+        Err(failure) => failed(state, &parameters, failure).await,
     }
 }
 
@@ -117,44 +119,52 @@ fn parse_id(text: &str) -> Result<ImageId, Problem> {
     ImageId::parse(text).map_err(|invalid| Problem::bad_id(&invalid))
 }
 
-fn answered(site: &Site, headers: &HeaderMap, version: Option<&str>, answer: Answer) -> Response {
+fn answered(
+    state: &HttpState,
+    headers: &HeaderMap,
+    version: Option<&str>,
+    answer: Answer,
+) -> Response {
     let Answer { content, served, times } = answer;
     let from_memory = match &content {
-        AnswerContent::Image(Representation { facts, .. }) | AnswerContent::NotModified(facts)
-            if served == Served::Hit =>
+        AnswerContent::Image(Representation { metadata, .. })
+        | AnswerContent::NotModified(metadata)
+            if served == CacheStatus::Hit =>
         {
-            Some(FromMemory(Arc::clone(facts)))
+            Some(FromMemory(Arc::clone(metadata)))
         }
         _ => None,
     };
     let (mut response, version_of) = match content {
-        AnswerContent::Image(Representation { facts, body }) => {
-            let response = match conditional::part(headers, &facts) {
-                Part::Whole => whole(&facts, Body::from(body)),
+        AnswerContent::Image(Representation { metadata, body }) => {
+            let response = match conditional::part(headers, &metadata) {
+                Part::Whole => whole(&metadata, Body::from(body)),
                 Part::Bytes { first, last } => {
-                    partial(&facts, first, last, Body::from(body.slice(first..=last)))
+                    partial(&metadata, first, last, Body::from(body.slice(first..=last)))
                 }
-                Part::Unsatisfiable => unsatisfiable(&facts),
+                Part::Unsatisfiable => unsatisfiable(&metadata),
             };
-            (response, facts.version)
+            (response, metadata.version)
         }
-        AnswerContent::Facts(facts) => (whole(&facts, Body::empty()), facts.version),
-        AnswerContent::Elsewhere(remote) => (elsewhere(site, &remote), remote.version),
-        AnswerContent::NotModified(facts) => (not_modified(&facts), facts.version),
-        AnswerContent::PreconditionFailed(facts) => (precondition_failed(&facts), facts.version),
+        AnswerContent::Metadata(metadata) => (whole(&metadata, Body::empty()), metadata.version),
+        AnswerContent::Redirect(remote) => (elsewhere(state, &remote), remote.version),
+        AnswerContent::NotModified(metadata) => (not_modified(&metadata), metadata.version),
+        AnswerContent::PreconditionFailed(metadata) => {
+            (precondition_failed(&metadata), metadata.version)
+        }
     };
     let status = response.status();
     let headers = response.headers_mut();
     if status.is_success() || status.is_redirection() {
-        let freshness = match freshness(site, version_of, version, served) {
+        let freshness = match freshness(state, version_of, version, served) {
             // What an object store has goes some time after its record, so no cache should send anybody there for ever.
             forever if status == StatusCode::TEMPORARY_REDIRECT && forever == FRESH_FOR_EVER => {
-                site.fresh.clone()
+                state.fresh.clone()
             }
             freshness => freshness,
         };
         headers.insert(CACHE_CONTROL, freshness);
-        if let Served::Stale { age } = served {
+        if let CacheStatus::Stale { age } = served {
             // Nobody else's answer is older than its request (RFC 9111 §5.1).
             headers.insert(AGE, HeaderValue::from(age.as_secs()));
         }
@@ -168,22 +178,27 @@ fn answered(site: &Site, headers: &HeaderMap, version: Option<&str>, answer: Ans
 }
 
 /// For how long caches need not ask again.
-fn freshness(site: &Site, version: Version, asked: Option<&str>, served: Served) -> HeaderValue {
+fn freshness(
+    state: &HttpState,
+    version: Version,
+    asked: Option<&str>,
+    served: CacheStatus,
+) -> HeaderValue {
     match asked {
         Some(asked) if version.is_named(asked) => FRESH_FOR_EVER,
         Some(_) => ASK_EACH_TIME,
         None => match served {
-            Served::Stale { .. } => FRESH_FOR_A_MOMENT,
-            Served::Hit
-            | Served::Rendered
-            | Served::Fetched { .. }
-            | Served::Revalidated { .. } => site.fresh.clone(),
+            CacheStatus::Stale { .. } => FRESH_FOR_A_MOMENT,
+            CacheStatus::Hit
+            | CacheStatus::Rendered
+            | CacheStatus::Fetched { .. }
+            | CacheStatus::Revalidated { .. } => state.fresh.clone(),
         },
     }
 }
 
 /// `Cache-Control` of an image under its plain address.
-pub(crate) fn cache_control(settings: &settings::Http) -> HeaderValue {
+pub(crate) fn cache_control(settings: &settings::HttpSettings) -> HeaderValue {
     let mut text = format!("public, max-age={}, immutable", settings.max_age.as_secs());
     for (name, time) in [
         ("stale-while-revalidate", settings.stale_while_revalidate),
@@ -197,28 +212,30 @@ pub(crate) fn cache_control(settings: &settings::Http) -> HeaderValue {
 }
 
 /// Where the answer came from (RFC 9211 §2).
-pub(crate) fn cache_status(served: Served) -> HeaderValue {
+pub(crate) fn cache_status(served: CacheStatus) -> HeaderValue {
     HeaderValue::from_static(match served {
-        Served::Hit => "afterimage; hit",
-        Served::Rendered => "afterimage; hit; detail=rendered",
-        Served::Fetched { collapsed: false, kept: true } => "afterimage; fwd=miss; stored",
-        Served::Fetched { collapsed: true, kept: true } => {
+        CacheStatus::Hit => "afterimage; hit",
+        CacheStatus::Rendered => "afterimage; hit; detail=rendered",
+        CacheStatus::Fetched { collapsed: false, kept: true } => "afterimage; fwd=miss; stored",
+        CacheStatus::Fetched { collapsed: true, kept: true } => {
             "afterimage; fwd=miss; stored; collapsed"
         }
-        Served::Fetched { collapsed: false, kept: false } => "afterimage; fwd=miss",
-        Served::Fetched { collapsed: true, kept: false } => "afterimage; fwd=miss; collapsed",
-        Served::Revalidated { collapsed: false } => "afterimage; fwd=stale; detail=revalidated",
-        Served::Revalidated { collapsed: true } => {
+        CacheStatus::Fetched { collapsed: false, kept: false } => "afterimage; fwd=miss",
+        CacheStatus::Fetched { collapsed: true, kept: false } => "afterimage; fwd=miss; collapsed",
+        CacheStatus::Revalidated { collapsed: false } => {
+            "afterimage; fwd=stale; detail=revalidated"
+        }
+        CacheStatus::Revalidated { collapsed: true } => {
             "afterimage; fwd=stale; collapsed; detail=revalidated"
         }
-        Served::Stale { .. } => "afterimage; fwd=stale; detail=store-unreachable",
+        CacheStatus::Stale { .. } => "afterimage; fwd=stale; detail=store-unreachable",
     })
 }
 
 /// How long the parts took, in milliseconds.
-pub(crate) fn server_timing(times: &Times) -> HeaderValue {
+pub(crate) fn server_timing(times: &Timing) -> HeaderValue {
     let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
-    if *times == Times::default() {
+    if *times == Timing::default() {
         return NO_TIME;
     }
     let mut text = format!("store;dur={:.3}", milliseconds(times.store));
@@ -237,11 +254,15 @@ pub(crate) fn server_timing(times: &Times) -> HeaderValue {
 
 /// How long a picture took that no store was asked for.
 pub(crate) fn render_timing(render: Duration) -> HeaderValue {
-    server_timing(&Times { render, ..Times::default() })
+    server_timing(&Timing { render, ..Timing::default() })
 }
 
-pub(crate) async fn failed(site: &Site, parameters: &Parameters, failure: Failure) -> Response {
-    let Failure { error, served, times } = failure;
+pub(crate) async fn failed(
+    state: &HttpState,
+    parameters: &ImageParams,
+    failure: ReadFailure,
+) -> Response {
+    let ReadFailure { error, served, times } = failure;
     let problem = Problem::from(error);
     let status = served.map_or_else(
         || {
@@ -253,7 +274,7 @@ pub(crate) async fn failed(site: &Site, parameters: &Parameters, failure: Failur
         cache_status,
     );
     let mut response = if parameters.placeholder && problem.is_absence() {
-        placeholders::in_place(site, problem, parameters.asked).await
+        placeholders::in_place(state, problem, parameters.transform).await
     } else {
         problem.into_response()
     };
@@ -262,15 +283,15 @@ pub(crate) async fn failed(site: &Site, parameters: &Parameters, failure: Failur
     response
 }
 
-pub(crate) fn whole(facts: &Facts, body: Body) -> Response {
+pub(crate) fn whole(metadata: &Metadata, body: Body) -> Response {
     let mut response = Response::new(body);
-    describe(response.headers_mut(), facts, facts.length);
+    describe(response.headers_mut(), metadata, metadata.length);
     response
 }
 
 /// Where a client finds the image, by the same method (RFC 9110 §15.4.8).
-fn elsewhere(site: &Site, remote: &Remote) -> Response {
-    let url = site.app.offload.as_ref().and_then(|offload| offload.redirect(remote));
+fn elsewhere(state: &HttpState, remote: &RemoteImage) -> Response {
+    let url = state.app.offload.as_ref().and_then(|offload| offload.redirect(remote));
     let Some(Ok(url)) = url.map(HeaderValue::try_from) else {
         return Problem::internal("an image is elsewhere, and nowhere to be found").into_response();
     };
@@ -282,62 +303,62 @@ fn elsewhere(site: &Site, remote: &Remote) -> Response {
 }
 
 /// A part of a representation (RFC 9110 §15.3.7).
-fn partial(facts: &Facts, first: usize, last: usize, body: Body) -> Response {
+fn partial(metadata: &Metadata, first: usize, last: usize, body: Body) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::PARTIAL_CONTENT;
     let headers = response.headers_mut();
-    describe(headers, facts, last - first + 1);
-    headers.insert(CONTENT_RANGE, content_range(&format!("{first}-{last}"), facts));
+    describe(headers, metadata, last - first + 1);
+    headers.insert(CONTENT_RANGE, content_range(&format!("{first}-{last}"), metadata));
     response
 }
 
 /// RFC 9110 §15.5.17.
-fn unsatisfiable(facts: &Facts) -> Response {
-    let detail = format!("the image has {} bytes", facts.length);
+fn unsatisfiable(metadata: &Metadata) -> Response {
+    let detail = format!("the image has {} bytes", metadata.length);
     let mut response = Problem::range_not_satisfiable(detail).into_response();
-    response.headers_mut().insert(CONTENT_RANGE, content_range("*", facts));
+    response.headers_mut().insert(CONTENT_RANGE, content_range("*", metadata));
     response
 }
 
-fn content_range(range: &str, facts: &Facts) -> HeaderValue {
-    HeaderValue::try_from(format!("bytes {range}/{}", facts.length))
+fn content_range(range: &str, metadata: &Metadata) -> HeaderValue {
+    HeaderValue::try_from(format!("bytes {range}/{}", metadata.length))
         .expect("words and numbers are ASCII")
 }
 
-fn describe(headers: &mut HeaderMap, facts: &Facts, length: usize) {
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(facts.media_type.as_str()));
+fn describe(headers: &mut HeaderMap, metadata: &Metadata, length: usize) {
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(metadata.media_type.as_str()));
     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    if let Form::Coded(coding) = facts.form {
+    if let RepresentationKind::Coded(coding) = metadata.kind {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.as_str()));
     }
-    if facts.media_type == MediaType::Svg {
+    if metadata.media_type == MediaType::Svg {
         headers.insert(CONTENT_SECURITY_POLICY, SANDBOXED);
     }
-    validators(headers, facts);
+    validators(headers, metadata);
 }
 
 /// What a 304 has to repeat (RFC 9110 §15.4.5), and nothing that describes the body it hasn't got.
-pub(crate) fn not_modified(facts: &Facts) -> Response {
+pub(crate) fn not_modified(metadata: &Metadata) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NOT_MODIFIED;
     // The length that the 200 has (RFC 9110 §8.6). Left out, the server would say 0 to a HEAD.
-    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(facts.length));
-    validators(response.headers_mut(), facts);
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(metadata.length));
+    validators(response.headers_mut(), metadata);
     response
 }
 
 /// RFC 9110 §15.5.13. It says what there is instead.
-pub(crate) fn precondition_failed(facts: &Facts) -> Response {
+pub(crate) fn precondition_failed(metadata: &Metadata) -> Response {
     let detail = "the image is not the one that If-Match or If-Unmodified-Since asks for";
     let mut response = Problem::precondition_failed(detail).into_response();
-    validators(response.headers_mut(), facts);
+    validators(response.headers_mut(), metadata);
     response
 }
 
-fn validators(headers: &mut HeaderMap, facts: &Facts) {
-    headers.insert(ETAG, facts.etag.clone());
-    if let Some(date) = &facts.last_modified_value {
+fn validators(headers: &mut HeaderMap, metadata: &Metadata) {
+    headers.insert(ETAG, metadata.etag.clone());
+    if let Some(date) = &metadata.last_modified_value {
         headers.insert(LAST_MODIFIED, date.clone());
     }
 }

@@ -14,40 +14,40 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
 use super::images;
-use super::parameters::Parameters;
+use super::params::ImageParams;
 use super::problem::Problem;
-use super::router::Site;
+use super::router::HttpState;
 use super::{CACHE_STATUS, SERVER_TIMING};
 use crate::read;
 
 /// `GET /images/{id}/info`.
 pub(crate) async fn get(
-    State(site): State<Arc<Site>>,
+    State(state): State<Arc<HttpState>>,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Problem> {
     let id = images::id(path)?;
-    let info = match read::info(&site.app, &id).await {
+    let info = match read::info(&state.app, &id).await {
         Ok(info) => info,
-        Err(failure) => return Ok(images::failed(&site, &Parameters::default(), failure).await),
+        Err(failure) => return Ok(images::failed(&state, &ImageParams::default(), failure).await),
     };
-    let facts = &info.facts;
+    let metadata = &info.metadata;
     let thumbnail = info.thumbnail.map(|thumbnail| {
-        let media_type = thumbnail.facts.media_type.as_str();
+        let media_type = thumbnail.metadata.media_type.as_str();
         format!("data:{media_type};base64,{}", STANDARD.encode(&thumbnail.body))
     });
     let expires_in =
         info.expires.map(|expires| expires.saturating_duration_since(Instant::now()).as_secs());
     let body = json!({
         "id": id.as_str(),
-        "type": facts.media_type.as_str(),
-        "width": info.outline.as_ref().map(|it| it.width),
-        "height": info.outline.as_ref().map(|it| it.height),
-        "bytes": facts.length,
-        "etag": facts.etag.to_str().unwrap_or_default(),
+        "type": metadata.media_type.as_str(),
+        "width": info.preview.as_ref().map(|it| it.width),
+        "height": info.preview.as_ref().map(|it| it.height),
+        "bytes": metadata.length,
+        "etag": metadata.etag.to_str().unwrap_or_default(),
         "expires_in": expires_in,
-        "thumbhash": info.outline.as_ref().map(|it| STANDARD.encode(&it.thumbhash)),
+        "thumbhash": info.preview.as_ref().map(|it| STANDARD.encode(&it.thumbhash)),
         "thumbnail": thumbnail,
-        "url": format!("/images/{id}?v={}", facts.version),
+        "url": format!("/images/{id}?v={}", metadata.version),
     });
     // It says for how long the image lives, which changes with each second.
     let headers = [

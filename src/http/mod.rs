@@ -4,28 +4,30 @@ use std::sync::Arc;
 
 use axum::http::HeaderName;
 
-use crate::image::Facts;
+use crate::image::Metadata;
 
-mod access;
-pub mod client;
+pub mod auth;
+pub(crate) mod cached_head;
 mod conditional;
 mod cors;
 mod digest;
 mod events;
+pub(crate) mod fast_path;
 mod images;
 mod info;
 mod negotiation;
 mod openapi;
 mod ops;
-mod parameters;
+mod params;
 mod placeholders;
 pub(crate) mod problem;
 pub mod router;
+pub(crate) mod service;
 mod writes;
 
 /// Goes along with an answer about an image that came from memory as it is there.
 #[derive(Debug, Clone)]
-pub(crate) struct FromMemory(pub(crate) Arc<Facts>);
+pub(crate) struct FromMemory(pub(crate) Arc<Metadata>);
 
 /// RFC 9211.
 pub(crate) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");

@@ -3,8 +3,8 @@
 use axum::http::header::{ACCEPT, ACCEPT_ENCODING};
 use axum::http::{HeaderMap, HeaderName};
 
-use crate::coding::AcceptedCodings;
-use crate::variant::{AcceptedTypes, Format};
+use crate::image::coding::AcceptedCodings;
+use crate::image::variant::{AcceptedTypes, Format};
 
 /// How the body may be coded, of `Accept-Encoding` (§12.5.3).
 pub(crate) fn accepted_codings(headers: &HeaderMap) -> AcceptedCodings {

@@ -10,8 +10,8 @@ use axum::response::IntoResponse;
 use serde_json::json;
 
 use super::problem::Problem;
-use super::router::Site;
-use crate::telemetry::Observed;
+use super::router::HttpState;
+use crate::metrics::GaugeReadings;
 
 const NEVER_CACHED: (HeaderName, &str) = (CACHE_CONTROL, "no-store");
 
@@ -23,10 +23,12 @@ pub(crate) async fn healthz() -> impl IntoResponse {
 
 /// The store answers as well, and nobody has told the server to stop; and how far the store can be relied upon
 /// to tell of changes.
-pub(crate) async fn readyz(State(site): State<Arc<Site>>) -> Result<impl IntoResponse, Problem> {
-    let answers = site.app.store.ping().await;
-    let coherence = site.app.index.coherence();
-    if site.app.is_stopping() {
+pub(crate) async fn readyz(
+    State(state): State<Arc<HttpState>>,
+) -> Result<impl IntoResponse, Problem> {
+    let answers = state.app.store.ping().await;
+    let coherence = state.app.index.coherence();
+    if state.app.is_stopping() {
         return Err(Problem::stopping().with_coherence(coherence));
     }
     if let Err(error) = answers {
@@ -38,10 +40,10 @@ pub(crate) async fn readyz(State(site): State<Arc<Site>>) -> Result<impl IntoRes
 }
 
 /// The counters, for Prometheus.
-pub(crate) async fn metrics(State(site): State<Arc<Site>>) -> impl IntoResponse {
+pub(crate) async fn metrics(State(state): State<Arc<HttpState>>) -> impl IntoResponse {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let app = &site.app;
-    let page = app.metrics.render(&Observed {
+    let app = &state.app;
+    let page = app.metrics.render(&GaugeReadings {
         held: app.cache.held(),
         known_keys: app.index.len(),
         coherence: app.index.coherence(),

@@ -11,20 +11,20 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
 use super::images;
-use super::parameters::one_of;
+use super::params::one_of;
 use super::problem::Problem;
-use super::router::Site;
+use super::router::HttpState;
 use super::{CACHE_STATUS, SERVER_TIMING, conditional};
 use crate::image::MediaType;
-use crate::picture::placeholder::{Ground, MAX_TEXT, Placeholder, parse_colour};
-use crate::preconditions::Verdict;
+use crate::image::preconditions::Verdict;
+use crate::image::variant::Transform;
+use crate::picture::placeholder::{Background, MAX_TEXT, Placeholder, parse_colour};
 use crate::render;
-use crate::settings::Pictures;
-use crate::variant::Asked;
+use crate::settings::PictureSettings;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Parameters {
+struct PlaceholderParams {
     text: Option<String>,
     bg: Option<String>,
     fg: Option<String>,
@@ -32,39 +32,39 @@ struct Parameters {
 
 /// `GET` and `HEAD /placeholders/{width}x{height}`.
 pub(crate) async fn get(
-    State(site): State<Arc<Site>>,
+    State(state): State<Arc<HttpState>>,
     method: Method,
     uri: Uri,
     path: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let dimensions = path.map(|Path(dimensions)| dimensions).unwrap_or_default();
-    let placeholder = parse(&dimensions, &uri, &site.app.settings.pictures)?;
-    let (rendered, status) = render::placeholder(&site.app, placeholder).await?;
-    let (facts, body) = (&rendered.representation.facts, rendered.representation.body);
-    let mut response = match conditional::preconditions(&headers).evaluate(facts) {
-        Verdict::NotModified => images::not_modified(facts),
-        Verdict::Failed => images::precondition_failed(facts),
+    let placeholder = parse(&dimensions, &uri, &state.app.settings.pictures)?;
+    let (rendered, status) = render::placeholder(&state.app, placeholder).await?;
+    let (metadata, body) = (&rendered.representation.metadata, rendered.representation.body);
+    let mut response = match conditional::preconditions(&headers).evaluate(metadata) {
+        Verdict::NotModified => images::not_modified(metadata),
+        Verdict::Failed => images::precondition_failed(metadata),
         Verdict::Proceed => {
             let body = if method == Method::HEAD { Body::empty() } else { Body::from(body) };
-            images::whole(facts, body)
+            images::whole(metadata, body)
         }
     };
     let kept = response.status() != StatusCode::PRECONDITION_FAILED;
     let headers = response.headers_mut();
     if kept {
-        headers.insert(CACHE_CONTROL, site.fresh.clone());
+        headers.insert(CACHE_CONTROL, state.fresh.clone());
     }
     headers.insert(CACHE_STATUS, images::cache_status(status));
     headers.insert(SERVER_TIMING, images::render_timing(rendered.time));
     Ok(response)
 }
 
-fn parse(dimensions: &str, uri: &Uri, allowed: &Pictures) -> Result<Placeholder, Problem> {
+fn parse(dimensions: &str, uri: &Uri, allowed: &PictureSettings) -> Result<Placeholder, Problem> {
     let (width, height) = dimensions.split_once('x').unwrap_or((dimensions, ""));
     let width = one_of("the width", Some(width), &allowed.widths)?.unwrap_or_default();
     let height = one_of("the height", Some(height), &allowed.heights)?.unwrap_or_default();
-    let parameters = match Query::<Parameters>::try_from_uri(uri) {
+    let parameters = match Query::<PlaceholderParams>::try_from_uri(uri) {
         Ok(Query(parameters)) => parameters,
         Err(rejection) => {
             let detail = format!("{}; this address takes text, bg and fg", rejection.body_text());
@@ -80,30 +80,34 @@ fn parse(dimensions: &str, uri: &Uri, allowed: &Pictures) -> Result<Placeholder,
         let wrong = || Problem::bad_parameter(format!("{name} is such as f80 or ff8800"));
         parse_colour(text).ok_or_else(wrong)
     };
-    let ground = match parameters.bg.as_deref().map(|text| text.split_once(',').ok_or(text)) {
-        None => Ground::default(),
-        Some(Ok((from, to))) => Ground::Gradient(colour("bg", from)?, colour("bg", to)?),
-        Some(Err(plain)) => Ground::Plain(colour("bg", plain)?),
+    let background = match parameters.bg.as_deref().map(|text| text.split_once(',').ok_or(text)) {
+        None => Background::default(),
+        Some(Ok((from, to))) => Background::Gradient(colour("bg", from)?, colour("bg", to)?),
+        Some(Err(plain)) => Background::Plain(colour("bg", plain)?),
     };
-    let ink = parameters.fg.as_deref().map(|text| colour("fg", text)).transpose()?;
-    Ok(Placeholder { width, height, ground, ink, text: parameters.text })
+    let text_colour = parameters.fg.as_deref().map(|text| colour("fg", text)).transpose()?;
+    Ok(Placeholder { width, height, background, text_colour, text: parameters.text })
 }
 
 /// The answer for an image that isn't there or can't be had, with a picture as its body: a page shows that in its
 /// place. The status stays, and nobody keeps it.
-pub(crate) async fn in_place(site: &Site, problem: Problem, asked: Option<Asked>) -> Response {
+pub(crate) async fn in_place(
+    state: &HttpState,
+    problem: Problem,
+    transform: Option<Transform>,
+) -> Response {
     /// Of a side that the address doesn't name.
     const SIDE: u32 = 512;
-    let frame = asked.map(|asked| asked.frame);
+    let bounds = transform.map(|transform| transform.bounds);
     let pixels = |length: Option<u32>| length.unwrap_or(SIDE).min(crate::settings::MAX_LENGTH);
     let placeholder = Placeholder {
-        width: pixels(frame.and_then(|it| it.width.or(it.height))),
-        height: pixels(frame.and_then(|it| it.height.or(it.width))),
-        ground: Ground::default(),
-        ink: None,
+        width: pixels(bounds.and_then(|it| it.width.or(it.height))),
+        height: pixels(bounds.and_then(|it| it.height.or(it.width))),
+        background: Background::default(),
+        text_colour: None,
         text: Some(String::new()),
     };
-    let drawn = render::placeholder(&site.app, placeholder).await;
+    let drawn = render::placeholder(&state.app, placeholder).await;
     let mut response = problem.into_response();
     if let Ok((rendered, _)) = drawn {
         let body = rendered.representation.body;

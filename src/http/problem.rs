@@ -11,7 +11,7 @@ use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::app::NoRoom;
+use crate::app::OverBudget;
 use crate::picture::PictureError;
 use crate::read::ReadError;
 use crate::render::RenderError;
@@ -166,9 +166,9 @@ impl From<StoreError> for Problem {
     }
 }
 
-impl From<NoRoom> for Problem {
-    fn from(no_room: NoRoom) -> Problem {
-        Problem::busy(no_room.to_string())
+impl From<OverBudget> for Problem {
+    fn from(over_budget: OverBudget) -> Problem {
+        Problem::busy(over_budget.to_string())
     }
 }
 
@@ -190,7 +190,7 @@ impl From<ReadError> for Problem {
             }
             ReadError::Store(error) => error.into(),
             ReadError::Busy => Problem::busy(detail),
-            ReadError::NoRoom(no_room) => no_room.into(),
+            ReadError::OverBudget(over_budget) => over_budget.into(),
             ReadError::NotAcceptable(_) => {
                 let status = StatusCode::NOT_ACCEPTABLE;
                 Problem::new(status, "not-acceptable", "not acceptable", detail)

@@ -8,14 +8,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
-pub use super::access::Peer;
+pub use super::auth::Peer;
 use super::problem::Problem;
 use super::{cors, events, images, info, openapi, ops, placeholders, writes};
 use crate::app::App;
 
 /// What the handlers share: the app, and what is made ready of its settings.
 #[derive(Debug)]
-pub(crate) struct Site {
+pub(crate) struct HttpState {
     pub(crate) app: Arc<App>,
     /// `Cache-Control` of an image.
     pub(crate) fresh: HeaderValue,
@@ -118,12 +118,12 @@ pub fn router(app: Arc<App>, routes: Routes) -> Router {
         Routes::Admin => operations.fallback(unknown_address),
     };
     let fresh = images::cache_control(&app.settings.http);
-    table.layer(CatchPanicLayer::custom(panicked)).with_state(Arc::new(Site { app, fresh }))
+    table.layer(CatchPanicLayer::custom(panicked)).with_state(Arc::new(HttpState { app, fresh }))
 }
 
 /// What the public asks for. A script of another origin may read what went wrong as well, so its leave is given
 /// outside of everything else.
-fn public(app: &App) -> Router<Arc<Site>> {
+fn public(app: &App) -> Router<Arc<HttpState>> {
     let images = Router::new()
         .route(Route::Images.pattern(), post(writes::post))
         .route(Route::Image.pattern(), get(images::get).put(writes::put).delete(writes::delete))

@@ -19,12 +19,12 @@ use serde::Deserialize;
 use serde_json::json;
 use tower_http::timeout::TimeoutError;
 
-use super::access::{self, Peer};
+use super::auth::{self, Peer};
 use super::digest::Digests;
 use super::problem::Problem;
-use super::router::Site;
+use super::router::HttpState;
 use super::{conditional, images};
-use crate::app::{App, WriteRoom};
+use crate::app::{App, WriteReservation};
 use crate::image::MediaType;
 use crate::read::off_worker;
 use crate::settings;
@@ -43,42 +43,43 @@ const FIRST_PIECE: usize = 64 * 1024;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Parameters {
+pub(crate) struct WriteParams {
     /// Such as `2h`.
     ttl: Option<String>,
 }
 
-type Parsed = Result<Query<Parameters>, QueryRejection>;
+type Parsed = Result<Query<WriteParams>, QueryRejection>;
 
 /// `PUT /images/{id}?ttl=2h` with an image or a JSON record. The body is read last: who may not write can't make the
 /// server hold one.
 pub(crate) async fn put(
-    State(site): State<Arc<Site>>,
+    State(state): State<Arc<HttpState>>,
     Extension(peer): Extension<Peer>,
     path: Result<Path<String>, PathRejection>,
     query: Parsed,
     request: Request,
 ) -> Result<Response, Problem> {
-    access::may_write(&site.app, peer, &request)?;
+    auth::may_write(&state.app, peer, &request)?;
     let id = images::id(path)?;
-    let put = accept(&site.app, Target::Id(id), query, request).await?;
+    let put = accept(&state.app, Target::Id(id), query, request).await?;
     let status = match put.replaced {
         Replaced::Nothing => StatusCode::CREATED,
         Replaced::Value => StatusCode::NO_CONTENT,
     };
-    Ok((status, [(ETAG, put.facts.etag)]).into_response())
+    Ok((status, [(ETAG, put.metadata.etag)]).into_response())
 }
 
 /// `POST /images?ttl=2h` with an image or a JSON record, which gets the id that its bytes have: the same image is stored
 /// once, however often it is sent.
 pub(crate) async fn post(
-    State(site): State<Arc<Site>>,
+    State(state): State<Arc<HttpState>>,
     Extension(peer): Extension<Peer>,
     query: Parsed,
     request: Request,
 ) -> Result<Response, Problem> {
-    access::may_write(&site.app, peer, &request)?;
-    let Put { id, facts, replaced } = accept(&site.app, Target::Content, query, request).await?;
+    auth::may_write(&state.app, peer, &request)?;
+    let Put { id, metadata, replaced } =
+        accept(&state.app, Target::Content, query, request).await?;
     let status = match replaced {
         Replaced::Nothing => StatusCode::CREATED,
         Replaced::Value => StatusCode::OK,
@@ -86,14 +87,14 @@ pub(crate) async fn post(
     let location = format!("/images/{id}");
     let body = json!({
         "id": id.as_str(),
-        "type": facts.media_type.as_str(),
-        "bytes": facts.length,
-        "etag": facts.etag.to_str().unwrap_or_default(),
-        "url": format!("{location}?v={}", facts.version),
+        "type": metadata.media_type.as_str(),
+        "bytes": metadata.length,
+        "etag": metadata.etag.to_str().unwrap_or_default(),
+        "url": format!("{location}?v={}", metadata.version),
     });
     let headers = [
         (LOCATION, HeaderValue::try_from(location).expect("ids are ASCII")),
-        (ETAG, facts.etag),
+        (ETAG, metadata.etag),
         (CACHE_CONTROL, HeaderValue::from_static("no-store")),
     ];
     Ok((status, headers, Json(body)).into_response())
@@ -101,18 +102,18 @@ pub(crate) async fn post(
 
 /// `DELETE /images/{id}`.
 pub(crate) async fn delete(
-    State(site): State<Arc<Site>>,
+    State(state): State<Arc<HttpState>>,
     Extension(peer): Extension<Peer>,
     path: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<StatusCode, Problem> {
-    access::may_write(&site.app, peer, &request)?;
+    auth::may_write(&state.app, peer, &request)?;
     let id = images::id(path)?;
     if request.uri().query().is_some_and(|query| !query.is_empty()) {
         return Err(Problem::bad_parameter("a DELETE takes none"));
     }
     let preconditions = conditional::preconditions(request.headers());
-    write::remove(&site.app, &id, preconditions).await?;
+    write::remove(&state.app, &id, preconditions).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -140,7 +141,7 @@ async fn accept(
     if announced.is_some_and(|length| length > limit) {
         return Err(too_large(limit));
     }
-    let mut room = app.room_to_write(COPIES * announced.unwrap_or(FIRST_PIECE) as u64).await?;
+    let mut room = app.reserve_write(COPIES * announced.unwrap_or(FIRST_PIECE) as u64).await?;
     let body = read(request.into_body(), announced, limit, &mut room).await?;
     let check = {
         let body = body.clone();
@@ -152,8 +153,8 @@ async fn accept(
         return Err(Problem::new(status, "digest-mismatch", "digest mismatch", detail));
     }
     let submission = match content {
-        Content::Image(declared) => Submission::Image { bytes: body, declared },
-        Content::Record => Submission::Record(body),
+        BodyContent::Image(declared) => Submission::Image { bytes: body, declared },
+        BodyContent::Record => Submission::Record(body),
     };
     Ok(write::put(app, target, submission, ttl, preconditions).await?)
 }
@@ -162,7 +163,7 @@ async fn accept(
 fn time_to_live(
     parameter: Option<&str>,
     headers: &HeaderMap,
-    settings: &settings::Records,
+    settings: &settings::RecordSettings,
 ) -> Result<Duration, Problem> {
     let field = headers.get(TTL).map(|seconds| {
         let seconds = seconds.to_str().ok().filter(|it| it.bytes().all(|it| it.is_ascii_digit()));
@@ -187,17 +188,17 @@ fn time_to_live(
 }
 
 /// What a body is said to be.
-enum Content {
+enum BodyContent {
     Image(Option<MediaType>),
     Record,
 }
 
 /// What a body is, if that can be written. curl says nothing of a file that it sends, and others say only that it is
 /// bytes; then they speak for themselves.
-fn content(headers: &HeaderMap) -> Result<Content, Problem> {
+fn content(headers: &HeaderMap) -> Result<BodyContent, Problem> {
     // A part would be taken for the whole (RFC 9110 §14.5).
     if headers.contains_key(CONTENT_RANGE) {
-        let detail = "an image is written whole, not by Content-Range";
+        let detail = "an image is written whole, not by BodyContent-Range";
         let status = StatusCode::BAD_REQUEST;
         return Err(Problem::new(status, "partial-put", "partial PUT", detail));
     }
@@ -206,24 +207,24 @@ fn content(headers: &HeaderMap) -> Result<Content, Problem> {
         Problem::new(status, "media-type", "unsupported media type", detail)
     };
     if headers.contains_key(CONTENT_ENCODING) {
-        return Err(unsupported("expected a body without Content-Encoding"));
+        return Err(unsupported("expected a body without BodyContent-Encoding"));
     }
     let Some(declared) = headers.get(CONTENT_TYPE) else {
-        return Ok(Content::Image(None));
+        return Ok(BodyContent::Image(None));
     };
     let declared = declared.to_str().unwrap_or_default();
     let name = declared.split(';').next().unwrap_or_default().trim();
     if name.eq_ignore_ascii_case("application/json") {
-        return Ok(Content::Record);
+        return Ok(BodyContent::Record);
     }
     if name.eq_ignore_ascii_case("application/octet-stream") {
-        return Ok(Content::Image(None));
+        return Ok(BodyContent::Image(None));
     }
     let media_type = MediaType::named(name).ok_or_else(|| {
         let images = MediaType::ALL.map(MediaType::as_str).join(", ");
         unsupported(&format!("expected an image ({images}) or a record as application/json"))
     })?;
-    Ok(Content::Image(Some(media_type)))
+    Ok(BodyContent::Image(Some(media_type)))
 }
 
 /// The whole body, or why it can't be had. What arrives is kept once, in one piece.
@@ -231,7 +232,7 @@ async fn read(
     mut body: Body,
     announced: Option<usize>,
     limit: usize,
-    room: &mut WriteRoom<'_>,
+    room: &mut WriteReservation<'_>,
 ) -> Result<Bytes, Problem> {
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {

@@ -26,10 +26,10 @@ use object_store::{
 use sha2::{Digest, Sha256};
 use url::Url;
 
-use crate::app::{App, NoRoom};
-use crate::collapse::{Flights, Lost};
-use crate::image::{Facts, ImageId, MediaType, Representation, Version};
-use crate::record::{self, Corrupt, Elsewhere, Record};
+use crate::app::{App, OverBudget};
+use crate::coalesce::{Flights, Lost};
+use crate::image::record::{self, Corrupt, ObjectRef, Record};
+use crate::image::{ImageId, MediaType, Metadata, Representation, Version};
 use crate::settings::{self, ServeOffloaded};
 use crate::task::Task;
 
@@ -51,14 +51,14 @@ pub struct Offload {
     timeout: Duration,
     /// A folder keeps no attributes with its files.
     keeps_attributes: bool,
-    fetches: Arc<Flights<(ImageId, Version), Fetched>>,
+    fetches: Arc<Flights<(ImageId, Version), ObjectFetch>>,
     mover: Arc<Mover>,
     tasks: OnceLock<Vec<Task>>,
 }
 
 /// An image that is elsewhere, as its record says.
 #[derive(Debug)]
-pub struct Remote {
+pub struct RemoteImage {
     /// Of the record.
     pub version: Version,
     path: Path,
@@ -68,11 +68,11 @@ pub struct Remote {
     sha256: Option<[u8; 32]>,
     created_at: Option<SystemTime>,
     /// What is known of the image since it was here.
-    pub facts: OnceLock<Arc<Facts>>,
+    pub metadata: OnceLock<Arc<Metadata>>,
 }
 
 /// What a fetch from the object store brings to all who wait for it: the image, and how long it took.
-type Fetched = Result<(crate::image::Image, crate::cache::Kept, Duration), OffloadError>;
+type ObjectFetch = Result<(crate::image::Image, crate::cache::Kept, Duration), OffloadError>;
 
 /// Why the object store has no answer, or not the right one. Its text is for the log: it may name hosts.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -94,7 +94,7 @@ pub enum OffloadError {
     TimedOut,
     /// Memory is full of images that are being fetched and sent.
     #[error(transparent)]
-    NoRoom(#[from] NoRoom),
+    OverBudget(#[from] OverBudget),
     /// The fetch failed in a way that it should not.
     #[error(transparent)]
     Lost(#[from] Lost),
@@ -102,7 +102,7 @@ pub enum OffloadError {
 
 impl Offload {
     /// The one that the settings name, if they name one.
-    pub fn open(settings: &settings::Offload) -> anyhow::Result<Option<Offload>> {
+    pub fn open(settings: &settings::OffloadSettings) -> anyhow::Result<Option<Offload>> {
         if settings.url.is_empty() {
             return Ok(None);
         }
@@ -131,7 +131,7 @@ impl Offload {
     }
 
     /// Begins to move and to sweep for an app, which owns this.
-    pub fn start(&self, app: &Arc<App>, settings: &settings::Offload) {
+    pub fn start(&self, app: &Arc<App>, settings: &settings::OffloadSettings) {
         let listing =
             mover::list(Arc::downgrade(app), Arc::clone(&self.mover), settings.sweep_interval);
         let mut tasks = vec![
@@ -157,8 +157,8 @@ impl Offload {
         &self,
         version: Version,
         record: &Record<'_>,
-        elsewhere: &Elsewhere<'_>,
-    ) -> Option<Remote> {
+        elsewhere: &ObjectRef<'_>,
+    ) -> Option<RemoteImage> {
         let bases = self.public_url.iter().chain([&self.url]);
         let mut rests =
             bases.filter_map(|base| elsewhere.url.strip_prefix(base)?.strip_prefix('/'));
@@ -167,21 +167,21 @@ impl Offload {
         let rest = rest.filter(|rest| is_plain(rest))?;
         let name = Path::parse(rest).ok()?;
         let public_url = self.public_url.as_ref().map(|base| format!("{base}/{rest}"));
-        Some(Remote {
+        Some(RemoteImage {
             version,
             path: self.folder.parts().chain(name.parts()).collect(),
             public_url,
             declared_type: record.declared_type.as_deref().and_then(MediaType::named),
             sha256: elsewhere.sha256,
             created_at: record.created_at,
-            facts: OnceLock::new(),
+            metadata: OnceLock::new(),
         })
     }
 
     /// Where a client that wants the image as it is should go, if it should. Not for SVG, which is sent from here, in its
     /// sandbox.
     #[must_use]
-    pub fn redirect<'a>(&self, remote: &'a Remote) -> Option<&'a str> {
+    pub fn redirect<'a>(&self, remote: &'a RemoteImage) -> Option<&'a str> {
         let redirects = self.serve == ServeOffloaded::Redirect
             && remote.declared_type.is_some_and(|it| it != MediaType::Svg);
         remote.public_url.as_deref().filter(|_| redirects)
@@ -259,7 +259,7 @@ pub(crate) async fn on_write(
     app: &App,
     id: &ImageId,
     record: &Bytes,
-    facts: &Facts,
+    metadata: &Metadata,
     bytes: &Bytes,
 ) -> Option<Moved> {
     let offload = app.offload.as_ref()?;
@@ -267,7 +267,7 @@ pub(crate) async fn on_write(
         // No writer should wait for what is known to be away.
         return None;
     }
-    match offload.upload(id, record, facts.version, facts.media_type, bytes).await {
+    match offload.upload(id, record, metadata.version, metadata.media_type, bytes).await {
         Ok(moved) => Some(moved).filter(|it| it.value.len() <= app.settings.records.max_value),
         Err(error) => {
             app.metrics.offload_errors.inc();
@@ -279,11 +279,16 @@ pub(crate) async fn on_write(
 
 /// Keeps an image in memory under the version of the record that refers to it now, so that the next reader doesn't
 /// fetch it. SVG is kept by its first reader, who has it compressed.
-pub(crate) fn keep(app: &App, id: &ImageId, moved: &Moved, facts: &Facts, bytes: Bytes) {
-    if facts.media_type != MediaType::Svg {
-        let facts = Facts::new(moved.version, facts.media_type, facts.length, facts.last_modified);
+pub(crate) fn keep(app: &App, id: &ImageId, moved: &Moved, metadata: &Metadata, bytes: Bytes) {
+    if metadata.media_type != MediaType::Svg {
+        let metadata = Metadata::new(
+            moved.version,
+            metadata.media_type,
+            metadata.length,
+            metadata.last_modified,
+        );
         let body = app.cache.count(bytes);
-        app.cache.insert(id, Representation { facts: Arc::new(facts), body }.into());
+        app.cache.insert(id, Representation { metadata: Arc::new(metadata), body }.into());
     }
 }
 
@@ -292,8 +297,8 @@ pub(crate) async fn fetch(
     app: &Arc<App>,
     offload: &Offload,
     id: &ImageId,
-    remote: &Arc<Remote>,
-) -> (Fetched, bool) {
+    remote: &Arc<RemoteImage>,
+) -> (ObjectFetch, bool) {
     let key = (id.clone(), remote.version);
     let (flight, collapsed) = offload.fetches.join(key, || {
         let (app, id, remote) = (Arc::clone(app), id.clone(), Arc::clone(remote));
@@ -315,7 +320,7 @@ impl Offload {
         &self,
         app: &Arc<App>,
         id: &ImageId,
-        remote: &Remote,
+        remote: &RemoteImage,
     ) -> Result<(crate::image::Image, crate::cache::Kept), OffloadError> {
         let path = &remote.path;
         let object = self.in_time(self.store.get(path)).await?;
@@ -323,7 +328,7 @@ impl Offload {
         if size > limit as u64 {
             return Err(OffloadError::Unusable(path.clone(), Corrupt::TooLarge { size, limit }));
         }
-        let _room = app.room_for(size).await?;
+        let _room = app.reserve(size).await?;
         let bytes = self.in_time(object.bytes()).await?;
         app.metrics.offload_fetches.inc();
         let (path, sha256) = (path.clone(), remote.sha256);
@@ -334,14 +339,14 @@ impl Offload {
             }
             let media_type =
                 record::sniffed(&bytes).map_err(|corrupt| OffloadError::Unusable(path, corrupt))?;
-            Ok((Facts::new(version, media_type, bytes.len(), created_at), bytes))
+            Ok((Metadata::new(version, media_type, bytes.len(), created_at), bytes))
         });
-        let (facts, bytes) = checked.await?;
+        let (metadata, bytes) = checked.await?;
         // A small one may be a part of a larger buffer of the connection's, which it would keep.
         let body = app.cache.count(Vec::from(bytes));
-        let original = Representation { facts: Arc::new(facts), body };
+        let original = Representation { metadata: Arc::new(metadata), body };
         let image = crate::read::with_coded_forms(app, original).await;
-        let _ = remote.facts.set(Arc::clone(&image.original.facts));
+        let _ = remote.metadata.set(Arc::clone(&image.original.metadata));
         let kept = app.cache.insert(id, image.clone());
         Ok((image, kept))
     }
@@ -382,7 +387,7 @@ fn parsed(name: &str) -> Result<Path, OffloadError> {
 
 fn open_store(
     url: &str,
-    settings: &settings::Offload,
+    settings: &settings::OffloadSettings,
 ) -> anyhow::Result<(ObjectStoreScheme, Arc<dyn ObjectStore>, Path)> {
     const EXPECTED: &str = "expected s3://, gs://, az:// or file:///";
     let (scheme, folder) = ObjectStoreScheme::parse(&Url::parse(url)?).context(EXPECTED)?;

@@ -18,10 +18,10 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::{Offload, OffloadError, keep};
-use crate::app::{App, NoRoom};
-use crate::image::{Facts, ImageId, Version};
+use crate::app::{App, OverBudget};
+use crate::image::record::{self, Content, Record};
+use crate::image::{ImageId, Metadata, Version};
 use crate::read::off_worker;
-use crate::record::{self, Content, Record};
 use crate::store::{Change, Condition, Expiry, StoreError, Written};
 
 /// How many ids wait at the same time. What comes beyond is found again by looking at all of them.
@@ -34,7 +34,7 @@ const LAST_PAUSE: Duration = Duration::from_mins(1);
 /// The ids whose records are to be looked at.
 #[derive(Debug, Default)]
 pub(crate) struct Mover {
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<MoveQueue>,
     /// Rung when there is one more.
     more: Notify,
     /// Rung when all are to be looked at.
@@ -44,7 +44,7 @@ pub(crate) struct Mover {
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct MoveQueue {
     order: VecDeque<ImageId>,
     /// Those in the order, and those that are being moved and were heard of since.
     ids: HashSet<ImageId>,
@@ -80,20 +80,20 @@ enum MoveError {
     #[error(transparent)]
     Offload(#[from] OffloadError),
     #[error(transparent)]
-    NoRoom(#[from] NoRoom),
+    OverBudget(#[from] OverBudget),
 }
 
 impl Mover {
     /// Takes note of what the store says.
-    pub(crate) fn hear(&self, change: &Change) {
+    pub(crate) fn apply(&self, change: &Change) {
         match change {
-            Change::Of(id) => self.add(id.clone()),
-            Change::Tracked { .. } => self.all.notify_one(),
+            Change::Invalidated(id) => self.add(id.clone()),
+            Change::TrackingStarted { .. } => self.all.notify_one(),
             // There is nothing left; or nobody is told of anything until it is tracked again.
-            Change::OfEverything
-            | Change::Alive { .. }
-            | Change::Reached(_)
-            | Change::Lost { .. } => {}
+            Change::Flushed
+            | Change::Heartbeat { .. }
+            | Change::Probed(_)
+            | Change::TrackingLost { .. } => {}
         }
     }
 
@@ -131,7 +131,7 @@ impl Mover {
         Some(Turn { mover: self, id })
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+    fn waiting(&self) -> MutexGuard<'_, MoveQueue> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -202,16 +202,16 @@ async fn move_one(app: &Arc<App>, offload: &Offload, id: &ImageId) -> Result<(),
         size => size?,
     };
     // For the record and for the image in it.
-    let _room = app.room_for(2 * size).await?;
+    let _room = app.reserve(2 * size).await?;
     let Some(stored) = app.store.get(id, size).await? else {
         return Ok(());
     };
     let value = stored.value.clone();
     let found = off_worker(app, value.len(), move || found(&value)).await;
-    let Some((facts, bytes)) = found else {
+    let Some((metadata, bytes)) = found else {
         return Ok(());
     };
-    let (version, media_type) = (facts.version, facts.media_type);
+    let (version, media_type) = (metadata.version, metadata.media_type);
     let moved = offload.upload(id, &stored.value, version, media_type, &bytes).await?;
     if moved.value.len() > app.settings.records.max_value {
         // It could not be read any more.
@@ -223,7 +223,7 @@ async fn move_one(app: &Arc<App>, offload: &Offload, id: &ImageId) -> Result<(),
     match put.await? {
         Written::Done(_) => {
             app.metrics.offloaded.inc();
-            keep(app, id, &moved, &facts, bytes);
+            keep(app, id, &moved, &metadata, bytes);
         }
         // It was replaced, which is told, or moved by another server. The object is found by the sweep.
         Written::ConditionFailed => {}
@@ -232,15 +232,15 @@ async fn move_one(app: &Arc<App>, offload: &Offload, id: &ImageId) -> Result<(),
 }
 
 /// The image in a value, if there is one that is to be moved.
-fn found(value: &[u8]) -> Option<(Facts, Bytes)> {
+fn found(value: &[u8]) -> Option<(Metadata, Bytes)> {
     let record = Record::parse(value).ok()?;
     let Content::Inline(base64) = record.content else {
         return None;
     };
     let decoded = record::decode(&base64).ok()?;
     let length = decoded.bytes.len();
-    let facts = Facts::new(Version::of(value), decoded.media_type, length, record.created_at);
-    Some((facts, Bytes::from_owner(decoded.bytes)))
+    let metadata = Metadata::new(Version::of(value), decoded.media_type, length, record.created_at);
+    Some((metadata, Bytes::from_owner(decoded.bytes)))
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use object_store::{ObjectMeta, ObjectStoreExt};
 
 use super::{Offload, OffloadError};
 use crate::app::App;
+use crate::image::record::{Content, Record};
 use crate::image::{ImageId, MediaType, Version};
-use crate::record::{Content, Record};
 use crate::settings;
 use crate::store::StoreError;
 
@@ -24,13 +24,13 @@ enum Reference {
     /// It refers to this one.
     To(Path),
     /// It refers to something that isn't known here: the settings have changed, or are about to.
-    Elsewhere,
+    Unknown,
     /// It refers to none.
     Nothing,
 }
 
 /// Sweeps from time to time, for as long as the app lives.
-pub(super) async fn run(app: Weak<App>, settings: settings::Offload) {
+pub(super) async fn run(app: Weak<App>, settings: settings::OffloadSettings) {
     loop {
         // Servers of one site do it at different times.
         let pause = settings.sweep_interval.mul_f64(fastrand::f64().mul_add(0.2, 0.9));
@@ -108,7 +108,7 @@ impl Offload {
         };
         Ok(match stored.map(|stored| self.reference(&stored.value)) {
             Some(Reference::To(other)) => other == *path,
-            Some(Reference::Elsewhere) => true,
+            Some(Reference::Unknown) => true,
             Some(Reference::Nothing) | None => false,
         })
     }
@@ -119,7 +119,7 @@ impl Offload {
         // The version plays no part in the place.
         match self.locate(Version::of(b""), &record, elsewhere) {
             Some(remote) => Reference::To(remote.path),
-            None => Reference::Elsewhere,
+            None => Reference::Unknown,
         }
     }
 

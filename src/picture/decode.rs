@@ -7,7 +7,7 @@ use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader};
 use moxcms::{ColorProfile, DataColorSpace, Layout, TransformOptions};
 
-use super::{Limits, PictureError};
+use super::{PictureError, RenderLimits};
 use crate::image::MediaType;
 
 /// Whether images of a type can be decoded.
@@ -32,7 +32,7 @@ fn format(media_type: MediaType) -> Option<ImageFormat> {
     }
 }
 
-/// Whether an image has more than one frame. Looks at headers alone: no pixel is decoded, and nothing is allocated,
+/// Whether an image has more than one bounds. Looks at headers alone: no pixel is decoded, and nothing is allocated,
 /// whatever they say.
 #[must_use]
 pub fn is_animated(bytes: &[u8], media_type: MediaType) -> bool {
@@ -86,11 +86,11 @@ fn gif_is_animated(bytes: &[u8]) -> Option<bool> {
     }
 }
 
-/// The pixels of an image, or of its first frame, with its orientation applied and its colours in sRGB.
+/// The pixels of an image, or of its first bounds, with its orientation applied and its colours in sRGB.
 pub fn decode(
     bytes: &[u8],
     media_type: MediaType,
-    limits: Limits,
+    limits: RenderLimits,
 ) -> Result<DynamicImage, PictureError> {
     // The decoder of TIFF panics where planes are tiled. Nothing of what a decoder leaves behind is used again.
     catch_unwind(AssertUnwindSafe(|| decode_or_panic(bytes, media_type, limits)))
@@ -100,7 +100,7 @@ pub fn decode(
 fn decode_or_panic(
     bytes: &[u8],
     media_type: MediaType,
-    limits: Limits,
+    limits: RenderLimits,
 ) -> Result<DynamicImage, PictureError> {
     let format = format(media_type).ok_or(PictureError::Opaque(media_type))?;
     if let (ImageFormat::Ico, Some(png)) = (format, png_of_icon(bytes)) {
@@ -111,7 +111,7 @@ fn decode_or_panic(
             "a baseline JPEG with a scan for each component isn't decoded here".to_owned(),
         ));
     }
-    let bytes_in_time = InTime { bytes: Cursor::new(bytes), limits };
+    let bytes_in_time = DeadlineReader { bytes: Cursor::new(bytes), limits };
     let mut reader = ImageReader::with_format(bytes_in_time, format);
     let broken = |error: &ImageError| match limits.check_time() {
         Ok(()) => broken(error),
@@ -140,25 +140,25 @@ fn decode_or_panic(
 }
 
 /// Bytes that can be read as long as there is time: a decoder that reads on after that fails.
-struct InTime<'a> {
+struct DeadlineReader<'a> {
     bytes: Cursor<&'a [u8]>,
-    limits: Limits,
+    limits: RenderLimits,
 }
 
-impl InTime<'_> {
+impl DeadlineReader<'_> {
     fn check(&self) -> io::Result<()> {
         self.limits.check_time().map_err(|late| io::Error::new(io::ErrorKind::TimedOut, late))
     }
 }
 
-impl Read for InTime<'_> {
+impl Read for DeadlineReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.check()?;
         self.bytes.read(buffer)
     }
 }
 
-impl BufRead for InTime<'_> {
+impl BufRead for DeadlineReader<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         /// So much is read before the time is looked at again.
         const PIECE: usize = 64 * 1024;
@@ -172,7 +172,7 @@ impl BufRead for InTime<'_> {
     }
 }
 
-impl Seek for InTime<'_> {
+impl Seek for DeadlineReader<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         self.bytes.seek(to)
     }
@@ -190,7 +190,7 @@ fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
 fn memory(
     (width, height): (u32, u32),
     length: usize,
-    limits: Limits,
+    limits: RenderLimits,
 ) -> Result<image::Limits, PictureError> {
     /// For a profile, and for what tiles have beyond the edge of the picture.
     const BESIDES: u64 = 32 << 20;
@@ -304,7 +304,7 @@ mod tests {
             encoder.set_sampling_factor(sampling);
             encoder.set_optimized_huffman_tables(in_scans);
             encoder.encode(&pixels, 48, 32, ColorType::Rgb).unwrap();
-            decode(&bytes, MediaType::Jpeg, Limits { pixels: 10_000, deadline: None })
+            decode(&bytes, MediaType::Jpeg, RenderLimits { pixels: 10_000, deadline: None })
         };
         assert!(decoded(SamplingFactor::F_2_2, false).is_ok());
         assert!(decoded(SamplingFactor::F_1_1, true).is_ok());

@@ -1,16 +1,12 @@
 //! The images of a first start, drawn here: light that stays in the eye after its source is gone.
 
 use std::io::Cursor;
-use std::time::SystemTime;
 
-use bytes::Bytes;
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{DynamicImage, ImageFormat, ImageResult, Rgb, RgbImage};
 
-use crate::image::{ImageId, MediaType};
-use crate::record;
-use crate::store::{Condition, Expiry, Store};
+use crate::image::MediaType;
 
 /// A ring of light at a place in the unit square.
 struct Glow {
@@ -52,26 +48,6 @@ pub fn draw() -> ImageResult<Vec<(&'static str, MediaType, Vec<u8>)>> {
         ("concept_1", MediaType::WebP, webp.into_inner()),
         ("concept_2", MediaType::Svg, SVG.as_bytes().to_vec()),
     ])
-}
-
-/// Puts the demo images into an embedded store at its first start, where they are wanted. They never expire: the
-/// addresses that were printed go on working. Gives the ids of those that are there.
-pub async fn fill(store: &Store, wanted: bool) -> anyhow::Result<Vec<ImageId>> {
-    let Store::Embedded(embedded) = store else {
-        return Ok(Vec::new());
-    };
-    if !(wanted && embedded.is_first_start().await?) {
-        return Ok(Vec::new());
-    }
-    let images = tokio::task::spawn_blocking(draw).await??;
-    let mut ids = Vec::new();
-    for (id, media_type, bytes) in images {
-        let id = ImageId::parse(id).expect("a test parses each");
-        let value = record::encode(&bytes, media_type, Some(SystemTime::now()));
-        store.put(&id, Bytes::from(value), Expiry::Never, &Condition::Always).await?;
-        ids.push(id);
-    }
-    Ok(ids)
 }
 
 #[expect(
@@ -124,6 +100,7 @@ const SVG: &str = r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 4
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::ImageId;
     use crate::picture::sniff::sniff;
 
     #[test]

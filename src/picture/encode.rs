@@ -4,14 +4,14 @@ use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{DynamicImage, Rgb, RgbImage};
 use webpx::{Stop, StopReason};
 
-use super::{Limits, PictureError};
-use crate::variant::{Format, Variant};
+use super::{PictureError, RenderLimits};
+use crate::image::variant::{Format, Variant};
 
 /// A picture in the format and quality of a variant, without metadata.
 pub fn encode(
     picture: &DynamicImage,
     variant: Variant,
-    limits: Limits,
+    limits: RenderLimits,
 ) -> Result<Vec<u8>, PictureError> {
     match variant.format() {
         Format::Avif => avif(picture, variant.quality()),
@@ -26,19 +26,19 @@ pub fn webp(
     picture: &DynamicImage,
     quality: u8,
     effort: u8,
-    limits: Limits,
+    limits: RenderLimits,
 ) -> Result<Vec<u8>, PictureError> {
     libwebp(picture, limits, |encoder| encoder.quality(f32::from(quality)).method(effort))
 }
 
 /// WebP by libwebp that loses nothing: small for pictures of few colours alone.
-pub fn exact_webp(picture: &DynamicImage, limits: Limits) -> Result<Vec<u8>, PictureError> {
+pub fn exact_webp(picture: &DynamicImage, limits: RenderLimits) -> Result<Vec<u8>, PictureError> {
     libwebp(picture, limits, |encoder| encoder.lossless(true))
 }
 
 fn libwebp(
     picture: &DynamicImage,
-    limits: Limits,
+    limits: RenderLimits,
     set: impl FnOnce(webpx::Encoder) -> webpx::Encoder,
 ) -> Result<Vec<u8>, PictureError> {
     /// The longest side that the format has.
@@ -58,16 +58,16 @@ fn libwebp(
             webpx::Encoder::new_rgb(opaque.as_raw(), width, height)
         }
     };
-    set(encoder).encode(InTime(limits)).map_err(|error| match limits.check_time() {
+    set(encoder).encode(DeadlineProgress(limits)).map_err(|error| match limits.check_time() {
         Ok(()) => failed(&error),
         Err(late) => late,
     })
 }
 
 /// Stops the encoder when the time is over.
-struct InTime(Limits);
+struct DeadlineProgress(RenderLimits);
 
-impl Stop for InTime {
+impl Stop for DeadlineProgress {
     fn check(&self) -> Result<(), StopReason> {
         self.0.check_time().map_err(|_late| StopReason::TimedOut)
     }
@@ -151,7 +151,7 @@ mod tests {
         let colour = |x, y| Rgb([x, y, x ^ y].map(|it: u32| u8::try_from(it & 255).unwrap()));
         let picture = RgbImage::from_fn(200, 120, |x, y| colour(x / 2, 255 - y));
         let bytes = jpeg(&DynamicImage::ImageRgb8(picture.clone()), 85).unwrap();
-        let limits = Limits { pixels: 24_000, deadline: None };
+        let limits = RenderLimits { pixels: 24_000, deadline: None };
         let shown = decode::decode(&bytes, MediaType::Jpeg, limits).unwrap().into_rgb8();
         let differences = picture.iter().zip(shown.iter()).map(|(it, other)| it.abs_diff(*other));
         let sum: u64 = differences.map(u64::from).sum();
@@ -162,9 +162,9 @@ mod tests {
     fn the_webp_encoder_stops_when_the_time_is_over() {
         let picture = DynamicImage::new_rgb8(2000, 2000);
         let deadline = Some(Instant::now() + Duration::from_millis(1));
-        let limits = Limits { pixels: 4_000_000, deadline };
+        let limits = RenderLimits { pixels: 4_000_000, deadline };
         assert_eq!(webp(&picture, 85, 6, limits), Err(PictureError::TimedOut));
-        let limits = Limits { deadline: None, ..limits };
+        let limits = RenderLimits { deadline: None, ..limits };
         assert!(webp(&picture, 85, 0, limits).is_ok());
     }
 }

@@ -12,11 +12,11 @@ use std::time::Instant;
 use image::{DynamicImage, RgbaImage};
 
 use crate::image::MediaType;
-use crate::variant::Variant;
+use crate::image::variant::Variant;
 
 /// What a picture may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct RenderLimits {
     /// Of the source: width times height.
     pub pixels: u64,
     /// When it has to be made; `None` for any time. Decoders notice it when they read on, the WebP encoder when it goes
@@ -25,7 +25,7 @@ pub struct Limits {
     pub deadline: Option<Instant>,
 }
 
-impl Limits {
+impl RenderLimits {
     /// Whether there is time left.
     pub(crate) fn check_time(self) -> Result<(), PictureError> {
         match self.deadline {
@@ -68,18 +68,18 @@ pub fn render(
     bytes: &[u8],
     media_type: MediaType,
     variant: Variant,
-    limits: Limits,
+    limits: RenderLimits,
 ) -> Result<Vec<u8>, PictureError> {
     let picture = decode::decode(bytes, media_type, limits)?;
     limits.check_time()?;
-    let picture = resize::resize(picture, variant.frame())?;
+    let picture = resize::resize(picture, variant.bounds())?;
     limits.check_time()?;
     encode::encode(&picture, variant, limits)
 }
 
 /// What is to be known of an image before its pixels are there.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Outline {
+pub struct Preview {
     /// In pixels, as it is shown: with its orientation applied.
     pub width: u32,
     /// In pixels, as it is shown.
@@ -88,26 +88,26 @@ pub struct Outline {
     pub thumbhash: Vec<u8>,
 }
 
-/// The outline of an image.
-pub fn outline(
+/// The preview of an image.
+pub fn preview(
     bytes: &[u8],
     media_type: MediaType,
-    limits: Limits,
-) -> Result<Outline, PictureError> {
+    limits: RenderLimits,
+) -> Result<Preview, PictureError> {
     /// The most that a ThumbHash is made of.
     const HASHED: u32 = 100;
     let picture = decode::decode(bytes, media_type, limits)?;
     let (width, height) = (picture.width(), picture.height());
-    let frame = resize::Frame {
+    let bounds = resize::Bounds {
         width: Some(HASHED),
         height: Some(HASHED),
         fit: resize::Fit::Contain,
         enlarge: false,
     };
-    let small: RgbaImage = resize::resize(picture, frame)?.into_rgba8();
+    let small: RgbaImage = resize::resize(picture, bounds)?.into_rgba8();
     let (w, h) = (small.width() as usize, small.height() as usize);
     let thumbhash = fast_thumbhash::rgba_to_thumb_hash(w, h, small.as_raw());
-    Ok(Outline { width, height, thumbhash })
+    Ok(Preview { width, height, thumbhash })
 }
 
 /// Whether a picture has pixels that aren't opaque.

@@ -1,9 +1,9 @@
-//! Placeholders: a ground, and a text in the middle of it that can be read.
+//! Placeholders: a background, and a text in the middle of it that can be read.
 
 use ab_glyph::{Font, FontRef, GlyphId, PxScale, point};
 use image::{DynamicImage, Rgb, RgbImage};
 
-use super::{Limits, PictureError, encode};
+use super::{PictureError, RenderLimits, encode};
 
 /// As many characters of a text are drawn; what follows them is left out.
 pub const MAX_TEXT: usize = 100;
@@ -35,9 +35,9 @@ pub struct Placeholder {
     /// In pixels.
     pub height: u32,
     /// What is behind the text.
-    pub ground: Ground,
-    /// The colour of the text. `None` takes one that can be read on the ground.
-    pub ink: Option<Rgb<u8>>,
+    pub background: Background,
+    /// The colour of the text. `None` takes one that can be read on the background.
+    pub text_colour: Option<Rgb<u8>>,
     /// `None` stands for the size, as in `640×400`. An empty text is none.
     ///
     /// It is wrapped at white space. What the font lacks shows as a box.
@@ -46,14 +46,14 @@ pub struct Placeholder {
 
 /// What is behind the text of a placeholder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ground {
+pub enum Background {
     /// One colour.
     Plain(Rgb<u8>),
     /// From the first colour at the top left to the second one at the bottom right.
     Gradient(Rgb<u8>, Rgb<u8>),
 }
 
-impl Default for Ground {
+impl Default for Background {
     /// A blue grey that gets darker and keeps its tint: a tint that changes as slowly as this comes out of
     /// lossy WebP in stripes of blue and green, and a tenth larger.
     fn default() -> Self {
@@ -62,13 +62,13 @@ impl Default for Ground {
 }
 
 /// A placeholder as WebP, as small as it can be made: it is made once.
-pub fn webp(placeholder: &Placeholder, limits: Limits) -> Result<Vec<u8>, PictureError> {
+pub fn webp(placeholder: &Placeholder, limits: RenderLimits) -> Result<Vec<u8>, PictureError> {
     const QUALITY: u8 = 85;
     const EFFORT: u8 = 6;
     let picture = DynamicImage::ImageRgb8(draw(placeholder));
     let lossy = encode::webp(&picture, QUALITY, EFFORT, limits)?;
     // Of a gradient, losing nothing takes many times as long, and with a text on the default one it is larger.
-    if matches!(placeholder.ground, Ground::Gradient(..)) {
+    if matches!(placeholder.background, Background::Gradient(..)) {
         return Ok(lossy);
     }
     let exact = encode::exact_webp(&picture, limits)?;
@@ -78,8 +78,8 @@ pub fn webp(placeholder: &Placeholder, limits: Limits) -> Result<Vec<u8>, Pictur
 /// Draws a placeholder in three bytes a pixel: one of 1920×1080 takes about 5 ms, one of 4096×4096 about 40.
 #[must_use]
 pub fn draw(placeholder: &Placeholder) -> RgbImage {
-    let &Placeholder { width, height, ground, ink, ref text } = placeholder;
-    let ramp = ramp(ground, width, height);
+    let &Placeholder { width, height, background, text_colour, ref text } = placeholder;
+    let ramp = ramp(background, width, height);
     let mut picture = paint(&ramp, width, height);
 
     let font = FontRef::try_from_slice(FONT).expect("each test that draws reads it");
@@ -87,13 +87,13 @@ pub fn draw(placeholder: &Placeholder) -> RgbImage {
     let Some(lettering) = Lettering::fit(&font, &text, width, height) else {
         return picture;
     };
-    let ink = ink.or_else(|| readable_ink(&ramp)).unwrap_or_else(|| {
-        // The gradient runs from so dark to so light that no ink can be read on all of it.
+    let text_colour = text_colour.or_else(|| readable_ink(&ramp)).unwrap_or_else(|| {
+        // The gradient runs from so dark to so light that no text_colour can be read on all of it.
         let plate = ramp[ramp.len() / 2];
         lettering.fill_behind(&mut picture, plate);
         readable_ink(&[plate]).unwrap_or(INKS[0])
     });
-    lettering.draw(&font, &mut picture, ink);
+    lettering.draw(&font, &mut picture, text_colour);
     picture
 }
 
@@ -112,11 +112,11 @@ pub fn parse_colour(text: &str) -> Option<Rgb<u8>> {
 
 /// The colours from corner to corner. A diagonal at 45° has one colour, so that row `y` holds the
 /// colours from `y` on.
-fn ramp(ground: Ground, width: u32, height: u32) -> Vec<Rgb<u8>> {
+fn ramp(background: Background, width: u32, height: u32) -> Vec<Rgb<u8>> {
     let count = (width + height).saturating_sub(1);
-    match ground {
-        Ground::Plain(colour) => vec![colour; count as usize],
-        Ground::Gradient(from, to) => {
+    match background {
+        Background::Plain(colour) => vec![colour; count as usize],
+        Background::Gradient(from, to) => {
             (0..count).map(|at| mix(from, to, at, count.saturating_sub(1).max(1))).collect()
         }
     }
@@ -142,14 +142,14 @@ fn paint(ramp: &[Rgb<u8>], width: u32, height: u32) -> RgbImage {
     RgbImage::from_raw(width, height, pixels).expect("there are as many rows as it is high")
 }
 
-/// The first ink that contrasts enough with each of the colours.
+/// The first text_colour that contrasts enough with each of the colours.
 fn readable_ink(colours: &[Rgb<u8>]) -> Option<Rgb<u8>> {
     let mut distinct = colours.to_vec();
     distinct.dedup();
     let grounds: Vec<f32> = distinct.into_iter().map(luminance).collect();
-    INKS.into_iter().find(|ink| {
-        let ink = luminance(*ink);
-        grounds.iter().all(|ground| contrast(ink, *ground) >= LEAST_CONTRAST)
+    INKS.into_iter().find(|text_colour| {
+        let text_colour = luminance(*text_colour);
+        grounds.iter().all(|background| contrast(text_colour, *background) >= LEAST_CONTRAST)
     })
 }
 
@@ -169,7 +169,7 @@ fn contrast(one: f32, other: f32) -> f32 {
 
 /// A text, broken into lines and given its size and place.
 struct Lettering {
-    lines: Vec<Line>,
+    lines: Vec<TextLine>,
     /// The height of a line in pixels.
     size: f32,
     /// The middle of the picture.
@@ -178,15 +178,15 @@ struct Lettering {
 }
 
 /// Glyphs in a row, measured in heights of the line.
-struct Line {
+struct TextLine {
     glyphs: Vec<(GlyphId, f32)>,
-    /// Where the ink begins and how wide it is, without the room that letters leave beside them: so a
+    /// Where the text_colour begins and how wide it is, without the room that letters leave beside them: so a
     /// line stands in the middle for the eye.
     left: f32,
     width: f32,
 }
 
-impl Line {
+impl TextLine {
     fn set(font: &FontRef, text: &str) -> Self {
         let height = font.height_unscaled();
         let mut glyphs: Vec<(GlyphId, f32)> = Vec::new();
@@ -196,9 +196,9 @@ impl Line {
             if let Some((last, _)) = glyphs.last() {
                 pen += font.kern_unscaled(*last, glyph) / height;
             }
-            if let Some(outline) = font.outline(glyph) {
-                left = left.min(pen + outline.bounds.min.x / height);
-                right = right.max(pen + outline.bounds.max.x / height);
+            if let Some(preview) = font.outline(glyph) {
+                left = left.min(pen + preview.bounds.min.x / height);
+                right = right.max(pen + preview.bounds.max.x / height);
             }
             glyphs.push((glyph, pen));
             pen += font.h_advance_unscaled(glyph) / height;
@@ -238,7 +238,7 @@ impl Lettering {
         let shown = |it: &char| it.is_whitespace() || !is_invisible(*it);
         let text: String = text.chars().filter(shown).take(MAX_TEXT).collect();
         let words: Vec<&str> = text.split_whitespace().collect();
-        let widths: Vec<f32> = words.iter().map(|word| Line::set(font, word).width).collect();
+        let widths: Vec<f32> = words.iter().map(|word| TextLine::set(font, word).width).collect();
         let space = font.h_advance_unscaled(font.glyph_id(' ')) / font.height_unscaled();
         let (width, height) = (width as f32, height as f32);
         let room = 1.0 - 2.0 * MARGIN;
@@ -249,9 +249,9 @@ impl Lettering {
             let lines = balance(&widths, space, count).1.into_iter().map(|length| {
                 let (line, after) = rest.split_at(length);
                 rest = after;
-                Line::set(font, &line.join(" "))
+                TextLine::set(font, &line.join(" "))
             });
-            let lines: Vec<Line> = lines.collect();
+            let lines: Vec<TextLine> = lines.collect();
             let widest = lines.iter().map(|line| line.width).fold(0.0, f32::max);
             let size =
                 (room * width / widest).min(room * height / count as f32).min(LINE_SHARE * height);
@@ -262,15 +262,15 @@ impl Lettering {
         best.filter(|it| it.size >= LOWEST_LINE)
     }
 
-    /// Blends the letters in as browsers do, in the values of sRGB: in linear light dark ink on a light
-    /// ground comes out thin.
+    /// Blends the letters in as browsers do, in the values of sRGB: in linear light dark text_colour on a light
+    /// background comes out thin.
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "coordinates are small, and a value between two bytes fits one"
     )]
-    fn draw(&self, font: &FontRef, picture: &mut RgbImage, ink: Rgb<u8>) {
+    fn draw(&self, font: &FontRef, picture: &mut RgbImage, text_colour: Rgb<u8>) {
         let top = self.y - self.size * self.lines.len() as f32 / 2.0;
         let ascent = font.ascent_unscaled() / font.height_unscaled();
         for (index, line) in self.lines.iter().enumerate() {
@@ -280,20 +280,21 @@ impl Lettering {
             for (glyph, x) in &line.glyphs {
                 let position = point(left + self.size * x, baseline);
                 let glyph = glyph.with_scale_and_position(PxScale::from(self.size), position);
-                let Some(outline) = font.outline_glyph(glyph) else {
+                let Some(preview) = font.outline_glyph(glyph) else {
                     continue;
                 };
-                let corner = outline.px_bounds().min;
-                outline.draw(|x, y, coverage| {
+                let corner = preview.px_bounds().min;
+                preview.draw(|x, y, coverage| {
                     let (x, y) = (corner.x + x as f32, corner.y + y as f32);
                     if x < 0.0 || y < 0.0 {
                         return;
                     }
                     if let Some(pixel) = picture.get_pixel_mut_checked(x as u32, y as u32) {
-                        for (value, ink) in pixel.0.iter_mut().zip(ink.0) {
-                            let ground = f32::from(*value);
-                            let ink = f32::from(ink);
-                            *value = (ground + (ink - ground) * coverage.min(1.0)).round() as u8;
+                        for (value, text_colour) in pixel.0.iter_mut().zip(text_colour.0) {
+                            let background = f32::from(*value);
+                            let text_colour = f32::from(text_colour);
+                            *value = (background + (text_colour - background) * coverage.min(1.0))
+                                .round() as u8;
                         }
                     }
                 });
@@ -350,10 +351,10 @@ mod tests {
 
     fn placeholder(width: u32, height: u32, text: Option<&str>) -> Placeholder {
         let text = text.map(String::from);
-        Placeholder { width, height, ground: Ground::default(), ink: None, text }
+        Placeholder { width, height, background: Background::default(), text_colour: None, text }
     }
 
-    /// The first and the last column and row with ink.
+    /// The first and the last column and row with text_colour.
     fn bounds(placeholder: &Placeholder) -> Option<[u32; 4]> {
         let blank = draw(&Placeholder { text: Some(String::new()), ..placeholder.clone() });
         let picture = draw(placeholder);
@@ -378,8 +379,8 @@ mod tests {
     fn a_gradient_begins_and_ends_in_its_colours() {
         let (from, to) = (Rgb([200, 10, 0]), Rgb([0, 20, 255]));
         for (width, height) in [(64, 64), (1, 50), (50, 1), (641, 7), (4096, 4096)] {
-            let ground = Ground::Gradient(from, to);
-            let picture = draw(&Placeholder { ground, ..placeholder(width, height, Some("")) });
+            let background = Background::Gradient(from, to);
+            let picture = draw(&Placeholder { background, ..placeholder(width, height, Some("")) });
             assert_eq!(picture.dimensions(), (width, height));
             assert_eq!(*picture.get_pixel(0, 0), from);
             assert_eq!(*picture.get_pixel(width - 1, height - 1), to);
@@ -388,29 +389,30 @@ mod tests {
 
     #[test]
     fn a_plain_ground_has_one_colour() {
-        let ground = Ground::Plain(Rgb([1, 2, 3]));
-        let picture = draw(&Placeholder { ground, ..placeholder(33, 21, Some("")) });
+        let background = Background::Plain(Rgb([1, 2, 3]));
+        let picture = draw(&Placeholder { background, ..placeholder(33, 21, Some("")) });
         assert!(picture.pixels().all(|pixel| *pixel == Rgb([1, 2, 3])));
     }
 
     /// `benches/pictures` has the figures of further kinds.
     #[test]
     fn a_placeholder_as_webp_is_at_least_30_per_cent_smaller_than_as_png_or_jpeg() {
-        let limits = Limits { pixels: u64::MAX, deadline: None };
-        let colourful = Ground::Gradient(Rgb([255, 136, 0]), Rgb([136, 0, 255]));
-        let grounds = [Ground::default(), Ground::Plain(Rgb([30, 41, 59])), colourful];
+        let limits = RenderLimits { pixels: u64::MAX, deadline: None };
+        let colourful = Background::Gradient(Rgb([255, 136, 0]), Rgb([136, 0, 255]));
+        let grounds = [Background::default(), Background::Plain(Rgb([30, 41, 59])), colourful];
         let texts = [None, Some("")];
-        let kinds = grounds.into_iter().flat_map(|ground| texts.map(|text| (ground, text)));
+        let kinds = grounds.into_iter().flat_map(|background| texts.map(|text| (background, text)));
         let sizes = [(64, 64), (320, 200), (512, 512), (640, 360), (1024, 1024), (1920, 1080)];
         let mut all: Vec<_> = kinds
-            .flat_map(|(ground, text)| {
-                sizes.map(|(w, h)| Placeholder { ground, ..placeholder(w, h, text) })
+            .flat_map(|(background, text)| {
+                sizes.map(|(w, h)| Placeholder { background, ..placeholder(w, h, text) })
             })
             .collect();
         // Colours that lossy WebP is at its worst with.
-        let (ground, ink) = (Ground::Plain(Rgb([0, 0, 255])), Some(Rgb([255, 0, 0])));
+        let (background, text_colour) =
+            (Background::Plain(Rgb([0, 0, 255])), Some(Rgb([255, 0, 0])));
         let long = "A picture of a mountain at dawn that the model is still working on";
-        all.push(Placeholder { ground, ink, ..placeholder(640, 360, Some(long)) });
+        all.push(Placeholder { background, text_colour, ..placeholder(640, 360, Some(long)) });
         for drawn in all {
             let picture = DynamicImage::ImageRgb8(draw(&drawn));
             let webp = webp(&drawn, limits).unwrap().len();
@@ -437,20 +439,20 @@ mod tests {
         let steps = (0..=255).step_by(5);
         for (red, green) in steps.clone().flat_map(|red| steps.clone().map(move |it| (red, it))) {
             for blue in steps.clone() {
-                let ground = Rgb([red, green, blue]);
-                let ink = readable_ink(&[ground]).unwrap();
-                assert!(contrast(luminance(ink), luminance(ground)) >= LEAST_CONTRAST);
+                let background = Rgb([red, green, blue]);
+                let text_colour = readable_ink(&[background]).unwrap();
+                assert!(contrast(luminance(text_colour), luminance(background)) >= LEAST_CONTRAST);
             }
         }
-        assert!(readable_ink(&ramp(Ground::default(), 640, 400)).is_some());
+        assert!(readable_ink(&ramp(Background::default(), 640, 400)).is_some());
         assert!((contrast(luminance(BLACK), luminance(WHITE)) - 21.0).abs() < 0.001);
     }
 
     #[test]
     fn on_a_gradient_that_no_ink_can_be_read_on_the_text_stands_on_a_plate() {
-        let ground = Ground::Gradient(BLACK, WHITE);
-        assert_eq!(readable_ink(&ramp(ground, 640, 400)), None);
-        let drawn = Placeholder { ground, ..placeholder(640, 400, None) };
+        let background = Background::Gradient(BLACK, WHITE);
+        assert_eq!(readable_ink(&ramp(background, 640, 400)), None);
+        let drawn = Placeholder { background, ..placeholder(640, 400, None) };
         let blank = draw(&Placeholder { text: Some(String::new()), ..drawn.clone() });
         let picture = draw(&drawn);
         let plate = Rgb([128, 128, 128]);
@@ -465,10 +467,12 @@ mod tests {
 
     #[test]
     fn an_ink_that_was_chosen_is_taken_as_it_is() {
-        let ground = Ground::Plain(WHITE);
-        let ink = Some(Rgb([250, 250, 0]));
+        let background = Background::Plain(WHITE);
+        let text_colour = Some(Rgb([250, 250, 0]));
         let picture =
-            draw(&Placeholder { ground, ink, ..placeholder(320, 200, Some("■■■")) });
+            draw(&Placeholder {
+                background, text_colour, ..placeholder(320, 200, Some("■■■"))
+            });
         assert_eq!(*picture.get_pixel(160, 100), Rgb([250, 250, 0]));
     }
 
@@ -525,8 +529,8 @@ mod tests {
         for width in [1, 2, 3, 7, 16, 4096] {
             for height in [1, 2, 3, 7, 16, 4096] {
                 for text in [None, Some("i"), Some(long.as_str())] {
-                    let ground = Ground::Gradient(BLACK, WHITE);
-                    let drawn = Placeholder { ground, ..placeholder(width, height, text) };
+                    let background = Background::Gradient(BLACK, WHITE);
+                    let drawn = Placeholder { background, ..placeholder(width, height, text) };
                     assert_eq!(draw(&drawn).dimensions(), (width, height));
                 }
             }

@@ -19,7 +19,7 @@ pub enum Fit {
 
 /// What a picture is fitted into. Without a width or a height the other one decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Frame {
+pub struct Bounds {
     /// In pixels.
     pub width: Option<u32>,
     /// In pixels.
@@ -30,7 +30,7 @@ pub struct Frame {
     pub enlarge: bool,
 }
 
-/// What becomes of a picture of some size in a frame.
+/// What becomes of a picture of some size in a bounds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Plan {
     width: u32,
@@ -39,10 +39,10 @@ struct Plan {
     cut: (f64, f64, f64, f64),
 }
 
-/// The picture in a frame. Transparent pixels weigh nothing (the average is taken of premultiplied colours); the
+/// The picture in a bounds. Transparent pixels weigh nothing (the average is taken of premultiplied colours); the
 /// average itself is taken of sRGB values, as browsers, Pillow and libvips do unless they are told otherwise.
-pub fn resize(picture: DynamicImage, frame: Frame) -> Result<DynamicImage, PictureError> {
-    let plan = plan(picture.width(), picture.height(), frame);
+pub fn resize(picture: DynamicImage, bounds: Bounds) -> Result<DynamicImage, PictureError> {
+    let plan = plan(picture.width(), picture.height(), bounds);
     let whole = (0.0, 0.0, f64::from(picture.width()), f64::from(picture.height()));
     if (plan.width, plan.height) == (picture.width(), picture.height()) && plan.cut == whole {
         return Ok(picture);
@@ -73,20 +73,20 @@ pub fn resize(picture: DynamicImage, frame: Frame) -> Result<DynamicImage, Pictu
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "sizes are positive and smaller than the source or its frame"
+    reason = "sizes are positive and smaller than the source or its bounds"
 )]
-fn plan(width: u32, height: u32, frame: Frame) -> Plan {
+fn plan(width: u32, height: u32, bounds: Bounds) -> Plan {
     let (w, h) = (f64::from(width), f64::from(height));
     let whole = (0.0, 0.0, w, h);
     let (across, down) =
-        (frame.width.map(|it| f64::from(it) / w), frame.height.map(|it| f64::from(it) / h));
-    let most = if frame.enlarge { f64::INFINITY } else { 1.0 };
+        (bounds.width.map(|it| f64::from(it) / w), bounds.height.map(|it| f64::from(it) / h));
+    let most = if bounds.enlarge { f64::INFINITY } else { 1.0 };
     let pixels = |length: f64| (length.round() as u32).max(1);
     let scaled = |scale: f64| {
         let scale = scale.min(most);
         Plan { width: pixels(w * scale), height: pixels(h * scale), cut: whole }
     };
-    match (across, down, frame.fit) {
+    match (across, down, bounds.fit) {
         (None, None, _) => Plan { width, height, cut: whole },
         (Some(scale), None, _) | (None, Some(scale), _) => scaled(scale),
         (Some(across), Some(down), Fit::Contain) => scaled(across.min(down)),
@@ -96,7 +96,7 @@ fn plan(width: u32, height: u32, frame: Frame) -> Plan {
             cut: whole,
         },
         (Some(across), Some(down), Fit::Cover) => {
-            // A frame that is larger than the source keeps its shape and becomes as small as that.
+            // A bounds that is larger than the source keeps its shape and becomes as small as that.
             let wanted = across.max(down).max(f64::MIN_POSITIVE);
             let reduced = (most / wanted).min(1.0);
             let (frame_w, frame_h) = (w * across * reduced, h * down * reduced);
@@ -117,37 +117,37 @@ mod tests {
 
     use super::*;
 
-    fn size(source: (u32, u32), frame: Frame) -> (u32, u32) {
-        let plan = plan(source.0, source.1, frame);
+    fn size(source: (u32, u32), bounds: Bounds) -> (u32, u32) {
+        let plan = plan(source.0, source.1, bounds);
         (plan.width, plan.height)
     }
 
-    fn frame(width: u32, height: u32, fit: Fit) -> Frame {
+    fn bounds(width: u32, height: u32, fit: Fit) -> Bounds {
         let some = |length| Some(length).filter(|it| *it > 0);
-        Frame { width: some(width), height: some(height), fit, enlarge: false }
+        Bounds { width: some(width), height: some(height), fit, enlarge: false }
     }
 
     #[test]
     fn a_picture_keeps_its_shape_inside_a_frame_and_is_cut_to_cover_one() {
         let wide = (400, 200);
-        assert_eq!(size(wide, frame(100, 100, Fit::Contain)), (100, 50));
-        assert_eq!(size(wide, frame(100, 0, Fit::Contain)), (100, 50));
-        assert_eq!(size(wide, frame(0, 100, Fit::Contain)), (200, 100));
-        assert_eq!(size(wide, frame(100, 100, Fit::Cover)), (100, 100));
-        assert_eq!(plan(400, 200, frame(100, 100, Fit::Cover)).cut, (100.0, 0.0, 200.0, 200.0));
-        assert_eq!(size(wide, frame(100, 100, Fit::Fill)), (100, 100));
-        assert_eq!(size((10_000, 1), frame(16, 16, Fit::Contain)), (16, 1));
+        assert_eq!(size(wide, bounds(100, 100, Fit::Contain)), (100, 50));
+        assert_eq!(size(wide, bounds(100, 0, Fit::Contain)), (100, 50));
+        assert_eq!(size(wide, bounds(0, 100, Fit::Contain)), (200, 100));
+        assert_eq!(size(wide, bounds(100, 100, Fit::Cover)), (100, 100));
+        assert_eq!(plan(400, 200, bounds(100, 100, Fit::Cover)).cut, (100.0, 0.0, 200.0, 200.0));
+        assert_eq!(size(wide, bounds(100, 100, Fit::Fill)), (100, 100));
+        assert_eq!(size((10_000, 1), bounds(16, 16, Fit::Contain)), (16, 1));
     }
 
     #[test]
     fn nothing_is_enlarged_unless_it_may_be() {
         let small = (40, 20);
         for fit in [Fit::Contain, Fit::Fill] {
-            assert_eq!(size(small, frame(100, 100, fit)), (40, 20));
+            assert_eq!(size(small, bounds(100, 100, fit)), (40, 20));
         }
-        // The frame's shape, as large as the source allows.
-        assert_eq!(size(small, frame(100, 100, Fit::Cover)), (20, 20));
-        let enlarged = Frame { enlarge: true, ..frame(100, 100, Fit::Cover) };
+        // The bounds's shape, as large as the source allows.
+        assert_eq!(size(small, bounds(100, 100, Fit::Cover)), (20, 20));
+        let enlarged = Bounds { enlarge: true, ..bounds(100, 100, Fit::Cover) };
         assert_eq!(size(small, enlarged), (100, 100));
         assert_eq!(size((1, 1), enlarged), (100, 100));
     }
@@ -160,7 +160,7 @@ mod tests {
                 pixels.put_pixel(x, y, Rgba([0, 0, 255, 255]));
             }
         }
-        let small = resize(DynamicImage::ImageRgba8(pixels), frame(9, 9, Fit::Contain)).unwrap();
+        let small = resize(DynamicImage::ImageRgba8(pixels), bounds(9, 9, Fit::Contain)).unwrap();
         for pixel in small.to_rgba8().pixels().filter(|pixel| pixel.0[3] > 8) {
             assert!(pixel.0[0] < 16, "{pixel:?}");
         }

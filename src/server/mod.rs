@@ -1,13 +1,10 @@
 //! The server: connections in, requests to the router, and a graceful end.
 
-mod activity;
-mod asked;
-mod exchange;
-mod gather;
-pub(crate) mod listen;
-mod plain;
-mod said;
+pub(crate) mod h1;
+pub(crate) mod listener;
+pub(crate) mod timeouts;
 mod tls;
+mod write_buffer;
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -26,16 +23,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
-use self::activity::{Activity, HTTP_2_PREFACE, Observed, Overdue, Timeouts};
-use self::exchange::{Front, HTTP_2_PIECE};
-use self::gather::Gathered;
-use self::listen::Wire;
-pub use self::listen::{Listener, Listeners};
-use self::plain::Plain;
+use self::h1::Plain;
+use self::listener::Io;
+pub use self::listener::{Listener, Listeners};
+use self::timeouts::{ConnectionState, HTTP_2_PREFACE, Overdue, TimedIo, Timeouts};
 use self::tls::Tls;
+use self::write_buffer::WriteBuffer;
 use crate::app::App;
 use crate::http::router::{Peer, Routes};
-use crate::telemetry::Shed;
+use crate::http::service::{HTTP_2_PIECE, HttpService};
+use crate::metrics::Shed;
 
 /// How many clients are told at the same time that there are too many: each is an open file for a moment.
 const FAREWELLS: usize = 64;
@@ -66,7 +63,7 @@ pub async fn serve(
         let server = Server {
             builder: builder(&app),
             timeouts: Timeouts::new(&app.settings.http),
-            front: Front::new(Arc::clone(&app), routes),
+            service: HttpService::new(Arc::clone(&app), routes),
             farewells: Arc::new(Semaphore::new(FAREWELLS)),
             tls: listener.tls.clone(),
             // Operators get in when nobody else does.
@@ -130,7 +127,7 @@ async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
 
 /// Waits until a connection is to take no further request: when the server drains; or a moment later, where the
 /// client has only just been told that it is connected, so that its request is on its way.
-async fn last_request(phase: &mut watch::Receiver<Phase>, activity: &Activity) {
+async fn last_request(phase: &mut watch::Receiver<Phase>, activity: &ConnectionState) {
     const MOMENT: Duration = Duration::from_secs(1);
     reached(phase, Phase::Draining).await;
     if !activity.has_asked() {
@@ -140,7 +137,7 @@ async fn last_request(phase: &mut watch::Receiver<Phase>, activity: &Activity) {
 
 /// What the connections of a listener need. Not the listener itself: it is closed before the last of them ends.
 struct Server {
-    front: Front,
+    service: HttpService,
     tls: Option<Tls>,
     /// How many connections there may be; `None` where they are neither counted nor limited.
     most: Option<usize>,
@@ -158,7 +155,7 @@ fn builder(app: &App) -> Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        // `Activity` tells a slow head from an idle connection; the library doesn't.
+        // `ConnectionState` tells a slow head from an idle connection; the library doesn't.
         .header_read_timeout(None)
         .max_buf_size(limits.header_bytes);
     builder
@@ -179,30 +176,30 @@ impl Server {
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
-                    Ok((wire, peer)) => self.take(wire, peer),
+                    Ok((io, peer)) => self.take(io, peer),
                     Err(error) => pause_after(&error).await,
                 },
                 () = &mut draining => break,
             }
         }
-        for (wire, peer) in listener.accept_waiting().unwrap_or_default() {
-            self.take(wire, peer);
+        for (io, peer) in listener.accept_waiting().unwrap_or_default() {
+            self.take(io, peer);
         }
     }
 
     /// Serves a connection in a task of its own, which ends with the server.
-    fn take(self: &Arc<Self>, wire: Box<dyn Wire>, peer: Peer) {
+    fn take(self: &Arc<Self>, io: Box<dyn Io>, peer: Peer) {
         let server = Arc::clone(self);
         let Some(most) = self.most else {
-            tokio::spawn(async move { server.secure(wire, peer).await });
+            tokio::spawn(async move { server.secure(io, peer).await });
             return;
         };
-        let metrics = &self.front.app.metrics;
+        let metrics = &self.service.app.metrics;
         let others = metrics.connections.inc();
         if usize::try_from(others).unwrap_or_default() < most {
             tokio::spawn(async move {
-                server.secure(wire, peer).await;
-                server.front.app.metrics.connections.dec();
+                server.secure(io, peer).await;
+                server.service.app.metrics.connections.dec();
             });
             return;
         }
@@ -212,50 +209,50 @@ impl Server {
         if self.tls.is_none()
             && let Ok(permit) = Arc::clone(&self.farewells).try_acquire_owned()
         {
-            tokio::spawn(refuse(wire, permit));
+            tokio::spawn(refuse(io, permit));
         }
     }
 
     /// Speaks TLS where the listener does.
-    async fn secure(self: &Arc<Self>, wire: Box<dyn Wire>, peer: Peer) {
+    async fn secure(self: &Arc<Self>, io: Box<dyn Io>, peer: Peer) {
         let Some(tls) = &self.tls else {
-            return self.converse(wire, peer).await;
+            return self.converse(io, peer).await;
         };
-        let handshake = tls.acceptor.accept(wire);
+        let handshake = tls.acceptor.accept(io);
         match tokio::time::timeout(self.timeouts.header(), handshake).await {
-            Ok(Ok(wire)) => self.converse(Box::new(wire), peer).await,
+            Ok(Ok(io)) => self.converse(Box::new(io), peer).await,
             Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
             Err(_elapsed) => tracing::debug!(%peer, "the TLS handshake took too long"),
         }
     }
 
     /// One connection, to its end. What goes wrong on it is the client's affair.
-    async fn converse(self: &Arc<Self>, wire: Box<dyn Wire>, peer: Peer) {
-        let activity = Arc::new(Activity::new());
-        let plain = Plain::new(&self.front, peer, &activity, self.timeouts, wire);
+    async fn converse(self: &Arc<Self>, io: Box<dyn Io>, peer: Peer) {
+        let activity = Arc::new(ConnectionState::new());
+        let plain = Plain::new(&self.service, peer, &activity, self.timeouts, io);
         let (mut draining, mut over) = (self.phase.clone(), self.phase.clone());
         let (draining, over) =
             (reached(&mut draining, Phase::Draining), reached(&mut over, Phase::Over));
-        let Some((wire, before)) = plain.converse(draining, over).await else { return };
-        Box::pin(self.converse_by_library(wire, before, peer, activity)).await;
+        let Some((io, before)) = plain.converse(draining, over).await else { return };
+        Box::pin(self.converse_by_library(io, before, peer, activity)).await;
     }
 
     /// The rest of a connection, by the HTTP library.
     async fn converse_by_library(
         self: &Arc<Self>,
-        wire: Box<dyn Wire>,
+        io: Box<dyn Io>,
         before: Bytes,
         peer: Peer,
-        activity: Arc<Activity>,
+        activity: Arc<ConnectionState>,
     ) {
         let gathers = before.starts_with(HTTP_2_PREFACE);
-        let observed = Observed { before, wire, activity: Arc::clone(&activity) };
-        let wire = Gathered::new(observed, gathers);
-        let io = TokioIo::new(wire.clone());
+        let observed = TimedIo { before, io, activity: Arc::clone(&activity) };
+        let buffer = WriteBuffer::new(observed, gathers);
+        let io = TokioIo::new(buffer.clone());
         let service = service_fn(|request: Request<Incoming>| {
             let (server, activity) = (Arc::clone(self), Arc::clone(&activity));
-            let request = request.map(|incoming| server.front.body(incoming));
-            async move { Ok::<_, Infallible>(server.front.answer(peer, &activity, request).await) }
+            let request = request.map(|incoming| server.service.body(incoming));
+            async move { Ok::<_, Infallible>(server.service.answer(peer, &activity, request).await) }
         });
         let mut connection = pin!(self.builder.serve_connection(io, service));
         let (mut draining, mut over) = (self.phase.clone(), self.phase.clone());
@@ -263,7 +260,7 @@ impl Server {
         let mut winding_down = false;
         loop {
             tokio::select! {
-                ended = poll_fn(|context| wire.poll_with(connection.as_mut(), context)) => {
+                ended = poll_fn(|context| buffer.poll_with(connection.as_mut(), context)) => {
                     if let Err(error) = ended {
                         tracing::debug!(%peer, error, "connection ended");
                     }
@@ -292,14 +289,14 @@ impl Server {
 
 /// Says that there are too many connections, and waits a moment for the client to read it: closed with its
 /// request unread, the connection would be reset and the answer lost.
-async fn refuse(mut wire: Box<dyn Wire>, _permit: OwnedSemaphorePermit) {
+async fn refuse(mut io: Box<dyn Io>, _permit: OwnedSemaphorePermit) {
     const ANSWER: &[u8] =
         b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n\
         Cache-Control: no-store\r\nContent-Length: 0\r\n\r\n";
     let farewell = async {
-        wire.write_all(ANSWER).await?;
-        wire.shutdown().await?;
-        while wire.read(&mut [0; 1024]).await? > 0 {}
+        io.write_all(ANSWER).await?;
+        io.shutdown().await?;
+        while io.read(&mut [0; 1024]).await? > 0 {}
         io::Result::Ok(())
     };
     // Whatever becomes of it.

@@ -35,7 +35,7 @@ struct Certificate {
 
 impl Tls {
     /// What the settings name, or nothing where they name no certificate.
-    pub(super) fn load(settings: &settings::Http) -> anyhow::Result<Option<Tls>> {
+    pub(super) fn load(settings: &settings::HttpSettings) -> anyhow::Result<Option<Tls>> {
         let (certificate_file, key_file) = (&settings.tls_cert_file, &settings.tls_key_file);
         match (certificate_file.as_os_str().is_empty(), key_file.as_os_str().is_empty()) {
             (true, true) => return Ok(None),

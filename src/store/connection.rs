@@ -15,7 +15,7 @@ use redis::{
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use super::StoreError;
-use crate::collapse::Flight;
+use crate::coalesce::Flight;
 
 /// Lands with the connection, which is open from then on.
 type Opening = Arc<Flight<RedisResult<MultiplexedConnection>>>;
@@ -77,7 +77,7 @@ pub(super) fn run_id_in(info: &str) -> Option<String> {
 /// The connections that carry data.
 #[derive(Debug)]
 pub(super) struct DataPath {
-    connections: Vec<Connection>,
+    connections: Vec<SharedConnection>,
     /// Which connection is looked at first, so that all of them are used.
     turn: AtomicUsize,
     /// The server that tells of changes, which data has to come from as well.
@@ -108,7 +108,7 @@ impl Alone<'_> {
         commands: &Pipeline,
     ) -> Result<T, StoreError> {
         let replies = commands.query_async(&mut self.connection).await;
-        replies.map_err(|error| Failure::after_sending(error).into())
+        replies.map_err(|error| CommandFailure::after_sending(error).into())
     }
 
     /// For the next one to use: nothing of what was sent over it lasts.
@@ -127,7 +127,7 @@ impl DataPath {
     ) -> DataPath {
         let tracked = Arc::new(Tracked::default());
         let connections = (0..count.get())
-            .map(|_| Connection::new(client.clone(), config.clone(), Arc::clone(&tracked)))
+            .map(|_| SharedConnection::new(client.clone(), config.clone(), Arc::clone(&tracked)))
             .collect();
         DataPath {
             connections,
@@ -157,7 +157,7 @@ impl DataPath {
             }
         }
         let (client, config) = (self.client.clone(), self.config.clone());
-        let opening = Connection::new(client, config, Arc::clone(&self.tracked)).opening();
+        let opening = SharedConnection::new(client, config, Arc::clone(&self.tracked)).opening();
         let connection = opened(&opening).await?;
         Ok(Alone { path: self, generation, connection, _permit: permit })
     }
@@ -187,7 +187,7 @@ impl DataPath {
 
 /// A connection that is open, being opened or closed, and how many commands wait on it.
 #[derive(Debug)]
-struct Connection {
+struct SharedConnection {
     client: Client,
     config: AsyncConnectionConfig,
     tracked: Arc<Tracked>,
@@ -205,11 +205,15 @@ pub(super) enum Repeat {
     Never,
 }
 
-impl Connection {
+impl SharedConnection {
     /// Connects when it is first needed.
-    fn new(client: Client, config: AsyncConnectionConfig, tracked: Arc<Tracked>) -> Connection {
+    fn new(
+        client: Client,
+        config: AsyncConnectionConfig,
+        tracked: Arc<Tracked>,
+    ) -> SharedConnection {
         let (opening, waiting) = (Arc::default(), AtomicUsize::new(0));
-        Connection { client, config, tracked, opening, waiting }
+        SharedConnection { client, config, tracked, opening, waiting }
     }
 
     /// How many commands wait for a reply.
@@ -224,15 +228,17 @@ impl Connection {
         commands: &Pipeline,
         repeat: Repeat,
     ) -> Result<T, StoreError> {
-        let _waiting = Waiting::on(&self.waiting);
+        let _waiting = Queued::on(&self.waiting);
         match self.try_once(commands).await {
-            Err(Failure::Broken(_)) if repeat == Repeat::Once => self.try_once(commands).await,
+            Err(CommandFailure::Broken(_)) if repeat == Repeat::Once => {
+                self.try_once(commands).await
+            }
             result => result,
         }
         .map_err(StoreError::from)
     }
 
-    async fn try_once<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, Failure> {
+    async fn try_once<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, CommandFailure> {
         let opening = self.opening();
         let mut connection = opened(&opening).await?;
         commands.query_async(&mut connection).await.map_err(|error| {
@@ -241,7 +247,7 @@ impl Connection {
             if error.is_timeout() || error.is_unrecoverable_error() {
                 forget(&self.opening, &opening);
             }
-            Failure::after_sending(error)
+            CommandFailure::after_sending(error)
         })
     }
 
@@ -254,7 +260,7 @@ impl Connection {
         {
             return Arc::clone(opening);
         }
-        let (opening, landing) = Flight::new();
+        let (opening, completion) = Flight::new();
         *slot = Some((generation, Arc::clone(&opening)));
         let (client, config, tracked) =
             (self.client.clone(), self.config.clone(), Arc::clone(&self.tracked));
@@ -272,16 +278,18 @@ impl Connection {
                 }
                 Err(_) => forget(&slot, &mine),
             }
-            landing.land(opened);
+            completion.complete(opened);
         });
         opening
     }
 }
 
-async fn opened(opening: &Opening) -> Result<MultiplexedConnection, Failure> {
+async fn opened(opening: &Opening) -> Result<MultiplexedConnection, CommandFailure> {
     match opening.outcome().await {
-        Ok(connection) => connection.map_err(Failure::NotOpened),
-        Err(lost) => Err(Failure::NotOpened((ErrorKind::Client, "", lost.to_string()).into())),
+        Ok(connection) => connection.map_err(CommandFailure::NotOpened),
+        Err(lost) => {
+            Err(CommandFailure::NotOpened((ErrorKind::Client, "", lost.to_string()).into()))
+        }
     }
 }
 
@@ -301,7 +309,7 @@ fn lock(slot: &Mutex<Option<(u64, Opening)>>) -> Slot<'_> {
 
 /// How far commands got.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(super) enum CommandFailure {
     /// There was no connection for them.
     NotOpened(RedisError),
     /// The connection broke before the reply.
@@ -312,34 +320,36 @@ pub(super) enum Failure {
     NotRead(StoreError),
 }
 
-impl Failure {
+impl CommandFailure {
     /// Of commands that were sent.
-    pub(super) fn after_sending(error: RedisError) -> Failure {
+    pub(super) fn after_sending(error: RedisError) -> CommandFailure {
         if error.is_unrecoverable_error() && !error.is_timeout() {
-            Failure::Broken(error)
+            CommandFailure::Broken(error)
         } else {
-            Failure::Answered(error)
+            CommandFailure::Answered(error)
         }
     }
 }
 
-impl From<Failure> for StoreError {
-    fn from(failure: Failure) -> StoreError {
+impl From<CommandFailure> for StoreError {
+    fn from(failure: CommandFailure) -> StoreError {
         match failure {
-            Failure::NotRead(error) => error,
-            Failure::NotOpened(error) if matches!(error.kind(), ErrorKind::Server(_)) => {
+            CommandFailure::NotRead(error) => error,
+            CommandFailure::NotOpened(error) if matches!(error.kind(), ErrorKind::Server(_)) => {
                 StoreError::Refused(error.to_string())
             }
-            Failure::NotOpened(error) | Failure::Broken(error) => {
+            CommandFailure::NotOpened(error) | CommandFailure::Broken(error) => {
                 StoreError::Unreachable(error.to_string())
             }
-            Failure::Answered(error) if error.is_timeout() => StoreError::TimedOut,
-            Failure::Answered(error) if error.code() == Some("WRONGTYPE") => StoreError::WrongType,
-            // In a transaction the code stands inside the text of EXEC's own error.
-            Failure::Answered(error) if error.to_string().contains("WRONGTYPE") => {
+            CommandFailure::Answered(error) if error.is_timeout() => StoreError::TimedOut,
+            CommandFailure::Answered(error) if error.code() == Some("WRONGTYPE") => {
                 StoreError::WrongType
             }
-            Failure::Answered(error) => match error.kind() {
+            // In a transaction the code stands inside the text of EXEC's own error.
+            CommandFailure::Answered(error) if error.to_string().contains("WRONGTYPE") => {
+                StoreError::WrongType
+            }
+            CommandFailure::Answered(error) => match error.kind() {
                 ErrorKind::Server(
                     ServerErrorKind::BusyLoading
                     | ServerErrorKind::MasterDown
@@ -353,16 +363,16 @@ impl From<Failure> for StoreError {
 }
 
 /// Counts a command as waiting for as long as it lives, cancelled or not.
-struct Waiting<'a>(&'a AtomicUsize);
+struct Queued<'a>(&'a AtomicUsize);
 
-impl<'a> Waiting<'a> {
-    fn on(count: &'a AtomicUsize) -> Waiting<'a> {
+impl<'a> Queued<'a> {
+    fn on(count: &'a AtomicUsize) -> Queued<'a> {
         count.fetch_add(1, Ordering::Relaxed);
-        Waiting(count)
+        Queued(count)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Queued<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

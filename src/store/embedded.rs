@@ -12,7 +12,7 @@ use redb::{
 };
 
 use super::{
-    Announcer, Change, Condition, Cursor, Expiry, Lease, Page, Replaced, StoreError, Stored,
+    Change, ChangeListener, Condition, Cursor, Expiry, Lease, Page, Replaced, StoreError, Stored,
     Written,
 };
 use crate::image::ImageId;
@@ -52,7 +52,7 @@ pub struct EmbeddedStore {
     key_prefix: String,
     max_value: usize,
     sweep_interval: Duration,
-    announcer: Option<Announcer>,
+    listener: Option<ChangeListener>,
     sweeper: Option<Task>,
 }
 
@@ -76,20 +76,20 @@ impl EmbeddedStore {
             key_prefix: settings.records.key_prefix.clone(),
             max_value: settings.records.max_value,
             sweep_interval: settings.embedded.sweep_interval,
-            announcer: None,
+            listener: None,
             sweeper: None,
         })
     }
 
     /// Every change is made here, so every change can be told, from the very thread that made it: a
     /// caller that stops waiting takes nothing back.
-    pub(super) fn watch(&mut self, announcer: Announcer) {
-        announcer.announce(Change::Tracked { connection: 1, lease: Lease::Endless });
+    pub(super) fn watch(&mut self, listener: ChangeListener) {
+        listener.notify(Change::TrackingStarted { connection: 1, lease: Lease::Endless });
         let database = Arc::downgrade(&self.database);
         let sweeper =
-            Sweeper { database, key_prefix: self.key_prefix.clone(), announcer: announcer.clone() };
+            Sweeper { database, key_prefix: self.key_prefix.clone(), listener: listener.clone() };
         self.sweeper = Some(Task::start("sweeper", sweeper.run(self.sweep_interval)));
-        self.announcer = Some(announcer);
+        self.listener = Some(listener);
     }
 
     pub(super) async fn size(&self, id: &ImageId) -> Result<u64, StoreError> {
@@ -210,7 +210,7 @@ impl EmbeddedStore {
         + Send
         + 'static,
     ) -> Result<Written, StoreError> {
-        let (key, id, announcer) = (self.key(id), id.clone(), self.announcer.clone());
+        let (key, id, listener) = (self.key(id), id.clone(), self.listener.clone());
         let (condition, limit) = (condition.clone(), self.max_value);
         let value_fits = move |value: &[u8]| value.len() <= limit;
         self.blocking(move |database| {
@@ -230,8 +230,8 @@ impl EmbeddedStore {
             remove(&transaction, &key)?;
             put(&transaction, &key, before)?;
             transaction.commit()?;
-            if let Some(announcer) = announcer {
-                announcer.announce(Change::Of(id));
+            if let Some(listener) = listener {
+                listener.notify(Change::Invalidated(id));
             }
             Ok(Written::Done(match before {
                 Some(_) => Replaced::Value,
@@ -390,7 +390,7 @@ fn remove_expired(database: &Database, tell: &dyn Fn(&str)) -> Result<usize, red
 struct Sweeper {
     database: Weak<Database>,
     key_prefix: String,
-    announcer: Announcer,
+    listener: ChangeListener,
 }
 
 impl Sweeper {
@@ -413,7 +413,7 @@ impl Sweeper {
         let tell = |key: &str| {
             let id = key.strip_prefix(&self.key_prefix).map(ImageId::parse);
             if let Some(Ok(id)) = id {
-                self.announcer.announce(Change::Of(id));
+                self.listener.notify(Change::Invalidated(id));
             }
         };
         while let Some(database) = self.database.upgrade() {
@@ -467,7 +467,7 @@ mod tests {
         let sweeper = Sweeper {
             database: Arc::downgrade(&store.database),
             key_prefix: store.key_prefix.clone(),
-            announcer: Announcer::new({
+            listener: ChangeListener::new({
                 let told = Arc::clone(&told);
                 move |change| told.lock().unwrap().push(change)
             }),

@@ -9,11 +9,11 @@ use bytes::Bytes;
 use crate::image::ImageId;
 use crate::settings::Settings;
 
+mod bulk;
 mod connection;
 pub mod embedded;
 pub mod redis;
 mod tracking;
-mod values;
 
 use self::embedded::EmbeddedStore;
 use self::redis::RedisStore;
@@ -30,7 +30,7 @@ use self::redis::RedisStore;
 ///   make the same thing their condition one alone is made.
 /// - Where a value has an expiry, `get` gives the time that is left; past it there is no value.
 /// - A value over the limit is refused, and not handed out.
-/// - A watched store tells of every change: after [`Change::Tracked`] and until [`Change::Lost`], each write,
+/// - A watched store tells of every change: after [`Change::TrackingStarted`] and until [`Change::TrackingLost`], each write,
 ///   removal and expiry of a key is announced after it happened, in order, whoever caused it.
 /// - Each method may be cancelled at any await: a write is then done or not, and never by half. Over a network
 ///   it ends within the store's time-outs.
@@ -112,10 +112,10 @@ impl Store {
     }
 
     /// Tells of changes from now on. To be called once, before the store is shared.
-    pub fn watch(&mut self, announcer: Announcer) {
+    pub fn watch(&mut self, listener: ChangeListener) {
         match self {
-            Store::Redis(store) => store.watch(announcer),
-            Store::Embedded(store) => store.watch(announcer),
+            Store::Redis(store) => store.watch(listener),
+            Store::Embedded(store) => store.watch(listener),
         }
     }
 
@@ -313,14 +313,14 @@ impl Coherence {
 #[derive(Debug, Clone)]
 pub enum Change {
     /// From now on every change is told, over the connection with this number. Numbers only grow.
-    Tracked {
+    TrackingStarted {
         /// Counted from 1.
         connection: u64,
         /// For how long.
         lease: Lease,
     },
     /// Every change up to now has been told over this connection.
-    Alive {
+    Heartbeat {
         /// Its number.
         connection: u64,
         /// For how long that may be relied upon.
@@ -329,9 +329,9 @@ pub enum Change {
         round_trip: Duration,
     },
     /// While nothing is told: whether the store answers at all.
-    Reached(Coherence),
+    Probed(Coherence),
     /// From now on nothing is told over this connection.
-    Lost {
+    TrackingLost {
         /// Its number.
         connection: u64,
         /// When it was last certain that everything had been told.
@@ -340,9 +340,9 @@ pub enum Change {
         coherence: Coherence,
     },
     /// This key was written, removed or has expired.
-    Of(ImageId),
+    Invalidated(ImageId),
     /// Any key may have been.
-    OfEverything,
+    Flushed,
 }
 
 /// For how long it may be relied upon that changes are told.
@@ -356,21 +356,21 @@ pub enum Lease {
 
 /// Where a store tells of changes: one door for every store. It must not block.
 #[derive(Clone)]
-pub struct Announcer(Arc<dyn Fn(Change) + Send + Sync>);
+pub struct ChangeListener(Arc<dyn Fn(Change) + Send + Sync>);
 
-impl Announcer {
+impl ChangeListener {
     /// Announces to a function.
-    pub fn new(hear: impl Fn(Change) + Send + Sync + 'static) -> Announcer {
-        Announcer(Arc::new(hear))
+    pub fn new(apply: impl Fn(Change) + Send + Sync + 'static) -> ChangeListener {
+        ChangeListener(Arc::new(apply))
     }
 
-    fn announce(&self, change: Change) {
+    fn notify(&self, change: Change) {
         (self.0)(change);
     }
 }
 
-impl fmt::Debug for Announcer {
+impl fmt::Debug for ChangeListener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Announcer")
+        f.write_str("ChangeListener")
     }
 }

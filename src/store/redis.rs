@@ -11,12 +11,12 @@ use ::redis::{
 use anyhow::Context;
 use bytes::Bytes;
 
-use super::connection::{Alone, DataPath, Failure, Repeat};
+use super::bulk::{self, ValuePath};
+use super::connection::{Alone, CommandFailure, DataPath, Repeat};
 use super::tracking::Tracking;
-use super::values::{self, ValuePath};
 use super::{
-    Announcer, Change, Coherence, Condition, Cursor, Expiry, Page, Replaced, StoreError, Stored,
-    Written,
+    Change, ChangeListener, Coherence, Condition, Cursor, Expiry, Page, Replaced, StoreError,
+    Stored, Written,
 };
 use crate::image::ImageId;
 use crate::settings::{self, Settings};
@@ -66,18 +66,18 @@ impl RedisStore {
     }
 
     /// Starts the connection that says when a value changes.
-    pub(super) fn watch(&mut self, announcer: Announcer) {
+    pub(super) fn watch(&mut self, listener: ChangeListener) {
         if self.track {
             let tracking = Tracking {
                 client: self.tracking_client.clone(),
                 key_prefix: self.key_prefix.clone(),
                 connect_timeout: self.connect_timeout,
-                announcer,
+                listener,
                 data: Arc::clone(&self.data),
             };
             self.tracking = Some(tracking.start());
         } else {
-            announcer.announce(Change::Lost {
+            listener.notify(Change::TrackingLost {
                 connection: 1,
                 last_heard: Instant::now(),
                 coherence: Coherence::Unverified("switched off ([redis] tracking)".into()),
@@ -85,7 +85,7 @@ impl RedisStore {
         }
     }
 
-    /// Asked before every `GET`, so that a value over the limit is not transferred, unless it was written between the
+    /// Transform before every `GET`, so that a value over the limit is not transferred, unless it was written between the
     /// two; and then it is refused.
     pub(super) async fn size(&self, id: &ImageId) -> Result<u64, StoreError> {
         let (size,): (u64,) =
@@ -98,9 +98,9 @@ impl RedisStore {
     /// even a GET. A write that comes between the two is told of, and what was read here is not kept.
     pub(super) async fn get(&self, id: &ImageId, size: u64) -> Result<Option<Stored>, StoreError> {
         let (key, mut commands) = (self.key(id), ::redis::pipe());
-        if let Some(values) = self.values.as_ref().filter(|_| size >= values::LARGE) {
+        if let Some(values) = self.values.as_ref().filter(|_| size >= bulk::LARGE) {
             match values.get(&key, self.max_value).await {
-                Err(Failure::NotOpened(_)) => {}
+                Err(CommandFailure::NotOpened(_)) => {}
                 read => return Ok(read?),
             }
         }
@@ -313,7 +313,7 @@ enum Left {
 /// A client whose sockets notice a dead peer, with the certificates of the settings.
 fn client(
     url: &str,
-    settings: &settings::Redis,
+    settings: &settings::RedisSettings,
     protocol: ProtocolVersion,
 ) -> anyhow::Result<Client> {
     let file = |path: &std::path::Path| {

@@ -15,7 +15,7 @@ use redis::{
 use tokio::sync::Notify;
 
 use super::connection::{DataPath, run_id};
-use super::{Announcer, Change, Coherence, Lease};
+use super::{Change, ChangeListener, Coherence, Lease};
 use crate::image::ImageId;
 use crate::task::Task;
 
@@ -23,7 +23,7 @@ use crate::task::Task;
 /// that nobody reports is noticed within the sum of the two.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// How long one sign of life is good for: until the next one is due at the latest.
+/// How long one sign of tracking is good for: until the next one is due at the latest.
 const LEASE: Duration = Duration::from_secs(2);
 
 /// Between attempts to connect: from the first, doubled up to the last, each with jitter.
@@ -40,14 +40,14 @@ pub(super) struct Tracking {
     pub(super) client: Client,
     pub(super) key_prefix: String,
     pub(super) connect_timeout: Duration,
-    pub(super) announcer: Announcer,
+    pub(super) listener: ChangeListener,
     /// Where the data comes from: the same server, or nothing can be relied upon.
     pub(super) data: Arc<DataPath>,
 }
 
 /// Why there is no tracking.
 #[derive(Debug)]
-enum Failure {
+enum TrackingFailure {
     /// One that may pass: no server, one that is loading, too many clients, a wrong password.
     Passing(RedisError),
     /// A server that has no `CLIENT TRACKING … BCAST`, or doesn't let us.
@@ -56,9 +56,9 @@ enum Failure {
 
 /// What the connection and its supervisor share.
 #[derive(Debug)]
-struct Life {
+struct TrackingConnection {
     connection: u64,
-    announcer: Announcer,
+    listener: ChangeListener,
     data: Arc<DataPath>,
     key_prefix: String,
     /// When the last heartbeat was sent that was answered: everything up to then has been told.
@@ -78,26 +78,26 @@ impl Tracking {
     async fn supervise(self) {
         let (mut pause, mut said) = (FIRST_PAUSE, None);
         for number in 1.. {
-            let life = Arc::new(Life {
+            let tracking = Arc::new(TrackingConnection {
                 connection: number,
-                announcer: self.announcer.clone(),
+                listener: self.listener.clone(),
                 data: Arc::clone(&self.data),
                 key_prefix: self.key_prefix.clone(),
                 last_heard: Mutex::new(Instant::now()),
                 told: AtomicBool::new(false),
                 ended: Notify::new(),
             });
-            let coherence = match self.connect(&life).await {
+            let coherence = match self.connect(&tracking).await {
                 Ok((connection, run_id)) => {
                     // First, so that whatever is fetched in the new epoch comes over a new connection.
                     self.data.tracked.renew(run_id);
                     let lease = Lease::Until(Instant::now() + LEASE);
-                    self.announcer.announce(Change::Tracked { connection: number, lease });
+                    self.listener.notify(Change::TrackingStarted { connection: number, lease });
                     tracing::info!(connection = number, "coherent: redis pushes every change");
                     said = None;
                     let began = Instant::now();
                     let coherence = tokio::select! {
-                        coherence = life.beat(connection) => coherence,
+                        coherence = tracking.beat(connection) => coherence,
                         () = self.data.tracked.elsewhere.notified() => {
                             Coherence::Unverified("the address leads to another server now".into())
                         }
@@ -109,13 +109,13 @@ impl Tracking {
                     coherence
                 }
                 Err(failure) => {
-                    if matches!(failure, Failure::Unsupported(_)) {
+                    if matches!(failure, TrackingFailure::Unsupported(_)) {
                         pause = UNSUPPORTED_PAUSE;
                     }
                     failure.coherence()
                 }
             };
-            life.lose(&coherence);
+            tracking.lose(&coherence);
             // Again: it may have been lost before it was renewed.
             self.data.tracked.end();
             // Without tracking the images are asked for, if there is somebody to ask.
@@ -124,7 +124,7 @@ impl Tracking {
                 Ok(Err(error)) => Coherence::Unreachable(error.to_string().into()),
                 Err(_elapsed) => Coherence::Unreachable("no answer to a PING".into()),
             };
-            self.announcer.announce(Change::Reached(coherence.clone()));
+            self.listener.notify(Change::Probed(coherence.clone()));
             // Once for each reason: an outage of an hour is one line.
             if said.as_ref() != Some(&coherence) {
                 let (state, reason) = (coherence.name(), coherence.reason());
@@ -139,15 +139,15 @@ impl Tracking {
     /// A connection that is known to track: what the server says it does is looked at, not only its `OK`.
     async fn connect(
         &self,
-        life: &Arc<Life>,
-    ) -> Result<(MultiplexedConnection, Option<String>), Failure> {
+        tracking: &Arc<TrackingConnection>,
+    ) -> Result<(MultiplexedConnection, Option<String>), TrackingFailure> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.connect_timeout))
             .set_response_timeout(Some(HEARTBEAT))
             .set_push_sender({
-                let life = Arc::clone(life);
+                let tracking = Arc::clone(tracking);
                 move |push| {
-                    life.hear(&push);
+                    tracking.apply(&push);
                     Ok::<(), ()>(())
                 }
             });
@@ -162,24 +162,25 @@ impl Tracking {
         }
         let mut info = redis::cmd("CLIENT");
         info.arg("TRACKINGINFO");
-        tracking.exec_async(&mut connection).await.map_err(Failure::of_tracking)?;
-        let said: Value = info.query_async(&mut connection).await.map_err(Failure::of_tracking)?;
+        tracking.exec_async(&mut connection).await.map_err(TrackingFailure::of_tracking)?;
+        let said: Value =
+            info.query_async(&mut connection).await.map_err(TrackingFailure::of_tracking)?;
         if tracks(&said, &self.key_prefix) {
             Ok((connection, run_id))
         } else {
-            Err(Failure::Unsupported(format!("CLIENT TRACKINGINFO says {said:?}")))
+            Err(TrackingFailure::Unsupported(format!("CLIENT TRACKINGINFO says {said:?}")))
         }
     }
 }
 
-impl Life {
+impl TrackingConnection {
     /// Called by the connection for each push, in the order in which they came, before any reply behind them.
-    fn hear(&self, push: &PushInfo) {
+    fn apply(&self, push: &PushInfo) {
         match push.kind {
             PushKind::Invalidate => match push.data.as_slice() {
                 [Value::Array(keys)] => keys.iter().for_each(|key| self.changed(key)),
                 // FLUSHALL and FLUSHDB name no key; what isn't understood might mean any.
-                _ => self.announcer.announce(Change::OfEverything),
+                _ => self.listener.notify(Change::Flushed),
             },
             PushKind::Disconnection => {
                 self.lose(&closed());
@@ -191,12 +192,12 @@ impl Life {
 
     fn changed(&self, key: &Value) {
         let Value::BulkString(key) = key else {
-            return self.announcer.announce(Change::OfEverything);
+            return self.listener.notify(Change::Flushed);
         };
         // A key that no id can name is never asked for.
         let id = std::str::from_utf8(key).ok().and_then(|key| key.strip_prefix(&self.key_prefix));
         if let Some(id) = id.and_then(|id| ImageId::parse(id).ok()) {
-            self.announcer.announce(Change::Of(id));
+            self.listener.notify(Change::Invalidated(id));
         }
     }
 
@@ -206,14 +207,14 @@ impl Life {
         }
         // At once: the server may be started again, under a new `run_id`, before the supervisor looks.
         self.data.tracked.end();
-        self.announcer.announce(Change::Lost {
+        self.listener.notify(Change::TrackingLost {
             connection: self.connection,
             last_heard: *self.last_heard.lock().unwrap_or_else(PoisonError::into_inner),
             coherence: coherence.clone(),
         });
     }
 
-    /// Asks the connection for its life each second, until it has none; gives what is left.
+    /// Asks the connection for its tracking each second, until it has none; gives what is left.
     async fn beat(&self, mut connection: MultiplexedConnection) -> Coherence {
         let mut interval = tokio::time::interval(HEARTBEAT);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -229,7 +230,7 @@ impl Life {
                     *self.last_heard.lock().unwrap_or_else(PoisonError::into_inner) = sent;
                     let lease = Lease::Until(sent + LEASE);
                     let (connection, round_trip) = (self.connection, sent.elapsed());
-                    self.announcer.announce(Change::Alive { connection, lease, round_trip });
+                    self.listener.notify(Change::Heartbeat { connection, lease, round_trip });
                 }
                 Ok(Err(error)) if error.is_connection_dropped() => return closed(),
                 Ok(Err(error)) => return Coherence::Unverified(error.to_string().into()),
@@ -247,34 +248,34 @@ fn closed() -> Coherence {
     Coherence::Unverified("the tracking connection was closed".into())
 }
 
-impl Failure {
+impl TrackingFailure {
     fn coherence(&self) -> Coherence {
         match self {
-            Failure::Passing(error) => {
+            TrackingFailure::Passing(error) => {
                 Coherence::Unverified(format!("no tracking connection: {error}").into())
             }
-            Failure::Unsupported(why) => {
+            TrackingFailure::Unsupported(why) => {
                 Coherence::Unverified(format!("the server doesn't tell of changes: {why}").into())
             }
         }
     }
 
     /// Of the commands that only a server has which can do it.
-    fn of_tracking(error: RedisError) -> Failure {
+    fn of_tracking(error: RedisError) -> TrackingFailure {
         match error.kind() {
             ErrorKind::Server(ServerErrorKind::ResponseError | ServerErrorKind::NoPerm) => {
-                Failure::Unsupported(error.to_string())
+                TrackingFailure::Unsupported(error.to_string())
             }
-            _ => Failure::from(error),
+            _ => TrackingFailure::from(error),
         }
     }
 }
 
-impl From<RedisError> for Failure {
-    fn from(error: RedisError) -> Failure {
+impl From<RedisError> for TrackingFailure {
+    fn from(error: RedisError) -> TrackingFailure {
         match error.kind() {
-            ErrorKind::RESP3NotSupported => Failure::Unsupported(error.to_string()),
-            _ => Failure::Passing(error),
+            ErrorKind::RESP3NotSupported => TrackingFailure::Unsupported(error.to_string()),
+            _ => TrackingFailure::Passing(error),
         }
     }
 }

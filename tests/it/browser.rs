@@ -438,7 +438,7 @@ struct Chromium {
 #[derive(Debug, Deserialize)]
 struct Loaded {
     images: Vec<Shown>,
-    requests: Vec<Asked>,
+    requests: Vec<Transform>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -449,7 +449,7 @@ struct Shown {
 
 /// A request for an image, whether or not it left the browser.
 #[derive(Debug, Deserialize)]
-struct Asked {
+struct Transform {
     address: String,
     /// The status on the wire, if it was there.
     wire: Option<u16>,

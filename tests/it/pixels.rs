@@ -10,17 +10,17 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use afterimage::image::MediaType;
+use afterimage::image::variant::{Format, RequestedFormat, Resolved, Transform, Variant};
 use afterimage::picture::decode;
-use afterimage::picture::resize::{Fit, Frame};
+use afterimage::picture::resize::{Bounds, Fit};
 use afterimage::picture::sniff::sniff;
-use afterimage::picture::{self, Limits, PictureError};
-use afterimage::variant::{Asked, AskedFormat, Format, Resolved, Variant};
+use afterimage::picture::{self, PictureError, RenderLimits};
 use tempfile::TempDir;
 
-const LIMITS: Limits = Limits { pixels: 50_000_000, deadline: None };
+const LIMITS: RenderLimits = RenderLimits { pixels: 50_000_000, deadline: None };
 /// Those that are decoded here as well. The rest, which is AVIF, Pillow alone can read.
 const READABLE: [Format; 3] = [Format::WebP, Format::Jpeg, Format::Png];
-const AS_IT_IS: Frame = Frame { width: None, height: None, fit: Fit::Contain, enlarge: false };
+const AS_IT_IS: Bounds = Bounds { width: None, height: None, fit: Fit::Contain, enlarge: false };
 
 /// How far below the PSNR of libwebp's and libjpeg-turbo's own products that of a lossy product may be, in decibels.
 const BELOW_PEER: f64 = 1.0;
@@ -50,7 +50,7 @@ const ENCODED: Bound = Bound { difference: 255, psnr: 30.0 };
 
 struct Case {
     source: String,
-    frame: Frame,
+    bounds: Bounds,
     format: Format,
     quality: u8,
     bound: Bound,
@@ -59,7 +59,13 @@ struct Case {
 impl Case {
     /// As PNG, so that nothing is lost on the way.
     fn of(source: &str, bound: Bound) -> Case {
-        Case { source: source.to_owned(), frame: AS_IT_IS, format: Format::Png, quality: 85, bound }
+        Case {
+            source: source.to_owned(),
+            bounds: AS_IT_IS,
+            format: Format::Png,
+            quality: 85,
+            bound,
+        }
     }
 }
 
@@ -83,24 +89,24 @@ impl References {
         for (number, case) in cases.iter().enumerate() {
             let bytes = self.read(&case.source);
             let media_type = sniff(&bytes).unwrap();
-            let variant = variant(case.frame, case.format, case.quality, media_type);
+            let variant = variant(case.bounds, case.format, case.quality, media_type);
             let product = picture::render(&bytes, media_type, variant, LIMITS)
                 .unwrap_or_else(|error| panic!("{}: {error}", case.source));
             assert_eq!(sniff(&product), Some(case.format.media_type()), "{}", case.source);
             let name = format!("{number}.{}", case.format.name());
             fs::write(self.0.path().join(&name), product).unwrap();
-            let fit = match case.frame {
+            let fit = match case.bounds {
                 AS_IT_IS => None,
-                Frame { fit: Fit::Contain, .. } => Some("contain"),
-                Frame { fit: Fit::Cover, .. } => Some("cover"),
-                Frame { fit: Fit::Fill, .. } => Some("fill"),
+                Bounds { fit: Fit::Contain, .. } => Some("contain"),
+                Bounds { fit: Fit::Cover, .. } => Some("cover"),
+                Bounds { fit: Fit::Fill, .. } => Some("fill"),
             };
             asked.push(serde_json::json!({
                 "source": case.source,
                 "product": name,
                 "fit": fit,
-                "width": case.frame.width,
-                "height": case.frame.height,
+                "width": case.bounds.width,
+                "height": case.bounds.height,
                 "flat": case.format == Format::Jpeg,
                 "quality": case.quality,
             }));
@@ -117,9 +123,9 @@ impl References {
             let line = format!(
                 "{} {}x{} {:?} as {}: {} of {}, off by {difference} at most, {psnr:.1} dB (peer {peer:.1?}), beside it {}",
                 case.source,
-                case.frame.width.unwrap_or(0),
-                case.frame.height.unwrap_or(0),
-                case.frame.fit,
+                case.bounds.width.unwrap_or(0),
+                case.bounds.height.unwrap_or(0),
+                case.bounds.fit,
                 case.format.name(),
                 it["size"],
                 it["expected"],
@@ -136,20 +142,21 @@ impl References {
     }
 }
 
-fn variant(frame: Frame, format: Format, quality: u8, media_type: MediaType) -> Variant {
+fn variant(bounds: Bounds, format: Format, quality: u8, media_type: MediaType) -> Variant {
     // With a quality nothing is the original, even where nothing changes.
-    let format = AskedFormat::Exactly(format);
-    let effort = Asked::EFFORT;
-    let asked = Asked { frame, format, quality: Some(quality), default_quality: quality, effort };
+    let format = RequestedFormat::Exactly(format);
+    let effort = Transform::EFFORT;
+    let asked =
+        Transform { bounds, format, quality: Some(quality), default_quality: quality, effort };
     as_asked(asked, media_type)
 }
 
 /// What `/images/{id}/thumbnail` gives.
 fn thumbnail(media_type: MediaType) -> Variant {
-    as_asked(Asked::THUMBNAIL, media_type)
+    as_asked(Transform::THUMBNAIL, media_type)
 }
 
-fn as_asked(asked: Asked, media_type: MediaType) -> Variant {
+fn as_asked(asked: Transform, media_type: MediaType) -> Variant {
     match asked.resolve(media_type).unwrap() {
         Resolved::Variant(variant) => variant,
         Resolved::Original => panic!("the original"),
@@ -237,7 +244,7 @@ fn a_picture_in_a_frame_has_the_pixels_that_pillow_gives_it() {
     for fit in [Fit::Contain, Fit::Cover, Fit::Fill] {
         for (width, height) in [(64, 64), (100, 30), (17, 111), (193, 64), (1, 1)] {
             let (width, height) = (Some(width), Some(height));
-            let frame = Frame { width, height, fit, enlarge: false };
+            let bounds = Bounds { width, height, fit, enlarge: false };
             for (source, bound) in [
                 ("rgb.png", RESIZED),
                 ("rgba.png", RESIZED),
@@ -250,13 +257,13 @@ fn a_picture_in_a_frame_has_the_pixels_that_pillow_gives_it() {
                 ("baseline.jpg", RESIZED),
                 ("4-2-0.jpg", RESIZED),
             ] {
-                cases.push(Case { frame, ..Case::of(source, bound) });
+                cases.push(Case { bounds, ..Case::of(source, bound) });
             }
         }
         // Larger than it is.
-        let frame = Frame { width: Some(301), height: Some(299), fit, enlarge: true };
+        let bounds = Bounds { width: Some(301), height: Some(299), fit, enlarge: true };
         for source in ["rgb.png", "rgba.png"] {
-            cases.push(Case { frame, ..Case::of(source, RESIZED) });
+            cases.push(Case { bounds, ..Case::of(source, RESIZED) });
         }
     }
     References::make().compare(&cases);
@@ -264,27 +271,27 @@ fn a_picture_in_a_frame_has_the_pixels_that_pillow_gives_it() {
 
 #[test]
 fn a_picture_is_upright_whichever_of_the_eight_ways_it_was_kept() {
-    let small = Frame { width: Some(60), height: Some(60), ..AS_IT_IS };
+    let small = Bounds { width: Some(60), height: Some(60), ..AS_IT_IS };
     let mut cases = Vec::new();
     for turn in 1..=8 {
         for (kind, bound) in [("jpg", LOSSY), ("png", EXACT), ("webp", EXACT), ("tif", EXACT)] {
             let source = format!("turn-{turn}.{kind}");
             cases.push(Case::of(&source, bound));
-            // The frame is that of the upright picture.
-            cases.push(Case { frame: small, ..Case::of(&source, RESIZED) });
+            // The bounds is that of the upright picture.
+            cases.push(Case { bounds: small, ..Case::of(&source, RESIZED) });
         }
     }
     // As some writers do, with the mark before the data that EXIF has in JPEG alone.
     cases.extend((1..=8).map(|turn| Case::of(&format!("turn-{turn}-marked.webp"), EXACT)));
     let references = References::make();
     references.compare(&cases);
-    let outline = |turn: u8| {
+    let preview = |turn: u8| {
         let bytes = references.read(&format!("turn-{turn}.jpg"));
-        let outline = picture::outline(&bytes, MediaType::Jpeg, LIMITS).unwrap();
-        (outline.width, outline.height)
+        let preview = picture::preview(&bytes, MediaType::Jpeg, LIMITS).unwrap();
+        (preview.width, preview.height)
     };
-    assert_eq!(outline(1), (193, 127));
-    assert_eq!(outline(6), (127, 193));
+    assert_eq!(preview(1), (193, 127));
+    assert_eq!(preview(6), (127, 193));
 }
 
 #[test]
@@ -310,15 +317,15 @@ fn colours_are_those_of_the_embedded_profile() {
 #[test]
 fn red_that_is_transparent_does_not_bleed_into_what_is_blue() {
     let references = References::make();
-    let frame = |fit| Frame { width: Some(31), height: Some(23), fit, enlarge: false };
+    let bounds = |fit| Bounds { width: Some(31), height: Some(23), fit, enlarge: false };
     let mut cases = Vec::new();
     for source in ["hidden.png", "hidden.webp", "hidden.tif"] {
         for fit in [Fit::Contain, Fit::Cover, Fit::Fill] {
-            cases.push(Case { frame: frame(fit), ..Case::of(source, RESIZED) });
+            cases.push(Case { bounds: bounds(fit), ..Case::of(source, RESIZED) });
             let bytes = references.read(source);
             let media_type = sniff(&bytes).unwrap();
             for format in READABLE {
-                let variant = variant(frame(fit), format, 85, media_type);
+                let variant = variant(bounds(fit), format, 85, media_type);
                 let product = picture::render(&bytes, media_type, variant, LIMITS).unwrap();
                 let shown = decode::decode(&product, format.media_type(), LIMITS).unwrap();
                 let shown = shown.into_rgba8();
@@ -338,15 +345,15 @@ fn red_that_is_transparent_does_not_bleed_into_what_is_blue() {
 #[test]
 fn lossy_formats_lose_no_more_than_those_of_libwebp_and_libjpeg_turbo() {
     let mut cases = Vec::new();
-    let small = Frame { width: Some(96), height: Some(96), ..AS_IT_IS };
+    let small = Bounds { width: Some(96), height: Some(96), ..AS_IT_IS };
     for source in ["rgb.png", "rgba.png", "grey.png", "palette-transparent.png", "baseline.jpg"] {
-        for frame in [AS_IT_IS, small] {
+        for bounds in [AS_IT_IS, small] {
             for quality in [40, 85, 95] {
                 for format in [Format::Avif, Format::WebP, Format::Jpeg] {
                     // Of AVIF less is left at 40 than of the others.
                     let psnr = if quality < 85 { 25.0 } else { ENCODED.psnr };
                     let bound = Bound { psnr, ..ENCODED };
-                    cases.push(Case { frame, format, quality, ..Case::of(source, bound) });
+                    cases.push(Case { bounds, format, quality, ..Case::of(source, bound) });
                 }
             }
         }
@@ -410,7 +417,7 @@ fn of_an_animation_the_first_frame_is_shown() {
 /// Tells the process that takes the hostile files where they are, and where it writes what becomes of them.
 const CHILD: &str = "AFTERIMAGE_TEST_HOSTILE_FILES";
 /// The largest picture that process takes.
-const HOSTILE: Limits = Limits { pixels: 10_000_000, deadline: None };
+const HOSTILE: RenderLimits = RenderLimits { pixels: 10_000_000, deadline: None };
 /// In MiB: sixteen bytes for each of those pixels, and what a process has anyway.
 const MOST_MEMORY: u64 = 16 * 10 + 64;
 /// Far above what any of them takes.
@@ -667,7 +674,7 @@ fn bombs() -> Vec<(String, Vec<u8>)> {
     add(": PNG of 100,000 frames", png(8, 8, 8, 6, &chunks, &zeros(8 * 33)));
 
     // GIF.
-    let frame = |width: u16, height: u16| {
+    let bounds = |width: u16, height: u16| {
         [&b","[..], &[0; 4], &le16(width), &le16(height), &[0, 2, 2, 0x4c, 1, 0]].concat()
     };
     let gif = |width: u16, height: u16, frames: &[u8]| {
@@ -675,20 +682,20 @@ fn bombs() -> Vec<(String, Vec<u8>)> {
             [&b"GIF89a"[..], &le16(width), &le16(height), &[0x80, 0, 0, 0, 0, 0, 255, 255, 255]];
         [head.concat(), frames.to_vec(), b";".to_vec()].concat()
     };
-    add("picture: GIF of 100,000 frames", gif(1, 1, &frame(1, 1).repeat(100_000)));
+    add("picture: GIF of 100,000 frames", gif(1, 1, &bounds(1, 1).repeat(100_000)));
     add(
         "large: GIF with a screen of 65,535 by 65,535",
-        gif(u16::MAX, u16::MAX, &frame(1, 1).repeat(3)),
+        gif(u16::MAX, u16::MAX, &bounds(1, 1).repeat(3)),
     );
     add(
-        "broken: GIF with a frame of 65,535 by 65,535",
-        gif(1, 1, &frame(u16::MAX, u16::MAX).repeat(3)),
+        "broken: GIF with a bounds of 65,535 by 65,535",
+        gif(1, 1, &bounds(u16::MAX, u16::MAX).repeat(3)),
     );
-    add(": GIF whose pixels are missing", gif(3_000, 3_000, &frame(3_000, 3_000)));
+    add(": GIF whose pixels are missing", gif(3_000, 3_000, &bounds(3_000, 3_000)));
     add("broken: GIF without frames", gif(8, 8, &[]));
     let comment =
         [&b"!\xfe"[..], &[&[255_u8][..], &[b'a'; 255]].concat().repeat(80_000), &[0]].concat();
-    add("picture: GIF with 20 MiB of comment", gif(1, 1, &[comment, frame(1, 1)].concat()));
+    add("picture: GIF with 20 MiB of comment", gif(1, 1, &[comment, bounds(1, 1)].concat()));
 
     // JPEG.
     let jpeg = |width: u16, height: u16, sof: u8, components: u8, rest: &[u8]| {
@@ -869,10 +876,10 @@ fn bombs() -> Vec<(String, Vec<u8>)> {
     let body = [le24(0), le24(0), le24(7), le24(7), le24(100), vec![0], inner].concat();
     let frames = part(b"ANMF", length(&body), &body).repeat(100_000);
     add(": WebP of 100,000 frames", riff(&[extended(2, 8, 8), animation.clone(), frames].concat()));
-    let frame = part(b"ANMF", length(&body), &body);
+    let bounds = part(b"ANMF", length(&body), &body);
     add(
-        ": WebP of a frame on a large canvas",
-        riff(&[extended(2, 3_000, 3_000), animation, frame].concat()),
+        ": WebP of a bounds on a large canvas",
+        riff(&[extended(2, 3_000, 3_000), animation, bounds].concat()),
     );
     all
 }

@@ -139,7 +139,7 @@ async fn a_plain_request_is_answered_as_the_http_library_answers_it() {
                 let plain = lines.join("\r\n") + "\r\n\r\n";
                 // An upgrade that nobody knows is passed over; but it is no plain request any more.
                 let other = plain.replace("\r\n\r\n", "\r\nUpgrade: nothing\r\n\r\n");
-                // Asked for once, so that it is known.
+                // Transform for once, so that it is known.
                 ask(server.address, &other).await;
                 let library = ask(server.address, &other).await;
                 // The first answer is the router's, those after it repeat what it said, over whichever protocol it was.

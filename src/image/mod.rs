@@ -1,6 +1,12 @@
 //! The values that everything else speaks of: an image's id, its version, its type, and what is
 //! answered for it.
 
+pub mod buffer;
+pub mod coding;
+pub mod preconditions;
+pub mod record;
+pub mod variant;
+
 use std::borrow::Borrow;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -10,8 +16,8 @@ use bytes::Bytes;
 use hyper::header::HeaderValue;
 use md5::{Digest, Md5};
 
-use crate::coding::{AcceptedCodings, Coding, GENERATION};
-use crate::variant::Variant;
+use crate::image::coding::{AcceptedCodings, Coding, GENERATION};
+use crate::image::variant::Variant;
 
 /// The longest id, in bytes.
 pub const MAX_ID_LENGTH: usize = 128;
@@ -236,7 +242,7 @@ impl MediaType {
 
 /// Which of the representations of a version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Form {
+pub enum RepresentationKind {
     /// The bytes of the record.
     Original,
     /// The same, compressed.
@@ -244,17 +250,17 @@ pub enum Form {
     /// Another size, format or quality.
     Variant(Variant),
     /// Not bytes to be sent, but what is to be known of the picture, as JSON.
-    Outline,
+    Preview,
 }
 
 /// What is known of a representation without its bytes: enough for a 304 and a HEAD. The header values
 /// are ready to be sent.
 #[derive(Debug)]
-pub struct Facts {
+pub struct Metadata {
     /// The version of the stored value.
     pub version: Version,
     /// Which representation of it.
-    pub form: Form,
+    pub kind: RepresentationKind,
     /// What the bytes are.
     pub media_type: MediaType,
     /// How many bytes there are.
@@ -267,7 +273,7 @@ pub struct Facts {
     /// `last_modified` as an HTTP date.
     pub last_modified_value: Option<HeaderValue>,
     /// The coded forms that this original has, the preferred first.
-    pub coded: Vec<Arc<Facts>>,
+    pub coded: Vec<Arc<Metadata>>,
     /// Whether this original moves; looked up when somebody first needs to know.
     pub animated: OnceLock<bool>,
     /// What was said of this original when it came from memory, to be said again.
@@ -284,18 +290,18 @@ pub struct Said {
     pub not_modified: [OnceLock<Bytes>; 2],
 }
 
-impl Facts {
-    /// The facts of an original without coded forms.
+impl Metadata {
+    /// The metadata of an original without coded forms.
     #[must_use]
     pub fn new(
         version: Version,
         media_type: MediaType,
         length: usize,
         last_modified: Option<SystemTime>,
-    ) -> Facts {
-        Facts {
+    ) -> Metadata {
+        Metadata {
             version,
-            form: Form::Original,
+            kind: RepresentationKind::Original,
             media_type,
             length,
             last_modified,
@@ -307,45 +313,47 @@ impl Facts {
         }
     }
 
-    /// The facts of a variant of this original.
+    /// The metadata of a variant of this original.
     #[must_use]
-    pub fn variant(&self, variant: Variant, length: usize) -> Facts {
-        Facts {
-            form: Form::Variant(variant),
+    pub fn variant(&self, variant: Variant, length: usize) -> Metadata {
+        Metadata {
+            kind: RepresentationKind::Variant(variant),
             etag: ascii(format!("\"{}-{variant}\"", self.version)),
-            ..Facts::new(self.version, variant.format().media_type(), length, self.last_modified)
+            ..Metadata::new(self.version, variant.format().media_type(), length, self.last_modified)
         }
     }
 
-    /// The facts of the outline of this original.
+    /// The metadata of the preview of this original.
     #[must_use]
-    pub fn outline(&self, length: usize) -> Facts {
-        Facts {
-            form: Form::Outline,
-            ..Facts::new(self.version, self.media_type, length, self.last_modified)
+    pub fn preview(&self, length: usize) -> Metadata {
+        Metadata {
+            kind: RepresentationKind::Preview,
+            ..Metadata::new(self.version, self.media_type, length, self.last_modified)
         }
     }
 
-    /// The facts of a coded form of this original.
+    /// The metadata of a coded form of this original.
     #[must_use]
-    pub fn coded(&self, coding: Coding, length: usize) -> Facts {
-        Facts {
-            form: Form::Coded(coding),
+    pub fn coded(&self, coding: Coding, length: usize) -> Metadata {
+        Metadata {
+            kind: RepresentationKind::Coded(coding),
             etag: ascii(format!("\"{}-{}{GENERATION}\"", self.version, coding.as_str())),
-            ..Facts::new(self.version, self.media_type, length, self.last_modified)
+            ..Metadata::new(self.version, self.media_type, length, self.last_modified)
         }
     }
 }
 
-/// The facts of the form of an original that a client likes best.
+/// The metadata of the form of an original that a client likes best.
 #[must_use]
-pub fn select(original: &Arc<Facts>, accepts: AcceptedCodings) -> &Arc<Facts> {
-    let coding = |facts: &Arc<Facts>| match facts.form {
-        Form::Coded(coding) => Some(coding),
-        Form::Original | Form::Variant(_) | Form::Outline => None,
+pub fn select(original: &Arc<Metadata>, accepts: AcceptedCodings) -> &Arc<Metadata> {
+    let coding = |metadata: &Arc<Metadata>| match metadata.kind {
+        RepresentationKind::Coded(coding) => Some(coding),
+        RepresentationKind::Original
+        | RepresentationKind::Variant(_)
+        | RepresentationKind::Preview => None,
     };
     let best = accepts.best(original.coded.iter().filter_map(coding));
-    let coded = original.coded.iter().find(|facts| best.is_some() && coding(facts) == best);
+    let coded = original.coded.iter().find(|metadata| best.is_some() && coding(metadata) == best);
     coded.unwrap_or(original)
 }
 
@@ -368,7 +376,7 @@ fn ascii(text: String) -> HeaderValue {
 #[derive(Debug, Clone)]
 pub struct Representation {
     /// What is known of the bytes.
-    pub facts: Arc<Facts>,
+    pub metadata: Arc<Metadata>,
     /// The bytes.
     pub body: Bytes,
 }
@@ -390,10 +398,10 @@ impl From<Representation> for Image {
 }
 
 impl Image {
-    /// The form with these facts.
+    /// The form with these metadata.
     #[must_use]
-    pub fn into_form(self, facts: &Facts) -> Representation {
-        let coded = self.coded.into_iter().find(|it| it.facts.form == facts.form);
+    pub fn into_form(self, metadata: &Metadata) -> Representation {
+        let coded = self.coded.into_iter().find(|it| it.metadata.kind == metadata.kind);
         coded.unwrap_or(self.original)
     }
 }
@@ -456,18 +464,18 @@ mod tests {
     #[test]
     fn each_form_has_an_entity_tag_of_its_own() {
         let version = Version::of(b"{}");
-        let mut facts = Facts::new(version, MediaType::Svg, 100, None);
-        let coded = Coding::ALL.map(|coding| Arc::new(facts.coded(coding, 50)));
-        assert_eq!(facts.etag, "\"99914b932bd37a50b983c5e7c90ae93b\"");
+        let mut metadata = Metadata::new(version, MediaType::Svg, 100, None);
+        let coded = Coding::ALL.map(|coding| Arc::new(metadata.coded(coding, 50)));
+        assert_eq!(metadata.etag, "\"99914b932bd37a50b983c5e7c90ae93b\"");
         assert_eq!(coded[0].etag, "\"99914b932bd37a50b983c5e7c90ae93b-br1\"");
         assert_eq!(coded[1].etag, "\"99914b932bd37a50b983c5e7c90ae93b-gzip1\"");
 
-        facts.coded = coded.to_vec();
-        let facts = Arc::new(facts);
+        metadata.coded = coded.to_vec();
+        let metadata = Arc::new(metadata);
         let form =
-            |brotli, gzip| select(&facts, AcceptedCodings { brotli, gzip, identity: 1 }).form;
-        assert_eq!(form(1000, 1000), Form::Coded(Coding::Brotli));
-        assert_eq!(form(0, 1000), Form::Coded(Coding::Gzip));
-        assert_eq!(form(0, 0), Form::Original);
+            |brotli, gzip| select(&metadata, AcceptedCodings { brotli, gzip, identity: 1 }).kind;
+        assert_eq!(form(1000, 1000), RepresentationKind::Coded(Coding::Brotli));
+        assert_eq!(form(0, 1000), RepresentationKind::Coded(Coding::Gzip));
+        assert_eq!(form(0, 0), RepresentationKind::Original);
     }
 }

@@ -1,6 +1,6 @@
 //! A variant: an image in another size, format or quality, as a value that can't be wrong.
 //!
-//! What an address asks for ([`Asked`]) may depend on the image and on the client; a [`Variant`] depends on neither.
+//! What an address asks for ([`Transform`]) may depend on the image and on the client; a [`Variant`] depends on neither.
 //! It is canonical: two addresses that mean the same bytes mean the same variant, so these are rendered once, kept
 //! once, and have one entity-tag.
 
@@ -8,7 +8,7 @@ use std::fmt;
 
 use crate::image::MediaType;
 use crate::picture::decode::is_decodable;
-use crate::picture::resize::{Fit, Frame};
+use crate::picture::resize::{Bounds, Fit};
 
 /// Stands in the entity-tag of what is rendered here, and is raised when a new library or another way renders the same
 /// variant to other bytes, as `coding::GENERATION` is.
@@ -63,7 +63,7 @@ impl Format {
 /// An image in another size, format or quality.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Variant {
-    frame: Frame,
+    bounds: Bounds,
     format: Format,
     /// 1 to 100; 0 where the format loses nothing.
     quality: u8,
@@ -73,8 +73,8 @@ pub struct Variant {
 impl Variant {
     /// What it is fitted into.
     #[must_use]
-    pub fn frame(self) -> Frame {
-        self.frame
+    pub fn bounds(self) -> Bounds {
+        self.bounds
     }
 
     /// What its bytes are.
@@ -95,25 +95,25 @@ impl Variant {
         self.effort
     }
 
-    fn new(frame: Frame, format: Format, quality: u8, effort: u8) -> Variant {
+    fn new(bounds: Bounds, format: Format, quality: u8, effort: u8) -> Variant {
         // What has no meaning has one value.
-        let frame = match (frame.width, frame.height) {
-            (Some(_), Some(_)) => frame,
-            _ => Frame { fit: Fit::Contain, ..frame },
+        let bounds = match (bounds.width, bounds.height) {
+            (Some(_), Some(_)) => bounds,
+            _ => Bounds { fit: Fit::Contain, ..bounds },
         };
         let (quality, effort) = match format {
             Format::WebP => (quality, effort),
             Format::Avif | Format::Jpeg => (quality, 0),
             Format::Png => (0, 0),
         };
-        Variant { frame, format, quality, effort }
+        Variant { bounds, format, quality, effort }
     }
 }
 
 /// As it stands in an entity-tag.
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Frame { width, height, fit, enlarge } = self.frame;
+        let Bounds { width, height, fit, enlarge } = self.bounds;
         if let Some(width) = width {
             write!(f, "w{width}-")?;
         }
@@ -140,11 +140,11 @@ impl fmt::Display for Variant {
 
 /// What an address asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Asked {
+pub struct Transform {
     /// The size.
-    pub frame: Frame,
+    pub bounds: Bounds,
     /// The format.
-    pub format: AskedFormat,
+    pub format: RequestedFormat,
     /// 1 to 100, where it was given.
     pub quality: Option<u8>,
     /// What it is where it was not.
@@ -155,7 +155,7 @@ pub struct Asked {
 
 /// Which format an address asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AskedFormat {
+pub enum RequestedFormat {
     /// Whichever the image has, as far as it can be written.
     Kept,
     /// The one that the client likes best.
@@ -184,17 +184,17 @@ pub enum Resolved {
 
 /// An image can't be had in a format that the client accepts, or the address names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the image is {} and can't be had in a format that is asked for", .0.as_str())]
+#[error("the image is {} and can't be had in a format that is transform for", .0.as_str())]
 pub struct NotAcceptable(pub MediaType);
 
-impl Asked {
+impl Transform {
     /// Half of the gain of method 6 for a quarter of its time.
     pub const EFFORT: u8 = 4;
 
     /// 64×64 pixels of WebP, as small as they can be made.
-    pub const THUMBNAIL: Asked = Asked {
-        frame: Frame { width: Some(64), height: Some(64), fit: Fit::Cover, enlarge: true },
-        format: AskedFormat::Exactly(Format::WebP),
+    pub const THUMBNAIL: Transform = Transform {
+        bounds: Bounds { width: Some(64), height: Some(64), fit: Fit::Cover, enlarge: true },
+        format: RequestedFormat::Exactly(Format::WebP),
         quality: Some(85),
         default_quality: 85,
         effort: 6,
@@ -202,15 +202,15 @@ impl Asked {
 
     /// What it means for an image of a type.
     ///
-    /// A type that isn't decoded here is sent as it is, unless another format is asked for in so many words.
+    /// A type that isn't decoded here is sent as it is, unless another format is transform for in so many words.
     pub fn resolve(self, media_type: MediaType) -> Result<Resolved, NotAcceptable> {
         let kept = Format::kept_by(media_type);
         let is_original = |format: Format| format.media_type() == media_type;
         let decodable = is_decodable(media_type);
         let format = match self.format {
-            AskedFormat::Kept => None,
-            AskedFormat::Exactly(format) => Some(format),
-            AskedFormat::Negotiated(accepted) => match accepted.best(media_type, decodable) {
+            RequestedFormat::Kept => None,
+            RequestedFormat::Exactly(format) => Some(format),
+            RequestedFormat::Negotiated(accepted) => match accepted.best(media_type, decodable) {
                 Liked::Own => None,
                 Liked::Other(format) => Some(format),
                 Liked::None => return Err(NotAcceptable(media_type)),
@@ -227,7 +227,7 @@ impl Asked {
             format => {
                 let quality = self.quality.unwrap_or(self.default_quality);
                 Ok(Resolved::Variant(Variant::new(
-                    self.frame,
+                    self.bounds,
                     format.unwrap_or(kept),
                     quality,
                     self.effort,
@@ -236,16 +236,16 @@ impl Asked {
         }
     }
 
-    /// Whether another size is asked for.
+    /// Whether another size is transform for.
     #[must_use]
     pub fn is_resized(&self) -> bool {
-        self.frame.width.is_some() || self.frame.height.is_some()
+        self.bounds.width.is_some() || self.bounds.height.is_some()
     }
 
     /// Whether the answer depends on what the client accepts.
     #[must_use]
     pub fn is_negotiated(&self) -> bool {
-        matches!(self.format, AskedFormat::Negotiated(_))
+        matches!(self.format, RequestedFormat::Negotiated(_))
     }
 }
 
@@ -293,14 +293,14 @@ enum Liked {
 mod tests {
     use super::*;
 
-    fn asked(width: u32, format: AskedFormat) -> Asked {
+    fn transform(width: u32, format: RequestedFormat) -> Transform {
         let width = Some(width).filter(|it| *it > 0);
-        let frame = Frame { width, height: None, fit: Fit::Cover, enlarge: false };
-        Asked { frame, format, quality: None, default_quality: 80, effort: Asked::EFFORT }
+        let bounds = Bounds { width, height: None, fit: Fit::Cover, enlarge: false };
+        Transform { bounds, format, quality: None, default_quality: 80, effort: Transform::EFFORT }
     }
 
-    fn text(asked: Asked, media_type: MediaType) -> String {
-        match asked.resolve(media_type).unwrap() {
+    fn text(transform: Transform, media_type: MediaType) -> String {
+        match transform.resolve(media_type).unwrap() {
             Resolved::Original => "original".to_owned(),
             Resolved::Variant(variant) => variant.to_string(),
         }
@@ -308,25 +308,34 @@ mod tests {
 
     #[test]
     fn addresses_that_mean_the_same_bytes_mean_the_same_variant() {
-        let png = |format| text(asked(256, format), MediaType::Png);
-        assert_eq!(png(AskedFormat::Kept), "w256-png1");
-        assert_eq!(png(AskedFormat::Exactly(Format::Png)), "w256-png1");
-        assert_eq!(png(AskedFormat::Exactly(Format::WebP)), "w256-q80-m4-webp1");
-        assert_eq!(text(asked(256, AskedFormat::Kept), MediaType::Gif), "w256-png1");
-        assert_eq!(text(asked(256, AskedFormat::Kept), MediaType::Jpeg), "w256-q80-jpg1");
-        let quality = Asked { quality: Some(80), ..asked(256, AskedFormat::Kept) };
+        let png = |format| text(transform(256, format), MediaType::Png);
+        assert_eq!(png(RequestedFormat::Kept), "w256-png1");
+        assert_eq!(png(RequestedFormat::Exactly(Format::Png)), "w256-png1");
+        assert_eq!(png(RequestedFormat::Exactly(Format::WebP)), "w256-q80-m4-webp1");
+        assert_eq!(text(transform(256, RequestedFormat::Kept), MediaType::Gif), "w256-png1");
+        assert_eq!(text(transform(256, RequestedFormat::Kept), MediaType::Jpeg), "w256-q80-jpg1");
+        let quality = Transform { quality: Some(80), ..transform(256, RequestedFormat::Kept) };
         assert_eq!(text(quality, MediaType::Jpeg), "w256-q80-jpg1");
-        assert_eq!(text(Asked::THUMBNAIL, MediaType::WebP), "w64-h64-cover-enlarged-q85-m6-webp1");
+        assert_eq!(
+            text(Transform::THUMBNAIL, MediaType::WebP),
+            "w64-h64-cover-enlarged-q85-m6-webp1"
+        );
     }
 
     #[test]
     fn what_changes_nothing_is_the_original() {
-        assert_eq!(text(asked(0, AskedFormat::Kept), MediaType::Png), "original");
-        assert_eq!(text(asked(0, AskedFormat::Exactly(Format::Png)), MediaType::Png), "original");
-        assert_ne!(text(asked(0, AskedFormat::Exactly(Format::Png)), MediaType::Gif), "original");
+        assert_eq!(text(transform(0, RequestedFormat::Kept), MediaType::Png), "original");
+        assert_eq!(
+            text(transform(0, RequestedFormat::Exactly(Format::Png)), MediaType::Png),
+            "original"
+        );
+        assert_ne!(
+            text(transform(0, RequestedFormat::Exactly(Format::Png)), MediaType::Gif),
+            "original"
+        );
         for opaque in [MediaType::Avif, MediaType::Heic, MediaType::JpegXl, MediaType::Svg] {
-            assert_eq!(text(asked(256, AskedFormat::Kept), opaque), "original");
-            let webp = asked(0, AskedFormat::Exactly(Format::WebP)).resolve(opaque);
+            assert_eq!(text(transform(256, RequestedFormat::Kept), opaque), "original");
+            let webp = transform(0, RequestedFormat::Exactly(Format::WebP)).resolve(opaque);
             assert_eq!(webp, Err(NotAcceptable(opaque)));
         }
     }
@@ -335,9 +344,11 @@ mod tests {
     fn a_client_gets_the_format_that_it_names_and_likes_best() {
         let negotiated = |named: [Option<u16>; 4], rest, media_type| {
             let accepted = AcceptedTypes { named, rest };
-            asked(0, AskedFormat::Negotiated(accepted)).resolve(media_type).map(|it| match it {
-                Resolved::Original => "original".to_owned(),
-                Resolved::Variant(variant) => variant.format().name().to_owned(),
+            transform(0, RequestedFormat::Negotiated(accepted)).resolve(media_type).map(|it| {
+                match it {
+                    Resolved::Original => "original".to_owned(),
+                    Resolved::Variant(variant) => variant.format().name().to_owned(),
+                }
             })
         };
         let (png, jpeg) = (MediaType::Png, MediaType::Jpeg);

@@ -18,7 +18,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::connection::{Failure, Tracked, run_id_in};
+use super::connection::{CommandFailure, Tracked, run_id_in};
 use super::{StoreError, Stored};
 use crate::settings;
 
@@ -41,7 +41,7 @@ pub(super) struct ValuePath {
     connect_timeout: Duration,
     response_timeout: Duration,
     /// Those that nobody reads from at the moment, with the generation that each was opened in.
-    idle: Mutex<Vec<(u64, Connection)>>,
+    idle: Mutex<Vec<(u64, BulkConnection)>>,
     /// One permit for each of those that may exist.
     turns: Semaphore,
 }
@@ -56,7 +56,7 @@ impl ValuePath {
     /// None where Redis is reached over TLS, which costs more than is saved here.
     pub(super) fn new(
         info: &ConnectionInfo,
-        settings: &settings::Redis,
+        settings: &settings::RedisSettings,
         tracked: Arc<Tracked>,
     ) -> Option<ValuePath> {
         let address = match info.addr() {
@@ -84,13 +84,17 @@ impl ValuePath {
         })
     }
 
-    /// A value and what is left of its life, unless it is over the limit. [`Failure::NotOpened`] where
+    /// A value and what is left of its life, unless it is over the limit. [`CommandFailure::NotOpened`] where
     /// this way is closed, which tries neither several addresses at once nor another login.
-    pub(super) async fn get(&self, key: &str, limit: usize) -> Result<Option<Stored>, Failure> {
+    pub(super) async fn get(
+        &self,
+        key: &str,
+        limit: usize,
+    ) -> Result<Option<Stored>, CommandFailure> {
         let late = Instant::now() + self.response_timeout;
         let turn = timeout_at(late, self.turns.acquire()).await;
         let Ok(Ok(_turn)) = turn else {
-            return Err(Failure::NotRead(StoreError::TimedOut));
+            return Err(CommandFailure::NotRead(StoreError::TimedOut));
         };
         let generation = self.tracked.generation();
         let idle = {
@@ -100,17 +104,19 @@ impl ValuePath {
         };
         if let Some((_, connection)) = idle {
             let read = self.read(connection, generation, key, limit, late).await;
-            if let Err(Failure::Broken(_) | Failure::NotRead(StoreError::TimedOut)) = read {
+            if let Err(CommandFailure::Broken(_) | CommandFailure::NotRead(StoreError::TimedOut)) =
+                read
+            {
                 // As this one the others were closed by the other side, or lead to where nobody is any more.
                 self.idle().clear();
             }
-            if !matches!(read, Err(Failure::Broken(_))) {
+            if !matches!(read, Err(CommandFailure::Broken(_))) {
                 return read;
             }
         }
         let connection = timeout(self.connect_timeout, self.connect()).await;
         let timed_out = |_late| Err(io::Error::from(io::ErrorKind::TimedOut).into());
-        let connection = connection.unwrap_or_else(timed_out).map_err(Failure::NotOpened)?;
+        let connection = connection.unwrap_or_else(timed_out).map_err(CommandFailure::NotOpened)?;
         let late = Instant::now() + self.response_timeout;
         self.read(connection, generation, key, limit, late).await
     }
@@ -119,20 +125,21 @@ impl ValuePath {
     /// among them, nobody knows what is still to come over it.
     async fn read(
         &self,
-        mut connection: Connection,
+        mut connection: BulkConnection,
         generation: u64,
         key: &str,
         limit: usize,
         late: Instant,
-    ) -> Result<Option<Stored>, Failure> {
+    ) -> Result<Option<Stored>, CommandFailure> {
         let stored = timeout_at(late, connection.get(key, limit)).await;
-        let stored = stored.unwrap_or_else(|_late| Err(Failure::NotRead(StoreError::TimedOut)))?;
+        let stored =
+            stored.unwrap_or_else(|_late| Err(CommandFailure::NotRead(StoreError::TimedOut)))?;
         self.idle().push((generation, connection));
         Ok(stored)
     }
 
-    async fn connect(&self) -> Result<Connection, RedisError> {
-        let socket: Box<dyn Socket> = match &self.address {
+    async fn connect(&self) -> Result<BulkConnection, RedisError> {
+        let socket: Box<dyn BulkIo> = match &self.address {
             Address::Tcp(host, port, settings) => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
                 let socket = SockRef::from(&stream);
@@ -145,7 +152,7 @@ impl ValuePath {
             }
             Address::Unix(path) => Box::new(UnixStream::connect(path).await?),
         };
-        let mut connection = Connection(BufReader::new(socket));
+        let mut connection = BulkConnection(BufReader::new(socket));
         let mut greeting = self.greeting.clone();
         greeting.cmd("INFO").arg("server");
         connection.0.write_all(&greeting.get_packed_pipeline()).await?;
@@ -167,37 +174,37 @@ impl ValuePath {
         Ok(connection)
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<(u64, Connection)>> {
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<(u64, BulkConnection)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-trait Socket: AsyncRead + AsyncWrite + Debug + Send + Sync + Unpin {}
+trait BulkIo: AsyncRead + AsyncWrite + Debug + Send + Sync + Unpin {}
 
-impl<S: AsyncRead + AsyncWrite + Debug + Send + Sync + Unpin> Socket for S {}
+impl<S: AsyncRead + AsyncWrite + Debug + Send + Sync + Unpin> BulkIo for S {}
 
 /// A connection that waits for nothing.
 #[derive(Debug)]
-struct Connection(BufReader<Box<dyn Socket>>);
+struct BulkConnection(BufReader<Box<dyn BulkIo>>);
 
-impl Connection {
+impl BulkConnection {
     /// Value and remaining time in one round trip, as `RedisStore::get` asks for them.
-    async fn get(&mut self, key: &str, limit: usize) -> Result<Option<Stored>, Failure> {
+    async fn get(&mut self, key: &str, limit: usize) -> Result<Option<Stored>, CommandFailure> {
         let mut commands = redis::pipe();
         commands.cmd("GET").arg(key).cmd("PTTL").arg(key);
         let sent = self.0.write_all(&commands.get_packed_pipeline()).await;
-        sent.map_err(|error| Failure::Broken(error.into()))?;
-        let line = self.line().await.map_err(Failure::Broken)?;
-        let value = match length_in(&line).map_err(Failure::after_sending)? {
+        sent.map_err(|error| CommandFailure::Broken(error.into()))?;
+        let line = self.line().await.map_err(CommandFailure::Broken)?;
+        let value = match length_in(&line).map_err(CommandFailure::after_sending)? {
             Some(size) if size > limit => {
                 let size = size as u64;
-                return Err(Failure::NotRead(StoreError::TooLarge { size, limit }));
+                return Err(CommandFailure::NotRead(StoreError::TooLarge { size, limit }));
             }
-            Some(size) => Some(self.bytes(size).await.map_err(Failure::Broken)?),
+            Some(size) => Some(self.bytes(size).await.map_err(CommandFailure::Broken)?),
             None => None,
         };
-        let line = self.line().await.map_err(Failure::Broken)?;
-        let milliseconds = integer_in(&line).map_err(Failure::after_sending)?;
+        let line = self.line().await.map_err(CommandFailure::Broken)?;
+        let milliseconds = integer_in(&line).map_err(CommandFailure::after_sending)?;
         Ok(value.map(|value| Stored::of(Bytes::from(value), milliseconds)))
     }
 

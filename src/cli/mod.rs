@@ -1,5 +1,8 @@
 //! The command line: what is asked of the program, and the settings it is to run with.
 
+pub mod client;
+mod demo;
+
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -14,24 +17,25 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::app::App;
-use crate::http::client;
+use crate::http::auth;
 use crate::image::ImageId;
-use crate::picture::{demo, sniff};
+use crate::image::record;
+use crate::log;
+use crate::picture::sniff;
 use crate::server::{self, Listeners};
 use crate::settings::{self, ListenOn, Override, Settings, SettingsError};
 use crate::store::embedded::InUse;
 use crate::store::{Condition, Expiry, Store};
-use crate::{record, telemetry, writers};
 
 /// What the program was asked to do.
 #[derive(Debug)]
 pub struct Command {
     settings: Settings,
-    task: Task,
+    task: Action,
 }
 
 #[derive(Debug)]
-enum Task {
+enum Action {
     Serve,
     Put { id: ImageId, file: PathBuf, ttl: Option<Duration> },
     Health,
@@ -39,23 +43,23 @@ enum Task {
 
 /// Why nothing is run: help was asked for, or the call is wrong.
 #[derive(Debug)]
-pub enum Stop {
+pub enum Exit {
     /// The words of the call, or a request for help.
     Usage(clap::Error),
     /// The settings.
     Settings(anyhow::Error),
 }
 
-impl Stop {
+impl Exit {
     /// Tells the user, and gives the code to exit with.
     #[must_use]
     pub fn print(&self) -> ExitCode {
         match self {
-            Stop::Usage(error) => {
+            Exit::Usage(error) => {
                 let _ = error.print();
                 ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
             }
-            Stop::Settings(error) => {
+            Exit::Settings(error) => {
                 eprintln!("afterimage: {error:#}");
                 ExitCode::from(2)
             }
@@ -67,36 +71,36 @@ impl Stop {
 pub fn parse(
     arguments: impl Iterator<Item = OsString>,
     variables: impl Iterator<Item = (OsString, OsString)>,
-) -> Result<Command, Stop> {
-    let matches = grammar().try_get_matches_from(arguments).map_err(Stop::Usage)?;
+) -> Result<Command, Exit> {
+    let matches = grammar().try_get_matches_from(arguments).map_err(Exit::Usage)?;
     let (task, matches) = match matches.subcommand() {
         Some(("put", put)) => {
-            let task = Task::Put {
+            let task = Action::Put {
                 id: put.get_one::<ImageId>("id").expect("required").clone(),
                 file: put.get_one::<PathBuf>("file").expect("required").clone(),
                 ttl: put.get_one::<Duration>("ttl").copied(),
             };
             (task, put)
         }
-        Some(("health", health)) => (Task::Health, health),
-        Some((_, serve)) => (Task::Serve, serve),
-        None => (Task::Serve, &matches),
+        Some(("health", health)) => (Action::Health, health),
+        Some((_, serve)) => (Action::Serve, serve),
+        None => (Action::Serve, &matches),
     };
-    let settings = load(matches, variables).map_err(Stop::Settings)?;
+    let settings = load(matches, variables).map_err(Exit::Settings)?;
     Ok(Command { settings, task })
 }
 
 /// Does what was asked.
 pub async fn run(command: Command) -> anyhow::Result<()> {
     match command.task {
-        Task::Serve => serve(command.settings).await,
-        Task::Put { id, file, ttl } => put(&command.settings, &id, &file, ttl).await,
-        Task::Health => health(&command.settings).await,
+        Action::Serve => serve(command.settings).await,
+        Action::Put { id, file, ttl } => put(&command.settings, &id, &file, ttl).await,
+        Action::Health => health(&command.settings).await,
     }
 }
 
 async fn serve(settings: Settings) -> anyhow::Result<()> {
-    let _log = telemetry::start_log(&settings.log)?;
+    let _log = log::start(&settings.log)?;
     make_room_for_connections(settings.limits.connections.get());
     let listeners = Listeners::bind(&settings)?;
     let url = listeners.main.url();
@@ -193,7 +197,7 @@ async fn put(
         Err(error) if error.is::<InUse>() => {
             let path = format!("/images/{id}?ttl={}ms", ttl.as_millis());
             let listen = plain(settings).with_context(|| error.to_string())?;
-            let token = writers::tokens(&settings.writes)?.into_iter().next();
+            let token = auth::tokens(&settings.writes)?.into_iter().next();
             let (status, body) = client::send(listen, Method::PUT, &path, value, token.as_ref())
                 .await
                 .with_context(|| format!("{error}, and it can't be asked to write"))?;

@@ -11,7 +11,7 @@ use hyper::Request;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
 
-use crate::server::listen;
+use crate::server::listener;
 use crate::settings::{ListenOn, Token};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,7 +30,7 @@ pub async fn send(
         ListenOn::Unix(_) => "localhost".to_owned(),
     };
     let exchange = async {
-        let stream = listen::connect(listen).await?;
+        let stream = listener::connect(listen).await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let connection = tokio::spawn(connection);

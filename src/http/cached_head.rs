@@ -9,15 +9,19 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use bytes::Bytes;
 
 use crate::http::REQUEST_ID;
-use crate::image::{Facts, Form, Said};
+use crate::image::{Metadata, RepresentationKind, Said};
 
 /// Where it is kept what was said of an image.
-pub(super) fn slot(facts: &Facts, status: StatusCode, versioned: bool) -> Option<&OnceLock<Bytes>> {
+pub(crate) fn slot(
+    metadata: &Metadata,
+    status: StatusCode,
+    versioned: bool,
+) -> Option<&OnceLock<Bytes>> {
     // A coded form depends on what is accepted.
-    if facts.form != Form::Original || !facts.coded.is_empty() {
+    if metadata.kind != RepresentationKind::Original || !metadata.coded.is_empty() {
         return None;
     }
-    let Said { whole, not_modified } = &facts.said;
+    let Said { whole, not_modified } = &metadata.said;
     match status {
         StatusCode::OK => Some(&whole[usize::from(versioned)]),
         StatusCode::NOT_MODIFIED => Some(&not_modified[usize::from(versioned)]),
@@ -26,26 +30,26 @@ pub(super) fn slot(facts: &Facts, status: StatusCode, versioned: bool) -> Option
 }
 
 /// What an address names as the version of an image, if it names one.
-pub(super) type Named = Option<[u8; 32]>;
+pub(crate) type Named = Option<[u8; 32]>;
 
 /// Keeps what is said now, if it is to be said again. Of a version that isn't the image's something else is said.
-pub(super) fn keep(
-    facts: &Facts,
+pub(crate) fn keep(
+    metadata: &Metadata,
     status: StatusCode,
     named: Named,
     text: impl FnOnce() -> Vec<u8>,
 ) {
-    let is_its = |named: &[u8]| str::from_utf8(named).is_ok_and(|it| facts.version.is_named(it));
+    let is_its = |named: &[u8]| str::from_utf8(named).is_ok_and(|it| metadata.version.is_named(it));
     if named.is_some_and(|named| !is_its(&named)) {
         return;
     }
-    if let Some(slot) = slot(facts, status, named.is_some()) {
+    if let Some(slot) = slot(metadata, status, named.is_some()) {
         slot.get_or_init(|| Bytes::from(text().into_boxed_slice()));
     }
 }
 
 /// A head without what differs each time, and without the empty line.
-pub(super) fn text(status: StatusCode, headers: &HeaderMap, length: Option<u64>) -> Vec<u8> {
+pub(crate) fn text(status: StatusCode, headers: &HeaderMap, length: Option<u64>) -> Vec<u8> {
     let mut text = Vec::with_capacity(1024);
     let reason = status.canonical_reason().unwrap_or_default();
     let _ = write!(text, "HTTP/1.1 {} {reason}\r\n", status.as_u16());
@@ -63,7 +67,7 @@ pub(super) fn text(status: StatusCode, headers: &HeaderMap, length: Option<u64>)
 }
 
 /// The fields of such a text. Their values are parts of it.
-pub(super) fn fields(text: &Bytes) -> Option<HeaderMap> {
+pub(crate) fn fields(text: &Bytes) -> Option<HeaderMap> {
     let mut headers = HeaderMap::with_capacity(20);
     let mut rest = text.slice(line_end(text)? + 2..);
     while let Some(end) = line_end(&rest) {
@@ -82,7 +86,7 @@ fn line_end(text: &[u8]) -> Option<usize> {
 }
 
 /// Writes a field.
-pub(super) fn field(head: &mut Vec<u8>, name: &HeaderName, value: &[u8]) {
+pub(crate) fn field(head: &mut Vec<u8>, name: &HeaderName, value: &[u8]) {
     head.extend_from_slice(name.as_str().as_bytes());
     head.extend_from_slice(b": ");
     head.extend_from_slice(value);

@@ -1,7 +1,7 @@
 //! What browsers are told while images appear and change: the newest state of each image, to all who asked for it.
 //!
 //! ```text
-//!   store ─ a changed ─▶ hear ─▶ dispatch ── a is pending ─▶ stream 1, 2, …
+//!   store ─ a changed ─▶ apply ─▶ dispatch ── a is pending ─▶ stream 1, 2, …
 //!                                                               │ when its client has room
 //!                                 which version is a now? ◀─────┘ another one than was sent: its event, made once
 //!                                                                 for all who want it in the same way
@@ -24,18 +24,18 @@ use serde::Serialize;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::app::App;
-use crate::coding::AcceptedCodings;
-use crate::collapse::Flights;
+use crate::coalesce::Flights;
+use crate::image::coding::AcceptedCodings;
+use crate::image::preconditions::Preconditions;
+use crate::image::variant::Transform;
 use crate::image::{ImageId, MediaType, Representation, Version};
+use crate::metrics::Shed;
 use crate::picture::PictureError;
-use crate::preconditions::Preconditions;
-use crate::read::{self, AnswerContent, ImageRequest, ReadError, Wants};
+use crate::read::{self, AnswerContent, ImageRequest, ReadError, Want};
 use crate::render::RenderError;
 use crate::settings::Settings;
 use crate::store::{Change, Coherence, Cursor, StoreError};
 use crate::task::Task;
-use crate::telemetry::Shed;
-use crate::variant::Asked;
 
 /// How many states are looked at at the same time: after an outage all of them are.
 const READS: usize = 64;
@@ -91,8 +91,8 @@ pub struct Hub {
     /// Rung when a stream waits to be told what is there already.
     unlisted: Arc<Notify>,
     reading: Semaphore,
-    making: Arc<Flights<Key, Result<Event, Unknown>>>,
-    kept: Mutex<Kept>,
+    making: Arc<Flights<EventKey, Result<Event, Unknown>>>,
+    kept: Mutex<EventCache>,
     /// How many ids one stream may name.
     ids: NonZeroUsize,
     streams: usize,
@@ -150,12 +150,12 @@ struct Event {
 struct Unknown;
 
 /// What an event is made for. It says the same whenever it is made.
-type Key = (ImageId, Version, Inline);
+type EventKey = (ImageId, Version, Inline);
 
 /// Events that were made, the least recently sent leaving first.
 #[derive(Debug)]
-struct Kept {
-    events: LruCache<Key, Bytes>,
+struct EventCache {
+    events: LruCache<EventKey, Bytes>,
     bytes: usize,
 }
 
@@ -175,7 +175,7 @@ impl Hub {
             unlisted: Arc::default(),
             reading: Semaphore::new(READS),
             making: Arc::default(),
-            kept: Mutex::new(Kept { events: LruCache::unbounded(), bytes: 0 }),
+            kept: Mutex::new(EventCache { events: LruCache::unbounded(), bytes: 0 }),
             ids: events.ids,
             streams: events.streams.get(),
             inline_bytes: events.inline_bytes,
@@ -206,14 +206,16 @@ impl Hub {
     }
 
     /// Takes note of what the store says. It is called where pushes come in, so the work is done elsewhere.
-    pub fn hear(&self, change: &Change) {
+    pub fn apply(&self, change: &Change) {
         let mut told = self.told();
         match change {
-            Change::Of(id) if told.is_followed(id) => drop(told.changed.insert(id.clone())),
-            Change::OfEverything
-            | Change::Tracked { .. }
-            | Change::Lost { .. }
-            | Change::Reached(_)
+            Change::Invalidated(id) if told.is_followed(id) => {
+                told.changed.insert(id.clone());
+            }
+            Change::Flushed
+            | Change::TrackingStarted { .. }
+            | Change::TrackingLost { .. }
+            | Change::Probed(_)
                 if !told.streams.is_empty() =>
             {
                 told.everything = true;
@@ -228,7 +230,7 @@ impl Hub {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn kept(&self) -> MutexGuard<'_, EventCache> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -277,12 +279,12 @@ impl Stream {
     }
 }
 
-impl Kept {
-    fn get(&mut self, key: &Key) -> Option<Bytes> {
+impl EventCache {
+    fn get(&mut self, key: &EventKey) -> Option<Bytes> {
         self.events.get(key).cloned()
     }
 
-    fn put(&mut self, key: Key, event: Bytes) {
+    fn put(&mut self, key: EventKey, event: Bytes) {
         self.bytes += event.len();
         if let Some((_, old)) = self.events.push(key, event) {
             self.bytes -= old.len();
@@ -551,7 +553,7 @@ async fn list_for(app: &App, streams: &[&Arc<Stream>]) -> Result<(), StoreError>
 
 /// The version that there is under an id, if there is an image.
 async fn version(app: &Arc<App>, id: &ImageId) -> Result<Option<Version>, Unknown> {
-    match ask(app, id, None, Wants::Facts).await {
+    match ask(app, id, None, Want::Metadata).await {
         Ok((version, _)) => Ok(Some(version)),
         // There is nothing to show.
         Err(ReadError::Absent | ReadError::Corrupt(_)) => Ok(None),
@@ -566,28 +568,28 @@ async fn version(app: &Arc<App>, id: &ImageId) -> Result<Option<Version>, Unknow
 async fn ask(
     app: &Arc<App>,
     id: &ImageId,
-    asked: Option<Asked>,
-    wants: Wants,
+    asked: Option<Transform>,
+    want: Want,
 ) -> Result<(Version, Option<Representation>), ReadError> {
     let request = ImageRequest {
         id: id.clone(),
-        wants,
+        want,
         preconditions: Preconditions::default(),
         accepts: AcceptedCodings::UNSAID,
         asked,
     };
     let answer = read::image(app, request).await.map_err(|failure| failure.error)?;
     Ok(match answer.content {
-        AnswerContent::Image(it) => (it.facts.version, Some(it)),
-        AnswerContent::Facts(facts)
-        | AnswerContent::NotModified(facts)
-        | AnswerContent::PreconditionFailed(facts) => (facts.version, None),
-        AnswerContent::Elsewhere(remote) => (remote.version, None),
+        AnswerContent::Image(it) => (it.metadata.version, Some(it)),
+        AnswerContent::Metadata(metadata)
+        | AnswerContent::NotModified(metadata)
+        | AnswerContent::PreconditionFailed(metadata) => (metadata.version, None),
+        AnswerContent::Redirect(remote) => (remote.version, None),
     })
 }
 
 /// The event of a version, or of the one that has taken its place meanwhile.
-async fn make(app: &Arc<App>, (id, _, inline): Key) -> Result<Event, Unknown> {
+async fn make(app: &Arc<App>, (id, _, inline): EventKey) -> Result<Event, Unknown> {
     let (version, data) = match parts(app, &id, inline).await {
         Ok(parts) => parts.ok_or(Unknown)?,
         Err(ReadError::Absent | ReadError::Corrupt(_)) => return Ok(absent(&id)),
@@ -606,23 +608,23 @@ async fn parts(
     app: &Arc<App>,
     id: &ImageId,
     inline: Inline,
-) -> Result<Option<(Version, Progress)>, ReadError> {
-    let progress = |version, thumbnail, image_data| Progress {
+) -> Result<Option<(Version, ConceptProgress)>, ReadError> {
+    let progress = |version, thumbnail, image_data| ConceptProgress {
         concept_id: id.as_str().to_owned(),
         full: format!("/images/{id}?v={version}"),
         thumbnail,
         image_data,
     };
     if inline == Inline::None {
-        let (version, _) = ask(app, id, None, Wants::Facts).await?;
+        let (version, _) = ask(app, id, None, Want::Metadata).await?;
         let thumbnail = format!("/images/{id}/thumbnail?v={version}");
         return Ok(Some((version, progress(version, Some(thumbnail), None))));
     }
     let whole = match inline {
-        Inline::Full => Some(ask(app, id, None, Wants::BytesHere).await?),
+        Inline::Full => Some(ask(app, id, None, Want::BodyNoRedirect).await?),
         Inline::None | Inline::Thumbnail => None,
     };
-    let thumbnail = match ask(app, id, Some(Asked::THUMBNAIL), Wants::Bytes).await {
+    let thumbnail = match ask(app, id, Some(Transform::THUMBNAIL), Want::Body).await {
         Ok(thumbnail) => Some(thumbnail),
         // It takes too long now, and not for ever.
         Err(error @ ReadError::Render(RenderError::Picture(PictureError::TimedOut))) => {
@@ -636,10 +638,10 @@ async fn parts(
         // It was replaced between the two.
         (Some((whole, _)), Some((thumbnail, _))) if whole != thumbnail => return Ok(None),
         (Some((version, _)), _) | (None, Some((version, _))) => *version,
-        (None, None) => ask(app, id, None, Wants::Facts).await?.0,
+        (None, None) => ask(app, id, None, Want::Metadata).await?.0,
     };
     let data_url = |it: &Representation| {
-        let media_type: MediaType = it.facts.media_type;
+        let media_type: MediaType = it.metadata.media_type;
         format!("data:{};base64,{}", media_type.as_str(), STANDARD.encode(&it.body))
     };
     let small = |it: &Representation| it.body.len() <= app.events.inline_bytes;
@@ -650,7 +652,7 @@ async fn parts(
 
 /// What an event says of an image.
 #[derive(Serialize)]
-struct Progress {
+struct ConceptProgress {
     concept_id: String,
     full: String,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use hyper::header::HeaderValue;
 
-use crate::image::{Facts, Version};
+use crate::image::{Metadata, Version};
 
 /// The preconditions of a request. A field that isn't there, or that has to be ignored, is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,17 +36,17 @@ impl Preconditions {
     ///
     /// A date is compared only where the image has one, which is where its record has `created_at`.
     #[must_use]
-    pub fn evaluate(&self, facts: &Facts) -> Verdict {
-        let unmodified = match (&self.if_match, self.if_unmodified_since, facts.last_modified) {
-            (Some(tags), _, _) => tags.match_strongly(&facts.etag),
+    pub fn evaluate(&self, metadata: &Metadata) -> Verdict {
+        let unmodified = match (&self.if_match, self.if_unmodified_since, metadata.last_modified) {
+            (Some(tags), _, _) => tags.match_strongly(&metadata.etag),
             (None, Some(since), Some(modified)) => modified <= since,
             (None, _, _) => true,
         };
         if !unmodified {
             return Verdict::Failed;
         }
-        let modified = match (&self.if_none_match, self.if_modified_since, facts.last_modified) {
-            (Some(tags), _, _) => !tags.match_weakly(&facts.etag),
+        let modified = match (&self.if_none_match, self.if_modified_since, metadata.last_modified) {
+            (Some(tags), _, _) => !tags.match_weakly(&metadata.etag),
             (None, Some(since), Some(modified)) => modified > since,
             (None, _, _) => true,
         };

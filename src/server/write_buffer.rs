@@ -16,11 +16,11 @@ const A_LOT: usize = 64 * 1024;
 
 /// A connection whose writes are gathered: one for the HTTP library, and one for whoever polls that.
 #[derive(Debug)]
-pub(super) struct Gathered<W>(Arc<Mutex<Outgoing<W>>>);
+pub(crate) struct WriteBuffer<W>(Arc<Mutex<Outgoing<W>>>);
 
 #[derive(Debug)]
 struct Outgoing<W> {
-    wire: W,
+    io: W,
     /// Off for HTTP/1.1, of which the library writes a whole head and body at once. There it also leaves some connections
     /// without shutting them down, those that asked for an upgrade, and would leave what waits unsent.
     gathers: bool,
@@ -29,20 +29,20 @@ struct Outgoing<W> {
     written: usize,
 }
 
-impl<W> Clone for Gathered<W> {
-    fn clone(&self) -> Gathered<W> {
-        Gathered(Arc::clone(&self.0))
+impl<W> Clone for WriteBuffer<W> {
+    fn clone(&self) -> WriteBuffer<W> {
+        WriteBuffer(Arc::clone(&self.0))
     }
 }
 
-impl<W: AsyncRead + AsyncWrite + Unpin> Gathered<W> {
-    pub(super) fn new(wire: W, gathers: bool) -> Gathered<W> {
+impl<W: AsyncRead + AsyncWrite + Unpin> WriteBuffer<W> {
+    pub(crate) fn new(io: W, gathers: bool) -> WriteBuffer<W> {
         let (waiting, written) = (Vec::new(), 0);
-        Gathered(Arc::new(Mutex::new(Outgoing { wire, gathers, waiting, written })))
+        WriteBuffer(Arc::new(Mutex::new(Outgoing { io, gathers, waiting, written })))
     }
 
     /// Polls the library's side of the connection, and writes what it has written.
-    pub(super) fn poll_with<E: From<io::Error>>(
+    pub(crate) fn poll_with<E: From<io::Error>>(
         &self,
         library: Pin<&mut impl Future<Output = Result<(), E>>>,
         context: &mut Context<'_>,
@@ -65,7 +65,7 @@ impl<W: AsyncWrite + Unpin> Outgoing<W> {
     fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.written < self.waiting.len() {
             let bytes = &self.waiting[self.written..];
-            match ready!(Pin::new(&mut self.wire).poll_write(context, bytes))? {
+            match ready!(Pin::new(&mut self.io).poll_write(context, bytes))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 written => self.written += written,
             }
@@ -73,22 +73,22 @@ impl<W: AsyncWrite + Unpin> Outgoing<W> {
         // An idle connection has no buffer.
         (self.waiting, self.written) = (Vec::new(), 0);
         // Over TLS some of it may wait there.
-        Pin::new(&mut self.wire).poll_flush(context)
+        Pin::new(&mut self.io).poll_flush(context)
     }
 }
 
-impl<W: AsyncRead + Unpin> AsyncRead for Gathered<W> {
+impl<W: AsyncRead + Unpin> AsyncRead for WriteBuffer<W> {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let mut outgoing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Pin::new(&mut outgoing.wire).poll_read(context, buffer)
+        Pin::new(&mut outgoing.io).poll_read(context, buffer)
     }
 }
 
-impl<W: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gathered<W> {
+impl<W: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WriteBuffer<W> {
     fn poll_write(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -108,7 +108,7 @@ impl<W: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gathered<W> {
             ready!(outgoing.poll_send(context))?;
         }
         if length > A_LOT || !outgoing.gathers {
-            return Pin::new(&mut outgoing.wire).poll_write_vectored(context, slices);
+            return Pin::new(&mut outgoing.io).poll_write_vectored(context, slices);
         }
         for slice in slices {
             outgoing.waiting.extend_from_slice(slice);
@@ -126,12 +126,12 @@ impl<W: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gathered<W> {
         if outgoing.gathers {
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut outgoing.wire).poll_flush(context)
+        Pin::new(&mut outgoing.io).poll_flush(context)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut outgoing = self.lock();
         ready!(outgoing.poll_send(context))?;
-        Pin::new(&mut outgoing.wire).poll_shutdown(context)
+        Pin::new(&mut outgoing.io).poll_shutdown(context)
     }
 }

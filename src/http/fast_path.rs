@@ -6,41 +6,46 @@ use axum::http::{HeaderValue, Method, Request, Uri, Version};
 use http_body::Body as HttpBody;
 use httparse::Header;
 
-use super::said::Named;
+use super::cached_head::Named;
 use crate::http::router::Route;
 
 /// What a plain request asks.
-pub(super) struct Asked<'b> {
-    pub(super) method: Method,
-    pub(super) target: &'b str,
+pub(crate) struct PlainRequest<'b> {
+    pub(crate) method: Method,
+    pub(crate) target: &'b str,
     path: &'b str,
     /// What follows the path: a query, or the fragment that the router leaves out.
     rest: &'b str,
     host: &'b [u8],
     /// Where there is one field of that name.
-    pub(super) if_none_match: Option<&'b [u8]>,
-    pub(super) request_id: Option<&'b [u8]>,
+    pub(crate) if_none_match: Option<&'b [u8]>,
+    pub(crate) request_id: Option<&'b [u8]>,
     /// Whether nothing else is said that an answer could depend on, but the codings that are accepted.
     simple: bool,
 }
 
-impl<'b> Asked<'b> {
+impl<'b> PlainRequest<'b> {
     /// What a head asks, if it is plain.
-    pub(super) fn of(request: &httparse::Request<'_, 'b>) -> Option<Asked<'b>> {
+    pub(crate) fn of(request: &httparse::Request<'_, 'b>) -> Option<PlainRequest<'b>> {
         let fields = request.headers.iter().map(|it| (it.name, it.value));
         let is_http_1_1 = request.version == Some(1);
-        Asked::plain(request.method?, request.path?, None, fields).filter(|_| is_http_1_1)
+        PlainRequest::plain(request.method?, request.path?, None, fields).filter(|_| is_http_1_1)
     }
 
     /// What a request over HTTP/2 asks, if it would be plain over HTTP/1.1.
-    pub(super) fn over_http_2(request: &'b Request<Body>) -> Option<Asked<'b>> {
+    pub(crate) fn over_http_2(request: &'b Request<Body>) -> Option<PlainRequest<'b>> {
         if request.version() != Version::HTTP_2 || !request.body().is_end_stream() {
             return None;
         }
         let (uri, headers) = (request.uri(), request.headers());
         let fields = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
         let host = uri.authority()?.as_str().as_bytes();
-        Asked::plain(request.method().as_str(), uri.path_and_query()?.as_str(), Some(host), fields)
+        PlainRequest::plain(
+            request.method().as_str(),
+            uri.path_and_query()?.as_str(),
+            Some(host),
+            fields,
+        )
     }
 
     fn plain(
@@ -48,7 +53,7 @@ impl<'b> Asked<'b> {
         target: &'b str,
         mut host: Option<&'b [u8]>,
         fields: impl Iterator<Item = (&'b str, &'b [u8])>,
-    ) -> Option<Asked<'b>> {
+    ) -> Option<PlainRequest<'b>> {
         let method = match method {
             "GET" => Method::GET,
             "HEAD" => Method::HEAD,
@@ -86,12 +91,12 @@ impl<'b> Asked<'b> {
             }
         }
         let host = host?;
-        Some(Asked { method, target, path, rest, host, if_none_match, request_id, simple })
+        Some(PlainRequest { method, target, path, rest, host, if_none_match, request_id, simple })
     }
 
     /// The id in the address of an image, and whether the address names its version, where nothing but the image as it is
     /// is asked for.
-    pub(super) fn as_it_is(&self) -> Option<(&'b str, bool)> {
+    pub(crate) fn as_it_is(&self) -> Option<(&'b str, bool)> {
         // Only whole ids are found in the index: one with an escape, a slash or a format at its end isn't.
         let id = self.path.strip_prefix("/images/")?;
         let versioned = match self.version() {
@@ -104,7 +109,7 @@ impl<'b> Asked<'b> {
     }
 
     /// To whom the answer may be said again: who names the same version, or none, where nothing else is asked for.
-    pub(super) fn learns(&self) -> Option<Named> {
+    pub(crate) fn learns(&self) -> Option<Named> {
         self.as_it_is()?;
         match self.version() {
             None => Some(None),
@@ -113,11 +118,11 @@ impl<'b> Asked<'b> {
     }
 
     /// The version that the address names.
-    pub(super) fn version(&self) -> Option<&'b str> {
+    pub(crate) fn version(&self) -> Option<&'b str> {
         self.rest.strip_prefix("?v=")
     }
 
-    pub(super) fn to_request(&self, fields: &[Header<'_>]) -> Option<Request<Body>> {
+    pub(crate) fn to_request(&self, fields: &[Header<'_>]) -> Option<Request<Body>> {
         let mut request = Request::new(Body::empty());
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = Uri::try_from(self.target).ok()?;
@@ -134,7 +139,7 @@ impl<'b> Asked<'b> {
 
 /// `uri-host [ ":" port ]` (RFC 3986 §3.2.2), without the characters that only a sub-delimiter of something else
 /// would have.
-pub(super) fn is_host(text: &[u8]) -> bool {
+pub(crate) fn is_host(text: &[u8]) -> bool {
     let end = match text.first() {
         Some(b'[') => text.iter().position(|&byte| byte == b']').map(|bracket| bracket + 1),
         _ => text.iter().position(|&byte| byte == b':'),

@@ -20,32 +20,32 @@ use toml::de::{DeTable, DeValue};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 /// The shipped settings file: defaults, names and descriptions.
-pub const SHIPPED: &str = include_str!("../config/afterimage.toml");
+pub const SHIPPED: &str = include_str!("../../config/afterimage.toml");
 
 /// Everything that can be set. Each field is documented in `config/afterimage.toml`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
 pub struct Settings {
-    pub http: Http,
-    pub admin: Admin,
-    pub redis: Redis,
-    pub embedded: Embedded,
-    pub records: Records,
-    pub writes: Writes,
-    pub events: Events,
-    pub offload: Offload,
-    pub cache: Cache,
-    pub pictures: Pictures,
-    pub limits: Limits,
-    pub log: Log,
+    pub http: HttpSettings,
+    pub admin: AdminSettings,
+    pub redis: RedisSettings,
+    pub embedded: EmbeddedSettings,
+    pub records: RecordSettings,
+    pub writes: WriteSettings,
+    pub events: EventSettings,
+    pub offload: OffloadSettings,
+    pub cache: CacheSettings,
+    pub pictures: PictureSettings,
+    pub limits: LimitSettings,
+    pub log: LogSettings,
 }
 
 /// `[http]`: where and how requests are accepted.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
-pub struct Http {
+pub struct HttpSettings {
     pub listen: ListenOn,
     pub tls_cert_file: PathBuf,
     pub tls_key_file: PathBuf,
@@ -76,7 +76,7 @@ pub struct Http {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
-pub struct Admin {
+pub struct AdminSettings {
     #[serde(deserialize_with = "listen_or_none")]
     pub listen: Option<ListenOn>,
 }
@@ -85,7 +85,7 @@ pub struct Admin {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
-pub struct Redis {
+pub struct RedisSettings {
     pub url: RedisUrl,
     pub tls_ca_file: PathBuf,
     pub tls_cert_file: PathBuf,
@@ -103,7 +103,7 @@ pub struct Redis {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
-pub struct Embedded {
+pub struct EmbeddedSettings {
     pub dir: PathBuf,
     pub demo: bool,
     #[serde(deserialize_with = "duration")]
@@ -114,7 +114,7 @@ pub struct Embedded {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
-pub struct Records {
+pub struct RecordSettings {
     pub key_prefix: String,
     #[serde(deserialize_with = "size")]
     pub max_value: usize,
@@ -128,7 +128,7 @@ pub struct Records {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
-pub struct Writes {
+pub struct WriteSettings {
     pub enabled: bool,
     pub tokens: Vec<Token>,
     pub tokens_file: PathBuf,
@@ -138,7 +138,7 @@ pub struct Writes {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
-pub struct Events {
+pub struct EventSettings {
     pub ids: NonZeroUsize,
     pub streams: NonZeroUsize,
     #[serde(deserialize_with = "size")]
@@ -151,7 +151,7 @@ pub struct Events {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
-pub struct Offload {
+pub struct OffloadSettings {
     pub url: String,
     pub options: StoreOptions,
     pub public_url: String,
@@ -180,7 +180,7 @@ pub enum ServeOffloaded {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
-pub struct Cache {
+pub struct CacheSettings {
     pub images: NonZeroUsize,
     #[serde(deserialize_with = "size")]
     pub bytes: usize,
@@ -193,7 +193,7 @@ pub struct Cache {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
-pub struct Pictures {
+pub struct PictureSettings {
     #[serde(deserialize_with = "lengths")]
     pub widths: Vec<u32>,
     #[serde(deserialize_with = "lengths")]
@@ -215,7 +215,7 @@ pub struct Pictures {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
-pub struct Limits {
+pub struct LimitSettings {
     #[serde(deserialize_with = "size")]
     pub fetch_bytes: usize,
     #[serde(deserialize_with = "size")]
@@ -233,7 +233,7 @@ pub struct Limits {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
-pub struct Log {
+pub struct LogSettings {
     #[serde(deserialize_with = "log_filter")]
     pub filter: String,
     pub format: LogFormat,

@@ -14,13 +14,13 @@ use tokio::sync::watch;
 #[derive(Debug)]
 pub struct Flight<T> {
     outcome: watch::Receiver<Option<T>>,
-    departed: AtomicBool,
-    void: AtomicBool,
+    sent: AtomicBool,
+    invalidated: AtomicBool,
 }
 
 /// The duty to bring a flight's outcome. Dropped without, the flight is [`Lost`].
 #[derive(Debug)]
-pub struct Landing<T>(watch::Sender<Option<T>>);
+pub struct Completion<T>(watch::Sender<Option<T>>);
 
 /// The work ended without an outcome: it panicked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -28,19 +28,19 @@ pub struct Landing<T>(watch::Sender<Option<T>>);
 pub struct Lost;
 
 impl<T: Clone> Flight<T> {
-    /// A flight that has not departed, and the duty to land it.
+    /// A flight that has not been sent, and the duty to complete it.
     #[must_use]
-    pub fn new() -> (Arc<Flight<T>>, Landing<T>) {
+    pub fn new() -> (Arc<Flight<T>>, Completion<T>) {
         let (sender, outcome) = watch::channel(None);
-        let (departed, void) = (AtomicBool::new(false), AtomicBool::new(false));
-        (Arc::new(Flight { outcome, departed, void }), Landing(sender))
+        let (sent, invalidated) = (AtomicBool::new(false), AtomicBool::new(false));
+        (Arc::new(Flight { outcome, sent, invalidated }), Completion(sender))
     }
 
     /// Waits for the outcome. May be cancelled.
     pub async fn outcome(&self) -> Result<T, Lost> {
         let mut outcome = self.outcome.clone();
-        let landed = outcome.wait_for(Option::is_some).await.map_err(|_dropped| Lost)?;
-        landed.clone().ok_or(Lost)
+        let outcome = outcome.wait_for(Option::is_some).await.map_err(|_dropped| Lost)?;
+        outcome.clone().ok_or(Lost)
     }
 
     /// How many hold this flight besides the one place where it can be joined, the leader included.
@@ -50,31 +50,31 @@ impl<T: Clone> Flight<T> {
     }
 
     /// Says that the work begins to look at the world: what happens from now on it may have missed.
-    pub fn depart(&self) {
-        self.departed.store(true, Ordering::Relaxed);
+    pub fn mark_sent(&self) {
+        self.sent.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it has departed.
+    /// Whether it has been sent.
     #[must_use]
-    pub fn has_departed(&self) -> bool {
-        self.departed.load(Ordering::Relaxed)
+    pub fn is_sent(&self) -> bool {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// Says that the outcome must not be kept.
-    pub fn void(&self) {
-        self.void.store(true, Ordering::Relaxed);
+    pub fn invalidate(&self) {
+        self.invalidated.store(true, Ordering::Relaxed);
     }
 
     /// Whether the outcome must not be kept.
     #[must_use]
-    pub fn is_void(&self) -> bool {
-        self.void.load(Ordering::Relaxed)
+    pub fn is_invalidated(&self) -> bool {
+        self.invalidated.load(Ordering::Relaxed)
     }
 }
 
-impl<T> Landing<T> {
+impl<T> Completion<T> {
     /// Brings the outcome to all who wait and to all who will.
-    pub fn land(self, outcome: T) {
+    pub fn complete(self, outcome: T) {
         self.0.send_replace(Some(outcome));
     }
 }
@@ -120,7 +120,7 @@ where
         if flights.len() >= most {
             return None;
         }
-        let (flight, landing) = Flight::new();
+        let (flight, completion) = Flight::new();
         flights.insert(key.clone(), Arc::clone(&flight));
         drop(flights);
         let (place, work) = (Place { flights: Arc::clone(self), key }, work());
@@ -128,7 +128,7 @@ where
         tokio::spawn(async move {
             let outcome = work.await;
             drop(place);
-            landing.land(outcome);
+            completion.complete(outcome);
         });
         Some((flight, false))
     }
@@ -158,7 +158,7 @@ mod tests {
 
     #[tokio::test]
     async fn everyone_gets_the_outcome_before_and_after_the_landing() {
-        let (flight, landing) = Flight::new();
+        let (flight, completion) = Flight::new();
         let waiting: Vec<_> = (0..10)
             .map(|_| {
                 let flight = Arc::clone(&flight);
@@ -166,7 +166,7 @@ mod tests {
             })
             .collect();
         tokio::task::yield_now().await;
-        landing.land(7);
+        completion.complete(7);
         for waiter in waiting {
             assert_eq!(waiter.await.unwrap(), Ok(7));
         }
@@ -175,13 +175,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_leader_that_fails_leaves_nobody_waiting() {
-        let (flight, landing) = Flight::<u8>::new();
+        let (flight, completion) = Flight::<u8>::new();
         let waiting = tokio::spawn({
             let flight = Arc::clone(&flight);
             async move { flight.outcome().await }
         });
         tokio::task::yield_now().await;
-        drop(landing);
+        drop(completion);
         assert_eq!(waiting.await.unwrap(), Err(Lost));
         assert_eq!(flight.outcome().await, Err(Lost));
     }

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::body::Body;
+use crate::image::buffer::Body;
 use crate::image::{MAX_HTTP_DATE, MediaType, hex};
 use crate::picture::sniff::sniff;
 
@@ -77,12 +77,12 @@ pub enum Content<'a> {
     /// In the record, in base64.
     Inline(Cow<'a, str>),
     /// At an address: it was offloaded.
-    Offloaded(Elsewhere<'a>),
+    Offloaded(ObjectRef<'a>),
 }
 
 /// Where an image is that isn't in its record.
 #[derive(Debug)]
-pub struct Elsewhere<'a> {
+pub struct ObjectRef<'a> {
     /// Its address.
     pub url: Cow<'a, str>,
     /// Its name in the object store, where the record has it.
@@ -186,10 +186,10 @@ impl<'a> Record<'a> {
         let content = match (fields.base64_data, fields.url) {
             // Emptied when the image moved to its address.
             (Some(base64), Some(url)) if base64.is_empty() => {
-                Content::Offloaded(Elsewhere { url, object, sha256 })
+                Content::Offloaded(ObjectRef { url, object, sha256 })
             }
             (Some(base64), _) => Content::Inline(base64),
-            (None, Some(url)) => Content::Offloaded(Elsewhere { url, object, sha256 }),
+            (None, Some(url)) => Content::Offloaded(ObjectRef { url, object, sha256 }),
             (None, None) => return Err(Corrupt::NoImage),
         };
         let declared_type = fields.mime_type.or(fields.content_type);
@@ -336,14 +336,14 @@ pub fn whole_seconds(time: SystemTime) -> SystemTime {
 #[must_use]
 pub fn encode(bytes: &[u8], media_type: MediaType, created_at: Option<SystemTime>) -> Vec<u8> {
     #[derive(Serialize)]
-    struct Written<'a> {
+    struct RecordJson<'a> {
         mime_type: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
         created_at: Option<u64>,
         base64_data: &'a str,
     }
     let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let written = Written {
+    let written = RecordJson {
         mime_type: media_type.as_str(),
         created_at: created_at.map(seconds),
         base64_data: &STANDARD.encode(bytes),

@@ -6,14 +6,14 @@ use serde::Deserialize;
 
 use super::negotiation;
 use super::problem::Problem;
-use crate::picture::resize::{Fit, Frame};
-use crate::settings::Pictures;
-use crate::variant::{Asked, AskedFormat, Format};
+use crate::image::variant::{Format, RequestedFormat, Transform};
+use crate::picture::resize::{Bounds, Fit};
+use crate::settings::PictureSettings;
 
 /// The parameters as they are written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct RawParams {
     v: Option<String>,
     w: Option<String>,
     h: Option<String>,
@@ -26,11 +26,11 @@ struct Written {
 
 /// What they mean.
 #[derive(Debug, Default)]
-pub(crate) struct Parameters {
+pub(crate) struct ImageParams {
     /// The version that the address was made for.
     pub(crate) version: Option<String>,
     /// The variant, if it isn't the image as it is.
-    pub(crate) asked: Option<Asked>,
+    pub(crate) transform: Option<Transform>,
     /// Whether a drawn placeholder is shown where there is no image.
     pub(crate) placeholder: bool,
 }
@@ -38,7 +38,7 @@ pub(crate) struct Parameters {
 /// An id in a path, with the format that its end names.
 pub(crate) fn split_format<'a>(
     text: &'a str,
-    allowed: &Pictures,
+    allowed: &PictureSettings,
 ) -> Result<(&'a str, Option<Format>), Problem> {
     let split = Format::ALL.into_iter().find_map(|format| {
         let id = text.strip_suffix(format.name())?.strip_suffix('.')?;
@@ -66,12 +66,12 @@ pub(crate) fn parse(
     uri: &Uri,
     extension: Option<Format>,
     headers: &HeaderMap,
-    allowed: &Pictures,
-) -> Result<Parameters, Problem> {
+    allowed: &PictureSettings,
+) -> Result<ImageParams, Problem> {
     let written = match uri.query() {
-        None | Some("") if extension.is_none() => return Ok(Parameters::default()),
-        None => Written::default(),
-        Some(_) => match Query::<Written>::try_from_uri(uri) {
+        None | Some("") if extension.is_none() => return Ok(ImageParams::default()),
+        None => RawParams::default(),
+        Some(_) => match Query::<RawParams>::try_from_uri(uri) {
             Ok(Query(written)) => written,
             Err(rejection) => {
                 let takes = "this address takes v, w, h, fit, q, dpr, format and fallback";
@@ -85,30 +85,30 @@ pub(crate) fn parse(
         Some("placeholder") => true,
         Some(_) => return Err(Problem::bad_parameter("fallback is placeholder")),
     };
-    let asked = asked(&written, extension, headers, allowed)?;
-    Ok(Parameters { version: written.v, asked, placeholder })
+    let transform = transform(&written, extension, headers, allowed)?;
+    Ok(ImageParams { version: written.v, transform, placeholder })
 }
 
-fn asked(
-    written: &Written,
+fn transform(
+    written: &RawParams,
     extension: Option<Format>,
     headers: &HeaderMap,
-    allowed: &Pictures,
-) -> Result<Option<Asked>, Problem> {
-    let Written { w, h, fit, q, dpr, format, .. } = written;
+    allowed: &PictureSettings,
+) -> Result<Option<Transform>, Problem> {
+    let RawParams { w, h, fit, q, dpr, format, .. } = written;
     let format = match (format.as_deref(), extension) {
         (Some(_), Some(_)) => {
             let detail = "the address names a format twice: at its end and by the parameter format";
             return Err(Problem::bad_parameter(detail));
         }
-        (None, Some(format)) => Some(AskedFormat::Exactly(format)),
+        (None, Some(format)) => Some(RequestedFormat::Exactly(format)),
         (None, None) => None,
         (Some("auto"), None) => {
             let mut accepted = negotiation::accepted_types(headers);
             if !allowed.avif {
                 accepted.forget(Format::Avif);
             }
-            Some(AskedFormat::Negotiated(accepted))
+            Some(RequestedFormat::Negotiated(accepted))
         }
         (Some(name), None) => {
             let written = |it: &Format| allowed.avif || *it != Format::Avif;
@@ -118,7 +118,7 @@ fn asked(
                     "format is auto, webp, jpg or png, or avif where [pictures] has it",
                 )
             };
-            Some(AskedFormat::Exactly(known.ok_or_else(unknown)?))
+            Some(RequestedFormat::Exactly(known.ok_or_else(unknown)?))
         }
     };
     let dpr = one_of("dpr", dpr.as_deref(), &allowed.dprs)?;
@@ -135,12 +135,12 @@ fn asked(
         return Ok(None);
     }
     let times = |length: u32| length * dpr.unwrap_or(1);
-    Ok(Some(Asked {
-        frame: Frame { width: width.map(times), height: height.map(times), fit, enlarge: false },
-        format: format.unwrap_or(AskedFormat::Kept),
+    Ok(Some(Transform {
+        bounds: Bounds { width: width.map(times), height: height.map(times), fit, enlarge: false },
+        format: format.unwrap_or(RequestedFormat::Kept),
         quality: quality.and_then(|quality| u8::try_from(quality).ok()),
         default_quality: allowed.default_quality,
-        effort: Asked::EFFORT,
+        effort: Transform::EFFORT,
     }))
 }
 

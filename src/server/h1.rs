@@ -9,7 +9,7 @@
 //!             └─ anything else ──▶ the router, like the HTTP library's requests
 //! ```
 //!
-//! What is said of an image in memory was said by the router before and kept with its facts (`said`). So there is
+//! What is said of an image in memory was said by the router before and kept with its metadata (`said`). So there is
 //! nothing here that could say something else, and a head is neither put together nor written out again. An idle
 //! connection has no buffers. `benches/README.md` has the figures for which this is worth its lines.
 
@@ -30,12 +30,13 @@ use httparse::Status;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use super::activity::{Activity, Timeouts};
-use super::asked::Asked;
-use super::exchange::{Found, Front, HitRequest, Sent};
-use super::listen::Wire;
-use super::said::{self, Named};
+use super::listener::Io;
+use super::timeouts::{ConnectionState, Timeouts};
+use crate::http::cached_head as said;
+use crate::http::cached_head::Named;
+use crate::http::fast_path::PlainRequest;
 use crate::http::router::Peer;
+use crate::http::service::{CachedHit, HitRequest, HttpService, Sent};
 use crate::http::{FromMemory, REQUEST_ID};
 
 /// The largest head that is read here. A larger one is for the HTTP library, which has the limit of the settings.
@@ -45,12 +46,12 @@ const LARGEST_HEAD: usize = 8 * 1024;
 const MOST_FIELDS: usize = 64;
 
 /// A connection as long as its requests are plain.
-pub(super) struct Plain<'a> {
-    pub(super) front: &'a Front,
-    pub(super) peer: Peer,
-    pub(super) activity: &'a Arc<Activity>,
-    pub(super) timeouts: Timeouts,
-    pub(super) wire: Box<dyn Wire>,
+pub(crate) struct Plain<'a> {
+    pub(crate) service: &'a HttpService,
+    pub(crate) peer: Peer,
+    pub(crate) activity: &'a Arc<ConnectionState>,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) io: Box<dyn Io>,
     /// What was read and isn't answered yet.
     unread: Vec<u8>,
     /// The head that is being sent.
@@ -85,24 +86,24 @@ enum Next {
 }
 
 impl<'a> Plain<'a> {
-    pub(super) fn new(
-        front: &'a Front,
+    pub(crate) fn new(
+        service: &'a HttpService,
         peer: Peer,
-        activity: &'a Arc<Activity>,
+        activity: &'a Arc<ConnectionState>,
         timeouts: Timeouts,
-        wire: Box<dyn Wire>,
+        io: Box<dyn Io>,
     ) -> Plain<'a> {
         let (unread, head, last) = (Vec::new(), Vec::new(), Instant::now());
-        Plain { front, peer, activity, timeouts, wire, unread, head, last }
+        Plain { service, peer, activity, timeouts, io, unread, head, last }
     }
 
     /// Answers requests until one isn't plain, or the server drains: then gives the connection back, with what was read
     /// of it. Gives nothing where it has ended, or the server's time is over.
-    pub(super) async fn converse(
+    pub(crate) async fn converse(
         mut self,
         draining: impl Future<Output = ()>,
         over: impl Future<Output = ()>,
-    ) -> Option<(Box<dyn Wire>, Bytes)> {
+    ) -> Option<(Box<dyn Io>, Bytes)> {
         let (mut draining, mut over) = (pin!(draining), pin!(over));
         let mut tick = pin!(tokio::time::sleep(self.timeouts.tick()));
         loop {
@@ -124,7 +125,7 @@ impl<'a> Plain<'a> {
                 Next::Plain => {}
                 Next::Library => {
                     self.activity.go_on();
-                    return Some((self.wire, self.unread.into()));
+                    return Some((self.io, self.unread.into()));
                 }
                 Next::End => return None,
             }
@@ -141,7 +142,7 @@ impl<'a> Plain<'a> {
             loop {
                 let mut space = [const { MaybeUninit::uninit() }; LARGEST_HEAD];
                 let mut space = ReadBuf::uninit(&mut space);
-                match Pin::new(&mut self.wire).poll_read(context, &mut space) {
+                match Pin::new(&mut self.io).poll_read(context, &mut space) {
                     Poll::Ready(Ok(())) if space.filled().is_empty() => {
                         return Poll::Ready(Next::End);
                     }
@@ -179,7 +180,7 @@ impl<'a> Plain<'a> {
             Decided::Hit(hit) => self.send_hit(hit, tick).await,
             Decided::Route { request, learns } => {
                 let head_only = request.method() == Method::HEAD;
-                let answer = self.front.answer(self.peer, self.activity, request);
+                let answer = self.service.answer(self.peer, self.activity, request);
                 // A connection that it isn't needed for shouldn't have the room for it: 0.5 KB.
                 let response = Box::pin(answer).await;
                 self.send(response, head_only, learns, tick).await
@@ -193,12 +194,12 @@ impl<'a> Plain<'a> {
         let mut request = httparse::Request::new(&mut []);
         let parsed = request.parse_with_uninit_headers(&self.unread, &mut fields);
         let Ok(Status::Complete(length)) = parsed else { return Decided::Library };
-        let Some(asked) = Asked::of(&request) else { return Decided::Library };
-        if self.front.app.is_stopping() {
+        let Some(asked) = PlainRequest::of(&request) else { return Decided::Library };
+        if self.service.app.is_stopping() {
             // It says so in each answer.
             return Decided::Library;
         }
-        let decided = if let Some(hit) = self.front.hit(self.peer, &asked, self.last) {
+        let decided = if let Some(hit) = self.service.hit(self.peer, &asked, self.last) {
             self.activity.note_request();
             Decided::Hit(hit)
         } else {
@@ -226,7 +227,7 @@ impl<'a> Plain<'a> {
         head.clear();
         head.extend_from_slice(hit.found.said().map_or(&[], Bytes::as_ref));
         said::field(&mut head, &REQUEST_ID, hit.request.id());
-        self.front.date.append(&mut head, self.last);
+        self.service.date.append(&mut head, self.last);
         let sent = self.write(&head, &hit.found.body, tick.as_mut()).await;
         self.head = head;
         hit.request.end(sent);
@@ -254,15 +255,15 @@ impl<'a> Plain<'a> {
             closes = true;
             said::field(&mut head, &CONNECTION, b"close");
         }
-        if let (Some(named), Some(FromMemory(facts)), false) =
+        if let (Some(named), Some(FromMemory(metadata)), false) =
             (learns, parts.extensions.get(), closes)
         {
-            said::keep(facts, status, named, || head.clone());
+            said::keep(metadata, status, named, || head.clone());
         }
         if let Some(id) = parts.headers.get(REQUEST_ID) {
             said::field(&mut head, &REQUEST_ID, id.as_bytes());
         }
-        self.front.date.append(&mut head, Instant::now());
+        self.service.date.append(&mut head, Instant::now());
         loop {
             let frame = poll_fn(|context| body.as_mut().poll_frame(context)).await;
             let data = match frame {
@@ -286,15 +287,15 @@ impl<'a> Plain<'a> {
         let (all, mut done, mut progressed) = (head.len() + body.len(), 0, true);
         let whole = poll_fn(|context| {
             while done < all {
-                let wire = Pin::new(&mut self.wire);
+                let io = Pin::new(&mut self.io);
                 // Two pieces at once cost more than one does, if only a little: it is what a 304 spends over nginx's.
                 let written = match (head.get(done..), done.saturating_sub(head.len())) {
-                    (Some(head @ [_, ..]), _) if body.is_empty() => wire.poll_write(context, head),
+                    (Some(head @ [_, ..]), _) if body.is_empty() => io.poll_write(context, head),
                     (Some(head @ [_, ..]), _) => {
                         let slices = [IoSlice::new(head), IoSlice::new(body)];
-                        wire.poll_write_vectored(context, &slices)
+                        io.poll_write_vectored(context, &slices)
                     }
-                    (_, of_body) => wire.poll_write(context, &body[of_body..]),
+                    (_, of_body) => io.poll_write(context, &body[of_body..]),
                 };
                 match written {
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(false),
@@ -314,7 +315,7 @@ impl<'a> Plain<'a> {
                     }
                 }
             }
-            let flushed = ready!(Pin::new(&mut self.wire).poll_flush(context));
+            let flushed = ready!(Pin::new(&mut self.io).poll_flush(context));
             Poll::Ready(flushed.is_ok())
         })
         .await;
@@ -324,21 +325,21 @@ impl<'a> Plain<'a> {
 
 /// How much of an answer's body the client has taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Progress {
-    pub(super) bytes: u64,
+pub(crate) struct Progress {
+    pub(crate) bytes: u64,
     /// Whether that is all.
-    pub(super) whole: bool,
+    pub(crate) whole: bool,
 }
 
 /// A hit, ready to be sent.
-pub(super) struct Hit<'a> {
-    pub(super) found: Found,
-    pub(super) request: HitRequest<'a>,
+pub(crate) struct Hit<'a> {
+    pub(crate) found: CachedHit,
+    pub(crate) request: HitRequest<'a>,
 }
 
 /// The date as a field, which is written out once a second.
 #[derive(Debug, Default)]
-pub(super) struct DateField(Mutex<Option<(Instant, Vec<u8>)>>);
+pub(crate) struct DateField(Mutex<Option<(Instant, Vec<u8>)>>);
 
 impl DateField {
     /// Ends a head that is sent now: with the date, and the empty line.

@@ -1,7 +1,6 @@
-//! What the service tells its operator: the log and the metrics.
+//! The metrics of one server, in the OpenMetrics text format.
 
 use std::collections::HashMap;
-use std::io::IsTerminal;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,40 +12,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::Layer;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::cache;
 use crate::image::ImageId;
-use crate::read::Served;
-use crate::settings::{self, LogFormat};
+use crate::read::CacheStatus;
 use crate::store::{Coherence, StoreError};
-
-/// Sends the log of this process to standard error. Only `main` calls it: it is process-wide.
-///
-/// The lines are written by a thread of their own, so that a reader of the log who has stopped reading stops no
-/// request; lines that can't be written then are dropped. What is left is written when the guard is dropped.
-pub fn start_log(settings: &settings::Log) -> anyhow::Result<WorkerGuard> {
-    let filter: Targets = settings.filter.parse()?;
-    let (writer, guard) = NonBlockingBuilder::default()
-        .buffered_lines_limit(WAITING_LINES)
-        .thread_name("log")
-        .finish(std::io::stderr());
-    let colours = std::io::stderr().is_terminal();
-    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colours);
-    let lines = match settings.format {
-        LogFormat::Text => lines.boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).boxed(),
-    };
-    tracing_subscriber::registry().with(lines.with_filter(filter)).try_init()?;
-    Ok(guard)
-}
-
-/// Lines of the log that may wait for their reader.
-const WAITING_LINES: usize = 32 * 1024;
 
 /// Upper bounds of the buckets of all histograms, in seconds. A hit takes some 20 µs, a cold read milliseconds.
 const BUCKETS: [f64; 16] = [
@@ -81,7 +51,7 @@ pub struct Metrics {
     pub offloaded: Counter,
     /// Images that were fetched from there.
     pub offload_fetches: Counter,
-    /// Times that it failed.
+    /// Timing that it failed.
     pub offload_errors: Counter,
     /// Objects that were removed, since no record referred to them.
     pub swept: Counter,
@@ -212,7 +182,7 @@ impl HitMetrics {
 
 /// What is looked at when somebody asks for the metrics.
 #[derive(Debug)]
-pub struct Observed {
+pub struct GaugeReadings {
     /// In memory.
     pub held: cache::Held,
     /// In the index.
@@ -396,15 +366,15 @@ impl Metrics {
     }
 
     /// An image was read, or nothing could be said of it.
-    pub fn count_read(&self, served: Option<Served>) {
+    pub fn count_read(&self, served: Option<CacheStatus>) {
         let [hit, rendered, fetched, collapsed, revalidated, stale, failed] = SERVED;
         let served = match served {
-            Some(Served::Hit) => hit,
-            Some(Served::Rendered) => rendered,
-            Some(Served::Fetched { collapsed: false, .. }) => fetched,
-            Some(Served::Fetched { collapsed: true, .. }) => collapsed,
-            Some(Served::Revalidated { .. }) => revalidated,
-            Some(Served::Stale { .. }) => stale,
+            Some(CacheStatus::Hit) => hit,
+            Some(CacheStatus::Rendered) => rendered,
+            Some(CacheStatus::Fetched { collapsed: false, .. }) => fetched,
+            Some(CacheStatus::Fetched { collapsed: true, .. }) => collapsed,
+            Some(CacheStatus::Revalidated { .. }) => revalidated,
+            Some(CacheStatus::Stale { .. }) => stale,
             None => failed,
         };
         self.reads.get_or_create(&ServedLabel { served }).inc();
@@ -456,7 +426,7 @@ impl Metrics {
 
     /// The metrics in the OpenMetrics text format.
     #[must_use]
-    pub fn render(&self, observed: &Observed) -> String {
+    pub fn render(&self, observed: &GaugeReadings) -> String {
         let count = |it: usize| i64::try_from(it).unwrap_or(i64::MAX);
         self.cache_images.set(count(observed.held.images));
         self.cache_bytes.set(count(observed.held.bytes));

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::tls::Tls;
-use crate::http::client::reachable;
+use crate::cli::client::reachable;
 use crate::http::router::Peer;
 use crate::settings::{ListenOn, Settings};
 
@@ -28,12 +28,12 @@ pub struct Listeners {
 /// A socket that connections are accepted from.
 #[derive(Debug)]
 pub struct Listener {
-    socket: Socket,
+    socket: ListenerSocket,
     pub(super) tls: Option<Tls>,
 }
 
 #[derive(Debug)]
-enum Socket {
+enum ListenerSocket {
     Tcp(TcpListener),
     Unix {
         /// None where somebody else made it. Removed before the listener is closed: afterwards another process may
@@ -48,9 +48,9 @@ enum Socket {
 struct SocketFile(PathBuf);
 
 /// A connection's bytes, whatever carries them.
-pub(crate) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 impl Listeners {
     /// Those that the settings name; or, in place of the main one, what systemd hands over.
@@ -73,22 +73,25 @@ impl Listeners {
 
 impl From<TcpListener> for Listeners {
     fn from(listener: TcpListener) -> Listeners {
-        Listeners { main: Listener { socket: Socket::Tcp(listener), tls: None }, admin: None }
+        Listeners {
+            main: Listener { socket: ListenerSocket::Tcp(listener), tls: None },
+            admin: None,
+        }
     }
 }
 
-fn bind(listen: &ListenOn) -> io::Result<Socket> {
+fn bind(listen: &ListenOn) -> io::Result<ListenerSocket> {
     match listen {
         ListenOn::Tcp(address) => {
             let listener = std::net::TcpListener::bind(address)?;
             listener.set_nonblocking(true)?;
-            TcpListener::from_std(listener).map(Socket::Tcp)
+            TcpListener::from_std(listener).map(ListenerSocket::Tcp)
         }
         ListenOn::Unix(path) => {
             remove_if_left_behind(path)?;
             let listener = UnixListener::bind(path)?;
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
-            Ok(Socket::Unix { listener, _file: Some(SocketFile(path.clone())) })
+            Ok(ListenerSocket::Unix { listener, _file: Some(SocketFile(path.clone())) })
         }
     }
 }
@@ -109,35 +112,36 @@ fn remove_if_left_behind(path: &Path) -> io::Result<()> {
 }
 
 /// The first socket of those that systemd, or who speaks like it, hands over.
-fn inherited() -> io::Result<Option<Socket>> {
+fn inherited() -> io::Result<Option<ListenerSocket>> {
     let mut handed = ListenFd::from_env();
     if handed.len() == 0 {
         return Ok(None);
     }
     if let Ok(Some(listener)) = handed.take_tcp_listener(0) {
         listener.set_nonblocking(true)?;
-        return TcpListener::from_std(listener).map(|it| Some(Socket::Tcp(it)));
+        return TcpListener::from_std(listener).map(|it| Some(ListenerSocket::Tcp(it)));
     }
     let listener = handed.take_unix_listener(0)?;
     listener
         .map(|listener| {
             listener.set_nonblocking(true)?;
-            UnixListener::from_std(listener).map(|listener| Socket::Unix { listener, _file: None })
+            UnixListener::from_std(listener)
+                .map(|listener| ListenerSocket::Unix { listener, _file: None })
         })
         .transpose()
 }
 
 impl Listener {
     /// The next connection.
-    pub(super) async fn accept(&self) -> io::Result<(Box<dyn Wire>, Peer)> {
+    pub(crate) async fn accept(&self) -> io::Result<(Box<dyn Io>, Peer)> {
         match &self.socket {
-            Socket::Tcp(listener) => {
+            ListenerSocket::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 // An answer's last bytes shouldn't wait for the acknowledgement of those before.
                 let _ = stream.set_nodelay(true);
                 Ok((Box::new(stream), Peer::Tcp(peer)))
             }
-            Socket::Unix { listener, .. } => {
+            ListenerSocket::Unix { listener, .. } => {
                 let (stream, _) = listener.accept().await?;
                 Ok((Box::new(stream), Peer::Unix))
             }
@@ -146,18 +150,18 @@ impl Listener {
 
     /// The connections that are there already: the kernel has told their clients that they are accepted.
     ///
-    /// Asked of the kernel itself, since the runtime may not have heard of them yet.
-    pub(super) fn accept_waiting(&self) -> io::Result<Vec<(Box<dyn Wire>, Peer)>> {
-        let mut waiting: Vec<(Box<dyn Wire>, Peer)> = Vec::new();
+    /// Transform of the kernel itself, since the runtime may not have heard of them yet.
+    pub(crate) fn accept_waiting(&self) -> io::Result<Vec<(Box<dyn Io>, Peer)>> {
+        let mut waiting: Vec<(Box<dyn Io>, Peer)> = Vec::new();
         match &self.socket {
-            Socket::Tcp(listener) => {
+            ListenerSocket::Tcp(listener) => {
                 let listener = std::net::TcpListener::from(listener.as_fd().try_clone_to_owned()?);
                 while let Ok((stream, peer)) = listener.accept() {
                     stream.set_nonblocking(true)?;
                     waiting.push((Box::new(TcpStream::from_std(stream)?), Peer::Tcp(peer)));
                 }
             }
-            Socket::Unix { listener, .. } => {
+            ListenerSocket::Unix { listener, .. } => {
                 let listener =
                     std::os::unix::net::UnixListener::from(listener.as_fd().try_clone_to_owned()?);
                 while let Ok((stream, _)) = listener.accept() {
@@ -173,8 +177,8 @@ impl Listener {
     #[must_use]
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match &self.socket {
-            Socket::Tcp(listener) => listener.local_addr().ok(),
-            Socket::Unix { .. } => None,
+            ListenerSocket::Tcp(listener) => listener.local_addr().ok(),
+            ListenerSocket::Unix { .. } => None,
         }
     }
 
@@ -183,11 +187,11 @@ impl Listener {
     pub fn url(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         match (&self.socket, self.local_addr()) {
-            (Socket::Tcp(_), address) => {
+            (ListenerSocket::Tcp(_), address) => {
                 let address = address.map(|it| reachable(it).to_string());
                 format!("{scheme}://{}", address.unwrap_or_default())
             }
-            (Socket::Unix { listener, .. }, _) => {
+            (ListenerSocket::Unix { listener, .. }, _) => {
                 let address = listener.local_addr().ok();
                 let path = address.as_ref().and_then(|it| it.as_pathname());
                 format!("{scheme}://unix:{}:", path.unwrap_or(Path::new("")).display())
@@ -203,7 +207,7 @@ impl Drop for SocketFile {
 }
 
 /// Connects to where a server listens.
-pub(crate) async fn connect(listen: &ListenOn) -> io::Result<Box<dyn Wire>> {
+pub(crate) async fn connect(listen: &ListenOn) -> io::Result<Box<dyn Io>> {
     match listen {
         ListenOn::Tcp(address) => {
             let address = reachable(*address);

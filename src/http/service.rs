@@ -18,16 +18,16 @@ use hyper::body::Incoming;
 use tower_http::timeout::TimeoutBody;
 use tracing::Level;
 
-use super::activity::{Activity, Mark};
-use super::asked::{Asked, is_host};
-use super::plain::{DateField, Hit, Progress};
-use super::said;
+use super::cached_head as said;
+use super::fast_path::{PlainRequest, is_host};
 use crate::app::App;
 use crate::http::problem::{Cause, Problem};
 use crate::http::router::{Peer, Route, Routes, router};
 use crate::http::{CACHE_STATUS, FromMemory, REQUEST_ID};
-use crate::image::{Facts, Form, digits};
-use crate::telemetry::{HitMetrics, Shed};
+use crate::image::{Metadata, RepresentationKind, digits};
+use crate::metrics::{HitMetrics, Shed};
+use crate::server::h1::{DateField, Hit, Progress};
+use crate::server::timeouts::{ConnectionState, Mark};
 
 /// What is said of where a hit comes from.
 const HIT: HeaderValue = HeaderValue::from_static("afterimage; hit");
@@ -47,24 +47,24 @@ const NO_SNIFFING: (HeaderName, HeaderValue) =
 
 /// What answers the requests of a listener.
 #[derive(Debug)]
-pub(super) struct Front {
-    pub(super) app: Arc<App>,
-    pub(super) date: DateField,
+pub(crate) struct HttpService {
+    pub(crate) app: Arc<App>,
+    pub(crate) date: DateField,
     service: Router,
     routes: Routes,
     hits: HitMetrics,
 }
 
-impl Front {
+impl HttpService {
     /// What answers with these routes of an app's.
-    pub(super) fn new(app: Arc<App>, routes: Routes) -> Front {
+    pub(crate) fn new(app: Arc<App>, routes: Routes) -> HttpService {
         let service = router(Arc::clone(&app), routes);
         let hits = app.metrics.of_hits(Route::Image.pattern());
-        Front { app, date: DateField::default(), service, routes, hits }
+        HttpService { app, date: DateField::default(), service, routes, hits }
     }
 
     /// The body of a request, for which nobody waits for ever.
-    pub(super) fn body(&self, incoming: Incoming) -> Body {
+    pub(crate) fn body(&self, incoming: Incoming) -> Body {
         if incoming.is_end_stream() {
             return Body::empty();
         }
@@ -72,34 +72,41 @@ impl Front {
     }
 
     /// What answers a plain request for an image as it is, if that is in memory and was answered before.
-    fn find(&self, asked: &Asked<'_>, began: Instant) -> Option<Found> {
+    fn find(&self, asked: &PlainRequest<'_>, began: Instant) -> Option<CachedHit> {
         let (id, versioned) = asked.as_it_is()?;
         if self.routes == Routes::Admin {
             return None;
         }
-        let (id, facts) = self.app.index.current(id, began)?;
-        if asked.version().is_some_and(|version| !facts.version.is_named(version)) {
+        let (id, metadata) = self.app.index.current(id, began)?;
+        if asked.version().is_some_and(|version| !metadata.version.is_named(version)) {
             return None;
         }
         let status = match asked.if_none_match {
             None => StatusCode::OK,
             Some(tag) => match tag.strip_prefix(b"W/").unwrap_or(tag) {
-                tag if tag == facts.etag.as_bytes() => StatusCode::NOT_MODIFIED,
+                tag if tag == metadata.etag.as_bytes() => StatusCode::NOT_MODIFIED,
                 [b'"', inside @ .., b'"'] if !inside.contains(&b'"') => StatusCode::OK,
                 // A list, or none: for `http::conditional`.
                 _ => return None,
             },
         };
-        said::slot(&facts, status, versioned)?.get()?;
+        said::slot(&metadata, status, versioned)?.get()?;
         let body = match status {
-            StatusCode::OK => self.app.cache.get(&id, facts.version, Form::Original)?.body,
+            StatusCode::OK => {
+                self.app.cache.get(&id, metadata.version, RepresentationKind::Original)?.body
+            }
             _ => Bytes::new(),
         };
-        Some(Found { facts, status, versioned, body })
+        Some(CachedHit { metadata, status, versioned, body })
     }
 
     /// The answer to a plain request over HTTP/1.1.
-    pub(super) fn hit(&self, peer: Peer, asked: &Asked<'_>, began: Instant) -> Option<Hit<'_>> {
+    pub(crate) fn hit(
+        &self,
+        peer: Peer,
+        asked: &PlainRequest<'_>,
+        began: Instant,
+    ) -> Option<Hit<'_>> {
         let found = self.find(asked, began)?;
         let status = found.status;
         let metrics = &self.app.metrics;
@@ -111,7 +118,7 @@ impl Front {
         }
         self.hits.count(status.as_u16(), began.elapsed());
         if self.logs_access() {
-            request.line = Some(Box::new(Line {
+            request.line = Some(Box::new(AccessRecord {
                 id: request.id.value(),
                 peer,
                 method: Method::GET,
@@ -127,10 +134,10 @@ impl Front {
     }
 
     /// Answers a request.
-    pub(super) async fn answer(
+    pub(crate) async fn answer(
         &self,
         peer: Peer,
-        activity: &Arc<Activity>,
+        activity: &Arc<ConnectionState>,
         request: Request<Body>,
     ) -> Response<Sent> {
         let began = Instant::now();
@@ -138,14 +145,14 @@ impl Front {
         let route = Route::of(request.uri().path());
         let given = request.headers().get(REQUEST_ID).map(HeaderValue::as_bytes);
         let id = RequestId::of(given).value();
-        let counted = Counted::new(self, activity, version, route);
+        let counted = InFlight::new(self, activity, version, route);
         let logged = self.logs_access().then(|| path_and_query(request.uri()));
 
         let refused = self.refuses(&counted, &request);
-        let asked = Asked::over_http_2(&request).filter(|_| refused.is_none());
+        let asked = PlainRequest::over_http_2(&request).filter(|_| refused.is_none());
         let found = asked.as_ref().and_then(|asked| self.find(asked, began));
-        let learns = asked.as_ref().and_then(Asked::learns);
-        let said = found.and_then(Found::response);
+        let learns = asked.as_ref().and_then(PlainRequest::learns);
+        let said = found.and_then(CachedHit::response);
         let is_said_again = said.is_some();
         let mut response = match (refused, said) {
             (Some(problem), _) if method == Method::HEAD => without_body(problem.into_response()),
@@ -180,16 +187,16 @@ impl Front {
             let (route, status) = (route.pattern(), status.as_u16());
             self.app.metrics.count_request(route, name, status, began.elapsed());
         }
-        if let (Some(named), Some(FromMemory(facts))) = (learns, response.extensions().get()) {
+        if let (Some(named), Some(FromMemory(metadata))) = (learns, response.extensions().get()) {
             let length = response.body().size_hint().exact();
             let length = length.filter(|_| status == StatusCode::OK);
-            said::keep(facts, status, named, || said::text(status, response.headers(), length));
+            said::keep(metadata, status, named, || said::text(status, response.headers(), length));
         }
         let cause = response.extensions_mut().remove::<Cause>();
         // What fails by the server's fault is logged at once, even where not every request is.
         let line = (logged.is_some() || cause.is_some()).then(|| {
             let cache = response.headers().get(CACHE_STATUS).cloned();
-            Box::new(Line {
+            Box::new(AccessRecord {
                 id,
                 peer,
                 method,
@@ -205,7 +212,7 @@ impl Front {
     }
 
     /// Why a request isn't even routed.
-    fn refuses(&self, counted: &Counted, request: &Request<Body>) -> Option<Problem> {
+    fn refuses(&self, counted: &InFlight, request: &Request<Body>) -> Option<Problem> {
         if let Err(detail) = check_host(request) {
             return Some(Problem::bad_host(detail));
         }
@@ -289,18 +296,18 @@ fn random_digits() -> [u8; 32] {
 }
 
 /// An image in memory, of which it was said what is to be said again.
-pub(super) struct Found {
-    facts: Arc<Facts>,
+pub(crate) struct CachedHit {
+    metadata: Arc<Metadata>,
     status: StatusCode,
     versioned: bool,
     /// Empty where there is none to be sent.
-    pub(super) body: Bytes,
+    pub(crate) body: Bytes,
 }
 
-impl Found {
+impl CachedHit {
     /// The head, but for what differs each time.
-    pub(super) fn said(&self) -> Option<&Bytes> {
-        said::slot(&self.facts, self.status, self.versioned)?.get()
+    pub(crate) fn said(&self) -> Option<&Bytes> {
+        said::slot(&self.metadata, self.status, self.versioned)?.get()
     }
 
     fn response(self) -> Option<Response<Body>> {
@@ -313,20 +320,20 @@ impl Found {
 }
 
 /// A request that is answered without the router, for as long as its answer is being sent.
-pub(super) struct HitRequest<'a> {
-    front: &'a Front,
+pub(crate) struct HitRequest<'a> {
+    front: &'a HttpService,
     id: RequestId,
-    line: Option<Box<Line>>,
+    line: Option<Box<AccessRecord>>,
 }
 
 impl HitRequest<'_> {
     /// What it is called.
-    pub(super) fn id(&self) -> &[u8] {
+    pub(crate) fn id(&self) -> &[u8] {
         self.id.as_bytes()
     }
 
     /// So much of its answer was taken.
-    pub(super) fn end(mut self, progress: Progress) {
+    pub(crate) fn end(mut self, progress: Progress) {
         self.front.app.metrics.response_bytes.inc_by(progress.bytes);
         if let Some(line) = self.line.take() {
             line.log(progress.bytes, progress.whole);
@@ -398,9 +405,9 @@ fn method_name(method: &Method) -> &'static str {
 }
 
 /// A request that is being answered, for as long as it exists.
-struct Counted {
+struct InFlight {
     app: Arc<App>,
-    activity: Arc<Activity>,
+    activity: Arc<ConnectionState>,
     /// Where there is an answer that is being sent.
     sending: Option<Mark>,
     among: Among,
@@ -415,8 +422,13 @@ enum Among {
     Everybody(usize),
 }
 
-impl Counted {
-    fn new(front: &Front, activity: &Arc<Activity>, version: Version, route: Route) -> Counted {
+impl InFlight {
+    fn new(
+        front: &HttpService,
+        activity: &Arc<ConnectionState>,
+        version: Version,
+        route: Route,
+    ) -> InFlight {
         let metrics = &front.app.metrics;
         let count = |before: i64| usize::try_from(before + 1).unwrap_or_default();
         let among = if route.is_for_operators() && front.routes != Routes::Public {
@@ -426,7 +438,7 @@ impl Counted {
         };
         activity.begin_handling(version >= Version::HTTP_2);
         let (app, activity) = (Arc::clone(&front.app), Arc::clone(activity));
-        Counted { app, activity, sending: None, among }
+        InFlight { app, activity, sending: None, among }
     }
 
     fn begin_sending(&mut self) {
@@ -441,7 +453,7 @@ impl Counted {
     }
 }
 
-impl Drop for Counted {
+impl Drop for InFlight {
     fn drop(&mut self) {
         match self.among {
             Among::Operators(_) => self.app.metrics.operators_in_flight.dec(),
@@ -455,7 +467,7 @@ impl Drop for Counted {
 }
 
 /// What the log says of a request.
-struct Line {
+struct AccessRecord {
     id: HeaderValue,
     peer: Peer,
     method: Method,
@@ -467,7 +479,7 @@ struct Line {
     began: Instant,
 }
 
-impl Line {
+impl AccessRecord {
     fn log(&self, bytes: u64, whole: bool) {
         let text = |value: &HeaderValue| value.to_str().unwrap_or_default().to_owned();
         let duration = self.began.elapsed().as_secs_f64() * 1000.0;
@@ -497,25 +509,30 @@ impl Line {
 const PIECE: usize = 256 * 1024;
 
 /// The same over HTTP/2, where many answers share a connection and each should get its turn within the time-out.
-pub(super) const HTTP_2_PIECE: usize = 32 * 1024;
+pub(crate) const HTTP_2_PIECE: usize = 32 * 1024;
 
 /// How many requests of operators are answered at the same time.
 const OPERATORS: usize = 64;
 
 /// The body of an answer on its way. When it is dropped the request is over.
-pub(super) struct Sent {
+pub(crate) struct Sent {
     body: Body,
     /// What is left of a frame that is handed over in pieces.
     rest: Bytes,
     piece: usize,
     bytes: u64,
     finished: bool,
-    counted: Counted,
-    line: Option<Box<Line>>,
+    counted: InFlight,
+    line: Option<Box<AccessRecord>>,
 }
 
 impl Sent {
-    fn new(body: Body, mut counted: Counted, line: Option<Box<Line>>, version: Version) -> Sent {
+    fn new(
+        body: Body,
+        mut counted: InFlight,
+        line: Option<Box<AccessRecord>>,
+        version: Version,
+    ) -> Sent {
         counted.begin_sending();
         let piece = if version >= Version::HTTP_2 { HTTP_2_PIECE } else { PIECE };
         let finished = body.is_end_stream();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::listen::Wire;
+use super::listener::Io;
 use crate::settings;
 
 /// What a connection is doing. Its time-outs are told from it:
@@ -22,11 +22,11 @@ use crate::settings;
 /// | a request is being handled | as long as that takes: the store and the body have time-outs of their own |
 /// | an answer is being sent | `send_timeout` without taking anything of it |
 ///
-/// Over HTTP/2 bytes on the wire tell little, since a client that takes nothing may still ping. There each answer has a
+/// Over HTTP/2 bytes on the io tell little, since a client that takes nothing may still ping. There each answer has a
 /// mark of its own: when a piece of it was last taken; and one that has none for too long ends the connection, whatever
 /// its other streams do. A socket that was full and has room again is progress too. A part of a head counts as idle.
 #[derive(Debug)]
-pub(super) struct Activity {
+pub(crate) struct ConnectionState {
     began: Instant,
     /// When something was last sent, taken or finished, in milliseconds since it began.
     progress: AtomicU64,
@@ -43,14 +43,14 @@ pub(super) struct Activity {
 }
 
 /// What opens an HTTP/2 connection (RFC 9113 §3.4).
-pub(super) const HTTP_2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(crate) const HTTP_2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// When something was last taken of an answer, in milliseconds since its connection began.
-pub(super) type Mark = Arc<AtomicU64>;
+pub(crate) type Mark = Arc<AtomicU64>;
 
 /// The time-outs of a connection.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Timeouts {
+pub(crate) struct Timeouts {
     header: Duration,
     idle: Duration,
     send: Duration,
@@ -58,7 +58,7 @@ pub(super) struct Timeouts {
 
 /// What a connection is late with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Overdue {
+pub(crate) enum Overdue {
     /// Nothing.
     Nothing,
     /// A request.
@@ -70,32 +70,32 @@ pub(super) enum Overdue {
 }
 
 impl Timeouts {
-    pub(super) fn new(settings: &settings::Http) -> Timeouts {
-        let settings::Http { header_timeout, idle_timeout, send_timeout, .. } = settings;
+    pub(crate) fn new(settings: &settings::HttpSettings) -> Timeouts {
+        let settings::HttpSettings { header_timeout, idle_timeout, send_timeout, .. } = settings;
         Timeouts { header: *header_timeout, idle: *idle_timeout, send: *send_timeout }
     }
 
-    pub(super) fn header(&self) -> Duration {
+    pub(crate) fn header(&self) -> Duration {
         self.header
     }
 
-    pub(super) fn idle(&self) -> Duration {
+    pub(crate) fn idle(&self) -> Duration {
         self.idle
     }
 
-    pub(super) fn send(&self) -> Duration {
+    pub(crate) fn send(&self) -> Duration {
         self.send
     }
 
     /// How often to look: what is late is found late by no more than half of the shortest one.
-    pub(super) fn tick(&self) -> Duration {
+    pub(crate) fn tick(&self) -> Duration {
         (self.header.min(self.idle).min(self.send) / 2).max(Duration::from_millis(1))
     }
 }
 
-impl Activity {
-    pub(super) fn new() -> Activity {
-        Activity {
+impl ConnectionState {
+    pub(crate) fn new() -> ConnectionState {
+        ConnectionState {
             began: Instant::now(),
             progress: AtomicU64::new(0),
             head_began: AtomicU64::new(0),
@@ -109,7 +109,7 @@ impl Activity {
     }
 
     /// A request is whole but for its body.
-    pub(super) fn begin_handling(&self, multiplexed: bool) {
+    pub(crate) fn begin_handling(&self, multiplexed: bool) {
         if multiplexed {
             self.multiplexed.store(true, Ordering::Relaxed);
         }
@@ -120,7 +120,7 @@ impl Activity {
     }
 
     /// Its answer is known and will be sent. Gives where to note what is taken of it.
-    pub(super) fn begin_sending(&self) -> Mark {
+    pub(crate) fn begin_sending(&self) -> Mark {
         self.sending.fetch_add(1, Ordering::Relaxed);
         self.end_handling();
         let mark = Mark::new(AtomicU64::new(self.now()));
@@ -131,13 +131,13 @@ impl Activity {
     }
 
     /// There will be no answer.
-    pub(super) fn end_handling(&self) {
+    pub(crate) fn end_handling(&self) {
         self.handling.fetch_sub(1, Ordering::Relaxed);
         self.make_progress();
     }
 
     /// The answer has been handed over, or given up.
-    pub(super) fn end_sending(&self, mark: &Mark) {
+    pub(crate) fn end_sending(&self, mark: &Mark) {
         self.sending.fetch_sub(1, Ordering::Relaxed);
         if self.multiplexed.load(Ordering::Relaxed) {
             self.streams().retain(|it| !Arc::ptr_eq(it, mark));
@@ -146,20 +146,20 @@ impl Activity {
     }
 
     /// A piece of an answer was taken.
-    pub(super) fn take(&self, mark: &Mark) {
+    pub(crate) fn take(&self, mark: &Mark) {
         mark.store(self.now(), Ordering::Relaxed);
         self.make_progress();
     }
 
     /// There was a request that was answered at once.
-    pub(super) fn note_request(&self) {
+    pub(crate) fn note_request(&self) {
         if !self.has_asked() {
             self.asked.store(true, Ordering::Relaxed);
         }
     }
 
     /// From now on it is looked after here.
-    pub(super) fn go_on(&self) {
+    pub(crate) fn go_on(&self) {
         self.make_progress();
     }
 
@@ -168,12 +168,12 @@ impl Activity {
     }
 
     /// Whether there has been a request.
-    pub(super) fn has_asked(&self) -> bool {
+    pub(crate) fn has_asked(&self) -> bool {
         self.asked.load(Ordering::Relaxed)
     }
 
     /// What the client is late with.
-    pub(super) fn overdue(&self, timeouts: &Timeouts) -> Overdue {
+    pub(crate) fn overdue(&self, timeouts: &Timeouts) -> Overdue {
         let since = |then: u64| Duration::from_millis(self.now().saturating_sub(then));
         let quiet = since(self.progress.load(Ordering::Relaxed));
         let head_began = self.head_began.load(Ordering::Relaxed);
@@ -229,14 +229,14 @@ impl Activity {
 }
 
 /// A connection's bytes, observed.
-pub(super) struct Observed {
+pub(crate) struct TimedIo {
     /// What was read before.
-    pub(super) before: Bytes,
-    pub(super) wire: Box<dyn Wire>,
-    pub(super) activity: Arc<Activity>,
+    pub(crate) before: Bytes,
+    pub(crate) io: Box<dyn Io>,
+    pub(crate) activity: Arc<ConnectionState>,
 }
 
-impl AsyncRead for Observed {
+impl AsyncRead for TimedIo {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -249,7 +249,7 @@ impl AsyncRead for Observed {
             self.activity.read(&buffer.filled()[before..]);
             return Poll::Ready(Ok(()));
         }
-        let read = Pin::new(&mut self.wire).poll_read(context, buffer);
+        let read = Pin::new(&mut self.io).poll_read(context, buffer);
         if buffer.filled().len() > before {
             self.activity.read(&buffer.filled()[before..]);
         }
@@ -257,13 +257,13 @@ impl AsyncRead for Observed {
     }
 }
 
-impl AsyncWrite for Observed {
+impl AsyncWrite for TimedIo {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.wire).poll_write(context, bytes);
+        let written = Pin::new(&mut self.io).poll_write(context, bytes);
         self.activity.wrote(&written);
         written
     }
@@ -273,21 +273,21 @@ impl AsyncWrite for Observed {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.wire).poll_write_vectored(context, slices);
+        let written = Pin::new(&mut self.io).poll_write_vectored(context, slices);
         self.activity.wrote(&written);
         written
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.wire.is_write_vectored()
+        self.io.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.wire).poll_flush(context)
+        Pin::new(&mut self.io).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.wire).poll_shutdown(context)
+        Pin::new(&mut self.io).poll_shutdown(context)
     }
 }
 
@@ -302,9 +302,9 @@ mod tests {
     };
 
     /// An activity that began some seconds ago.
-    fn old(seconds: u64) -> Activity {
+    fn old(seconds: u64) -> ConnectionState {
         let began = Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
-        Activity { began, ..Activity::new() }
+        ConnectionState { began, ..ConnectionState::new() }
     }
 
     #[test]

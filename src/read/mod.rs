@@ -8,20 +8,22 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use lru::LruCache;
 
-use crate::app::{App, NoRoom};
+use crate::app::{App, OverBudget};
 use crate::cache::Kept;
-use crate::coding::{AcceptedCodings, Coding};
-use crate::collapse::Lost;
-use crate::image::{self, Facts, Form, Image, ImageId, MediaType, Representation, Version};
-use crate::index::{self, Boarding, Digest, Known, LastKnown, LookUp, Ticket};
-use crate::offload::{self, OffloadError, Remote};
-use crate::picture::{self, Outline};
-use crate::preconditions::{Preconditions, Verdict};
-use crate::record::{self, Corrupt, Record};
+use crate::coalesce::Lost;
+use crate::image::coding::{AcceptedCodings, Coding};
+use crate::image::preconditions::{Preconditions, Verdict};
+use crate::image::record::{self, Corrupt, Record};
+use crate::image::variant::{NotAcceptable, Resolved, Transform, Variant};
+use crate::image::{
+    self, Image, ImageId, MediaType, Metadata, Representation, RepresentationKind, Version,
+};
+use crate::index::{self, Admission, Digest, FetchLease, Known, LastKnown, Lookup};
+use crate::metrics::Shed;
+use crate::offload::{self, OffloadError, RemoteImage};
+use crate::picture::{self, Preview};
 use crate::render::{self, RenderError, Rendered};
 use crate::store::StoreError;
-use crate::telemetry::Shed;
-use crate::variant::{Asked, NotAcceptable, Resolved, Variant};
 
 /// Values up to this many bytes are hashed and decoded where they are: it takes under a fifth of a
 /// millisecond, and a trip to another thread costs its share of that.
@@ -33,24 +35,24 @@ pub struct ImageRequest {
     /// Which image.
     pub id: ImageId,
     /// Whether the bytes are asked for, or only what is known of them.
-    pub wants: Wants,
+    pub want: Want,
     /// What the client makes it depend on.
     pub preconditions: Preconditions,
     /// How the bytes may be coded.
     pub accepts: AcceptedCodings,
     /// The size, format and quality, if not the image's own.
-    pub asked: Option<Asked>,
+    pub asked: Option<Transform>,
 }
 
 /// How much of an image a request is after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wants {
+pub enum Want {
     /// The bytes, or where they are.
-    Bytes,
+    Body,
     /// The bytes, wherever they are.
-    BytesHere,
+    BodyNoRedirect,
     /// Only what is known of them.
-    Facts,
+    Metadata,
 }
 
 /// What a read found, and where it came from.
@@ -59,9 +61,9 @@ pub struct Answer {
     /// What to send.
     pub content: AnswerContent,
     /// What it took.
-    pub served: Served,
+    pub served: CacheStatus,
     /// How long the parts of that took.
-    pub times: Times,
+    pub times: Timing,
 }
 
 /// What to send.
@@ -70,18 +72,18 @@ pub enum AnswerContent {
     /// The image.
     Image(Representation),
     /// What a GET would send, without its bytes.
-    Facts(Arc<Facts>),
+    Metadata(Arc<Metadata>),
     /// The image is elsewhere, and so should the client go.
-    Elsewhere(Arc<Remote>),
+    Redirect(Arc<RemoteImage>),
     /// The client has it already.
-    NotModified(Arc<Facts>),
+    NotModified(Arc<Metadata>),
     /// The client doesn't want what there is.
-    PreconditionFailed(Arc<Facts>),
+    PreconditionFailed(Arc<Metadata>),
 }
 
 /// What an answer took, in the terms of RFC 9211.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Served {
+pub enum CacheStatus {
     /// Nothing but memory.
     Hit,
     /// Memory, and a rendering of what was there.
@@ -107,7 +109,7 @@ pub enum Served {
 
 /// How long the parts of a fetch took; none where there was none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Times {
+pub struct Timing {
     /// Asking the store and reading its answer, with the wait for room.
     pub store: Duration,
     /// Fetching an image that isn't in the store.
@@ -122,18 +124,18 @@ pub struct Times {
 
 /// A read without an image.
 #[derive(Debug)]
-pub struct Failure {
+pub struct ReadFailure {
     /// Why.
     pub error: ReadError,
     /// Where that is known from; `None` where it isn't known what the store holds.
-    pub served: Option<Served>,
+    pub served: Option<CacheStatus>,
     /// How long the parts of the fetch took.
-    pub times: Times,
+    pub times: Timing,
 }
 
-impl Failure {
-    fn new(error: ReadError, served: Option<Served>, times: Times) -> Failure {
-        Failure { error, served, times }
+impl ReadFailure {
+    fn new(error: ReadError, served: Option<CacheStatus>, times: Timing) -> ReadFailure {
+        ReadFailure { error, served, times }
     }
 }
 
@@ -157,7 +159,7 @@ pub enum ReadError {
     Busy,
     /// Memory is full of images that are being fetched and sent.
     #[error(transparent)]
-    NoRoom(#[from] NoRoom),
+    OverBudget(#[from] OverBudget),
     /// It isn't there in any format that the client or the address asks for.
     #[error(transparent)]
     NotAcceptable(#[from] NotAcceptable),
@@ -170,15 +172,15 @@ pub enum ReadError {
 }
 
 /// What one fetch brings to all who wait for it.
-pub type Outcome = Result<Landed, FetchError>;
+pub type Outcome = Result<FetchOutcome, FetchError>;
 
 /// What a fetch found.
 #[derive(Debug, Clone)]
-pub struct Landed {
+pub struct FetchOutcome {
     fetched: Fetched,
     /// When that will have expired.
     expires: Option<Instant>,
-    times: Times,
+    times: Timing,
 }
 
 /// Why a fetch found nothing out.
@@ -187,7 +189,7 @@ pub enum FetchError {
     /// The store had no answer.
     Store(StoreError),
     /// Memory is full.
-    NoRoom(NoRoom),
+    OverBudget(OverBudget),
 }
 
 impl From<StoreError> for FetchError {
@@ -199,15 +201,15 @@ impl From<StoreError> for FetchError {
 impl From<OffloadError> for ReadError {
     fn from(error: OffloadError) -> ReadError {
         match error {
-            OffloadError::NoRoom(no_room) => ReadError::NoRoom(no_room),
+            OffloadError::OverBudget(over_budget) => ReadError::OverBudget(over_budget),
             error => ReadError::Offload(Box::new(error)),
         }
     }
 }
 
-impl From<NoRoom> for FetchError {
-    fn from(error: NoRoom) -> FetchError {
-        FetchError::NoRoom(error)
+impl From<OverBudget> for FetchError {
+    fn from(error: OverBudget) -> FetchError {
+        FetchError::OverBudget(error)
     }
 }
 
@@ -215,7 +217,7 @@ impl From<FetchError> for ReadError {
     fn from(error: FetchError) -> ReadError {
         match error {
             FetchError::Store(error) => ReadError::Store(error),
-            FetchError::NoRoom(error) => ReadError::NoRoom(error),
+            FetchError::OverBudget(error) => ReadError::OverBudget(error),
         }
     }
 }
@@ -230,7 +232,7 @@ enum Fetched {
     /// A value that is no image.
     Corrupt(Corrupt),
     /// An image that is elsewhere.
-    Offloaded(Arc<Remote>),
+    Offloaded(Arc<RemoteImage>),
 }
 
 /// Where the bytes of a fetched version came from.
@@ -243,50 +245,56 @@ enum Source {
 }
 
 /// Answers a request for an image.
-pub async fn image(app: &Arc<App>, request: ImageRequest) -> Result<Answer, Failure> {
+pub async fn image(app: &Arc<App>, request: ImageRequest) -> Result<Answer, ReadFailure> {
     let answer = answer(app, &request).await;
     let served = answer.as_ref().map_or_else(|failure| failure.served, |it| Some(it.served));
     app.metrics.count_read(served);
-    if let Err(Failure { error: ReadError::Corrupt(_), .. }) = &answer {
+    if let Err(ReadFailure { error: ReadError::Corrupt(_), .. }) = &answer {
         app.metrics.corrupt_records.inc();
     }
     answer
 }
 
-async fn answer(app: &Arc<App>, request: &ImageRequest) -> Result<Answer, Failure> {
+async fn answer(app: &Arc<App>, request: &ImageRequest) -> Result<Answer, ReadFailure> {
     // 1 index
-    let boarding = match app.index.look_up(&request.id) {
-        LookUp::Current(known) => {
-            let hit = |error| Failure::new(error, Some(Served::Hit), Times::default());
+    let admission = match app.index.look_up(&request.id) {
+        Lookup::Current(known) => {
+            let hit = |error| ReadFailure::new(error, Some(CacheStatus::Hit), Timing::default());
             match known {
-                Known::Present(facts) => {
-                    match from_memory(app, request, &facts, Served::Hit).await {
+                Known::Present(metadata) => {
+                    match from_memory(app, request, &metadata, CacheStatus::Hit).await {
                         Some(answer) => return answer,
                         None => app.index.ask(&request.id),
                     }
                 }
                 Known::Offloaded(remote) => {
-                    return from_elsewhere(app, request, &remote, Served::Hit, Times::default())
-                        .await;
+                    return from_elsewhere(
+                        app,
+                        request,
+                        &remote,
+                        CacheStatus::Hit,
+                        Timing::default(),
+                    )
+                    .await;
                 }
                 Known::Absent => return Err(hit(ReadError::Absent)),
                 Known::Corrupt(corrupt) => return Err(hit(ReadError::Corrupt(corrupt))),
             }
         }
-        LookUp::Stale(known) => {
+        Lookup::Stale(known) => {
             if let Some(answer) = stale(app, request, &known).await {
                 return answer;
             }
             let reason = app.index.coherence().reason().unwrap_or_default().to_owned();
             let error = ReadError::Store(StoreError::Unreachable(reason));
-            return Err(Failure::new(error, None, Times::default()));
+            return Err(ReadFailure::new(error, None, Timing::default()));
         }
-        LookUp::Ask(boarding) => boarding,
+        Lookup::Ask(admission) => admission,
     };
 
     // 2 store and 5 decode, together with whoever asks for the same; or the last known version, as soon as the
     // store is known to be unreachable
-    let mut fetch = pin!(fetch(app, &request.id, boarding));
+    let mut fetch = pin!(fetch(app, &request.id, admission));
     let fetched = tokio::select! {
         fetched = &mut fetch => fetched,
         () = app.index.until_unreachable() => match last_known(app, request).await {
@@ -298,7 +306,7 @@ async fn answer(app: &Arc<App>, request: &ImageRequest) -> Result<Answer, Failur
         Ok((Found::Image(image), served, times)) => {
             from_image(app, request, image, served, times).await
         }
-        Ok((Found::Elsewhere(remote), served, times)) => {
+        Ok((Found::ObjectRef(remote), served, times)) => {
             from_elsewhere(app, request, &remote, served, times).await
         }
         Err(failure) => match failure.error {
@@ -311,7 +319,7 @@ async fn answer(app: &Arc<App>, request: &ImageRequest) -> Result<Answer, Failur
 }
 
 /// The answer with the last known version, if there is one.
-async fn last_known(app: &Arc<App>, request: &ImageRequest) -> Option<Result<Answer, Failure>> {
+async fn last_known(app: &Arc<App>, request: &ImageRequest) -> Option<Result<Answer, ReadFailure>> {
     stale(app, request, &app.index.last_known(&request.id)?).await
 }
 
@@ -320,12 +328,12 @@ async fn stale(
     app: &Arc<App>,
     request: &ImageRequest,
     known: &LastKnown,
-) -> Option<Result<Answer, Failure>> {
-    let served = Served::Stale { age: known.age };
+) -> Option<Result<Answer, ReadFailure>> {
+    let served = CacheStatus::Stale { age: known.age };
     match &known.known {
-        Known::Present(facts) => from_memory(app, request, facts, served).await,
+        Known::Present(metadata) => from_memory(app, request, metadata, served).await,
         Known::Offloaded(remote) => {
-            Some(from_elsewhere(app, request, remote, served, Times::default()).await)
+            Some(from_elsewhere(app, request, remote, served, Timing::default()).await)
         }
         Known::Absent | Known::Corrupt(_) => None,
     }
@@ -336,33 +344,33 @@ async fn stale(
 async fn from_elsewhere(
     app: &Arc<App>,
     request: &ImageRequest,
-    remote: &Arc<Remote>,
-    served: Served,
-    mut times: Times,
-) -> Result<Answer, Failure> {
+    remote: &Arc<RemoteImage>,
+    served: CacheStatus,
+    mut times: Timing,
+) -> Result<Answer, ReadFailure> {
     let Some(offload) = &app.offload else {
         let error = ReadError::Corrupt(Corrupt::ForeignUrl);
-        return Err(Failure::new(error, Some(served), times));
+        return Err(ReadFailure::new(error, Some(served), times));
     };
-    let as_it_is = request.asked.is_none() && request.wants != Wants::BytesHere;
+    let as_it_is = request.asked.is_none() && request.want != Want::BodyNoRedirect;
     if as_it_is && offload.redirect(remote).is_some() {
-        return Ok(Answer { content: AnswerContent::Elsewhere(Arc::clone(remote)), served, times });
+        return Ok(Answer { content: AnswerContent::Redirect(Arc::clone(remote)), served, times });
     }
-    if let Some(facts) = remote.facts.get() {
-        if let Some(answer) = from_memory(app, request, facts, served).await {
+    if let Some(metadata) = remote.metadata.get() {
+        if let Some(answer) = from_memory(app, request, metadata, served).await {
             return answer;
         }
     } else if let Some(image) = app.cache.get_image(&request.id, remote.version) {
-        let _ = remote.facts.set(Arc::clone(&image.original.facts));
+        let _ = remote.metadata.set(Arc::clone(&image.original.metadata));
         return from_image(app, request, image, served, times).await;
     }
     let (fetched, collapsed) = offload::fetch(app, offload, &request.id, remote).await;
     let (image, kept, time) =
-        fetched.map_err(|error| Failure::new(ReadError::from(error), None, times))?;
+        fetched.map_err(|error| ReadFailure::new(ReadError::from(error), None, times))?;
     times.origin = time;
     let served = match served {
-        Served::Stale { .. } => served,
-        _ => Served::Fetched { collapsed, kept: kept == Kept::Yes },
+        CacheStatus::Stale { .. } => served,
+        _ => CacheStatus::Fetched { collapsed, kept: kept == Kept::Yes },
     };
     from_image(app, request, image, served, times).await
 }
@@ -371,21 +379,21 @@ async fn from_elsewhere(
 async fn from_memory(
     app: &Arc<App>,
     request: &ImageRequest,
-    original: &Arc<Facts>,
-    served: Served,
-) -> Option<Result<Answer, Failure>> {
-    let times = Times::default();
+    original: &Arc<Metadata>,
+    served: CacheStatus,
+) -> Option<Result<Answer, ReadFailure>> {
+    let times = Timing::default();
     // 3 validators, 4 LRU
     match known_form(app, request, original) {
         Ok(Some(content)) => return Some(Ok(Answer { content, served, times })),
         Ok(None) => {}
-        Err(error) => return Some(Err(Failure::new(error, Some(served), times))),
+        Err(error) => return Some(Err(ReadFailure::new(error, Some(served), times))),
     }
     // Without a variant to render, what is in memory has been looked at.
     request.asked?;
     // 5 render
     let image = app.cache.get_image(&request.id, original.version)?;
-    let served = if served == Served::Hit { Served::Rendered } else { served };
+    let served = if served == CacheStatus::Hit { CacheStatus::Rendered } else { served };
     Some(from_image(app, request, image, served, times).await)
 }
 
@@ -393,24 +401,24 @@ async fn from_memory(
 fn known_form(
     app: &App,
     request: &ImageRequest,
-    original: &Arc<Facts>,
+    original: &Arc<Metadata>,
 ) -> Result<Option<AnswerContent>, ReadError> {
-    let facts = match choose(request, original)? {
-        Choice::Stored(facts) => facts,
+    let metadata = match choose(request, original)? {
+        Choice::Stored(metadata) => metadata,
         Choice::Rendered(variant) => {
-            let form = Form::Variant(variant);
+            let form = RepresentationKind::Variant(variant);
             if let Some(kept) = app.cache.get(&request.id, original.version, form) {
-                let known = without_bytes(request, &kept.facts);
+                let known = without_bytes(request, &kept.metadata);
                 return Ok(known.or(Some(AnswerContent::Image(kept))));
             }
             // Its entity-tag is known before it is rendered; its length is not.
-            let facts = Arc::new(original.variant(variant, 0));
-            return Ok(without_bytes(request, &facts)
-                .filter(|content| !matches!(content, AnswerContent::Facts(_))));
+            let metadata = Arc::new(original.variant(variant, 0));
+            return Ok(without_bytes(request, &metadata)
+                .filter(|content| !matches!(content, AnswerContent::Metadata(_))));
         }
     };
-    Ok(without_bytes(request, facts).or_else(|| {
-        app.cache.get(&request.id, facts.version, facts.form).map(AnswerContent::Image)
+    Ok(without_bytes(request, metadata).or_else(|| {
+        app.cache.get(&request.id, metadata.version, metadata.kind).map(AnswerContent::Image)
     }))
 }
 
@@ -419,28 +427,28 @@ async fn from_image(
     app: &Arc<App>,
     request: &ImageRequest,
     image: Image,
-    served: Served,
-    mut times: Times,
-) -> Result<Answer, Failure> {
-    let failure = |error: ReadError, times| Failure::new(error, Some(served), times);
-    if keeps_moving(request) && image.original.facts.animated.get().is_none() {
-        let Representation { facts, body } = image.original.clone();
-        let look = move || picture::decode::is_animated(&body, facts.media_type);
+    served: CacheStatus,
+    mut times: Timing,
+) -> Result<Answer, ReadFailure> {
+    let failure = |error: ReadError, times| ReadFailure::new(error, Some(served), times);
+    if keeps_moving(request) && image.original.metadata.animated.get().is_none() {
+        let Representation { metadata, body } = image.original.clone();
+        let look = move || picture::decode::is_animated(&body, metadata.media_type);
         let moves = on_blocking_thread(app, look).await;
         // Whoever was first has said the same.
-        let _ = image.original.facts.animated.set(moves);
+        let _ = image.original.metadata.animated.set(moves);
     }
-    let variant = match choose(request, &image.original.facts) {
-        Ok(Choice::Stored(facts)) => {
-            let facts = Arc::clone(facts);
-            let content = without_bytes(request, &facts)
-                .unwrap_or_else(|| AnswerContent::Image(image.into_form(&facts)));
+    let variant = match choose(request, &image.original.metadata) {
+        Ok(Choice::Stored(metadata)) => {
+            let metadata = Arc::clone(metadata);
+            let content = without_bytes(request, &metadata)
+                .unwrap_or_else(|| AnswerContent::Image(image.into_form(&metadata)));
             return Ok(Answer { content, served, times });
         }
         Ok(Choice::Rendered(variant)) => variant,
         Err(error) => return Err(failure(error, times)),
     };
-    match known_form(app, request, &image.original.facts) {
+    match known_form(app, request, &image.original.metadata) {
         Ok(Some(content)) => return Ok(Answer { content, served, times }),
         Ok(None) => {}
         Err(error) => return Err(failure(error, times)),
@@ -448,9 +456,9 @@ async fn from_image(
     let rendered = variant_of(app, &request.id, image.original, variant).await;
     let rendered = rendered.map_err(|error| failure(error.into(), times))?;
     times.render = rendered.time;
-    let facts = &rendered.representation.facts;
+    let metadata = &rendered.representation.metadata;
     let content =
-        without_bytes(request, facts).unwrap_or(AnswerContent::Image(rendered.representation));
+        without_bytes(request, metadata).unwrap_or(AnswerContent::Image(rendered.representation));
     Ok(Answer { content, served, times })
 }
 
@@ -461,12 +469,12 @@ async fn variant_of(
     original: Representation,
     variant: Variant,
 ) -> Result<Rendered, RenderError> {
-    let (version, cache) = (original.facts.version, Arc::clone(app));
-    render::render(app, id, version, Form::Variant(variant), move |limits| {
-        let facts = &original.facts;
-        let bytes = picture::render(&original.body, facts.media_type, variant, limits)?;
-        let facts = Arc::new(facts.variant(variant, bytes.len()));
-        Ok(Representation { facts, body: cache.cache.count(bytes) })
+    let (version, cache) = (original.metadata.version, Arc::clone(app));
+    render::render(app, id, version, RepresentationKind::Variant(variant), move |limits| {
+        let metadata = &original.metadata;
+        let bytes = picture::render(&original.body, metadata.media_type, variant, limits)?;
+        let metadata = Arc::new(metadata.variant(variant, bytes.len()));
+        Ok(Representation { metadata, body: cache.cache.count(bytes) })
     })
     .await
 }
@@ -475,58 +483,58 @@ async fn variant_of(
 #[derive(Debug)]
 pub struct Info {
     /// Of the original.
-    pub facts: Arc<Facts>,
+    pub metadata: Arc<Metadata>,
     /// Size and ThumbHash, where the image can be decoded.
-    pub outline: Option<Outline>,
+    pub preview: Option<Preview>,
     /// The thumbnail, where it can.
     pub thumbnail: Option<Representation>,
     /// When the store will drop it.
     pub expires: Option<Instant>,
     /// What it took to get the image.
-    pub served: Served,
+    pub served: CacheStatus,
     /// How long the parts of that took.
-    pub times: Times,
+    pub times: Timing,
 }
 
 /// What is known of an image.
-pub async fn info(app: &Arc<App>, id: &ImageId) -> Result<Info, Failure> {
+pub async fn info(app: &Arc<App>, id: &ImageId) -> Result<Info, ReadFailure> {
     let request = ImageRequest {
         id: id.clone(),
-        wants: Wants::BytesHere,
+        want: Want::BodyNoRedirect,
         preconditions: Preconditions::default(),
         accepts: AcceptedCodings::UNSAID,
         asked: None,
     };
     let answer = image(app, request).await?;
     let AnswerContent::Image(original) = answer.content else {
-        return Err(Failure::new(ReadError::Absent, Some(answer.served), answer.times));
+        return Err(ReadFailure::new(ReadError::Absent, Some(answer.served), answer.times));
     };
     let failure =
-        |error: RenderError| Failure::new(error.into(), Some(answer.served), answer.times);
-    let facts = Arc::clone(&original.facts);
+        |error: RenderError| ReadFailure::new(error.into(), Some(answer.served), answer.times);
+    let metadata = Arc::clone(&original.metadata);
     let info = Info {
-        facts: Arc::clone(&facts),
-        outline: None,
+        metadata: Arc::clone(&metadata),
+        preview: None,
         thumbnail: None,
         expires: app.index.expiry(id),
         served: answer.served,
         times: answer.times,
     };
-    let Ok(Resolved::Variant(thumbnail)) = Asked::THUMBNAIL.resolve(facts.media_type) else {
+    let Ok(Resolved::Variant(thumbnail)) = Transform::THUMBNAIL.resolve(metadata.media_type) else {
         return Ok(info);
     };
-    let outline = match app.cache.get(id, facts.version, Form::Outline) {
-        Some(outline) => outline,
+    let preview = match app.cache.get(id, metadata.version, RepresentationKind::Preview) {
+        Some(preview) => preview,
         None => outline_of(app, id, original.clone()).await.map_err(failure)?,
     };
-    let outline = serde_json::from_slice(&outline.body).ok();
-    let kept = app.cache.get(id, facts.version, Form::Variant(thumbnail));
+    let preview = serde_json::from_slice(&preview.body).ok();
+    let kept = app.cache.get(id, metadata.version, RepresentationKind::Variant(thumbnail));
     let thumbnail = if let Some(kept) = kept {
         kept
     } else {
         variant_of(app, id, original, thumbnail).await.map_err(failure)?.representation
     };
-    Ok(Info { outline, thumbnail: Some(thumbnail), ..info })
+    Ok(Info { preview, thumbnail: Some(thumbnail), ..info })
 }
 
 async fn outline_of(
@@ -534,13 +542,13 @@ async fn outline_of(
     id: &ImageId,
     original: Representation,
 ) -> Result<Representation, RenderError> {
-    let (version, cache) = (original.facts.version, Arc::clone(app));
-    let rendered = render::render(app, id, version, Form::Outline, move |limits| {
-        let facts = &original.facts;
-        let outline = picture::outline(&original.body, facts.media_type, limits)?;
-        let json = serde_json::to_vec(&outline).unwrap_or_default();
-        let facts = Arc::new(facts.outline(json.len()));
-        Ok(Representation { facts, body: cache.cache.count(json) })
+    let (version, cache) = (original.metadata.version, Arc::clone(app));
+    let rendered = render::render(app, id, version, RepresentationKind::Preview, move |limits| {
+        let metadata = &original.metadata;
+        let preview = picture::preview(&original.body, metadata.media_type, limits)?;
+        let json = serde_json::to_vec(&preview).unwrap_or_default();
+        let metadata = Arc::new(metadata.preview(json.len()));
+        Ok(Representation { metadata, body: cache.cache.count(json) })
     });
     Ok(rendered.await?.representation)
 }
@@ -553,12 +561,15 @@ fn keeps_moving(request: &ImageRequest) -> bool {
 /// Which representation a request gets.
 enum Choice<'a> {
     /// One that comes with the image.
-    Stored(&'a Arc<Facts>),
+    Stored(&'a Arc<Metadata>),
     /// One that is made of it.
     Rendered(Variant),
 }
 
-fn choose<'a>(request: &ImageRequest, original: &'a Arc<Facts>) -> Result<Choice<'a>, ReadError> {
+fn choose<'a>(
+    request: &ImageRequest,
+    original: &'a Arc<Metadata>,
+) -> Result<Choice<'a>, ReadError> {
     let resolved = request.asked.map(|asked| asked.resolve(original.media_type)).transpose()?;
     let moves = original.animated.get() == Some(&true);
     Ok(match resolved {
@@ -572,12 +583,12 @@ fn choose<'a>(request: &ImageRequest, original: &'a Arc<Facts>) -> Result<Choice
 }
 
 /// The answer about a representation, where none of its bytes are needed.
-fn without_bytes(request: &ImageRequest, facts: &Arc<Facts>) -> Option<AnswerContent> {
-    match (request.preconditions.evaluate(facts), request.wants) {
-        (Verdict::NotModified, _) => Some(AnswerContent::NotModified(Arc::clone(facts))),
-        (Verdict::Failed, _) => Some(AnswerContent::PreconditionFailed(Arc::clone(facts))),
-        (Verdict::Proceed, Wants::Facts) => Some(AnswerContent::Facts(Arc::clone(facts))),
-        (Verdict::Proceed, Wants::Bytes | Wants::BytesHere) => None,
+fn without_bytes(request: &ImageRequest, metadata: &Arc<Metadata>) -> Option<AnswerContent> {
+    match (request.preconditions.evaluate(metadata), request.want) {
+        (Verdict::NotModified, _) => Some(AnswerContent::NotModified(Arc::clone(metadata))),
+        (Verdict::Failed, _) => Some(AnswerContent::PreconditionFailed(Arc::clone(metadata))),
+        (Verdict::Proceed, Want::Metadata) => Some(AnswerContent::Metadata(Arc::clone(metadata))),
+        (Verdict::Proceed, Want::Body | Want::BodyNoRedirect) => None,
     }
 }
 
@@ -586,100 +597,103 @@ enum Found {
     /// An image, with its bytes.
     Image(Image),
     /// One that is elsewhere.
-    Elsewhere(Arc<Remote>),
+    ObjectRef(Arc<RemoteImage>),
 }
 
 /// Waits for the fetch that this request joins or leads.
 async fn fetch(
     app: &Arc<App>,
     id: &ImageId,
-    mut boarding: Boarding<Outcome>,
-) -> Result<(Found, Served, Times), Failure> {
-    let unknown = |error: ReadError| Failure::new(error, None, Times::default());
-    let (landed, collapsed) = loop {
-        let (flight, collapsed) = match boarding {
-            Boarding::Join(flight) => {
+    mut admission: Admission<Outcome>,
+) -> Result<(Found, CacheStatus, Timing), ReadFailure> {
+    let unknown = |error: ReadError| ReadFailure::new(error, None, Timing::default());
+    let (outcome, collapsed) = loop {
+        let (flight, collapsed) = match admission {
+            Admission::Join(flight) => {
                 app.metrics.collapsed.inc();
                 (flight, true)
             }
-            Boarding::Lead(ticket) => {
-                let flight = ticket.flight();
+            Admission::Lead(lease) => {
+                let flight = lease.flight();
                 // A task of its own: it ends by itself, within the store's time-outs, whoever still waits.
-                // Should it panic, its ticket is dropped and those who wait are told.
-                tokio::spawn(lead(Arc::clone(app), ticket));
+                // Should it panic, its lease is dropped and those who wait are told.
+                tokio::spawn(lead(Arc::clone(app), lease));
                 (flight, false)
             }
-            Boarding::Full => {
+            Admission::Full => {
                 app.metrics.count_shed(Shed::Waiters);
                 return Err(unknown(ReadError::Busy));
             }
         };
         let outcome = flight.outcome().await.map_err(|lost| unknown(lost.into()))?;
-        let landed = outcome.map_err(|error| unknown(error.into()))?;
+        let outcome = outcome.map_err(|error| unknown(error.into()))?;
         // Who joined late may have begun after the expiry of what the store handed out before it.
-        if collapsed && landed.expires.is_some_and(|expires| Instant::now() >= expires) {
-            boarding = app.index.ask(id);
+        if collapsed && outcome.expires.is_some_and(|expires| Instant::now() >= expires) {
+            admission = app.index.ask(id);
         } else {
-            break (landed, collapsed);
+            break (outcome, collapsed);
         }
     };
-    let times = landed.times;
-    let error = match landed.fetched {
+    let times = outcome.times;
+    let error = match outcome.fetched {
         Fetched::Present(image, Source::Memory) => {
-            return Ok((Found::Image(image), Served::Revalidated { collapsed }, times));
+            return Ok((Found::Image(image), CacheStatus::Revalidated { collapsed }, times));
         }
         Fetched::Present(image, Source::Decoded(kept)) => {
-            let served = Served::Fetched { collapsed, kept: kept == Kept::Yes };
+            let served = CacheStatus::Fetched { collapsed, kept: kept == Kept::Yes };
             return Ok((Found::Image(image), served, times));
         }
         Fetched::Offloaded(remote) => {
-            let served = Served::Fetched { collapsed, kept: false };
-            return Ok((Found::Elsewhere(remote), served, times));
+            let served = CacheStatus::Fetched { collapsed, kept: false };
+            return Ok((Found::ObjectRef(remote), served, times));
         }
         Fetched::Absent => ReadError::Absent,
         Fetched::Corrupt(corrupt) => ReadError::Corrupt(corrupt),
     };
-    Err(Failure::new(error, Some(Served::Fetched { collapsed, kept: false }), times))
+    Err(ReadFailure::new(error, Some(CacheStatus::Fetched { collapsed, kept: false }), times))
 }
 
 /// Fetches an image for all who wait, and keeps what was found before they are told.
-async fn lead(app: Arc<App>, mut ticket: Ticket<Outcome>) {
+async fn lead(app: Arc<App>, mut lease: FetchLease<Outcome>) {
     app.metrics.fetches.inc();
-    ticket.depart().await;
-    let outcome = ask_store(&app, ticket.id()).await.map(|(landed, digest)| {
-        let known = match &landed.fetched {
-            Fetched::Present(image, _) => Known::Present(Arc::clone(&image.original.facts)),
+    lease.mark_sent().await;
+    let outcome = ask_store(&app, lease.id()).await.map(|(outcome, digest)| {
+        let known = match &outcome.fetched {
+            Fetched::Present(image, _) => Known::Present(Arc::clone(&image.original.metadata)),
             Fetched::Absent => Known::Absent,
             Fetched::Corrupt(corrupt) => Known::Corrupt(corrupt.clone()),
             Fetched::Offloaded(remote) => Known::Offloaded(Arc::clone(remote)),
         };
-        let found = index::Found { known, digest, expires: landed.expires };
-        if let Some(version) = ticket.keep(found) {
-            app.cache.remove(ticket.id(), version);
+        let found = index::FetchResult { known, digest, expires: outcome.expires };
+        if let Some(version) = lease.keep(found) {
+            app.cache.remove(lease.id(), version);
         }
-        landed
+        outcome
     });
     if let Err(FetchError::Store(error)) = &outcome {
         app.metrics.count_store_error(error);
     }
-    ticket.land(outcome);
+    lease.complete(outcome);
 }
 
 /// Asks the store, and makes an image of its answer.
-async fn ask_store(app: &Arc<App>, id: &ImageId) -> Result<(Landed, Option<Digest>), FetchError> {
+async fn ask_store(
+    app: &Arc<App>,
+    id: &ImageId,
+) -> Result<(FetchOutcome, Option<Digest>), FetchError> {
     let began = Instant::now();
     let value = async {
         let size = app.store.size(id).await?;
         // The room that the value takes until it is decoded and dropped.
-        let room = app.room_for(size).await?;
+        let room = app.reserve(size).await?;
         // An expiry is counted from before the question, so that it is never later here than there.
         let asked = Instant::now();
         let stored = app.store.get(id, size).await?;
         Ok::<_, FetchError>((stored, asked, room))
     };
     let value = value.await;
-    let mut times = Times { store: began.elapsed(), ..Times::default() };
-    let nothing = |fetched| Ok((Landed { fetched, expires: None, times }, None));
+    let mut times = Timing { store: began.elapsed(), ..Timing::default() };
+    let nothing = |fetched| Ok((FetchOutcome { fetched, expires: None, times }, None));
     let (stored, asked, _room) = match value {
         Ok(value) => value,
         Err(FetchError::Store(StoreError::WrongType)) => {
@@ -709,7 +723,7 @@ async fn ask_store(app: &Arc<App>, id: &ImageId) -> Result<(Landed, Option<Diges
         Opened::Offloaded(remote) => Fetched::Offloaded(Arc::new(remote)),
         Opened::Corrupt(corrupt) => Fetched::Corrupt(corrupt),
     };
-    Ok((Landed { fetched, expires, times }, Some(digest)))
+    Ok((FetchOutcome { fetched, expires, times }, Some(digest)))
 }
 
 /// What is in a value.
@@ -719,7 +733,7 @@ enum Opened {
     /// An image that was not.
     Decoded(Representation),
     /// An image that is elsewhere.
-    Offloaded(Remote),
+    Offloaded(RemoteImage),
     /// No image.
     Corrupt(Corrupt),
 }
@@ -727,8 +741,8 @@ enum Opened {
 /// Opens a value. One that was only written again is known by its digest, without a new hash, and where its
 /// bytes are still in memory, without a new decoding. Any other is hashed and decoded at the same time: nine tenths of
 /// the work is its MD5, which one core alone can do.
-async fn open(app: &Arc<App>, id: &ImageId, value: Bytes) -> (Opened, Digest, Times) {
-    let mut times = Times::default();
+async fn open(app: &Arc<App>, id: &ImageId, value: Bytes) -> (Opened, Digest, Timing) {
+    let mut times = Timing::default();
     let mut digest = None;
     if app.index.has_seen(id) {
         let value = value.clone();
@@ -736,14 +750,14 @@ async fn open(app: &Arc<App>, id: &ImageId, value: Bytes) -> (Opened, Digest, Ti
         (digest, times.hash) = (Some(seen), time);
     }
     let known = digest.and_then(|digest| app.index.recognise(id, digest));
-    if let (Some(facts), Some(digest)) = (&known, digest)
-        && let Some(image) = app.cache.get_image(id, facts.version)
+    if let (Some(metadata), Some(digest)) = (&known, digest)
+        && let Some(image) = app.cache.get_image(id, metadata.version)
     {
         return (Opened::Known(image), digest, times);
     }
     let hashing = async {
-        if let Some(facts) = known {
-            return (facts.version, Duration::ZERO);
+        if let Some(metadata) = known {
+            return (metadata.version, Duration::ZERO);
         }
         app.metrics.hashes.inc();
         let value = value.clone();
@@ -776,7 +790,7 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
 }
 
 /// What is in a record, before its version is known.
-struct Content {
+struct DecodedRecord {
     /// None where it is elsewhere.
     image: Option<record::Decoded>,
     /// The type that the writer gave, where it isn't what the bytes are.
@@ -784,7 +798,7 @@ struct Content {
     created_at: Option<SystemTime>,
 }
 
-fn decode(value: &[u8]) -> Result<Content, Corrupt> {
+fn decode(value: &[u8]) -> Result<DecodedRecord, Corrupt> {
     let record = Record::parse(value)?;
     let image = match &record.content {
         record::Content::Inline(base64) => Some(record::decode(base64)?),
@@ -794,7 +808,7 @@ fn decode(value: &[u8]) -> Result<Content, Corrupt> {
         image.as_ref().is_some_and(|image| !image.media_type.is_named(declared))
     });
     let mistaken = declared.map(|declared| declared.chars().take(64).collect());
-    Ok(Content { image, mistaken, created_at: record.created_at })
+    Ok(DecodedRecord { image, mistaken, created_at: record.created_at })
 }
 
 /// What is in a record, now that its version is known.
@@ -803,9 +817,9 @@ fn with_version(
     id: &ImageId,
     version: Version,
     value: &[u8],
-    content: Content,
+    content: DecodedRecord,
 ) -> Result<Opened, Corrupt> {
-    let Content { image, mistaken, created_at } = content;
+    let DecodedRecord { image, mistaken, created_at } = content;
     let Some(record::Decoded { bytes, media_type }) = image else {
         let record = Record::parse(value)?;
         let offload = app.offload.as_ref().ok_or(Corrupt::ForeignUrl)?;
@@ -821,30 +835,35 @@ fn with_version(
         let found = media_type.as_str();
         tracing::warn!(image.id = %id, declared, found, "the declared type is not what the bytes are");
     }
-    let facts = Arc::new(Facts::new(version, media_type, bytes.len(), created_at));
-    Ok(Opened::Decoded(Representation { facts, body: app.cache.count(bytes) }))
+    let metadata = Arc::new(Metadata::new(version, media_type, bytes.len(), created_at));
+    Ok(Opened::Decoded(Representation { metadata, body: app.cache.count(bytes) }))
 }
 
 /// The image with the coded forms that are worth having: text gets them, at once and once for all, so that
 /// every length and entity-tag is known from then on; pixels are compressed already.
 pub(crate) async fn with_coded_forms(app: &Arc<App>, original: Representation) -> Image {
-    if original.facts.media_type != MediaType::Svg {
+    if original.metadata.media_type != MediaType::Svg {
         return original.into();
     }
     let cache = Arc::clone(app);
     on_blocking_thread(app, move || {
-        let facts = &original.facts;
+        let metadata = &original.metadata;
         let code = |coding: Coding| {
             let body = coding.encode(&original.body)?;
-            let facts = Arc::new(facts.coded(coding, body.len()));
-            Some(Representation { facts, body: cache.cache.count(body) })
+            let metadata = Arc::new(metadata.coded(coding, body.len()));
+            Some(Representation { metadata, body: cache.cache.count(body) })
         };
         let coded: Vec<Representation> = Coding::ALL.into_iter().filter_map(code).collect();
-        let facts = Facts {
-            coded: coded.iter().map(|it| Arc::clone(&it.facts)).collect(),
-            ..Facts::new(facts.version, facts.media_type, facts.length, facts.last_modified)
+        let metadata = Metadata {
+            coded: coded.iter().map(|it| Arc::clone(&it.metadata)).collect(),
+            ..Metadata::new(
+                metadata.version,
+                metadata.media_type,
+                metadata.length,
+                metadata.last_modified,
+            )
         };
-        let original = Representation { facts: Arc::new(facts), body: original.body };
+        let original = Representation { metadata: Arc::new(metadata), body: original.body };
         Image { original, coded }
     })
     .await

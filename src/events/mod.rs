@@ -1,0 +1,3 @@
+//! Server-sent events: who follows what, and what each stream has been told.
+
+pub mod hub;

@@ -1,0 +1,34 @@
+//! The log of the process, on standard error.
+
+use std::io::IsTerminal;
+
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::settings::{self, LogFormat};
+
+/// Sends the log of this process to standard error. Only `main` calls it: it is process-wide.
+///
+/// The lines are written by a thread of their own, so that a reader of the log who has stopped reading stops no
+/// request; lines that can't be written then are dropped. What is left is written when the guard is dropped.
+pub fn start(settings: &settings::LogSettings) -> anyhow::Result<WorkerGuard> {
+    let filter: Targets = settings.filter.parse()?;
+    let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(WAITING_LINES)
+        .thread_name("log")
+        .finish(std::io::stderr());
+    let colours = std::io::stderr().is_terminal();
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colours);
+    let lines = match settings.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry().with(lines.with_filter(filter)).try_init()?;
+    Ok(guard)
+}
+
+/// Lines of the log that may wait for their reader.
+const WAITING_LINES: usize = 32 * 1024;
