@@ -12,10 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use afterimage::app::App;
+use afterimage::cache_status::CacheStatus;
 use afterimage::image::ImageId;
 use afterimage::image::coding::AcceptedCodings;
 use afterimage::image::preconditions::Preconditions;
-use afterimage::read::{self, Answer, CacheStatus, ImageRequest, Want};
+use afterimage::read::{Answer, ImageRequest, Want};
 use afterimage::store::Coherence;
 use criterion::{BenchmarkId, Criterion};
 use redis::aio::MultiplexedConnection;
@@ -54,14 +55,14 @@ async fn get(app: &Arc<App>, id: ImageId) -> Answer {
         want: Want::Body,
         preconditions: Preconditions::default(),
         accepts: AcceptedCodings::UNSAID,
-        asked: None,
+        transform: None,
     };
-    read::image(app, request).await.unwrap()
+    app.reader.image(request).await.unwrap()
 }
 
 /// Fetches until it is a hit: the push of its own write has come and gone.
 async fn warm(app: &Arc<App>, id: &ImageId) {
-    while get(app, id.clone()).await.served != CacheStatus::Hit {}
+    while get(app, id.clone()).await.cache_status != CacheStatus::Hit {}
 }
 
 fn coherent_and_unverified(criterion: &mut Criterion, runtime: &Runtime, redis: &RedisServer) {

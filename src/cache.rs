@@ -1,4 +1,4 @@
-//! The bytes that are kept in memory: one LRU of decoded images, keyed by (id, version).
+//! The bytes in memory: one LRU of decoded images, keyed by (id, version).
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,10 +11,9 @@ use crate::image::{Image, ImageId, Representation, RepresentationKind, Version};
 
 /// A bounded LRU of decoded images behind a mutex.
 ///
-/// It never holds more images than its count nor more bytes than its budget. All forms of an image are
-/// one entry: they count together and leave together. What a version means never changes, so an entry is
-/// never wrong; whether it is *current* is not known here. The lock is held for a few map operations and
-/// never shows outside.
+/// It never holds more images than its count nor more bytes than its budget. All representations of an image are one
+/// entry: they count together and leave together. A version never changes, so an entry is never wrong; whether it is
+/// *current* is the index's business. The lock is held for a few map operations and never shows outside.
 #[derive(Debug)]
 pub struct Cache {
     entries: Mutex<Entries>,
@@ -25,27 +24,36 @@ pub struct Cache {
 
 #[derive(Debug)]
 struct Entries {
-    by_version: LruCache<(ImageId, Version), Vec<Representation>>,
+    by_key: LruCache<CacheKey, Vec<Representation>>,
     bytes: usize,
 }
 
-/// How much there is at one moment.
+/// The key of an entry.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum CacheKey {
+    /// A version of an image.
+    Image(ImageId, Version),
+    /// A drawn placeholder, by the hash of its description.
+    Placeholder(Version),
+}
+
+/// Memory in use at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Held {
     /// Images in the cache.
     pub images: usize,
     /// Bytes of their bodies.
     pub bytes: usize,
-    /// Bytes of bodies that are in memory outside the cache: on their way to a client, or to the cache.
+    /// Bytes of bodies outside the cache: on their way to a client, or to the cache.
     pub in_flight: usize,
 }
 
-/// Whether an image was kept.
+/// The outcome of an insertion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kept {
-    /// It is in the cache now.
-    Yes,
-    /// It is larger than a quarter of the budget.
+pub enum Insertion {
+    /// The image is in the cache.
+    Stored,
+    /// The image is larger than a quarter of the budget.
     TooLarge,
 }
 
@@ -53,112 +61,116 @@ impl Cache {
     /// An empty cache with room for some images and some bytes of them.
     #[must_use]
     pub fn new(images: NonZeroUsize, budget: usize) -> Cache {
-        // Made by `unbounded` and bounded by hand: `LruCache::new` allocates for its whole capacity at
-        // once, which a generous setting would pay at start.
-        let mut by_version = LruCache::unbounded();
-        by_version.resize(images);
-        let entries = Mutex::new(Entries { by_version, bytes: 0 });
+        // Unbounded and then resized: `LruCache::new` allocates for its whole capacity at once, which a generous
+        // setting would pay at start.
+        let mut by_key = LruCache::unbounded();
+        by_key.resize(images);
+        let entries = Mutex::new(Entries { by_key, bytes: 0 });
         Cache { entries, budget, largest: budget / 4, alive: Arc::default() }
     }
 
-    /// A body that is counted for as long as anyone holds it, so that what slow clients keep from being
-    /// freed is known.
+    /// A body that is counted for as long as anyone holds it, so that the memory that slow clients keep is known.
     #[must_use]
     pub fn count(&self, body: impl AsRef<[u8]> + Send + 'static) -> Bytes {
         self.alive.fetch_add(body.as_ref().len(), Ordering::Relaxed);
         Bytes::from_owner(Counted { body, alive: Arc::clone(&self.alive) })
     }
 
-    /// A form of an image, which becomes the most recently used.
+    /// A representation of an image, which becomes the most recently used.
     #[must_use]
     pub fn get(
         &self,
         id: &ImageId,
         version: Version,
-        form: RepresentationKind,
+        kind: RepresentationKind,
     ) -> Option<Representation> {
-        let mut entries = self.lock();
-        let forms = entries.by_version.get(&(id.clone(), version))?;
-        forms.iter().find(|it| it.metadata.kind == form).cloned()
+        self.find(&CacheKey::Image(id.clone(), version), kind)
     }
 
-    /// An image in all its forms.
+    /// A representation, whose entry becomes the most recently used.
+    #[must_use]
+    pub fn find(&self, key: &CacheKey, kind: RepresentationKind) -> Option<Representation> {
+        let mut entries = self.lock();
+        let representations = entries.by_key.get(key)?;
+        representations.iter().find(|it| it.metadata.kind == kind).cloned()
+    }
+
+    /// An image with its content codings.
     #[must_use]
     pub fn get_image(&self, id: &ImageId, version: Version) -> Option<Image> {
         let mut entries = self.lock();
-        let forms = entries.by_version.get(&(id.clone(), version))?;
-        let original =
-            forms.iter().find(|it| it.metadata.kind == RepresentationKind::Original)?.clone();
+        let all = entries.by_key.get(&CacheKey::Image(id.clone(), version))?;
+        let original = all.iter().find(|it| it.metadata.kind == RepresentationKind::Original)?;
         let coded =
-            forms.iter().filter(|it| matches!(it.metadata.kind, RepresentationKind::Coded(_)));
-        Some(Image { original, coded: coded.cloned().collect() })
+            all.iter().filter(|it| matches!(it.metadata.kind, RepresentationKind::Coded(_)));
+        Some(Image { original: original.clone(), coded: coded.cloned().collect() })
     }
 
-    /// Keeps an image, and drops the least recently used ones that it has no room beside.
-    pub fn insert(&self, id: &ImageId, image: Image) -> Kept {
-        let mut forms = image.coded;
-        forms.push(image.original);
-        self.keep(id, forms)
+    /// True if any representation of a version is in memory.
+    #[must_use]
+    pub fn contains(&self, id: &ImageId, version: Version) -> bool {
+        self.lock().by_key.contains(&CacheKey::Image(id.clone(), version))
     }
 
-    /// Keeps a further form of an image, whether the others are kept or not.
-    pub fn insert_form(&self, id: &ImageId, form: Representation) -> Kept {
-        self.keep(id, vec![form])
+    /// Inserts an image, and evicts the least recently used ones until there is room.
+    pub fn insert(&self, id: &ImageId, image: Image) -> Insertion {
+        let key = CacheKey::Image(id.clone(), image.original.metadata.version);
+        let mut representations = image.coded;
+        representations.push(image.original);
+        self.put(key, representations)
     }
 
-    fn keep(&self, id: &ImageId, mut forms: Vec<Representation>) -> Kept {
-        let Some(first) = forms.first() else {
-            return Kept::Yes;
-        };
-        let version = first.metadata.version;
-        if length(&forms) > self.largest {
-            return Kept::TooLarge;
+    /// Inserts one more representation into an entry, or makes an entry of it.
+    pub fn insert_variant(&self, key: CacheKey, variant: Representation) -> Insertion {
+        self.put(key, vec![variant])
+    }
+
+    fn put(&self, key: CacheKey, mut new: Vec<Representation>) -> Insertion {
+        if length(&new) > self.largest {
+            return Insertion::TooLarge;
         }
-        // The bytes of what is dropped are freed after the lock: unmapping a megabyte takes longer than
-        // everything that is done under it.
+        // Freed after the lock: unmapping a megabyte takes longer than everything that is done under it.
         let mut dropped = Vec::new();
         let mut entries = self.lock();
-        let key = (id.clone(), version);
-        if let Some(old) = entries.by_version.pop(&key) {
+        if let Some(old) = entries.by_key.pop(&key) {
             entries.bytes -= length(&old);
-            let replaced = |it: &Representation| {
-                forms.iter().any(|form| form.metadata.kind == it.metadata.kind)
-            };
-            let (replaced, others): (Vec<_>, Vec<_>) = old.into_iter().partition(replaced);
-            forms.extend(others);
+            let is_replaced =
+                |it: &Representation| new.iter().any(|new| new.metadata.kind == it.metadata.kind);
+            let (replaced, others): (Vec<_>, Vec<_>) = old.into_iter().partition(is_replaced);
+            new.extend(others);
             dropped.push(replaced);
         }
-        entries.bytes += length(&forms);
-        if let Some((_, old)) = entries.by_version.push(key, forms) {
+        entries.bytes += length(&new);
+        if let Some((_, old)) = entries.by_key.push(key, new) {
             entries.bytes -= length(&old);
             dropped.push(old);
         }
         while entries.bytes > self.budget {
-            let Some((_, old)) = entries.by_version.pop_lru() else {
+            let Some((_, old)) = entries.by_key.pop_lru() else {
                 break;
             };
             entries.bytes -= length(&old);
             dropped.push(old);
         }
         drop(entries);
-        Kept::Yes
+        Insertion::Stored
     }
 
-    /// Drops an image that nobody will ask for again, since another version has its place.
+    /// Removes a version that another one has replaced.
     pub fn remove(&self, id: &ImageId, version: Version) {
         let mut entries = self.lock();
-        let removed = entries.by_version.pop(&(id.clone(), version));
-        if let Some(forms) = &removed {
-            entries.bytes -= length(forms);
+        let removed = entries.by_key.pop(&CacheKey::Image(id.clone(), version));
+        if let Some(representations) = &removed {
+            entries.bytes -= length(representations);
         }
         drop(entries);
     }
 
-    /// How much there is now.
+    /// The memory in use now.
     #[must_use]
     pub fn held(&self) -> Held {
         let entries = self.lock();
-        let (images, bytes) = (entries.by_version.len(), entries.bytes);
+        let (images, bytes) = (entries.by_key.len(), entries.bytes);
         drop(entries);
         let in_flight = self.alive.load(Ordering::Relaxed).saturating_sub(bytes);
         Held { images, bytes, in_flight }
@@ -170,9 +182,9 @@ impl Cache {
     }
 }
 
-/// How many bytes some forms have.
-fn length(forms: &[Representation]) -> usize {
-    forms.iter().map(|it| it.body.len()).sum()
+/// The bytes of some representations.
+fn length(representations: &[Representation]) -> usize {
+    representations.iter().map(|it| it.body.len()).sum()
 }
 
 /// The owner of a body's bytes.
@@ -243,7 +255,7 @@ mod tests {
     fn never_more_bytes_than_the_budget() {
         let cache = cache(100, 100);
         for name in ["a", "b", "c", "d", "e"] {
-            assert_eq!(cache.insert(&id(name), image("1", 25)), Kept::Yes);
+            assert_eq!(cache.insert(&id(name), image("1", 25)), Insertion::Stored);
             assert!(cache.held().bytes <= 100);
         }
         assert!(!has(&cache, "a", "1") && has(&cache, "b", "1"));
@@ -264,7 +276,7 @@ mod tests {
     fn an_image_over_a_quarter_of_the_budget_is_not_kept_and_drives_nothing_out() {
         let cache = cache(10, 100);
         cache.insert(&id("a"), image("1", 25));
-        assert_eq!(cache.insert(&id("b"), image("1", 26)), Kept::TooLarge);
+        assert_eq!(cache.insert(&id("b"), image("1", 26)), Insertion::TooLarge);
         holds(&cache, 1, 25);
     }
 
@@ -305,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn the_forms_of_an_image_count_together_and_leave_together() {
+    fn the_representations_of_an_image_count_together_and_leave_together() {
         let cache = cache(1, 1000);
         let mut both = image("1", 30);
         let metadata = Arc::new(both.original.metadata.coded(Coding::Gzip, 10));
@@ -317,15 +329,16 @@ mod tests {
         assert_eq!(coded.body.len(), 10);
         assert!(cache.get(&id("a"), version, RepresentationKind::Coded(Coding::Brotli)).is_none());
         assert_eq!(cache.get_image(&id("a"), version).unwrap().coded.len(), 1);
-        // One that is made later comes to the others.
+        // A variant that is made later joins them.
         let metadata = cache.get(&id("a"), version, RepresentationKind::Original).unwrap().metadata;
         let Ok(Resolved::Variant(variant)) = Transform::THUMBNAIL.resolve(MediaType::Png) else {
             panic!("a PNG has a thumbnail");
         };
         let metadata = Arc::new(metadata.variant(variant, 7));
         let thumbnail = Representation { metadata, body: Bytes::from(vec![0; 7]) };
-        cache.insert_form(&id("a"), thumbnail.clone());
-        cache.insert_form(&id("a"), thumbnail);
+        let key = CacheKey::Image(id("a"), version);
+        cache.insert_variant(key.clone(), thumbnail.clone());
+        cache.insert_variant(key, thumbnail);
         holds(&cache, 1, 47);
         assert!(cache.get(&id("a"), version, RepresentationKind::Variant(variant)).is_some());
         cache.insert(&id("b"), image("1", 5));

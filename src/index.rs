@@ -294,9 +294,11 @@ impl<T: Clone> Index<T> {
         state.entries.peek(id)?.last_known(&state.ended, self.bounds.stale_if_error)
     }
 
-    /// When the store will drop what is known to be under a key, if it will.
-    pub fn expiry(&self, id: &ImageId) -> Option<Instant> {
-        self.lock().entries.peek(id)?.expires
+    /// The expiry of a version of an image, if it is the last known one and expires.
+    pub fn expiry(&self, id: &ImageId, version: Version) -> Option<Instant> {
+        let state = self.lock();
+        let entry = state.entries.peek(id)?;
+        entry.expires.filter(|_| entry.known.version() == Some(version))
     }
 
     /// Whether a value was seen under a key that [`Index::recognise`] could tell from another one.

@@ -16,9 +16,13 @@
 //! `ARCHITECTURE.md` says why it is so.
 
 pub mod app;
+pub mod budget;
 pub mod cache;
+pub mod cache_status;
+pub mod changes;
 pub mod cli;
 pub mod coalesce;
+pub mod cpu;
 pub mod events;
 pub mod http;
 pub mod image;
@@ -26,6 +30,7 @@ pub mod index;
 pub mod log;
 pub mod metrics;
 pub mod offload;
+pub mod originals;
 pub mod picture;
 pub mod read;
 pub mod render;

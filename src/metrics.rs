@@ -14,8 +14,8 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::cache;
+use crate::cache_status::CacheStatus;
 use crate::image::ImageId;
-use crate::read::CacheStatus;
 use crate::store::{Coherence, StoreError};
 
 /// Upper bounds of the buckets of all histograms, in seconds. A hit takes some 20 µs, a cold read milliseconds.

@@ -1,6 +1,6 @@
-//! Who renders, and when: one render for all who want the same bytes, as many at a time as there are cores, and no
-//! more in the queue, and none for longer, than may be.
+//! Schedules renders: identical ones are collapsed, one runs per core, queue and duration are bounded.
 
+use std::hash::Hash;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,52 +8,76 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use tokio::sync::Semaphore;
 
-use crate::app::App;
+use crate::cache::{Cache, CacheKey};
+use crate::cache_status::CacheStatus;
 use crate::coalesce::{Flights, Lost};
-use crate::image::variant::GENERATION;
-use crate::image::{ImageId, MediaType, Metadata, Representation, RepresentationKind, Version};
-use crate::metrics::Shed;
+use crate::image::variant::{GENERATION, Variant};
+use crate::image::{
+    ImageId, MediaType, Metadata, Representation, RepresentationKind as Kind, Version,
+};
+use crate::metrics::{Metrics, Shed};
 use crate::picture::placeholder::{self, Placeholder};
-use crate::picture::{PictureError, RenderLimits};
-use crate::read::CacheStatus;
+use crate::picture::{self, PictureError, Preview, RenderLimits};
 use crate::settings::Settings;
 
-/// The renders under way.
+/// Entries in each of the two memories below.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+
+/// Renders variants, previews and placeholders.
+#[derive(Debug, Clone)]
+pub struct Renderer(Arc<Shared>);
+
 #[derive(Debug)]
-pub struct Renderer {
-    flights: Arc<Flights<RenderKey, RenderOutcome>>,
+struct Shared {
+    cache: Arc<Cache>,
+    metrics: Arc<Metrics>,
+    pictures: Arc<Flights<(CacheKey, Kind), Outcome<Representation>>>,
+    previewing: Arc<Flights<ImageVersion, Outcome<Arc<Preview>>>>,
+    previews: Mutex<LruCache<ImageVersion, Arc<Preview>>>,
+    /// Images that can't be rendered. A version never changes, so nobody tries it again.
+    failed: Mutex<LruCache<ImageVersion, PictureError>>,
+    /// One permit per core.
     permits: Arc<Semaphore>,
-    /// What can't be made a picture of, so that nobody tries again: a version never becomes another one.
-    hopeless: Mutex<LruCache<(ImageId, Version), PictureError>>,
-    most: usize,
+    max_queued: usize,
     timeout: Duration,
-    pixels: u64,
+    max_pixels: u64,
 }
 
-/// What is rendered. A version and a form always mean the same bytes, so nothing here can be out of date.
-type RenderKey = (ImageId, Version, RepresentationKind);
+type ImageVersion = (ImageId, Version);
 
-type RenderOutcome = Result<(Representation, Duration), PictureError>;
+type Outcome<T> = Result<Rendered<T>, PictureError>;
 
-/// A representation that was rendered.
-#[derive(Debug)]
-pub struct Rendered {
-    /// It.
-    pub representation: Representation,
-    /// How long that took, the queue left out.
+/// The product of a render.
+#[derive(Debug, Clone)]
+pub struct Rendered<T> {
+    /// The product.
+    pub product: T,
+    /// Time that the render took, without the queue. Zero if the product was in memory.
     pub time: Duration,
 }
 
-/// Why nothing was rendered.
+impl<T> Rendered<T> {
+    fn from_memory(product: T) -> Rendered<T> {
+        Rendered { product, time: Duration::ZERO }
+    }
+
+    /// Where the product came from.
+    #[must_use]
+    pub fn cache_status(&self) -> CacheStatus {
+        if self.time.is_zero() { CacheStatus::Hit } else { CacheStatus::Rendered }
+    }
+}
+
+/// Reasons for a failed render.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RenderError {
-    /// As many renders as may are under way or waiting.
-    #[error("too many pictures are being rendered")]
+    /// The queue is full.
+    #[error("too many pictures are being rendered ([limits] renders)")]
     Busy,
-    /// It can't be.
+    /// The picture can't be made.
     #[error(transparent)]
     Picture(#[from] PictureError),
-    /// The work ended without an outcome.
+    /// The render ended without an outcome.
     #[error(transparent)]
     Lost(#[from] Lost),
 }
@@ -61,105 +85,175 @@ pub enum RenderError {
 impl Renderer {
     /// Renders on as many threads as there are cores, within the limits of the settings.
     #[must_use]
-    pub fn new(cores: usize, settings: &Settings) -> Renderer {
-        const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
-        Renderer {
-            flights: Arc::default(),
+    pub fn new(
+        cores: usize,
+        settings: &Settings,
+        cache: Arc<Cache>,
+        metrics: Arc<Metrics>,
+    ) -> Renderer {
+        Renderer(Arc::new(Shared {
+            cache,
+            metrics,
+            pictures: Arc::default(),
+            previewing: Arc::default(),
+            previews: Mutex::new(LruCache::new(REMEMBERED)),
+            failed: Mutex::new(LruCache::new(REMEMBERED)),
             permits: Arc::new(Semaphore::new(cores)),
-            hopeless: Mutex::new(LruCache::new(REMEMBERED)),
-            most: settings.limits.renders.get(),
+            max_queued: settings.limits.renders.get(),
             timeout: settings.pictures.timeout,
-            pixels: settings.pictures.max_pixels,
+            max_pixels: settings.pictures.max_pixels,
+        }))
+    }
+
+    /// A variant of an image. It is in the cache before anyone gets it.
+    pub async fn variant(
+        &self,
+        id: &ImageId,
+        original: Representation,
+        variant: Variant,
+    ) -> Result<Rendered<Representation>, RenderError> {
+        let source = (id.clone(), original.metadata.version);
+        self.check_failed(&source)?;
+        let key = CacheKey::Image(source.0.clone(), source.1);
+        let cache = Arc::clone(&self.0.cache);
+        let work = move |limits| {
+            let metadata = &original.metadata;
+            let bytes = picture::render(&original.body, metadata.media_type, variant, limits)?;
+            let metadata = Arc::new(metadata.variant(variant, bytes.len()));
+            Ok(Representation { metadata, body: cache.count(bytes) })
+        };
+        self.picture(key, Kind::Variant(variant), Some(source), work).await
+    }
+
+    /// A drawn placeholder as WebP.
+    pub async fn placeholder(
+        &self,
+        placeholder: Placeholder,
+    ) -> Result<Rendered<Representation>, RenderError> {
+        let version = Version::of(format!("{placeholder:?} {GENERATION}").as_bytes());
+        let key = CacheKey::Placeholder(version);
+        if let Some(drawn) = self.0.cache.find(&key, Kind::Original) {
+            return Ok(Rendered::from_memory(drawn));
         }
+        let cache = Arc::clone(&self.0.cache);
+        let work = move |limits| {
+            let bytes = placeholder::webp(&placeholder, limits)?;
+            let metadata = Arc::new(Metadata::new(version, MediaType::WebP, bytes.len(), None));
+            Ok(Representation { metadata, body: cache.count(bytes) })
+        };
+        self.picture(key, Kind::Original, None, work).await
     }
 
-    fn hopeless(&self) -> MutexGuard<'_, LruCache<(ImageId, Version), PictureError>> {
-        self.hopeless.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The pixel size and `ThumbHash` of an image.
+    pub async fn preview(
+        &self,
+        id: &ImageId,
+        original: Representation,
+    ) -> Result<Arc<Preview>, RenderError> {
+        let source = (id.clone(), original.metadata.version);
+        if let Some(preview) = lock(&self.0.previews).get(&source) {
+            return Ok(Arc::clone(preview));
+        }
+        self.check_failed(&source)?;
+        let shared = Arc::clone(&self.0);
+        let preview = self.join(&self.0.previewing, source.clone(), move || async move {
+            let work = move |limits| {
+                let media_type = original.metadata.media_type;
+                picture::preview(&original.body, media_type, limits).map(Arc::new)
+            };
+            let rendered = shared.run(Some(&source), work).await?;
+            lock(&shared.previews).put(source, Arc::clone(&rendered.product));
+            Ok(rendered)
+        });
+        Ok(preview.await?.product)
     }
 
-    /// Remembers a failure that is due to the image, whatever is asked for of it.
-    fn remember(&self, id: &ImageId, version: Version, error: &PictureError) {
-        match error {
-            PictureError::TooManyPixels { .. } | PictureError::Broken(_) => {
-                self.hopeless().put((id.clone(), version), error.clone());
+    /// A picture for the cache. `source` is the image that it is made of.
+    async fn picture(
+        &self,
+        key: CacheKey,
+        kind: Kind,
+        source: Option<ImageVersion>,
+        work: impl FnOnce(RenderLimits) -> Result<Representation, PictureError> + Send + 'static,
+    ) -> Result<Rendered<Representation>, RenderError> {
+        let shared = Arc::clone(&self.0);
+        self.join(&self.0.pictures, (key.clone(), kind), move || async move {
+            // Another render may have ended between this request's look at the cache and now.
+            if let Some(kept) = shared.cache.find(&key, kind) {
+                return Ok(Rendered::from_memory(kept));
             }
-            PictureError::Opaque(_) | PictureError::Encoding(_) | PictureError::TimedOut => {}
+            let rendered = shared.run(source.as_ref(), work).await?;
+            shared.cache.insert_variant(key, rendered.product.clone());
+            Ok(rendered)
+        })
+        .await
+    }
+
+    /// Joins the render under way, or begins one. Nobody waits longer than a render may take.
+    async fn join<K, T, W>(
+        &self,
+        flights: &Arc<Flights<K, Outcome<T>>>,
+        key: K,
+        work: impl FnOnce() -> W,
+    ) -> Result<Rendered<T>, RenderError>
+    where
+        K: Clone + Eq + Hash + Send + 'static,
+        T: Clone + Send + Sync + 'static,
+        W: Future<Output = Outcome<T>> + Send + 'static,
+    {
+        let Some((flight, _joined)) = flights.join_within(key, self.0.max_queued, work) else {
+            self.0.metrics.count_shed(Shed::Renders);
+            return Err(RenderError::Busy);
+        };
+        let outcome = tokio::time::timeout(self.0.timeout, flight.outcome()).await;
+        Ok(outcome.map_err(|_elapsed| PictureError::TimedOut)???)
+    }
+
+    fn check_failed(&self, source: &ImageVersion) -> Result<(), PictureError> {
+        lock(&self.0.failed).get(source).map_or(Ok(()), |error| Err(error.clone()))
+    }
+}
+
+impl Shared {
+    /// Runs a render when a core is free for it.
+    async fn run<T: Send + 'static>(
+        &self,
+        source: Option<&ImageVersion>,
+        work: impl FnOnce(RenderLimits) -> Result<T, PictureError> + Send + 'static,
+    ) -> Outcome<T> {
+        let deadline = Instant::now().checked_add(self.timeout);
+        let limits = RenderLimits { pixels: self.max_pixels, deadline };
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
+        // Past the deadline nobody waits for it any more.
+        limits.check_time()?;
+        let began = Instant::now();
+        let done = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            work(limits)
+        });
+        // Decoders' panics are caught where they decode. This panic has nothing to do with the image, so the image isn't
+        // remembered as failed.
+        let rendered = done.await.unwrap_or_else(|_panicked| {
+            Err(PictureError::Encoding("the encoder panicked".to_owned()))
+        });
+        self.metrics.renders.inc();
+        if let (Some(source), Err(error)) = (source, &rendered)
+            && is_due_to_the_image(error)
+        {
+            lock(&self.failed).put(source.clone(), error.clone());
         }
+        Ok(Rendered { product: rendered?, time: began.elapsed() })
     }
 }
 
-/// A form of a version of an image: rendered by this request, or together with whoever asked for it before. It is kept
-/// in the cache before anyone is told. Nobody waits longer than a render may take.
-pub async fn render(
-    app: &Arc<App>,
-    id: &ImageId,
-    version: Version,
-    form: RepresentationKind,
-    work: impl FnOnce(RenderLimits) -> Result<Representation, PictureError> + Send + 'static,
-) -> Result<Rendered, RenderError> {
-    if let Some(error) = app.renderer.hopeless().get(&(id.clone(), version)) {
-        return Err(error.clone().into());
+/// True for failures that every render of the same image would have.
+fn is_due_to_the_image(error: &PictureError) -> bool {
+    match error {
+        PictureError::TooManyPixels { .. } | PictureError::Broken(_) => true,
+        PictureError::Opaque(_) | PictureError::Encoding(_) | PictureError::TimedOut => false,
     }
-    let Renderer { flights, most, .. } = &app.renderer;
-    let joined = flights.join_within((id.clone(), version, form), *most, || {
-        lead(Arc::clone(app), id.clone(), version, form, work)
-    });
-    let Some((flight, _joined)) = joined else {
-        app.metrics.count_shed(Shed::Renders);
-        return Err(RenderError::Busy);
-    };
-    let outcome = tokio::time::timeout(app.renderer.timeout, flight.outcome()).await;
-    let (representation, time) = outcome.map_err(|_elapsed| PictureError::TimedOut)???;
-    Ok(Rendered { representation, time })
 }
 
-async fn lead(
-    app: Arc<App>,
-    id: ImageId,
-    version: Version,
-    form: RepresentationKind,
-    work: impl FnOnce(RenderLimits) -> Result<Representation, PictureError> + Send + 'static,
-) -> RenderOutcome {
-    // Another may have ended between this one's look at the cache and its beginning.
-    if let Some(representation) = app.cache.get(&id, version, form) {
-        return Ok((representation, Duration::ZERO));
-    }
-    let deadline = Instant::now().checked_add(app.renderer.timeout);
-    let limits = RenderLimits { pixels: app.renderer.pixels, deadline };
-    let permit = Arc::clone(&app.renderer.permits).acquire_owned().await;
-    // Nobody waits for it any more.
-    limits.check_time()?;
-    let began = Instant::now();
-    let done = tokio::task::spawn_blocking(move || {
-        let _permit = permit;
-        work(limits)
-    });
-    // Decoding catches its own panics. This one is of no image in particular, so it isn't held against it.
-    let rendered = done.await.unwrap_or_else(|_panicked| {
-        Err(PictureError::Encoding("the encoder gave up on it".to_owned()))
-    });
-    app.metrics.renders.inc();
-    let representation =
-        rendered.inspect_err(|error| app.renderer.remember(&id, version, error))?;
-    app.cache.insert_form(&id, representation.clone());
-    Ok((representation, began.elapsed()))
-}
-
-/// A drawn placeholder as WebP, and what it took to get it.
-pub async fn placeholder(
-    app: &Arc<App>,
-    placeholder: Placeholder,
-) -> Result<(Rendered, CacheStatus), RenderError> {
-    let id = ImageId::of_placeholders();
-    let version = Version::of(format!("{placeholder:?} {GENERATION}").as_bytes());
-    if let Some(representation) = app.cache.get(&id, version, RepresentationKind::Original) {
-        return Ok((Rendered { representation, time: Duration::ZERO }, CacheStatus::Hit));
-    }
-    let cache = Arc::clone(app);
-    let rendered = render(app, &id, version, RepresentationKind::Original, move |limits| {
-        let bytes = placeholder::webp(&placeholder, limits)?;
-        let metadata = Arc::new(Metadata::new(version, MediaType::WebP, bytes.len(), None));
-        Ok(Representation { metadata, body: cache.cache.count(bytes) })
-    });
-    Ok((rendered.await?, CacheStatus::Rendered))
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

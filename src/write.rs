@@ -1,4 +1,4 @@
-//! The life of a write: what is to be written is checked as a read would check it, then stored.
+//! The life of a write: an image is checked as a read would check it, then stored.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -6,87 +6,90 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use crate::app::App;
+use crate::changes::Changes;
+use crate::cpu::Cpu;
 use crate::image::preconditions::{EntityTags, Preconditions};
 use crate::image::record::{self, Content, Corrupt, Record};
 use crate::image::{ImageId, MediaType, Metadata, Version};
-use crate::offload;
-use crate::read::off_worker;
-use crate::store::{Change, Coherence, Condition, Expiry, Replaced, StoreError, Written};
+use crate::metrics::Metrics;
+use crate::offload::Offload;
+use crate::picture;
+use crate::settings::Settings;
+use crate::store::{Coherence, Condition, Expiry, Replaced, Store, StoreError, Written};
 
-/// What is to be written.
+/// An image to be written.
 #[derive(Debug)]
 pub enum Submission {
-    /// The bytes of an image, of which a record is made.
+    /// The bytes of an image. A record is made of them.
     Image {
-        /// As they are to be served.
+        /// The bytes, as they will be served.
         bytes: Bytes,
-        /// What the writer says that they are, where it says anything.
+        /// The type that the writer declared.
         declared: Option<MediaType>,
     },
     /// A record as a backend would store it.
     Record(Bytes),
 }
 
-/// Under which id.
+/// The id to write to.
 #[derive(Debug)]
 pub enum Target {
-    /// This one.
+    /// A given id.
     Id(ImageId),
-    /// The one that the image's bytes have ([`ImageId::of_content`]).
+    /// The id that is made of the image's bytes ([`ImageId::of_content`]).
     Content,
 }
 
-/// What a write did.
+/// The result of a write.
 #[derive(Debug)]
 pub struct Put {
-    /// Under which id.
+    /// The id that was written to.
     pub id: ImageId,
-    /// What the next read answers.
+    /// The metadata that the next read answers.
     pub metadata: Metadata,
-    /// Whether it created the image.
+    /// The value that was replaced, if there was one.
     pub replaced: Replaced,
 }
 
-/// Why a write did nothing.
+/// Reasons for a write that wasn't made.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// It is no image: a read would have answered an error.
+    /// The submission is no image. A read would answer an error.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
-    /// The record has the address of the image instead of its bytes.
+    /// The record has an address instead of the image's bytes.
     #[error(
-        "a record with url instead of base64_data can't be written: the server itself moves images"
+        "a record must have base64_data, not url: the server itself moves images to the object store"
     )]
     Offloaded,
-    /// The bytes are none of the type that was declared.
-    #[error("the body is {}, and Content-Type says {}", found.as_str(), declared.as_str())]
+    /// The bytes are of another type than the declared one.
+    #[error("the body is {}, but Content-Type says {}", found.as_str(), declared.as_str())]
     Mistyped {
-        /// What was declared.
+        /// The declared type.
         declared: MediaType,
-        /// What the bytes are.
+        /// The type of the bytes.
         found: MediaType,
     },
-    /// The image makes a larger record than may be read.
+    /// The record is too large to be read back.
     #[error("the image makes a record of {size} bytes, the limit is {limit} ([records] max_value)")]
     TooLarge {
-        /// Of the record, in bytes.
+        /// Length of the record, in bytes.
         size: usize,
-        /// In bytes.
+        /// The limit, in bytes.
         limit: usize,
     },
-    /// What is there isn't what the preconditions ask for.
-    #[error("what is stored isn't what If-Match, If-None-Match or If-Unmodified-Since asks for")]
+    /// A precondition failed.
+    #[error("the stored image doesn't meet If-Match, If-None-Match or If-Unmodified-Since")]
     PreconditionFailed,
     /// There is nothing to remove.
     #[error("there is no image with this id")]
     Absent,
-    /// The store didn't take it, or didn't say so: the write may or may not have happened.
+    /// The store refused the write, or didn't answer. Without an answer the write may have happened.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// What is ready to be stored.
+/// A submission that is ready to be stored.
 struct Prepared {
     id: ImageId,
     value: Bytes,
@@ -95,66 +98,123 @@ struct Prepared {
     bytes: Bytes,
 }
 
-/// Writes an image that lives for `time_to_live`.
-pub async fn put(
-    app: &Arc<App>,
-    target: Target,
-    submission: Submission,
-    time_to_live: Duration,
-    preconditions: Preconditions,
-) -> Result<Put, WriteError> {
-    let length = match &submission {
-        Submission::Image { bytes, .. } | Submission::Record(bytes) => bytes.len(),
-    };
-    let by_content = matches!(target, Target::Content);
-    let limit = app.settings.records.max_value;
-    let prepared = off_worker(app, length, move || prepare(target, submission, limit)).await?;
-    let Prepared { id, mut value, mut metadata, bytes } = prepared;
-    let condition = condition(preconditions);
-    // An image that is written again lives as long as the one that promised the most.
-    let expiry = if by_content { Expiry::AtLeast(time_to_live) } else { Expiry::In(time_to_live) };
-    // Where it isn't moved it is stored as it is, and moved later.
-    let moved = offload::on_write(app, &id, &value, &metadata, &bytes).await;
-    if let Some(moved) = &moved {
-        value = moved.value.clone();
-        let Metadata { media_type, length, last_modified, .. } = metadata;
-        metadata = Metadata::new(moved.version, media_type, length, last_modified);
-    }
-    let written = tell(app, &id, app.store.put(&id, value, expiry, &condition));
-    let Written::Done(replaced) = written.await? else {
-        return Err(WriteError::PreconditionFailed);
-    };
-    if let Some(moved) = &moved {
-        app.metrics.offloaded.inc();
-        offload::keep(app, &id, moved, &metadata, bytes);
-    }
-    Ok(Put { id, metadata, replaced })
+/// The parts that a write needs.
+#[derive(Debug)]
+pub struct Writer {
+    store: Arc<Store>,
+    offload: Option<Arc<Offload>>,
+    changes: Changes,
+    metrics: Arc<Metrics>,
+    cpu: Cpu,
+    max_value: usize,
 }
 
-/// Removes an image.
-pub async fn remove(
-    app: &Arc<App>,
-    id: &ImageId,
-    preconditions: Preconditions,
-) -> Result<(), WriteError> {
-    let condition = condition(preconditions);
-    let (condition, removed) = match &app.offload {
-        Some(_) => noting(condition),
-        None => (condition, Arc::default()),
-    };
-    match tell(app, id, app.store.remove(id, &condition)).await? {
-        Written::Done(Replaced::Value) => {}
-        Written::Done(Replaced::Nothing) => return Err(WriteError::Absent),
-        Written::ConditionFailed => return Err(WriteError::PreconditionFailed),
+impl Writer {
+    /// Writes to a store, and through it to the object store if one is configured.
+    pub fn new(
+        store: &Arc<Store>,
+        offload: Option<&Arc<Offload>>,
+        changes: &Changes,
+        cpu: &Cpu,
+        settings: &Settings,
+    ) -> Writer {
+        Writer {
+            store: Arc::clone(store),
+            offload: offload.map(Arc::clone),
+            changes: changes.clone(),
+            metrics: Arc::clone(&changes.metrics),
+            cpu: cpu.clone(),
+            max_value: settings.records.max_value,
+        }
     }
-    let removed = removed.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let (Some(offload), Some(value)) = (&app.offload, removed) {
-        offload::discard(offload, id, &value).await;
+
+    /// Writes an image that lives for `time_to_live`.
+    pub async fn put(
+        &self,
+        target: Target,
+        submission: Submission,
+        time_to_live: Duration,
+        preconditions: Preconditions,
+    ) -> Result<Put, WriteError> {
+        let length = match &submission {
+            Submission::Image { bytes, .. } | Submission::Record(bytes) => bytes.len(),
+        };
+        let by_content = matches!(target, Target::Content);
+        let limit = self.max_value;
+        let prepare = move || prepare(target, submission, limit);
+        let Prepared { id, mut value, mut metadata, bytes } =
+            self.cpu.run_on(length, prepare).await?;
+        let condition = condition(preconditions);
+        // The same image written again lives as long as the write that promised the most.
+        let expiry =
+            if by_content { Expiry::AtLeast(time_to_live) } else { Expiry::In(time_to_live) };
+        // An image that can't be moved now is stored as it is, and moved later.
+        let mut moved = None;
+        if let Some(offload) = &self.offload
+            && let Some(it) = offload.on_write(&id, &value, &metadata, &bytes).await
+        {
+            value = it.value.clone();
+            metadata = metadata.with_version(it.version);
+            moved = Some((offload, it));
+        }
+        let written = self.tracked(&id, self.store.put(&id, value, expiry, &condition));
+        let Written::Done(replaced) = written.await? else {
+            return Err(WriteError::PreconditionFailed);
+        };
+        if let Some((offload, moved)) = moved {
+            offload.keep(&id, &moved, &metadata, bytes);
+        }
+        Ok(Put { id, metadata, replaced })
     }
-    Ok(())
+
+    /// Removes an image.
+    pub async fn remove(
+        &self,
+        id: &ImageId,
+        preconditions: Preconditions,
+    ) -> Result<(), WriteError> {
+        let condition = condition(preconditions);
+        let (condition, removed) = match &self.offload {
+            Some(_) => noting(condition),
+            None => (condition, Arc::default()),
+        };
+        match self.tracked(id, self.store.remove(id, &condition)).await? {
+            Written::Done(Replaced::Value) => {}
+            Written::Done(Replaced::Nothing) => return Err(WriteError::Absent),
+            Written::ConditionFailed => return Err(WriteError::PreconditionFailed),
+        }
+        let removed = removed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let (Some(offload), Some(value)) = (&self.offload, removed) {
+            offload.discard(id, &value).await;
+        }
+        Ok(())
+    }
+
+    /// Makes a write, times the push that it causes, and passes the change on at once.
+    async fn tracked(
+        &self,
+        id: &ImageId,
+        write: impl Future<Output = Result<Written, StoreError>>,
+    ) -> Result<Written, StoreError> {
+        if self.changes.index.coherence() == Coherence::Coherent {
+            self.metrics.expect_push(id);
+        }
+        let written = write.await;
+        match &written {
+            Ok(Written::Done(_)) => {}
+            Ok(Written::ConditionFailed) => self.metrics.expect_no_push(Some(id)),
+            Err(error) => {
+                self.metrics.expect_no_push(Some(id));
+                self.metrics.count_store_error(error);
+            }
+        }
+        // After a failure as well: the write may have happened.
+        self.changes.apply_own_write(id);
+        written
+    }
 }
 
-/// The same condition, which notes what it was asked of.
+/// The same condition, which notes the value that it was evaluated against.
 fn noting(condition: Condition) -> (Condition, Arc<Mutex<Option<Vec<u8>>>>) {
     let noted = Arc::<Mutex<Option<Vec<u8>>>>::default();
     let note = Arc::clone(&noted);
@@ -165,33 +225,7 @@ fn noting(condition: Condition) -> (Condition, Arc<Mutex<Option<Vec<u8>>>>) {
     (condition, noted)
 }
 
-/// Makes a write, times how long the store takes to tell of it, and tells of it here at once.
-async fn tell(
-    app: &App,
-    id: &ImageId,
-    write: impl Future<Output = Result<Written, StoreError>>,
-) -> Result<Written, StoreError> {
-    if app.index.coherence() == Coherence::Coherent {
-        app.metrics.expect_push(id);
-    }
-    let written = write.await;
-    match &written {
-        Ok(Written::Done(_)) => {}
-        Ok(Written::ConditionFailed) => app.metrics.expect_no_push(Some(id)),
-        Err(error) => {
-            app.metrics.expect_no_push(Some(id));
-            app.metrics.count_store_error(error);
-        }
-    }
-    // The push says so too, later; but who has read this answer must not be shown what was there before. A write
-    // that failed may have happened all the same.
-    let change = Change::Invalidated(id.clone());
-    app.index.apply(change.clone());
-    app.events.apply(&change);
-    written
-}
-
-/// Reads what is to be written as a read would read it. Takes milliseconds a megabyte.
+/// Decodes a submission as a read would. Takes milliseconds per megabyte.
 fn prepare(target: Target, submission: Submission, limit: usize) -> Result<Prepared, WriteError> {
     let (value, bytes, media_type, created_at) = match submission {
         Submission::Image { bytes, declared } => {
@@ -201,7 +235,7 @@ fn prepare(target: Target, submission: Submission, limit: usize) -> Result<Prepa
             {
                 return Err(WriteError::Mistyped { declared, found });
             }
-            // The same content is the same version, however often it is written: so it has no date.
+            // No date: the same content has to be the same version, however often it is written.
             let created_at = match target {
                 Target::Id(_) => Some(record::whole_seconds(SystemTime::now())),
                 Target::Content => None,
@@ -227,10 +261,11 @@ fn prepare(target: Target, submission: Submission, limit: usize) -> Result<Prepa
         Target::Content => ImageId::of_content(&Sha256::digest(&bytes).into()),
     };
     let metadata = Metadata::new(Version::of(&value), media_type, bytes.len(), created_at);
+    let _ = metadata.animated.set(picture::decode::is_animated(&bytes, media_type));
     Ok(Prepared { id, value, metadata, bytes })
 }
 
-/// What the preconditions of a write ask of what is stored (RFC 9110 §13.2.2).
+/// The condition on the stored value that the preconditions of a write make (RFC 9110 §13.2.2).
 fn condition(preconditions: Preconditions) -> Condition {
     let Preconditions { if_match, if_none_match, if_modified_since: _, if_unmodified_since } =
         preconditions;
@@ -242,7 +277,7 @@ fn condition(preconditions: Preconditions) -> Condition {
             let version = value.map(Version::of);
             let unmodified = match (&if_match, since) {
                 (Some(tags), _) => version.is_some_and(|it| tags.name_strongly(it)),
-                // One without a date isn't asked for it (§13.1.4).
+                // Ignored for a record without a date (§13.1.4).
                 (None, Some(since)) => {
                     let record = value.and_then(|value| Record::parse(value).ok());
                     let modified = record.and_then(|record| record.created_at);
@@ -295,7 +330,7 @@ mod tests {
             (Preconditions { if_match: Some(EntityTags::Any), ..none() }, true, false),
             (Preconditions { if_none_match: Some(EntityTags::Any), ..none() }, false, true),
             (Preconditions { if_match: Some(tags(&["\"x\"", &own])), ..none() }, true, false),
-            // Another form of the same version.
+            // Another representation of the same version.
             (Preconditions { if_match: Some(tags(&[&coded])), ..none() }, true, false),
             (Preconditions { if_match: Some(tags(&["\"x\""])), ..none() }, false, false),
             // Strong comparison, and weak.
@@ -320,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_is_asked_of_what_has_one_alone() {
+    fn if_unmodified_since_is_ignored_for_records_without_a_date() {
         let since = |seconds| Preconditions {
             if_unmodified_since: Some(UNIX_EPOCH + Duration::from_secs(seconds)),
             ..Preconditions::default()

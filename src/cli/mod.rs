@@ -149,7 +149,7 @@ fn make_room_for_connections(connections: usize) {
 fn welcome(app: &App, url: &str, demo: &[ImageId]) -> String {
     use std::fmt::Write;
     let mut text = String::new();
-    let store = match &app.store {
+    let store = match &*app.store {
         Store::Redis(_) => "Redis".to_owned(),
         Store::Embedded(store) => format!("the embedded store {}", store.path().display()),
     };

@@ -1,3 +1,20 @@
-//! Server-sent events: who follows what, and what each stream has been told.
+//! Events: browsers are told the newest state of the images that they follow.
+//!
+//! ```text
+//!   store ─ a changed ─▶ Hub::apply ─▶ dispatch ── a is pending ─▶ stream 1, 2, …
+//!                                                                     │ when its client has room
+//!                             which version of a is current now? ◀────┘ not the one that was sent: its event,
+//!                                                                       made once for all streams of the same kind
+//! ```
+//!
+//! A stream holds no events, only the ids whose state it may have to send, and the version of each image that it sent
+//! last. So a slow client gets fewer events but always the newest state, no client gets an older state after a newer one,
+//! and a new connection begins with the state of every image.
 
-pub mod hub;
+mod content;
+mod hub;
+mod subscription;
+
+pub use self::content::{Content, Encode, Inline};
+pub use self::hub::{Followed, Hub};
+pub use self::subscription::{Events, Subscription, TooMany};

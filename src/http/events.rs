@@ -1,4 +1,4 @@
-//! `GET /events`: Server-Sent Events (HTML, §9.2) of the images that a page waits for.
+//! `GET /events`: Server-Sent Events (HTML, §9.2), their framing, their JSON and the addresses in it.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -12,19 +12,20 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::problem::Problem;
 use super::router::HttpState;
+use super::urls;
 use crate::app::App;
-use crate::events::hub::{Inline, Subscription, TooMany, Wanted};
-use crate::image::{ImageId, MAX_ID_LENGTH};
+use crate::events::{Content, Followed, Inline, Subscription, TooMany};
+use crate::image::{ImageId, MAX_ID_LENGTH, Version};
 
-/// nginx passes on what carries this as it comes.
+/// Tells nginx not to buffer the response.
 const NOT_BUFFERED: (HeaderName, HeaderValue) =
     (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
 
-/// What keeps a connection open and means nothing.
+/// A comment, which keeps a connection open and means nothing.
 const COMMENT: Bytes = Bytes::from_static(b":\n\n");
 
 #[derive(Debug, Default, Deserialize)]
@@ -45,13 +46,16 @@ pub(crate) async fn get(
         Problem::bad_parameter(format!("{}; {takes}", rejection.body_text()))
     })?;
     let app = &state.app;
-    let wanted = wanted(&parameters, app.events.most_ids())?;
+    let followed = followed(&parameters, app.events.most_ids())?;
     let inline = match parameters.inline.as_deref() {
-        None => Inline::Thumbnail,
-        Some(name) => Inline::named(name)
-            .ok_or_else(|| Problem::bad_parameter("inline is none, thumbnail or full"))?,
+        Some("none") => Inline::None,
+        None | Some("thumbnail") => Inline::Thumbnail,
+        Some("full") => Inline::Full,
+        Some(_) => {
+            return Err(Problem::bad_parameter("`inline` must be `none`, `thumbnail` or `full`"));
+        }
     };
-    let subscription = Subscription::open(app, wanted, inline)?;
+    let subscription = app.events.subscribe(followed, inline)?;
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")),
@@ -60,7 +64,7 @@ pub(crate) async fn get(
     Ok((headers, body(app, subscription)).into_response())
 }
 
-fn wanted(parameters: &EventParams, most: usize) -> Result<Wanted, Problem> {
+fn followed(parameters: &EventParams, most: usize) -> Result<Followed, Problem> {
     match (&parameters.ids, &parameters.prefix) {
         (Some(ids), None) => {
             let ids = ids.split(',').map(|id| {
@@ -74,7 +78,7 @@ fn wanted(parameters: &EventParams, most: usize) -> Result<Wanted, Problem> {
                 let detail = format!("{named} ids are named, the limit is {most} ({detail})");
                 return Err(Problem::bad_parameter(detail));
             }
-            Ok(Wanted::Ids(ids))
+            Ok(Followed::Ids(ids))
         }
         (None, Some(prefix)) => {
             let known = |byte: u8| byte.is_ascii_alphanumeric() || b"._:~-".contains(&byte);
@@ -82,21 +86,21 @@ fn wanted(parameters: &EventParams, most: usize) -> Result<Wanted, Problem> {
                 let detail = "prefix is the beginning of an id: up to 128 of A-Z a-z 0-9 . _ : ~ -";
                 return Err(Problem::bad_parameter(detail));
             }
-            Ok(Wanted::Prefix(prefix.clone()))
+            Ok(Followed::Prefix(prefix.clone()))
         }
         (None, None) => Err(Problem::bad_parameter("ids or prefix is missing")),
         (Some(_), Some(_)) => Err(Problem::bad_parameter("ids and prefix are both there")),
     }
 }
 
-/// As much of what a client sent as is sensible to send back.
+/// A part of an address, cut to a length that is fit to be sent back.
 fn parameters_of(id: &str) -> String {
     id.chars().take(MAX_ID_LENGTH).collect()
 }
 
-/// The events as they come, with a sign of life where none does, until the server stops.
+/// The events as they come, with comments between them while there are none, until the server stops.
 fn body(app: &Arc<App>, subscription: Subscription) -> Body {
-    // Those who lose a server all at once come back one by one.
+    // Random, so that clients who lose a server all at once come back one by one.
     let beginning = Bytes::from(format!("retry: {}\n\n", fastrand::u32(1000..3000)));
     let heartbeat = app.events.heartbeat();
     let app = Arc::clone(app);
@@ -118,6 +122,57 @@ fn body(app: &Arc<App>, subscription: Subscription) -> Body {
         }
     });
     Body::from_stream(events)
+}
+
+/// Encodes an event as it stands in a stream (HTML, §9.2.6).
+pub(crate) fn encode(content: &Content<'_>) -> Bytes {
+    match content {
+        Content::Absent { id } => {
+            message("concept_absent", None, ConceptAbsent { concept_id: id.as_str() })
+        }
+        Content::Present { id, version, inline, thumbnail, original } => {
+            let thumbnail = match inline {
+                Inline::None => Some(urls::thumbnail(id, *version)),
+                Inline::Thumbnail | Inline::Full => thumbnail.as_ref().map(urls::data),
+            };
+            let progress = ConceptProgress {
+                concept_id: id.as_str(),
+                full: urls::versioned(id, *version),
+                thumbnail,
+                image_data: original.as_ref().map(urls::data),
+            };
+            message("concept_progress", Some(*version), progress)
+        }
+    }
+}
+
+/// The data of the event of an image.
+#[derive(Serialize)]
+struct ConceptProgress<'a> {
+    concept_id: &'a str,
+    full: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thumbnail: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_data: Option<String>,
+}
+
+/// The data of the event of an id without an image.
+#[derive(Serialize)]
+struct ConceptAbsent<'a> {
+    concept_id: &'a str,
+}
+
+fn message(name: &'static str, version: Option<Version>, data: impl Serialize) -> Bytes {
+    #[derive(Serialize)]
+    struct Message<T> {
+        r#type: &'static str,
+        data: T,
+    }
+    let json = serde_json::to_string(&Message { r#type: name, data }).expect("strings are JSON");
+    // An empty id says that there is no version.
+    let id = version.map(|version| version.to_string()).unwrap_or_default();
+    Bytes::from(format!("event: {name}\nid: {id}\ndata: {json}\n\n"))
 }
 
 impl From<TooMany> for Problem {

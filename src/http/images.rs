@@ -19,12 +19,10 @@ use super::params::{self, ImageParams};
 use super::problem::Problem;
 use super::router::HttpState;
 use super::{CACHE_STATUS, FromMemory, SERVER_TIMING, negotiation, placeholders};
+use crate::cache_status::CacheStatus;
 use crate::image::variant::Transform;
 use crate::image::{ImageId, MediaType, Metadata, Representation, RepresentationKind, Version};
-use crate::offload::RemoteImage;
-use crate::read::{
-    self, Answer, AnswerContent, CacheStatus, ImageRequest, ReadFailure, Timing, Want,
-};
+use crate::read::{Answer, AnswerContent, ImageRequest, ReadFailure, Timing, Want};
 use crate::settings;
 
 /// The address names the version, and what that means never changes (RFC 8246).
@@ -101,9 +99,9 @@ async fn answer(
         want,
         preconditions: conditional::preconditions(headers),
         accepts: negotiation::accepted_codings(headers),
-        asked: parameters.transform,
+        transform: parameters.transform,
     };
-    match read::image(&state.app, request).await {
+    match state.app.reader.image(request).await {
         Ok(answer) => answered(state, headers, parameters.version.as_deref(), answer),
         Err(failure) => failed(state, &parameters, failure).await,
     }
@@ -125,11 +123,11 @@ fn answered(
     version: Option<&str>,
     answer: Answer,
 ) -> Response {
-    let Answer { content, served, times } = answer;
+    let Answer { content, cache_status: source, timing } = answer;
     let from_memory = match &content {
         AnswerContent::Image(Representation { metadata, .. })
         | AnswerContent::NotModified(metadata)
-            if served == CacheStatus::Hit =>
+            if source == CacheStatus::Hit =>
         {
             Some(FromMemory(Arc::clone(metadata)))
         }
@@ -147,7 +145,7 @@ fn answered(
             (response, metadata.version)
         }
         AnswerContent::Metadata(metadata) => (whole(&metadata, Body::empty()), metadata.version),
-        AnswerContent::Redirect(remote) => (elsewhere(state, &remote), remote.version),
+        AnswerContent::Redirect { version, location } => (redirect(location), version),
         AnswerContent::NotModified(metadata) => (not_modified(&metadata), metadata.version),
         AnswerContent::PreconditionFailed(metadata) => {
             (precondition_failed(&metadata), metadata.version)
@@ -156,7 +154,7 @@ fn answered(
     let status = response.status();
     let headers = response.headers_mut();
     if status.is_success() || status.is_redirection() {
-        let freshness = match freshness(state, version_of, version, served) {
+        let freshness = match freshness(state, version_of, version, source) {
             // What an object store has goes some time after its record, so no cache should send anybody there for ever.
             forever if status == StatusCode::TEMPORARY_REDIRECT && forever == FRESH_FOR_EVER => {
                 state.fresh.clone()
@@ -164,13 +162,13 @@ fn answered(
             freshness => freshness,
         };
         headers.insert(CACHE_CONTROL, freshness);
-        if let CacheStatus::Stale { age } = served {
+        if let CacheStatus::Stale { age } = source {
             // Nobody else's answer is older than its request (RFC 9111 §5.1).
             headers.insert(AGE, HeaderValue::from(age.as_secs()));
         }
     }
-    headers.insert(CACHE_STATUS, cache_status(served));
-    headers.insert(SERVER_TIMING, server_timing(&times));
+    headers.insert(CACHE_STATUS, cache_status(source));
+    headers.insert(SERVER_TIMING, server_timing(&timing));
     if let Some(from_memory) = from_memory {
         response.extensions_mut().insert(from_memory);
     }
@@ -216,12 +214,14 @@ pub(crate) fn cache_status(served: CacheStatus) -> HeaderValue {
     HeaderValue::from_static(match served {
         CacheStatus::Hit => "afterimage; hit",
         CacheStatus::Rendered => "afterimage; hit; detail=rendered",
-        CacheStatus::Fetched { collapsed: false, kept: true } => "afterimage; fwd=miss; stored",
-        CacheStatus::Fetched { collapsed: true, kept: true } => {
+        CacheStatus::Fetched { collapsed: false, stored: true } => "afterimage; fwd=miss; stored",
+        CacheStatus::Fetched { collapsed: true, stored: true } => {
             "afterimage; fwd=miss; stored; collapsed"
         }
-        CacheStatus::Fetched { collapsed: false, kept: false } => "afterimage; fwd=miss",
-        CacheStatus::Fetched { collapsed: true, kept: false } => "afterimage; fwd=miss; collapsed",
+        CacheStatus::Fetched { collapsed: false, stored: false } => "afterimage; fwd=miss",
+        CacheStatus::Fetched { collapsed: true, stored: false } => {
+            "afterimage; fwd=miss; collapsed"
+        }
         CacheStatus::Revalidated { collapsed: false } => {
             "afterimage; fwd=stale; detail=revalidated"
         }
@@ -262,9 +262,9 @@ pub(crate) async fn failed(
     parameters: &ImageParams,
     failure: ReadFailure,
 ) -> Response {
-    let ReadFailure { error, served, times } = failure;
+    let ReadFailure { error, cache_status: source, timing } = failure;
     let problem = Problem::from(error);
-    let status = served.map_or_else(
+    let status = source.map_or_else(
         || {
             // Whoever is too busy hasn't asked anybody.
             let asked = if problem.kind() == "busy" { "" } else { " fwd=miss;" };
@@ -279,7 +279,7 @@ pub(crate) async fn failed(
         problem.into_response()
     };
     response.headers_mut().insert(CACHE_STATUS, status);
-    response.headers_mut().insert(SERVER_TIMING, server_timing(&times));
+    response.headers_mut().insert(SERVER_TIMING, server_timing(&timing));
     response
 }
 
@@ -289,15 +289,12 @@ pub(crate) fn whole(metadata: &Metadata, body: Body) -> Response {
     response
 }
 
-/// Where a client finds the image, by the same method (RFC 9110 §15.4.8).
-fn elsewhere(state: &HttpState, remote: &RemoteImage) -> Response {
-    let url = state.app.offload.as_ref().and_then(|offload| offload.redirect(remote));
-    let Some(Ok(url)) = url.map(HeaderValue::try_from) else {
-        return Problem::internal("an image is elsewhere, and nowhere to be found").into_response();
-    };
+/// A redirect to the image, by the same method (RFC 9110 §15.4.8).
+fn redirect(location: String) -> Response {
+    let location = HeaderValue::try_from(location).expect("addresses are checked at start");
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
-    response.headers_mut().insert(LOCATION, url);
+    response.headers_mut().insert(LOCATION, location);
     response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(0));
     response
 }

@@ -1,4 +1,4 @@
-//! What is known of an image, as JSON.
+//! `GET /images/{id}/info`: the metadata of an image, and a small picture of it, as JSON.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,8 +17,7 @@ use super::images;
 use super::params::ImageParams;
 use super::problem::Problem;
 use super::router::HttpState;
-use super::{CACHE_STATUS, SERVER_TIMING};
-use crate::read;
+use super::{CACHE_STATUS, SERVER_TIMING, urls};
 
 /// `GET /images/{id}/info`.
 pub(crate) async fn get(
@@ -26,15 +25,11 @@ pub(crate) async fn get(
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Problem> {
     let id = images::id(path)?;
-    let info = match read::info(&state.app, &id).await {
+    let info = match state.app.reader.info(&id).await {
         Ok(info) => info,
         Err(failure) => return Ok(images::failed(&state, &ImageParams::default(), failure).await),
     };
     let metadata = &info.metadata;
-    let thumbnail = info.thumbnail.map(|thumbnail| {
-        let media_type = thumbnail.metadata.media_type.as_str();
-        format!("data:{media_type};base64,{}", STANDARD.encode(&thumbnail.body))
-    });
     let expires_in =
         info.expires.map(|expires| expires.saturating_duration_since(Instant::now()).as_secs());
     let body = json!({
@@ -46,14 +41,14 @@ pub(crate) async fn get(
         "etag": metadata.etag.to_str().unwrap_or_default(),
         "expires_in": expires_in,
         "thumbhash": info.preview.as_ref().map(|it| STANDARD.encode(&it.thumbhash)),
-        "thumbnail": thumbnail,
-        "url": format!("/images/{id}?v={}", metadata.version),
+        "thumbnail": info.thumbnail.as_ref().map(urls::data),
+        "url": urls::versioned(&id, metadata.version),
     });
-    // It says for how long the image lives, which changes with each second.
+    // `no-store`: the time to live changes with each second.
     let headers = [
         (CACHE_CONTROL, HeaderValue::from_static("no-store")),
-        (CACHE_STATUS, images::cache_status(info.served)),
-        (SERVER_TIMING, images::server_timing(&info.times)),
+        (CACHE_STATUS, images::cache_status(info.cache_status)),
+        (SERVER_TIMING, images::server_timing(&info.timing)),
     ];
     Ok((headers, Json(body)).into_response())
 }

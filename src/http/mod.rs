@@ -11,7 +11,7 @@ pub(crate) mod cached_head;
 mod conditional;
 mod cors;
 mod digest;
-mod events;
+pub(crate) mod events;
 pub(crate) mod fast_path;
 mod images;
 mod info;
@@ -23,6 +23,7 @@ mod placeholders;
 pub(crate) mod problem;
 pub mod router;
 pub(crate) mod service;
+mod urls;
 mod writes;
 
 /// Goes along with an answer about an image that came from memory as it is there.

@@ -19,7 +19,6 @@ use crate::image::MediaType;
 use crate::image::preconditions::Verdict;
 use crate::image::variant::Transform;
 use crate::picture::placeholder::{Background, MAX_TEXT, Placeholder, parse_colour};
-use crate::render;
 use crate::settings::PictureSettings;
 
 #[derive(Debug, Default, Deserialize)]
@@ -40,8 +39,9 @@ pub(crate) async fn get(
 ) -> Result<Response, Problem> {
     let dimensions = path.map(|Path(dimensions)| dimensions).unwrap_or_default();
     let placeholder = parse(&dimensions, &uri, &state.app.settings.pictures)?;
-    let (rendered, status) = render::placeholder(&state.app, placeholder).await?;
-    let (metadata, body) = (&rendered.representation.metadata, rendered.representation.body);
+    let rendered = state.app.renderer.placeholder(placeholder).await?;
+    let (source, timing) = (rendered.cache_status(), images::render_timing(rendered.time));
+    let (metadata, body) = (&rendered.product.metadata, rendered.product.body);
     let mut response = match conditional::preconditions(&headers).evaluate(metadata) {
         Verdict::NotModified => images::not_modified(metadata),
         Verdict::Failed => images::precondition_failed(metadata),
@@ -55,8 +55,8 @@ pub(crate) async fn get(
     if kept {
         headers.insert(CACHE_CONTROL, state.fresh.clone());
     }
-    headers.insert(CACHE_STATUS, images::cache_status(status));
-    headers.insert(SERVER_TIMING, images::render_timing(rendered.time));
+    headers.insert(CACHE_STATUS, images::cache_status(source));
+    headers.insert(SERVER_TIMING, timing);
     Ok(response)
 }
 
@@ -107,10 +107,10 @@ pub(crate) async fn in_place(
         text_colour: None,
         text: Some(String::new()),
     };
-    let drawn = render::placeholder(&state.app, placeholder).await;
+    let drawn = state.app.renderer.placeholder(placeholder).await;
     let mut response = problem.into_response();
-    if let Ok((rendered, _)) = drawn {
-        let body = rendered.representation.body;
+    if let Ok(rendered) = drawn {
+        let body = rendered.product.body;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(MediaType::WebP.as_str()));
         headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));

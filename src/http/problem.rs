@@ -11,7 +11,7 @@ use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::app::OverBudget;
+use crate::budget::OverBudget;
 use crate::picture::PictureError;
 use crate::read::ReadError;
 use crate::render::RenderError;

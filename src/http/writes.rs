@@ -23,13 +23,13 @@ use super::auth::{self, Peer};
 use super::digest::Digests;
 use super::problem::Problem;
 use super::router::HttpState;
-use super::{conditional, images};
-use crate::app::{App, WriteReservation};
+use super::{conditional, images, urls};
+use crate::app::App;
+use crate::budget::WriteReservation;
 use crate::image::MediaType;
-use crate::read::off_worker;
 use crate::settings;
 use crate::store::Replaced;
-use crate::write::{self, Put, Submission, Target};
+use crate::write::{Put, Submission, Target};
 
 /// For how long what is sent should be kept, in seconds (RFC 8030 §5.2).
 const TTL: HeaderName = HeaderName::from_static("ttl");
@@ -84,13 +84,13 @@ pub(crate) async fn post(
         Replaced::Nothing => StatusCode::CREATED,
         Replaced::Value => StatusCode::OK,
     };
-    let location = format!("/images/{id}");
+    let location = urls::image(&id);
     let body = json!({
         "id": id.as_str(),
         "type": metadata.media_type.as_str(),
         "bytes": metadata.length,
         "etag": metadata.etag.to_str().unwrap_or_default(),
-        "url": format!("{location}?v={}", metadata.version),
+        "url": urls::versioned(&id, metadata.version),
     });
     let headers = [
         (LOCATION, HeaderValue::try_from(location).expect("ids are ASCII")),
@@ -113,13 +113,13 @@ pub(crate) async fn delete(
         return Err(Problem::bad_parameter("a DELETE takes none"));
     }
     let preconditions = conditional::preconditions(request.headers());
-    write::remove(&state.app, &id, preconditions).await?;
+    state.app.writer.remove(&id, preconditions).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Reads what is to be written, and writes it.
 async fn accept(
-    app: &Arc<App>,
+    app: &App,
     target: Target,
     query: Parsed,
     request: Request,
@@ -141,13 +141,14 @@ async fn accept(
     if announced.is_some_and(|length| length > limit) {
         return Err(too_large(limit));
     }
-    let mut room = app.reserve_write(COPIES * announced.unwrap_or(FIRST_PIECE) as u64).await?;
+    let mut room =
+        app.write_budget.reserve(COPIES * announced.unwrap_or(FIRST_PIECE) as u64).await?;
     let body = read(request.into_body(), announced, limit, &mut room).await?;
     let check = {
         let body = body.clone();
         move || digests.contradiction(&body)
     };
-    if let Some(algorithm) = off_worker(app, body.len(), check).await {
+    if let Some(algorithm) = app.cpu.run_on(body.len(), check).await {
         let detail = format!("the body isn't what its digest says ({algorithm})");
         let status = StatusCode::BAD_REQUEST;
         return Err(Problem::new(status, "digest-mismatch", "digest mismatch", detail));
@@ -156,7 +157,7 @@ async fn accept(
         BodyContent::Image(declared) => Submission::Image { bytes: body, declared },
         BodyContent::Record => Submission::Record(body),
     };
-    Ok(write::put(app, target, submission, ttl, preconditions).await?)
+    Ok(app.writer.put(target, submission, ttl, preconditions).await?)
 }
 
 /// How long an image is to live: as the address says, or the field `TTL`, or the settings.

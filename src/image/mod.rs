@@ -86,12 +86,6 @@ impl ImageId {
         ImageId(hex(sha256).into())
     }
 
-    /// Under which the drawn placeholders are kept. No address and no key can name it.
-    #[must_use]
-    pub fn of_placeholders() -> ImageId {
-        ImageId("/placeholders".into())
-    }
-
     /// The id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -249,8 +243,6 @@ pub enum RepresentationKind {
     Coded(Coding),
     /// Another size, format or quality.
     Variant(Variant),
-    /// Not bytes to be sent, but what is to be known of the picture, as JSON.
-    Preview,
 }
 
 /// What is known of a representation without its bytes: enough for a 304 and a HEAD. The header values
@@ -313,6 +305,15 @@ impl Metadata {
         }
     }
 
+    /// The metadata of the same original in a record of another version.
+    #[must_use]
+    pub fn with_version(&self, version: Version) -> Metadata {
+        Metadata {
+            animated: self.animated.clone(),
+            ..Metadata::new(version, self.media_type, self.length, self.last_modified)
+        }
+    }
+
     /// The metadata of a variant of this original.
     #[must_use]
     pub fn variant(&self, variant: Variant, length: usize) -> Metadata {
@@ -320,15 +321,6 @@ impl Metadata {
             kind: RepresentationKind::Variant(variant),
             etag: ascii(format!("\"{}-{variant}\"", self.version)),
             ..Metadata::new(self.version, variant.format().media_type(), length, self.last_modified)
-        }
-    }
-
-    /// The metadata of the preview of this original.
-    #[must_use]
-    pub fn preview(&self, length: usize) -> Metadata {
-        Metadata {
-            kind: RepresentationKind::Preview,
-            ..Metadata::new(self.version, self.media_type, length, self.last_modified)
         }
     }
 
@@ -348,9 +340,7 @@ impl Metadata {
 pub fn select(original: &Arc<Metadata>, accepts: AcceptedCodings) -> &Arc<Metadata> {
     let coding = |metadata: &Arc<Metadata>| match metadata.kind {
         RepresentationKind::Coded(coding) => Some(coding),
-        RepresentationKind::Original
-        | RepresentationKind::Variant(_)
-        | RepresentationKind::Preview => None,
+        RepresentationKind::Original | RepresentationKind::Variant(_) => None,
     };
     let best = accepts.best(original.coded.iter().filter_map(coding));
     let coded = original.coded.iter().find(|metadata| best.is_some() && coding(metadata) == best);
@@ -398,9 +388,9 @@ impl From<Representation> for Image {
 }
 
 impl Image {
-    /// The form with these metadata.
+    /// The representation with this metadata.
     #[must_use]
-    pub fn into_form(self, metadata: &Metadata) -> Representation {
+    pub fn into_representation(self, metadata: &Metadata) -> Representation {
         let coded = self.coded.into_iter().find(|it| it.metadata.kind == metadata.kind);
         coded.unwrap_or(self.original)
     }

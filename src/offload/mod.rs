@@ -1,10 +1,9 @@
-//! Images in an object store (S3, R2, `MinIO`, GCS, Azure, a folder) in place of the records: where they are, how they get
-//! there and back.
+//! Images in an object store (S3, R2, `MinIO`, GCS, Azure, a folder) instead of in their records.
 //!
-//! An image's object is named after its id, the version of the record that it came in, and the upload. What is under a
-//! name never changes, and no name is used twice: otherwise an object could not be removed without a lock over two
-//! stores, since the same image might be written again in that moment. `mover` moves what backends wrote, `sweep` removes
-//! what no record refers to any more.
+//! An object is named after the image's id, the version of the record that it came in, and the upload. The object under a
+//! name never changes, and no name is used twice. Otherwise an object could not be removed without a lock over two stores,
+//! because the same image might be written again in that moment. `mover` moves what backends wrote, `sweep` removes
+//! objects that no record refers to any more.
 
 mod mover;
 mod sweep;
@@ -26,83 +25,121 @@ use object_store::{
 use sha2::{Digest, Sha256};
 use url::Url;
 
-use crate::app::{App, OverBudget};
+use crate::budget::{FetchBudget, OverBudget};
+use crate::cache::Insertion;
 use crate::coalesce::{Flights, Lost};
+use crate::cpu::Cpu;
 use crate::image::record::{self, Corrupt, ObjectRef, Record};
-use crate::image::{ImageId, MediaType, Metadata, Representation, Version};
+use crate::image::{Image, ImageId, MediaType, Metadata, Version};
+use crate::metrics::Metrics;
+use crate::originals::Originals;
 use crate::settings::{self, ServeOffloaded};
-use crate::task::Task;
 
-pub(crate) use self::mover::Mover;
-pub(crate) use self::sweep::discard;
+pub use self::mover::{MoveTasks, Mover};
 
-/// What is under a name never changes (RFC 8246).
+/// An object never changes (RFC 8246).
 const IMMUTABLE: &str = "public, max-age=31536000, immutable";
 
 /// The object store that images are moved to.
 pub struct Offload {
     store: Arc<dyn ObjectStore>,
-    /// The part of `url` after the bucket: everything is beneath it.
+    /// The part of `url` after the bucket. All objects are beneath it.
     folder: Path,
-    /// As the settings have it, without a slash at its end. It stands in records, like `public_url`.
+    /// From the settings, without a slash at its end. It stands in records, like `public_url`.
     url: String,
     public_url: Option<String>,
     serve: ServeOffloaded,
     timeout: Duration,
-    /// A folder keeps no attributes with its files.
+    /// False for a folder: files have no attributes.
     keeps_attributes: bool,
     fetches: Arc<Flights<(ImageId, Version), ObjectFetch>>,
     mover: Arc<Mover>,
-    tasks: OnceLock<Vec<Task>>,
+    parts: Parts,
+    max_value: usize,
 }
 
-/// An image that is elsewhere, as its record says.
+/// The parts that the object store needs to bring images into memory.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// The way of fetched images into the cache.
+    pub originals: Originals,
+    /// Memory for images that are being fetched.
+    pub budget: Arc<FetchBudget>,
+    /// Hashes images.
+    pub cpu: Cpu,
+    /// Counts moves and fetches.
+    pub metrics: Arc<Metrics>,
+}
+
+/// An image in the object store, according to its record.
 #[derive(Debug)]
 pub struct RemoteImage {
-    /// Of the record.
+    /// The version of the record.
     pub version: Version,
+    /// The metadata of the original, once the image has been here.
+    pub metadata: OnceLock<Arc<Metadata>>,
+    offload: Arc<Offload>,
     path: Path,
-    /// Where a client may be sent.
+    /// The public address.
     public_url: Option<String>,
     declared_type: Option<MediaType>,
     sha256: Option<[u8; 32]>,
     created_at: Option<SystemTime>,
-    /// What is known of the image since it was here.
-    pub metadata: OnceLock<Arc<Metadata>>,
 }
 
-/// What a fetch from the object store brings to all who wait for it: the image, and how long it took.
-type ObjectFetch = Result<(crate::image::Image, crate::cache::Kept, Duration), OffloadError>;
+/// An image that was fetched from the object store.
+#[derive(Debug, Clone)]
+pub struct FetchedObject {
+    /// The image.
+    pub image: Image,
+    /// Tells if it is in the cache now.
+    pub insertion: Insertion,
+    /// Time that the fetch took.
+    pub time: Duration,
+}
 
-/// Why the object store has no answer, or not the right one. Its text is for the log: it may name hosts.
+/// The outcome of a fetch, for all who wait for it.
+type ObjectFetch = Result<FetchedObject, OffloadError>;
+
+/// Reasons for a failure of the object store. The text is for the log: it may name hosts.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum OffloadError {
     /// There is no such object.
     #[error("the object {0} is gone")]
     Gone(Path),
-    /// It is another one than the record says.
-    #[error("the object {0} isn't what its record says")]
+    /// The object's hash isn't the one in the record.
+    #[error("the object {0} is not what its record says")]
     Damaged(Path),
-    /// It is no image, or too large a one.
-    #[error("the object {0}: {1}")]
-    Unusable(Path, Corrupt),
+    /// The object is no image, or too large.
+    #[error("the object {path} can't be served: {source}")]
+    Unusable {
+        /// Its name.
+        path: Path,
+        /// The reason.
+        source: Corrupt,
+    },
     /// The store refused or can't be reached.
     #[error("the object store failed: {0}")]
-    Failed(String),
-    /// It took too long (`[offload] timeout`).
-    #[error("the object store didn't answer in time")]
+    Failed(#[source] Arc<object_store::Error>),
+    /// The answer took too long.
+    #[error("the object store didn't answer in time ([offload] timeout)")]
     TimedOut,
     /// Memory is full of images that are being fetched and sent.
     #[error(transparent)]
     OverBudget(#[from] OverBudget),
-    /// The fetch failed in a way that it should not.
+    /// The fetch panicked.
     #[error(transparent)]
     Lost(#[from] Lost),
 }
 
 impl Offload {
-    /// The one that the settings name, if they name one.
-    pub fn open(settings: &settings::OffloadSettings) -> anyhow::Result<Option<Offload>> {
+    /// The object store of the settings, if one is configured. `max_value` is the largest object that is fetched.
+    pub fn open(
+        settings: &settings::OffloadSettings,
+        max_value: usize,
+        mover: Arc<Mover>,
+        parts: Parts,
+    ) -> anyhow::Result<Option<Arc<Offload>>> {
         if settings.url.is_empty() {
             return Ok(None);
         }
@@ -112,11 +149,11 @@ impl Offload {
             .transpose()?;
         anyhow::ensure!(
             public_url.is_some() || settings.serve == ServeOffloaded::Stream,
-            "[offload] serve = \"redirect\" needs public_url"
+            "[offload] serve = \"redirect\" needs [offload] public_url"
         );
         let url = base("[offload] url", &settings.url)?;
         let (scheme, store, folder) = open_store(&url, settings).context("[offload] url")?;
-        Ok(Some(Offload {
+        Ok(Some(Arc::new(Offload {
             store,
             folder,
             url,
@@ -125,69 +162,48 @@ impl Offload {
             timeout: settings.timeout,
             keeps_attributes: scheme != ObjectStoreScheme::Local,
             fetches: Arc::default(),
-            mover: Arc::default(),
-            tasks: OnceLock::new(),
-        }))
+            mover,
+            parts,
+            max_value,
+        })))
     }
 
-    /// Begins to move and to sweep for an app, which owns this.
-    pub fn start(&self, app: &Arc<App>, settings: &settings::OffloadSettings) {
-        let listing =
-            mover::list(Arc::downgrade(app), Arc::clone(&self.mover), settings.sweep_interval);
-        let mut tasks = vec![
-            Task::start("offload list", listing),
-            Task::start("offload sweep", sweep::run(Arc::downgrade(app), settings.clone())),
-        ];
-        for _ in 0..settings.concurrency.get() {
-            let work = mover::work(Arc::downgrade(app), Arc::clone(&self.mover));
-            tasks.push(Task::start("offload move", work));
-        }
-        // Whoever starts it twice has it once all the same.
-        let _ = self.tasks.set(tasks);
-    }
-
-    pub(crate) fn mover(&self) -> &Arc<Mover> {
-        &self.mover
-    }
-
-    /// Where the image of a record is, if that is beneath one of the two addresses in the settings: no other place is
-    /// ever asked, or a client sent there.
+    /// The image that a record refers to, if its address is beneath one of the two in the settings. No other address is
+    /// ever requested, and no client is sent to another one.
     #[must_use]
     pub fn locate(
-        &self,
+        self: &Arc<Self>,
         version: Version,
         record: &Record<'_>,
-        elsewhere: &ObjectRef<'_>,
+        object_ref: &ObjectRef<'_>,
     ) -> Option<RemoteImage> {
-        let bases = self.public_url.iter().chain([&self.url]);
-        let mut rests =
-            bases.filter_map(|base| elsewhere.url.strip_prefix(base)?.strip_prefix('/'));
-        // The name alone outlives a change of the public address.
-        let rest = elsewhere.object.as_deref().or_else(|| rests.next());
-        let rest = rest.filter(|rest| is_plain(rest))?;
-        let name = Path::parse(rest).ok()?;
-        let public_url = self.public_url.as_ref().map(|base| format!("{base}/{rest}"));
+        let (path, public_url) = self.resolve(object_ref)?;
         Some(RemoteImage {
             version,
-            path: self.folder.parts().chain(name.parts()).collect(),
+            offload: Arc::clone(self),
+            path,
             public_url,
             declared_type: record.declared_type.as_deref().and_then(MediaType::named),
-            sha256: elsewhere.sha256,
+            sha256: object_ref.sha256,
             created_at: record.created_at,
             metadata: OnceLock::new(),
         })
     }
 
-    /// Where a client that wants the image as it is should go, if it should. Not for SVG, which is sent from here, in its
-    /// sandbox.
-    #[must_use]
-    pub fn redirect<'a>(&self, remote: &'a RemoteImage) -> Option<&'a str> {
-        let redirects = self.serve == ServeOffloaded::Redirect
-            && remote.declared_type.is_some_and(|it| it != MediaType::Svg);
-        remote.public_url.as_deref().filter(|_| redirects)
+    /// The object that a record refers to, and its public address.
+    fn resolve(&self, object_ref: &ObjectRef<'_>) -> Option<(Path, Option<String>)> {
+        let bases = self.public_url.iter().chain([&self.url]);
+        let mut rests =
+            bases.filter_map(|base| object_ref.url.strip_prefix(base)?.strip_prefix('/'));
+        // The object's name outlives a change of the public address.
+        let rest = object_ref.object.as_deref().or_else(|| rests.next());
+        let rest = rest.filter(|rest| is_plain(rest))?;
+        let name = Path::parse(rest).ok()?;
+        let public_url = self.public_url.as_ref().map(|base| format!("{base}/{rest}"));
+        Some((self.folder.parts().chain(name.parts()).collect(), public_url))
     }
 
-    /// Puts an image where its version belongs, and gives the record that refers to it, made of the one that it was in.
+    /// Uploads an image, and gives the record that refers to it, made of the record that the image was in.
     async fn upload(
         &self,
         id: &ImageId,
@@ -230,7 +246,7 @@ impl Offload {
         Ok(())
     }
 
-    /// Waits for the object store, but not for ever.
+    /// Waits for the object store, for no longer than the time-out.
     async fn in_time<T>(
         &self,
         work: impl Future<Output = object_store::Result<T>>,
@@ -240,115 +256,113 @@ impl Offload {
             Ok(Err(object_store::Error::NotFound { path, .. })) => {
                 Err(OffloadError::Gone(Path::from(path)))
             }
-            Ok(Err(error)) => Err(OffloadError::Failed(error.to_string())),
+            Ok(Err(error)) => Err(OffloadError::Failed(Arc::new(error))),
             Err(_elapsed) => Err(OffloadError::TimedOut),
         }
     }
 }
 
-/// An image that was put into the object store, and the record that refers to it.
+/// An uploaded image.
 pub(crate) struct Moved {
+    /// The record that refers to it.
     pub(crate) value: Bytes,
-    /// Of that value.
+    /// The version of that record.
     pub(crate) version: Version,
 }
 
-/// Moves an image on its way into the store: gives the record to be stored in place of the one with the image. Nothing
-/// where it stays there: the object store fails, or the record would be too large.
-pub(crate) async fn on_write(
-    app: &App,
-    id: &ImageId,
-    record: &Bytes,
-    metadata: &Metadata,
-    bytes: &Bytes,
-) -> Option<Moved> {
-    let offload = app.offload.as_ref()?;
-    if offload.mover.is_failing() {
-        // No writer should wait for what is known to be away.
-        return None;
-    }
-    match offload.upload(id, record, metadata.version, metadata.media_type, bytes).await {
-        Ok(moved) => Some(moved).filter(|it| it.value.len() <= app.settings.records.max_value),
-        Err(error) => {
-            app.metrics.offload_errors.inc();
-            tracing::warn!(image.id = %id, %error, "a written image can't be moved yet");
-            None
-        }
-    }
-}
-
-/// Keeps an image in memory under the version of the record that refers to it now, so that the next reader doesn't
-/// fetch it. SVG is kept by its first reader, who has it compressed.
-pub(crate) fn keep(app: &App, id: &ImageId, moved: &Moved, metadata: &Metadata, bytes: Bytes) {
-    if metadata.media_type != MediaType::Svg {
-        let metadata = Metadata::new(
-            moved.version,
-            metadata.media_type,
-            metadata.length,
-            metadata.last_modified,
-        );
-        let body = app.cache.count(bytes);
-        app.cache.insert(id, Representation { metadata: Arc::new(metadata), body }.into());
-    }
-}
-
-/// An image that is elsewhere: fetched by this request, or together with whoever asked for it before. Tells which.
-pub(crate) async fn fetch(
-    app: &Arc<App>,
-    offload: &Offload,
-    id: &ImageId,
-    remote: &Arc<RemoteImage>,
-) -> (ObjectFetch, bool) {
-    let key = (id.clone(), remote.version);
-    let (flight, collapsed) = offload.fetches.join(key, || {
-        let (app, id, remote) = (Arc::clone(app), id.clone(), Arc::clone(remote));
-        async move {
-            let Some(offload) = &app.offload else { return Err(OffloadError::Lost(Lost)) };
-            let began = Instant::now();
-            let fetched = offload.bring(&app, &id, &remote).await;
-            if fetched.is_err() {
-                app.metrics.offload_errors.inc();
-            }
-            fetched.map(|(image, kept)| (image, kept, began.elapsed()))
-        }
-    });
-    (flight.outcome().await.unwrap_or_else(|lost| Err(lost.into())), collapsed)
-}
-
 impl Offload {
-    async fn bring(
+    /// Uploads an image that is about to be written, and gives the record to write instead of the one with the bytes.
+    /// Gives `None` if the image has to stay in its record: the object store fails, or the new record would be too large.
+    pub(crate) async fn on_write(
         &self,
-        app: &Arc<App>,
         id: &ImageId,
-        remote: &RemoteImage,
-    ) -> Result<(crate::image::Image, crate::cache::Kept), OffloadError> {
+        record: &Bytes,
+        metadata: &Metadata,
+        bytes: &Bytes,
+    ) -> Option<Moved> {
+        if self.mover.is_failing() {
+            // No writer should wait for an object store that is known to be away.
+            return None;
+        }
+        match self.upload(id, record, metadata.version, metadata.media_type, bytes).await {
+            Ok(moved) => Some(moved).filter(|it| it.value.len() <= self.max_value),
+            Err(error) => {
+                self.parts.metrics.offload_errors.inc();
+                tracing::warn!(image.id = %id, %error, "a written image can't be moved yet");
+                None
+            }
+        }
+    }
+
+    /// Keeps an image that was moved in memory, under the version of its new record, so that the next reader doesn't fetch
+    /// it.
+    pub(crate) fn keep(&self, id: &ImageId, moved: &Moved, metadata: &Metadata, bytes: Bytes) {
+        self.parts.metrics.offloaded.inc();
+        let metadata = metadata.with_version(moved.version);
+        self.parts.originals.keep_written(id, metadata, bytes);
+    }
+
+    async fn bring(&self, id: &ImageId, remote: &RemoteImage) -> ObjectFetch {
+        let began = Instant::now();
         let path = &remote.path;
         let object = self.in_time(self.store.get(path)).await?;
-        let (size, limit) = (object.meta.size, app.settings.records.max_value);
+        let (size, limit) = (object.meta.size, self.max_value);
         if size > limit as u64 {
-            return Err(OffloadError::Unusable(path.clone(), Corrupt::TooLarge { size, limit }));
+            let source = Corrupt::TooLarge { size, limit };
+            return Err(OffloadError::Unusable { path: path.clone(), source });
         }
-        let _room = app.reserve(size).await?;
+        let _reservation = self.parts.budget.reserve(size).await?;
         let bytes = self.in_time(object.bytes()).await?;
-        app.metrics.offload_fetches.inc();
+        self.parts.metrics.offload_fetches.inc();
         let (path, sha256) = (path.clone(), remote.sha256);
         let (version, created_at) = (remote.version, remote.created_at);
-        let checked = crate::read::off_worker(app, bytes.len(), move || {
+        let checked = self.parts.cpu.run_on(bytes.len(), move || {
             if sha256.is_some_and(|it| it != <[u8; 32]>::from(Sha256::digest(&bytes))) {
                 return Err(OffloadError::Damaged(path));
             }
-            let media_type =
-                record::sniffed(&bytes).map_err(|corrupt| OffloadError::Unusable(path, corrupt))?;
-            Ok((Metadata::new(version, media_type, bytes.len(), created_at), bytes))
+            let media_type = record::sniffed(&bytes)
+                .map_err(|source| OffloadError::Unusable { path, source })?;
+            let metadata = Metadata::new(version, media_type, bytes.len(), created_at);
+            let _ = metadata.animated.set(crate::picture::decode::is_animated(&bytes, media_type));
+            Ok((metadata, bytes))
         });
         let (metadata, bytes) = checked.await?;
-        // A small one may be a part of a larger buffer of the connection's, which it would keep.
-        let body = app.cache.count(Vec::from(bytes));
-        let original = Representation { metadata: Arc::new(metadata), body };
-        let image = crate::read::with_coded_forms(app, original).await;
+        // A copy: a small image may be a part of a larger buffer of the connection's, which it would keep.
+        let original = self.parts.originals.counted(metadata, Vec::from(bytes));
+        let (image, insertion) = self.parts.originals.admit(id, original).await;
         let _ = remote.metadata.set(Arc::clone(&image.original.metadata));
-        let kept = app.cache.insert(id, image.clone());
-        Ok((image, kept))
+        Ok(FetchedObject { image, insertion, time: began.elapsed() })
+    }
+}
+
+impl RemoteImage {
+    /// The address that clients are redirected to for the original, if they are. SVG is sent from here, in its sandbox.
+    #[must_use]
+    pub fn redirect(&self) -> Option<&str> {
+        let redirects = self.offload.serve == ServeOffloaded::Redirect
+            && self.declared_type.is_some_and(|it| it != MediaType::Svg);
+        self.public_url.as_deref().filter(|_| redirects)
+    }
+
+    /// Fetches the image, or joins a fetch that another request leads. Tells if it joined. The version is known, so the
+    /// image can't be out of date.
+    pub async fn fetch(
+        self: &Arc<Self>,
+        id: &ImageId,
+    ) -> (Result<FetchedObject, OffloadError>, bool) {
+        let key = (id.clone(), self.version);
+        let (flight, collapsed) = self.offload.fetches.join(key, || {
+            let (id, remote) = (id.clone(), Arc::clone(self));
+            async move {
+                let offload = &remote.offload;
+                let fetched = offload.bring(&id, &remote).await;
+                if fetched.is_err() {
+                    offload.parts.metrics.offload_errors.inc();
+                }
+                fetched
+            }
+        });
+        (flight.outcome().await.unwrap_or_else(|lost| Err(lost.into())), collapsed)
     }
 }
 
@@ -358,23 +372,25 @@ impl fmt::Debug for Offload {
     }
 }
 
-/// An address without query, fragment, user or password, and without a slash at its end.
+/// An address without query, fragment and password. A slash at its end is left out.
 fn base(name: &str, text: &str) -> anyhow::Result<String> {
-    let url = Url::parse(text).with_context(|| format!("{name} is no address"))?;
+    let url = Url::parse(text).with_context(|| {
+        format!("{name} must be an address, such as https://images.example/folder")
+    })?;
     anyhow::ensure!(
         url.query().is_none() && url.fragment().is_none() && url.password().is_none(),
-        "{name} has more than a scheme, a host and a folder"
+        "{name} must be a scheme, a host and a folder, without query, fragment and password"
     );
     let text = text.trim_end_matches('/');
     let rest = text.split_once("://").map(|(_, rest)| rest).unwrap_or_default();
     anyhow::ensure!(
         rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._:~-/@".contains(&byte)),
-        "{name} may hold only A-Z a-z 0-9 . _ : ~ - / @"
+        "{name} must consist of A-Z a-z 0-9 . _ : ~ - / @"
     );
     Ok(text.to_owned())
 }
 
-/// Whether a text can stand in an address and in a name of an object as it is.
+/// True for a text that needs no escape in an address, nor in the name of an object.
 fn is_plain(text: &str) -> bool {
     let known = |byte: u8| byte.is_ascii_alphanumeric() || b"._:~-/".contains(&byte);
     text.bytes().all(known)
@@ -382,7 +398,7 @@ fn is_plain(text: &str) -> bool {
 }
 
 fn parsed(name: &str) -> Result<Path, OffloadError> {
-    Path::parse(name).map_err(|error| OffloadError::Failed(error.to_string()))
+    Path::parse(name).map_err(|error| OffloadError::Failed(Arc::new(error.into())))
 }
 
 fn open_store(
@@ -392,13 +408,13 @@ fn open_store(
     const EXPECTED: &str = "expected s3://, gs://, az:// or file:///";
     let (scheme, folder) = ObjectStoreScheme::parse(&Url::parse(url)?).context(EXPECTED)?;
     let retry = RetryConfig { retry_timeout: settings.timeout, ..RetryConfig::default() };
-    // The three have the same methods, and no trait that says so.
+    // The three builders have the same methods, but no common trait.
     macro_rules! built {
         ($builder:ty) => {{
             let mut builder = <$builder>::from_env().with_url(url).with_retry(retry);
             for (name, value) in settings.options.iter() {
                 let key = name.parse().map_err(|_unknown| {
-                    anyhow::anyhow!("`{name}` is no option of this store ([offload] options)")
+                    anyhow::anyhow!("[offload] options: this kind of store has no option `{name}`")
                 })?;
                 builder = builder.with_config(key, value);
             }
@@ -409,7 +425,7 @@ fn open_store(
         ObjectStoreScheme::AmazonS3 => built!(AmazonS3Builder),
         ObjectStoreScheme::GoogleCloudStorage => built!(GoogleCloudStorageBuilder),
         ObjectStoreScheme::MicrosoftAzure => built!(MicrosoftAzureBuilder),
-        // What was acknowledged survives a power cut, as in the other stores.
+        // With fsync, so that acknowledged images survive a power cut, as in the other stores.
         ObjectStoreScheme::Local => {
             Arc::new(LocalFileSystem::new().with_fsync(true).with_automatic_cleanup(true))
         }

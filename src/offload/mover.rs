@@ -1,60 +1,62 @@
-//! Moves what backends wrote into records to the object store, behind their backs and never in their way.
+//! Moves images that backends wrote into records to the object store, without the backends noticing.
 //!
 //! ```text
 //!   backend ── SET a = v1 ──▶ Redis ── push ──▶ Mover: a
-//!   mover      GET a = v1, upload v1, write the record with its address, on the condition that a is v1 still
-//!   backend    SET a = v2 at any time: the condition fails, the push brings a back, v2 is moved
+//!   mover      GET a = v1, upload v1, write the record with its address, on the condition that a is still v1
+//!   backend    SET a = v2 at any time: the condition fails, the push queues a again, v2 is moved
 //! ```
 //!
-//! Nothing is remembered over a restart but what the records say: one that has its bytes still is to be moved. So all of
-//! them are looked at when the store begins to tell of changes.
+//! The records themselves are the only memory across restarts: a record that still has its bytes is to be moved. So all
+//! records are listed whenever tracking starts.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::{Offload, OffloadError, keep};
-use crate::app::{App, OverBudget};
+use super::{Offload, OffloadError, sweep};
+use crate::budget::OverBudget;
 use crate::image::record::{self, Content, Record};
 use crate::image::{ImageId, Metadata, Version};
-use crate::read::off_worker;
-use crate::store::{Change, Condition, Expiry, StoreError, Written};
+use crate::picture;
+use crate::settings::OffloadSettings;
+use crate::store::{Change, Condition, Expiry, Store, StoreError, Written};
+use crate::task::Task;
 
-/// How many ids wait at the same time. What comes beyond is found again by looking at all of them.
+/// Longest queue. Ids beyond it are found again by listing all records.
 const MOST: usize = 100_000;
 
-/// Between attempts where the object store fails: from the first, doubled up to the last.
+/// Pauses while the object store fails: the first, doubled with each failure up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LAST_PAUSE: Duration = Duration::from_mins(1);
 
-/// The ids whose records are to be looked at.
+/// The queue of ids whose records may have to be moved.
 #[derive(Debug, Default)]
-pub(crate) struct Mover {
+pub struct Mover {
     waiting: Mutex<MoveQueue>,
-    /// Rung when there is one more.
+    /// Notified when an id is queued.
     more: Notify,
-    /// Rung when all are to be looked at.
+    /// Notified when all records are to be listed.
     all: Notify,
-    /// How often it failed since it succeeded last.
+    /// Failures since the last success.
     failures: AtomicU32,
 }
 
 #[derive(Debug, Default)]
 struct MoveQueue {
     order: VecDeque<ImageId>,
-    /// Those in the order, and those that are being moved and were heard of since.
+    /// The ids in `order`, and those that are being moved and have changed since.
     ids: HashSet<ImageId>,
-    /// Those that a worker has. Another one at the same would upload it a second time, for nothing.
+    /// The ids that a worker has. A second worker would only upload the same image again.
     moving: HashSet<ImageId>,
-    /// There were more than may wait.
+    /// The queue was full, and ids were dropped.
     missed: bool,
 }
 
-/// An id that a worker has, until this is dropped.
+/// An id that a worker has. Dropping it gives the id back.
 struct Turn<'a> {
     mover: &'a Mover,
     id: ImageId,
@@ -72,7 +74,7 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Why an image is where it was.
+/// Reasons for a failed move.
 #[derive(Debug, thiserror::Error)]
 enum MoveError {
     #[error(transparent)]
@@ -84,12 +86,12 @@ enum MoveError {
 }
 
 impl Mover {
-    /// Takes note of what the store says.
+    /// Queues what a change of the store may have left to move.
     pub(crate) fn apply(&self, change: &Change) {
         match change {
             Change::Invalidated(id) => self.add(id.clone()),
             Change::TrackingStarted { .. } => self.all.notify_one(),
-            // There is nothing left; or nobody is told of anything until it is tracked again.
+            // Either no record is left, or all are listed when tracking starts again.
             Change::Flushed
             | Change::Heartbeat { .. }
             | Change::Probed(_)
@@ -123,7 +125,7 @@ impl Mover {
         waiting.ids.remove(&id);
         waiting.moving.insert(id.clone());
         if !waiting.order.is_empty() {
-            // One ring wakes one worker.
+            // One notification wakes one worker.
             self.more.notify_one();
         } else if std::mem::take(&mut waiting.missed) {
             self.all.notify_one();
@@ -135,17 +137,17 @@ impl Mover {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it failed when it was tried last.
+    /// True if the last attempt failed.
     pub(super) fn is_failing(&self) -> bool {
         self.failures.load(Ordering::Relaxed) > 0
     }
 
-    /// An image was moved.
+    /// Notes a success.
     pub(super) fn succeed(&self) {
         self.failures.store(0, Ordering::Relaxed);
     }
 
-    /// How long to wait after a failure.
+    /// Notes a failure, and gives the pause after it.
     fn pause(&self) -> Duration {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed);
         let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failures)).min(LAST_PAUSE);
@@ -153,19 +155,50 @@ impl Mover {
     }
 }
 
-/// Adds all ids that there are, each time that this is called for, and from time to time: nobody may tell of changes.
-pub(super) async fn list(app: Weak<App>, mover: Arc<Mover>, interval: Duration) {
+/// The tasks that move and sweep. They end when this is dropped.
+#[derive(Debug)]
+pub struct MoveTasks(#[expect(dead_code, reason = "held for its tasks")] Vec<Task>);
+
+impl MoveTasks {
+    /// Starts to move and to sweep. `settling` is the longest time from an upload to the write of its record, in addition
+    /// to `[offload] timeout`.
+    #[must_use]
+    pub fn start(
+        store: &Arc<Store>,
+        offload: &Arc<Offload>,
+        settings: &OffloadSettings,
+        settling: Duration,
+    ) -> MoveTasks {
+        let both = || (Arc::clone(store), Arc::clone(offload));
+        let (store, offload) = both();
+        let mut tasks = vec![Task::start("offload list", {
+            let interval = settings.sweep_interval;
+            async move { list(&store, &offload.mover, interval).await }
+        })];
+        for _ in 0..settings.concurrency.get() {
+            let (store, offload) = both();
+            tasks.push(Task::start("offload move", async move { work(&store, &offload).await }));
+        }
+        let ((store, offload), settings) = (both(), settings.clone());
+        tasks.push(Task::start("offload sweep", async move {
+            sweep::run(&store, &offload, &settings, settling).await;
+        }));
+        MoveTasks(tasks)
+    }
+}
+
+/// Queues all ids of the store: on notification, and from time to time, since an untracked store notifies nobody.
+async fn list(store: &Store, mover: &Mover, interval: Duration) {
     loop {
         let _ = tokio::time::timeout(interval, mover.all.notified()).await;
         let mut from = None;
         loop {
-            let Some(app) = app.upgrade() else { return };
-            match app.store.list("", from).await {
+            match store.list("", from).await {
                 Ok(page) => {
                     page.ids.into_iter().for_each(|id| mover.add(id));
                     from = page.next;
                 }
-                // It is listed again when it is tracked again.
+                // It is listed again when tracking starts again.
                 Err(error) => {
                     tracing::warn!(%error, "the images to be moved can't be listed");
                     break;
@@ -178,61 +211,57 @@ pub(super) async fn list(app: Weak<App>, mover: Arc<Mover>, interval: Duration) 
     }
 }
 
-/// Moves one after the other, for as long as the app lives.
-pub(super) async fn work(app: Weak<App>, mover: Arc<Mover>) {
+/// Moves one image after the other.
+async fn work(store: &Store, offload: &Offload) {
+    let mover = &offload.mover;
     loop {
         let turn = mover.next().await;
-        let Some(app) = app.upgrade() else { return };
-        let Some(offload) = &app.offload else { return };
-        let Err(error) = move_one(&app, offload, &turn.id).await else { continue };
-        app.metrics.offload_errors.inc();
+        let Err(error) = move_one(store, offload, &turn.id).await else { continue };
+        offload.parts.metrics.offload_errors.inc();
         let pause = mover.pause();
         let pause_ms = pause.as_millis();
         tracing::warn!(image.id = %turn.id, %error, pause_ms, "an image can't be moved yet");
         mover.add(turn.id.clone());
-        drop((turn, app));
+        drop(turn);
         tokio::time::sleep(pause).await;
     }
 }
 
-async fn move_one(app: &Arc<App>, offload: &Offload, id: &ImageId) -> Result<(), MoveError> {
-    let size = match app.store.size(id).await {
-        // A read says what is wrong with it.
+async fn move_one(store: &Store, offload: &Offload, id: &ImageId) -> Result<(), MoveError> {
+    let size = match store.size(id).await {
+        // A read reports what is wrong with it.
         Err(StoreError::TooLarge { .. } | StoreError::WrongType) | Ok(0) => return Ok(()),
         size => size?,
     };
     // For the record and for the image in it.
-    let _room = app.reserve(2 * size).await?;
-    let Some(stored) = app.store.get(id, size).await? else {
+    let _reservation = offload.parts.budget.reserve(2 * size).await?;
+    let Some(stored) = store.get(id, size).await? else {
         return Ok(());
     };
     let value = stored.value.clone();
-    let found = off_worker(app, value.len(), move || found(&value)).await;
+    let found = offload.parts.cpu.run_on(value.len(), move || inline_image(&value)).await;
     let Some((metadata, bytes)) = found else {
         return Ok(());
     };
     let (version, media_type) = (metadata.version, metadata.media_type);
     let moved = offload.upload(id, &stored.value, version, media_type, &bytes).await?;
-    if moved.value.len() > app.settings.records.max_value {
+    if moved.value.len() > offload.max_value {
         // It could not be read any more.
         return Ok(());
     }
-    // To the last byte: what is written in place of it says the same.
-    let is_still = Condition::is(move |value| value == Some(&stored.value));
-    let put = app.store.put(id, moved.value.clone(), Expiry::Kept, &is_still);
+    // To the last byte: the new record says the same as the one that it replaces.
+    let is_unchanged = Condition::is(move |value| value == Some(&stored.value));
+    let put = store.put(id, moved.value.clone(), Expiry::Kept, &is_unchanged);
     match put.await? {
-        Written::Done(_) => {
-            app.metrics.offloaded.inc();
-            keep(app, id, &moved, &metadata, bytes);
-        }
-        // It was replaced, which is told, or moved by another server. The object is found by the sweep.
+        Written::Done(_) => offload.keep(id, &moved, &metadata, bytes),
+        // It was replaced, which is pushed, or moved by another server. The sweep finds the object.
         Written::ConditionFailed => {}
     }
     Ok(())
 }
 
-/// The image in a value, if there is one that is to be moved.
-fn found(value: &[u8]) -> Option<(Metadata, Bytes)> {
+/// The image of a record that still has its bytes.
+fn inline_image(value: &[u8]) -> Option<(Metadata, Bytes)> {
     let record = Record::parse(value).ok()?;
     let Content::Inline(base64) = record.content else {
         return None;
@@ -240,6 +269,8 @@ fn found(value: &[u8]) -> Option<(Metadata, Bytes)> {
     let decoded = record::decode(&base64).ok()?;
     let length = decoded.bytes.len();
     let metadata = Metadata::new(Version::of(value), decoded.media_type, length, record.created_at);
+    let animated = picture::decode::is_animated(&decoded.bytes, decoded.media_type);
+    let _ = metadata.animated.set(animated);
     Some((metadata, Bytes::from_owner(decoded.bytes)))
 }
 

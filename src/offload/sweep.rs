@@ -4,7 +4,6 @@
 //! A name is used once: each upload makes a new one. So an object that no record refers to a while after it was written
 //! is one that none ever will, and looking and removing need not be one step.
 
-use std::sync::Weak;
 use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
@@ -12,70 +11,73 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt};
 
 use super::{Offload, OffloadError};
-use crate::app::App;
 use crate::image::record::{Content, Record};
-use crate::image::{ImageId, MediaType, Version};
-use crate::settings;
-use crate::store::StoreError;
+use crate::image::{ImageId, MediaType};
+use crate::settings::OffloadSettings;
+use crate::store::{Store, StoreError};
 
-/// What a record says of an object.
+/// The object that a record refers to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Reference {
-    /// It refers to this one.
+    /// This object.
     To(Path),
-    /// It refers to something that isn't known here: the settings have changed, or are about to.
+    /// An address outside of the settings. They have changed, or are about to.
     Unknown,
-    /// It refers to none.
+    /// None.
     Nothing,
 }
 
-/// Sweeps from time to time, for as long as the app lives.
-pub(super) async fn run(app: Weak<App>, settings: settings::OffloadSettings) {
+/// Sweeps from time to time.
+pub(super) async fn run(
+    store: &Store,
+    offload: &Offload,
+    settings: &OffloadSettings,
+    settling: Duration,
+) {
+    // The record of an upload is written a moment after it, by the clock of the object store, whose times have whole
+    // seconds.
+    let until_written = settings.timeout + settling;
+    let grace = settings.grace.max(2 * until_written + Duration::from_secs(1));
     loop {
-        // Servers of one site do it at different times.
+        // Servers of one site sweep at different times.
         let pause = settings.sweep_interval.mul_f64(fastrand::f64().mul_add(0.2, 0.9));
         tokio::time::sleep(pause).await;
-        let Some(app) = app.upgrade() else { return };
-        let Some(offload) = &app.offload else { return };
-        // An upload's record is stored a moment after it, by the clock of the object store, whose times have whole seconds.
-        let until_stored = settings.timeout + app.settings.redis.response_timeout;
-        let grace = settings.grace.max(2 * until_stored + Duration::from_secs(1));
-        match offload.sweep(&app, grace).await {
+        match offload.sweep(store, grace).await {
             Ok(0) => {}
-            Ok(removed) => tracing::info!(removed, "objects that no record refers to were removed"),
+            Ok(removed) => tracing::info!(removed, "objects without a record were removed"),
             Err(error) => tracing::warn!(%error, "objects can't be listed"),
         }
     }
 }
 
-/// Removes the object of an image whose record was removed.
-pub(crate) async fn discard(offload: &Offload, id: &ImageId, value: &[u8]) {
-    // A record that was copied from another id's may refer to that one's.
-    let Reference::To(path) = offload.reference(value) else { return };
-    if offload.owner(&path).as_ref() != Some(id) {
-        return;
-    }
-    match offload.in_time(offload.store.delete(&path)).await {
-        Ok(()) | Err(OffloadError::Gone(_)) => {}
-        // The sweep gets it.
-        Err(error) => {
-            tracing::warn!(image.id = %id, %error, "a removed image's object isn't removed yet");
+impl Offload {
+    /// Removes the object of an image whose record was removed.
+    pub(crate) async fn discard(&self, id: &ImageId, value: &[u8]) {
+        // A record that was copied from another id's may refer to that one's object.
+        let Reference::To(path) = self.reference(value) else { return };
+        if self.owner(&path).as_ref() != Some(id) {
+            return;
+        }
+        match self.in_time(self.store.delete(&path)).await {
+            Ok(()) | Err(OffloadError::Gone(_)) => {}
+            // The sweep finds it.
+            Err(error) => {
+                tracing::warn!(image.id = %id, %error, "a removed image's object isn't removed yet");
+            }
         }
     }
-}
 
-impl Offload {
-    /// Removes what is older than `grace` and what no record refers to. Gives how many objects that were.
-    async fn sweep(&self, app: &App, grace: Duration) -> Result<u64, OffloadError> {
+    /// Removes objects that are older than `grace` and that no record refers to. Gives their number.
+    async fn sweep(&self, store: &Store, grace: Duration) -> Result<u64, OffloadError> {
         let mut objects = self.store.list(Some(&self.folder));
         let mut removed = 0;
         while let Some(object) = self.in_time(async { objects.next().await.transpose() }).await? {
             let path = &object.location;
             let Some(id) = self.owner(path).filter(|_| is_older(&object, grace)) else { continue };
-            match self.is_referred_to(app, &id, path).await {
+            match self.is_referred_to(store, &id, path).await {
                 Ok(true) => continue,
                 Ok(false) => {}
-                // What isn't known isn't removed.
+                // In doubt nothing is removed.
                 Err(error) => {
                     tracing::debug!(image.id = %id, %error, "an object isn't swept yet");
                     continue;
@@ -87,23 +89,23 @@ impl Offload {
                 Err(error) => tracing::warn!(%path, %error, "an object can't be swept"),
             }
         }
-        app.metrics.swept.inc_by(removed);
+        self.parts.metrics.swept.inc_by(removed);
         Ok(removed)
     }
 
-    /// Whether the record of an id refers to an object, as far as can be said.
+    /// True if the record of an id refers to an object, or may.
     async fn is_referred_to(
         &self,
-        app: &App,
+        store: &Store,
         id: &ImageId,
         path: &Path,
     ) -> Result<bool, StoreError> {
-        let stored = match app.store.size(id).await {
+        let stored = match store.size(id).await {
             // Such a value refers to nothing.
             Err(StoreError::WrongType | StoreError::TooLarge { .. }) => return Ok(false),
             size => match size? {
                 0 => None,
-                size => app.store.get(id, size).await?,
+                size => store.get(id, size).await?,
             },
         };
         Ok(match stored.map(|stored| self.reference(&stored.value)) {
@@ -115,15 +117,14 @@ impl Offload {
 
     fn reference(&self, value: &[u8]) -> Reference {
         let Ok(record) = Record::parse(value) else { return Reference::Nothing };
-        let Content::Offloaded(elsewhere) = &record.content else { return Reference::Nothing };
-        // The version plays no part in the place.
-        match self.locate(Version::of(b""), &record, elsewhere) {
-            Some(remote) => Reference::To(remote.path),
+        let Content::Offloaded(object_ref) = &record.content else { return Reference::Nothing };
+        match self.resolve(object_ref) {
+            Some((path, _public_url)) => Reference::To(path),
             None => Reference::Unknown,
         }
     }
 
-    /// The id of the image whose object has a name, if it is a name as [`Offload`] makes them: nothing else in the folder
+    /// The id of the image that an object belongs to, if its name is one that [`Offload`] makes. No other file in the folder
     /// is touched.
     fn owner(&self, path: &Path) -> Option<ImageId> {
         let rest = path.as_ref().strip_prefix(self.folder.as_ref())?.trim_start_matches('/');

@@ -78,7 +78,7 @@ pub fn render(
 }
 
 /// What is to be known of an image before its pixels are there.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Preview {
     /// In pixels, as it is shown: with its orientation applied.
     pub width: u32,

@@ -1,0 +1,123 @@
+//! Byte budgets: memory for values that are being fetched (`[limits] fetch_bytes`) or written (`write_bytes`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::cache::Cache;
+use crate::metrics::{Metrics, Shed};
+
+/// Memory for values that are being fetched and decoded.
+///
+/// Bodies that have left the cache, or never were in it, and that slow clients are still reading, count towards the same
+/// budget.
+#[derive(Debug)]
+pub struct FetchBudget {
+    /// One permit for each KiB.
+    permits: Semaphore,
+    bytes: u64,
+    patience: Duration,
+    cache: Arc<Cache>,
+    metrics: Arc<Metrics>,
+}
+
+impl FetchBudget {
+    /// A budget of `bytes`. A reservation waits for at most `patience`.
+    #[must_use]
+    pub fn new(
+        bytes: usize,
+        patience: Duration,
+        cache: Arc<Cache>,
+        metrics: Arc<Metrics>,
+    ) -> FetchBudget {
+        let permits = Semaphore::new(bytes.div_ceil(1024));
+        FetchBudget { permits, bytes: bytes as u64, patience, cache, metrics }
+    }
+
+    /// Reserves memory for a value. A value larger than the budget gets all of it.
+    ///
+    /// Nobody knows when slow clients will let go of their bodies, so a value that has no room beside them is refused at
+    /// once.
+    pub async fn reserve(&self, bytes: u64) -> Result<SemaphorePermit<'_>, OverBudget> {
+        let is_full = || {
+            let in_flight = self.cache.held().in_flight as u64;
+            in_flight > 0 && in_flight + bytes > self.bytes
+        };
+        let permit = async {
+            if is_full() {
+                return None;
+            }
+            let permits = self.permits.acquire_many(kibibytes(bytes.min(self.bytes)));
+            let permit = tokio::time::timeout(self.patience, permits).await.ok()?.ok()?;
+            // Fetches that were ahead in the queue may have filled it since.
+            (!is_full()).then_some(permit)
+        };
+        let permit = permit.await;
+        if permit.is_none() {
+            self.metrics.count_shed(Shed::FetchBytes);
+        }
+        permit.ok_or(OverBudget)
+    }
+}
+
+/// Memory for what is being written. It is separate, so that writers can't take the readers' memory.
+#[derive(Debug)]
+pub struct WriteBudget {
+    /// One permit for each KiB.
+    permits: Semaphore,
+    bytes: u64,
+    patience: Duration,
+    metrics: Arc<Metrics>,
+}
+
+impl WriteBudget {
+    /// A budget of `bytes`. A reservation waits for at most `patience`.
+    #[must_use]
+    pub fn new(bytes: usize, patience: Duration, metrics: Arc<Metrics>) -> WriteBudget {
+        let permits = Semaphore::new(bytes.div_ceil(1024));
+        WriteBudget { permits, bytes: bytes as u64, patience, metrics }
+    }
+
+    /// Reserves memory for a write. A write larger than the budget gets all of it.
+    pub async fn reserve(&self, bytes: u64) -> Result<WriteReservation<'_>, OverBudget> {
+        let permits = self.permits.acquire_many(kibibytes(bytes.min(self.bytes)));
+        let permit = tokio::time::timeout(self.patience, permits).await;
+        let Ok(Ok(permit)) = permit else { return Err(self.shed()) };
+        Ok(WriteReservation { permit, budget: self })
+    }
+
+    fn shed(&self) -> OverBudget {
+        self.metrics.count_shed(Shed::WriteBytes);
+        OverBudget
+    }
+}
+
+/// Memory that is reserved for a write, and grows with it.
+#[derive(Debug)]
+pub struct WriteReservation<'a> {
+    permit: SemaphorePermit<'a>,
+    budget: &'a WriteBudget,
+}
+
+impl WriteReservation<'_> {
+    /// Grows to `bytes` in all. It doesn't wait: two writes that each wait for more would wait for each other.
+    pub fn grow(&mut self, bytes: u64) -> Result<(), OverBudget> {
+        let reserved = u32::try_from(self.permit.num_permits()).unwrap_or(u32::MAX);
+        let more = kibibytes(bytes).saturating_sub(reserved);
+        if more > 0 {
+            let permit = self.budget.permits.try_acquire_many(more);
+            self.permit.merge(permit.map_err(|_full| self.budget.shed())?);
+        }
+        Ok(())
+    }
+}
+
+fn kibibytes(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
+}
+
+/// A budget for memory is used up (`[limits] fetch_bytes` or `write_bytes`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too many images are being fetched, sent or written: there is no memory for another one")]
+pub struct OverBudget;

@@ -1,0 +1,198 @@
+//! One fetch from the store, for all requests that wait for it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Reader;
+use super::answer::{ReadError, ReadFailure, Timing};
+use super::decode::Opened;
+use crate::budget::OverBudget;
+use crate::cache::Insertion;
+use crate::cache_status::CacheStatus;
+use crate::image::record::Corrupt;
+use crate::image::{Image, ImageId};
+use crate::index::{Admission, Digest, FetchLease, FetchResult, Known};
+use crate::metrics::Shed;
+use crate::offload::RemoteImage;
+use crate::store::StoreError;
+
+/// The outcome that one fetch brings to all who wait for it.
+pub type Outcome = Result<Fetch, FetchError>;
+
+/// The result of a fetch that the store answered.
+#[derive(Debug, Clone)]
+pub struct Fetch {
+    found: Found,
+    /// When the value expires.
+    expires: Option<Instant>,
+    timing: Timing,
+}
+
+/// The content of a key.
+#[derive(Debug, Clone)]
+enum Found {
+    /// An image, whose bytes were in memory (`None`) or were decoded and inserted.
+    Image(Image, Option<Insertion>),
+    /// An image in the object store.
+    Offloaded(Arc<RemoteImage>),
+    /// A value that is no image.
+    Corrupt(Corrupt),
+    /// No value.
+    Absent,
+}
+
+/// Reasons for a failed fetch.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum FetchError {
+    /// The store didn't answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Memory is full.
+    #[error(transparent)]
+    OverBudget(#[from] OverBudget),
+}
+
+impl From<FetchError> for ReadError {
+    fn from(error: FetchError) -> ReadError {
+        match error {
+            FetchError::Store(error) => ReadError::Store(error),
+            FetchError::OverBudget(error) => ReadError::OverBudget(error),
+        }
+    }
+}
+
+/// An image that a fetch found.
+pub(super) enum Fetched {
+    /// With its bytes.
+    Image(Image),
+    /// In the object store.
+    Remote(Arc<RemoteImage>),
+}
+
+impl Reader {
+    /// Waits for the fetch that this request joins or leads.
+    pub(super) async fn fetch(
+        self: &Arc<Self>,
+        id: &ImageId,
+        mut admission: Admission<Outcome>,
+    ) -> Result<(Fetched, CacheStatus, Timing), ReadFailure> {
+        let (Fetch { found, timing, .. }, collapsed) = loop {
+            let (flight, collapsed) = match admission {
+                Admission::Join(flight) => {
+                    self.metrics.collapsed.inc();
+                    (flight, true)
+                }
+                Admission::Lead(lease) => {
+                    let flight = lease.flight();
+                    // A task of its own: it ends by itself, within the store's time-outs, even if its requests have left.
+                    // If it panics, it drops its lease, and those who wait are told.
+                    tokio::spawn(Arc::clone(self).lead(lease));
+                    (flight, false)
+                }
+                Admission::Full => {
+                    self.metrics.count_shed(Shed::Waiters);
+                    return Err(ReadFailure::unknown(ReadError::Busy));
+                }
+            };
+            let outcome = flight.outcome().await.map_err(ReadFailure::unknown)?;
+            let fetch = outcome.map_err(ReadFailure::unknown)?;
+            // A request that joined late may have begun after the value expired.
+            if collapsed && fetch.expires.is_some_and(|expires| Instant::now() >= expires) {
+                admission = self.index.ask(id);
+            } else {
+                break (fetch, collapsed);
+            }
+        };
+        let not_stored = CacheStatus::Fetched { collapsed, stored: false };
+        let error = match found {
+            Found::Image(image, None) => {
+                let status = CacheStatus::Revalidated { collapsed };
+                return Ok((Fetched::Image(image), status, timing));
+            }
+            Found::Image(image, Some(insertion)) => {
+                let stored = insertion == Insertion::Stored;
+                let status = CacheStatus::Fetched { collapsed, stored };
+                return Ok((Fetched::Image(image), status, timing));
+            }
+            Found::Offloaded(remote) => return Ok((Fetched::Remote(remote), not_stored, timing)),
+            Found::Absent => ReadError::Absent,
+            Found::Corrupt(corrupt) => ReadError::Corrupt(corrupt),
+        };
+        Err(ReadFailure { error, cache_status: Some(not_stored), timing })
+    }
+
+    /// Fetches an image for all who wait, and keeps what it found before they are told.
+    async fn lead(self: Arc<Self>, mut lease: FetchLease<Outcome>) {
+        self.metrics.fetches.inc();
+        lease.mark_sent().await;
+        let outcome = self.ask_store(lease.id()).await.map(|(fetch, digest)| {
+            let known = match &fetch.found {
+                Found::Image(image, _) => Known::Present(Arc::clone(&image.original.metadata)),
+                Found::Offloaded(remote) => Known::Offloaded(Arc::clone(remote)),
+                Found::Corrupt(corrupt) => Known::Corrupt(corrupt.clone()),
+                Found::Absent => Known::Absent,
+            };
+            let result = FetchResult { known, digest, expires: fetch.expires };
+            if let Some(version) = lease.keep(result) {
+                self.cache.remove(lease.id(), version);
+            }
+            fetch
+        });
+        if let Err(FetchError::Store(error)) = &outcome {
+            self.metrics.count_store_error(error);
+        }
+        lease.complete(outcome);
+    }
+
+    /// Asks the store, and decodes its answer.
+    async fn ask_store(&self, id: &ImageId) -> Result<(Fetch, Option<Digest>), FetchError> {
+        let began = Instant::now();
+        let value = async {
+            let size = self.store.size(id).await?;
+            // Memory for the value, until it is decoded and dropped.
+            let reservation = self.budget.reserve(size).await?;
+            // The time to live is counted from before the question, so that an expiry is never later here than there.
+            let asked = Instant::now();
+            let stored = self.store.get(id, size).await?;
+            Ok::<_, FetchError>((stored, asked, reservation))
+        };
+        let value = value.await;
+        let mut timing = Timing { store: began.elapsed(), ..Timing::default() };
+        let without_value = |found| Ok((Fetch { found, expires: None, timing }, None));
+        let (stored, asked, _reservation) = match value {
+            Ok(value) => value,
+            Err(FetchError::Store(StoreError::WrongType)) => {
+                return without_value(self.unreadable(id, Corrupt::WrongType));
+            }
+            Err(FetchError::Store(StoreError::TooLarge { size, limit })) => {
+                return without_value(self.unreadable(id, Corrupt::TooLarge { size, limit }));
+            }
+            Err(error) => return Err(error),
+        };
+        let Some(stored) = stored else {
+            return without_value(Found::Absent);
+        };
+        let expires = stored.time_to_live.and_then(|left| asked.checked_add(left));
+        let (opened, digest, decoding) = self.decode(id, stored.value).await;
+        timing.hash = decoding.hash;
+        timing.decode = decoding.decode;
+        let found = match opened {
+            Opened::InMemory(image) => Found::Image(image, None),
+            Opened::Decoded(original) => {
+                let began = Instant::now();
+                let (image, insertion) = self.originals.admit(id, original).await;
+                timing.decode += began.elapsed();
+                Found::Image(image, Some(insertion))
+            }
+            Opened::Offloaded(remote) => Found::Offloaded(Arc::new(remote)),
+            Opened::Corrupt(corrupt) => Found::Corrupt(corrupt),
+        };
+        Ok((Fetch { found, expires, timing }, Some(digest)))
+    }
+
+    /// A value that the store doesn't hand out is a corrupt record.
+    fn unreadable(&self, id: &ImageId, corrupt: Corrupt) -> Found {
+        self.corrupt_log.report(id, None, &corrupt);
+        Found::Corrupt(corrupt)
+    }
+}
