@@ -1,4 +1,4 @@
-//! One piece of work for many who want its outcome.
+//! Collapses identical work: many requests wait for the outcome of one.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-/// Work under way, which anyone may wait for.
+/// Work under way, whose outcome any number of tasks may wait for.
 ///
-/// Whoever leads the work runs it in a task of its own and may itself stop waiting: the followers get
-/// their outcome all the same. When the work fails to bring one, they are told so, and never hang.
+/// The work runs in a task of its own, so its leader may leave and the followers still get the outcome. If the work ends
+/// without an outcome, the followers get an error and never hang.
 #[derive(Debug)]
 pub struct Flight<T> {
     outcome: watch::Receiver<Option<T>>,
@@ -18,13 +18,13 @@ pub struct Flight<T> {
     invalidated: AtomicBool,
 }
 
-/// The duty to bring a flight's outcome. Dropped without, the flight is [`Lost`].
+/// The duty to complete a flight. If it is dropped before, the flight is [`Lost`].
 #[derive(Debug)]
 pub struct Completion<T>(watch::Sender<Option<T>>);
 
 /// The work ended without an outcome: it panicked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the work that this was waiting for failed")]
+#[error("the work that this request was waiting for failed")]
 pub struct Lost;
 
 impl<T: Clone> Flight<T> {
@@ -36,36 +36,36 @@ impl<T: Clone> Flight<T> {
         (Arc::new(Flight { outcome, sent, invalidated }), Completion(sender))
     }
 
-    /// Waits for the outcome. May be cancelled.
+    /// Waits for the outcome. Safe to cancel.
     pub async fn outcome(&self) -> Result<T, Lost> {
         let mut outcome = self.outcome.clone();
         let outcome = outcome.wait_for(Option::is_some).await.map_err(|_dropped| Lost)?;
         outcome.clone().ok_or(Lost)
     }
 
-    /// How many hold this flight besides the one place where it can be joined, the leader included.
+    /// The number of tasks that hold this flight, the leader included.
     #[must_use]
     pub fn holders(self: &Arc<Self>) -> usize {
         Arc::strong_count(self).saturating_sub(1)
     }
 
-    /// Says that the work begins to look at the world: what happens from now on it may have missed.
+    /// Marks the work as sent: it may miss any change from now on.
     pub fn mark_sent(&self) {
         self.sent.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it has been sent.
+    /// True once it has been sent.
     #[must_use]
     pub fn is_sent(&self) -> bool {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Says that the outcome must not be kept.
+    /// Marks the outcome as one that must not be kept.
     pub fn invalidate(&self) {
         self.invalidated.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the outcome must not be kept.
+    /// True if the outcome must not be kept.
     #[must_use]
     pub fn is_invalidated(&self) -> bool {
         self.invalidated.load(Ordering::Relaxed)
@@ -73,13 +73,13 @@ impl<T: Clone> Flight<T> {
 }
 
 impl<T> Completion<T> {
-    /// Brings the outcome to all who wait and to all who will.
+    /// Hands the outcome to all who wait, now or later.
     pub fn complete(self, outcome: T) {
         self.0.send_replace(Some(outcome));
     }
 }
 
-/// Work under way, each piece under a key whose outcome is the same whenever it is asked for.
+/// Flights under way, by keys whose outcome never changes.
 #[derive(Debug)]
 pub struct Flights<K, T>(Mutex<HashMap<K, Arc<Flight<T>>>>);
 
@@ -94,7 +94,7 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     T: Clone + Send + Sync + 'static,
 {
-    /// The work under a key, begun in a task of its own where it isn't under way; and whether it was.
+    /// Joins the flight of a key, or begins one in a task of its own. Tells if it joined.
     pub fn join<W>(self: &Arc<Self>, key: K, work: impl FnOnce() -> W) -> (Arc<Flight<T>>, bool)
     where
         W: Future<Output = T> + Send + 'static,
@@ -103,7 +103,7 @@ where
         joined.expect("there are never so many")
     }
 
-    /// The same, or nothing where it isn't under way and as many as may are.
+    /// The same; `None` if there is none to join and `most` are under way.
     pub fn join_within<W>(
         self: &Arc<Self>,
         key: K,
@@ -124,7 +124,7 @@ where
         flights.insert(key.clone(), Arc::clone(&flight));
         drop(flights);
         let (place, work) = (Place { flights: Arc::clone(self), key }, work());
-        // Whoever asked first may leave.
+        // A task: the request that began it may leave.
         tokio::spawn(async move {
             let outcome = work.await;
             drop(place);
@@ -140,7 +140,7 @@ impl<K, T> Flights<K, T> {
     }
 }
 
-/// A place among the work under way, which is left whatever happens.
+/// The entry of a flight, removed however the work ends.
 struct Place<K: Eq + Hash, T> {
     flights: Arc<Flights<K, T>>,
     key: K,

@@ -1,8 +1,8 @@
-//! What the store is known to hold, for as long as the store would tell otherwise.
+//! The index: what the store is known to hold, while the store would report a change of it.
 //!
 //! This is the heart of the promise that a hit asks nobody and that nothing replaced is served. One lock
-//! holds three things together: how far the store can be relied upon to tell of changes, what is known of
-//! each key, and which fetches are under way.
+//! holds three things together: the state of coherence, an entry for each known key, and the fetches under
+//! way.
 //!
 //! # The race that the guard is for
 //!
@@ -61,17 +61,17 @@ use crate::image::{ImageId, Metadata, Version};
 use crate::offload::RemoteImage;
 use crate::store::{Change, Coherence, Lease};
 
-/// How many ended epochs are remembered.
+/// Most ended epochs that are remembered.
 const MAX_ENDED: usize = 64;
 
-/// What the store is known to hold under a key.
+/// The known content of a key.
 #[derive(Debug, Clone)]
 pub enum Known {
     /// An image.
     Present(Arc<Metadata>),
-    /// Nothing.
+    /// No value.
     Absent,
-    /// A value that is no image. Looking again wouldn't make it one.
+    /// A value that is no image. Reading it again wouldn't make it one.
     Corrupt(Corrupt),
     /// A record with the address of the image.
     Offloaded(Arc<RemoteImage>),
@@ -88,7 +88,7 @@ impl Known {
     }
 }
 
-/// A hash of a value that is quicker than its version, to recognise one that was only written again.
+/// A hash of a value that is faster than its version. It recognises a value that was only written again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Digest(u128);
 
@@ -100,25 +100,25 @@ impl Digest {
     }
 }
 
-/// What a fetch found.
+/// The result of a fetch.
 #[derive(Debug)]
 pub struct FetchResult {
-    /// What is there.
+    /// The content of the key.
     pub known: Known,
-    /// Of the value, where there is one.
+    /// The digest of the value, if there is one.
     pub digest: Option<Digest>,
-    /// When the store will drop it; `None` for never.
+    /// The expiry of the value; `None` if it never expires.
     pub expires: Option<Instant>,
 }
 
-/// What the index says to a request.
+/// The answer of the index to a request.
 #[derive(Debug)]
 pub enum Lookup<T> {
     /// The store holds this now.
     Current(Known),
-    /// The store can't be reached; it held this when it was last heard of, recently enough.
+    /// The store can't be reached. It held this the last time that was certain, not too long ago.
     Stale(LastKnown),
-    /// It has to be asked.
+    /// The store has to be asked.
     Ask(Admission<T>),
 }
 
@@ -127,18 +127,18 @@ pub enum Lookup<T> {
 pub struct LastKnown {
     /// The image.
     pub known: Known,
-    /// For how long nobody has vouched for it.
+    /// Time since it was last certain to be current.
     pub age: Duration,
 }
 
-/// How to ask the store: with others, or for others.
+/// The way in which a request may ask the store.
 #[derive(Debug)]
 pub enum Admission<T> {
-    /// A fetch is under way whose outcome is a true answer.
+    /// Join a fetch that is under way: its outcome is a true answer.
     Join(Arc<Flight<T>>),
-    /// There is none: fetch, and bring the outcome to those who join.
+    /// Lead a fetch, and bring the outcome to those who join.
     Lead(FetchLease<T>),
-    /// As many as may are waiting for it, or as many fetches as may are under way.
+    /// Neither: too many requests wait for the fetch, or too many fetches are under way.
     Full,
 }
 
@@ -149,37 +149,37 @@ pub struct FetchLease<T> {
     id: ImageId,
     flight: Arc<Flight<T>>,
     completion: Option<Completion<T>>,
-    /// The one before, which was sent already: this one waits for it, so that there are never more than
-    /// two.
+    /// The fetch before, whose GET was sent already. This one waits for it, so that there are never more
+    /// than two.
     before: Option<Arc<Flight<T>>>,
     epoch: u64,
     began: Instant,
 }
 
-/// The bounds of an index.
+/// The limits of an index.
 #[derive(Debug, Clone, Copy)]
 pub struct IndexLimits {
-    /// Keys of which something is known.
+    /// Most known keys.
     pub entries: NonZeroUsize,
-    /// Requests that wait for one fetch.
+    /// Most requests that wait for one fetch.
     pub waiters: usize,
-    /// Fetches under way. They go on when whoever asked for them has left.
+    /// Most fetches under way. They go on when their requests have left.
     pub fetches: usize,
-    /// How long a version may be served after it was last known to be current.
+    /// Longest time that a version is served after it was last certain to be current.
     pub stale_if_error: Duration,
 }
 
-/// Whether the guard against the race above is in place.
+/// A switch for the guard against the race above.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Guard {
     /// Always.
     On,
-    /// Only in the test that shows that the checker of coherence would notice.
+    /// Only in the test that shows that the checker of coherence notices its absence.
     Off,
 }
 
-/// What is known, and what is being asked.
+/// The known keys and the fetches under way.
 #[derive(Debug)]
 pub struct Index<T> {
     state: Mutex<State<T>>,
@@ -191,17 +191,17 @@ pub struct Index<T> {
 #[derive(Debug)]
 struct State<T> {
     coherence: Coherence,
-    /// Until when coherence may be relied upon without a new sign of life. A process that was frozen wakes up
-    /// with pushes that it has not read; their sign of life lies behind them.
+    /// The end of the time in which coherence may be relied upon without a new heartbeat. A process that was
+    /// frozen wakes up with pushes that it has not read; the heartbeat that renews the lease lies behind them.
     lease: Lease,
     epoch: u64,
-    /// The newest tracking connection that is known to be lost. One that is lost before it could be
+    /// The newest tracking connection that is known to be lost. A connection that is lost before it was
     /// announced must not make anything coherent afterwards.
     lost: u64,
     /// The tracking connection that made the store coherent last. The loss of an older one means nothing.
     tracked: u64,
     entries: LruCache<ImageId, Entry>,
-    /// The fetches that can be joined. Each is of the present epoch.
+    /// The fetches that can be joined, all of the present epoch.
     flights: HashMap<ImageId, Arc<Flight<T>>>,
     /// Coherent epochs that have ended, with the last moment in which they were certain.
     ended: VecDeque<(u64, Instant)>,
@@ -213,9 +213,9 @@ struct Entry {
     digest: Option<Digest>,
     expires: Option<Instant>,
     epoch: u64,
-    /// When the fetch began that found it.
+    /// The beginning of the fetch that found it.
     fetched: Instant,
-    /// The store said that the key was changed since: what is here is known to be gone.
+    /// The store has reported a change since: this content is known to be gone.
     replaced: bool,
 }
 
@@ -246,7 +246,7 @@ impl<T: Clone> Index<T> {
         Index { state: Mutex::new(state), bounds, guard, unreachable }
     }
 
-    /// What a request for an image may rely on.
+    /// Looks up an image, or admits the request to a fetch of it.
     pub fn look_up(self: &Arc<Self>, id: &ImageId) -> Lookup<T> {
         let mut state = self.lock();
         let state = &mut *state;
@@ -268,8 +268,8 @@ impl<T: Clone> Index<T> {
         Lookup::Ask(self.board(state, id))
     }
 
-    /// The image that the store holds now under an id, if that is known, with the id as it is kept. The request for it
-    /// began at `now`, which is what its answer has to be true of.
+    /// The current image under an id, if it is known, and the id as it is kept. `now` is the beginning of the request: the
+    /// answer has to be true of that moment.
     pub fn current(&self, id: &str, now: Instant) -> Option<(ImageId, Arc<Metadata>)> {
         let mut state = self.lock();
         let state = &mut *state;
@@ -283,7 +283,7 @@ impl<T: Clone> Index<T> {
         }
     }
 
-    /// A place in a fetch of an image, for a request that needs its bytes whatever is known.
+    /// Admits a request to a fetch, for bytes that have left memory.
     pub fn ask(self: &Arc<Self>, id: &ImageId) -> Admission<T> {
         self.board(&mut self.lock(), id)
     }
@@ -301,13 +301,13 @@ impl<T: Clone> Index<T> {
         entry.expires.filter(|_| entry.known.version() == Some(version))
     }
 
-    /// Whether a value was seen under a key that [`Index::recognise`] could tell from another one.
+    /// True if [`Index::recognise`] could recognise a value of this key.
     pub fn has_seen(&self, id: &ImageId) -> bool {
         self.lock().entries.peek(id).is_some_and(|entry| entry.digest.is_some())
     }
 
-    /// The metadata of the image that was last seen under a key, if its value had this digest. They may
-    /// be out of date as to the key; as to the value they never are.
+    /// The metadata of the image that was last seen under a key, if its value had this digest. The key may
+    /// have another value by now; the metadata of this value never changes.
     pub fn recognise(&self, id: &ImageId, digest: Digest) -> Option<Arc<Metadata>> {
         let state = self.lock();
         let entry = state.entries.peek(id)?;
@@ -317,7 +317,7 @@ impl<T: Clone> Index<T> {
         }
     }
 
-    /// Takes note of what the store says.
+    /// Applies a change that the store reports.
     pub fn apply(&self, change: Change) {
         let mut state = self.lock();
         match change {
@@ -358,8 +358,8 @@ impl<T: Clone> Index<T> {
                     state.ended.push_back(ended);
                     let limit = self.bounds.stale_if_error;
                     state.ended.retain(|(_, end)| end.elapsed() < limit);
-                    // A connection that comes and goes must not make this long; what is dropped here only
-                    // counts as last known from its fetch on.
+                    // A connection that comes and goes must not make this long. Entries of a dropped epoch
+                    // count as certain only up to their fetch.
                     if state.ended.len() > MAX_ENDED {
                         state.ended.pop_front();
                     }
@@ -384,26 +384,26 @@ impl<T: Clone> Index<T> {
         let _ = self.unreachable.subscribe().wait_for(|unreachable| *unreachable).await;
     }
 
-    /// How far the store can be relied upon.
+    /// The state of coherence.
     pub fn coherence(&self) -> Coherence {
         self.lock().coherence.clone()
     }
 
-    /// Of how many keys something is known.
+    /// The number of known keys.
     pub fn len(&self) -> usize {
         self.lock().entries.len()
     }
 
-    /// Whether nothing is known.
+    /// True if no key is known.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// Joins the fetch under way, or registers one.
     ///
-    /// While the store tells of changes, a fetch that a request finds here is one that no change has
-    /// voided. While it doesn't, only a fetch that has not been sent will see every write that was
-    /// acknowledged before the request began; so at most one fetch is under way and one is waiting for it.
+    /// While coherent, a fetch that a request finds here is one that no change has invalidated. Otherwise only a
+    /// fetch that has not been sent will see every write that was acknowledged before the request began; so at
+    /// most one fetch is under way and one is waiting for it.
     fn board(self: &Arc<Self>, state: &mut State<T>, id: &ImageId) -> Admission<T> {
         let coherent = state.is_coherent();
         let under_way = state.flights.get(id);
@@ -421,7 +421,7 @@ impl<T: Clone> Index<T> {
             return Admission::Full;
         }
         if let Some(before) = &before {
-            // A push finds only what stands in `flights`, and this one leaves its place.
+            // A push finds only the fetches in `flights`, and this one leaves its place there.
             before.invalidate();
         }
         let (flight, completion) = Flight::new();
@@ -444,7 +444,7 @@ impl<T: Clone> Index<T> {
 }
 
 impl<T> State<T> {
-    /// Whether every change until now has been told, or will be before the lease is renewed.
+    /// True if every change up to now has been pushed, or will be before the lease is renewed.
     fn is_coherent(&self) -> bool {
         self.is_coherent_at(Instant::now())
     }
@@ -457,7 +457,7 @@ impl<T> State<T> {
             }
     }
 
-    /// Nothing known before is current any more, and no fetch begun before can be joined or kept.
+    /// Begins an epoch: nothing known before is current any more, and no fetch begun before can be joined or kept.
     fn begin_epoch(&mut self) {
         self.epoch += 1;
         self.flights.clear();
@@ -477,8 +477,8 @@ impl Entry {
         self.expires.is_some_and(|expires| Instant::now() >= expires)
     }
 
-    /// The image, unless it is known to be gone or was last known to be there too long ago: at its fetch,
-    /// or at the end of the coherent epoch that it was fetched in.
+    /// The image, unless it is known to be gone, or was last certain too long ago: at its fetch, or at the end
+    /// of the coherent epoch that it was fetched in.
     fn last_known(
         &self,
         ended: &VecDeque<(u64, Instant)>,
@@ -506,26 +506,26 @@ impl<T: Clone> FetchLease<T> {
         Arc::clone(&self.flight)
     }
 
-    /// Waits for the fetch before, then departs: the store may be asked from now on.
+    /// Waits for the fetch before, then marks this one as sent: the store may be asked from now on.
     pub async fn mark_sent(&mut self) {
         if let Some(before) = self.before.take() {
-            // Whatever becomes of it.
+            // Its outcome doesn't matter here.
             let _ = before.outcome().await;
         }
-        // Under the lock, so that whoever joins does so before the store is asked.
+        // Under the lock, so that every request that joins does so before the store is asked.
         let state = self.index.lock();
         self.flight.mark_sent();
         drop(state);
         self.began = Instant::now();
     }
 
-    /// Keeps what was found, unless a change has overtaken it. Gives the version that it replaces here.
+    /// Keeps the result, unless a change has overtaken it. Gives the version that it replaces here.
     pub fn keep(&mut self, found: FetchResult) -> Option<Version> {
         let mut state = self.index.lock();
         let FetchResult { known, digest, expires } = found;
         let now = known.version();
         if self.flight.is_invalidated() || self.epoch != state.epoch {
-            // Not kept, but it shows that an entry from before is out of date.
+            // Not kept, but it shows that an older entry is out of date.
             if let Some(entry) = state.entries.peek_mut(&self.id)
                 && entry.fetched < self.began
                 && entry.known.version() != now
@@ -556,7 +556,7 @@ impl<T: Clone> FetchLease<T> {
 }
 
 impl<T> FetchLease<T> {
-    /// Nobody joins from now on.
+    /// Makes it impossible to join.
     fn leave(&self) {
         let mut state = self.index.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mine = state.flights.get(&self.id).is_some_and(|it| Arc::ptr_eq(it, &self.flight));
