@@ -11,6 +11,7 @@ use crate::image::preconditions::{EntityTags, Preconditions};
 use crate::image::record::{self, Content, Corrupt, Record};
 use crate::image::{ImageId, MediaType, Metadata, Version};
 use crate::offload;
+use crate::picture::decode::is_animated;
 use crate::read::off_worker;
 use crate::store::{Change, Coherence, Condition, Expiry, Replaced, StoreError, Written};
 
@@ -117,8 +118,7 @@ pub async fn put(
     let moved = offload::on_write(app, &id, &value, &metadata, &bytes).await;
     if let Some(moved) = &moved {
         value = moved.value.clone();
-        let Metadata { media_type, length, last_modified, .. } = metadata;
-        metadata = Metadata::new(moved.version, media_type, length, last_modified);
+        metadata = metadata.of_version(moved.version);
     }
     let written = tell(app, &id, app.store.put(&id, value, expiry, &condition));
     let Written::Done(replaced) = written.await? else {
@@ -227,6 +227,7 @@ fn prepare(target: Target, submission: Submission, limit: usize) -> Result<Prepa
         Target::Content => ImageId::of_content(&Sha256::digest(&bytes).into()),
     };
     let metadata = Metadata::new(Version::of(&value), media_type, bytes.len(), created_at);
+    let metadata = Metadata { animated: is_animated(&bytes, media_type), ..metadata };
     Ok(Prepared { id, value, metadata, bytes })
 }
 

@@ -30,6 +30,7 @@ use crate::app::{App, OverBudget};
 use crate::coalesce::{Flights, Lost};
 use crate::image::record::{self, Corrupt, ObjectRef, Record};
 use crate::image::{ImageId, MediaType, Metadata, Representation, Version};
+use crate::picture::decode::is_animated;
 use crate::settings::{self, ServeOffloaded};
 use crate::task::Task;
 
@@ -281,12 +282,7 @@ pub(crate) async fn on_write(
 /// fetch it. SVG is kept by its first reader, who has it compressed.
 pub(crate) fn keep(app: &App, id: &ImageId, moved: &Moved, metadata: &Metadata, bytes: Bytes) {
     if metadata.media_type != MediaType::Svg {
-        let metadata = Metadata::new(
-            moved.version,
-            metadata.media_type,
-            metadata.length,
-            metadata.last_modified,
-        );
+        let metadata = metadata.of_version(moved.version);
         let body = app.cache.count(bytes);
         app.cache.insert(id, Representation { metadata: Arc::new(metadata), body }.into());
     }
@@ -339,7 +335,9 @@ impl Offload {
             }
             let media_type =
                 record::sniffed(&bytes).map_err(|corrupt| OffloadError::Unusable(path, corrupt))?;
-            Ok((Metadata::new(version, media_type, bytes.len(), created_at), bytes))
+            let animated = is_animated(&bytes, media_type);
+            let metadata = Metadata::new(version, media_type, bytes.len(), created_at);
+            Ok((Metadata { animated, ..metadata }, bytes))
         });
         let (metadata, bytes) = checked.await?;
         // A small one may be a part of a larger buffer of the connection's, which it would keep.

@@ -240,6 +240,7 @@ fn found(value: &[u8]) -> Option<(Metadata, Bytes)> {
     let decoded = record::decode(&base64).ok()?;
     let length = decoded.bytes.len();
     let metadata = Metadata::new(Version::of(value), decoded.media_type, length, record.created_at);
+    let metadata = Metadata { animated: decoded.animated, ..metadata };
     Some((metadata, Bytes::from_owner(decoded.bytes)))
 }
 

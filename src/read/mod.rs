@@ -431,13 +431,6 @@ async fn from_image(
     mut times: Timing,
 ) -> Result<Answer, ReadFailure> {
     let failure = |error: ReadError, times| ReadFailure::new(error, Some(served), times);
-    if keeps_moving(request) && image.original.metadata.animated.get().is_none() {
-        let Representation { metadata, body } = image.original.clone();
-        let look = move || picture::decode::is_animated(&body, metadata.media_type);
-        let moves = on_blocking_thread(app, look).await;
-        // Whoever was first has said the same.
-        let _ = image.original.metadata.animated.set(moves);
-    }
     let variant = match choose(request, &image.original.metadata) {
         Ok(Choice::Stored(metadata)) => {
             let metadata = Arc::clone(metadata);
@@ -571,10 +564,9 @@ fn choose<'a>(
     original: &'a Arc<Metadata>,
 ) -> Result<Choice<'a>, ReadError> {
     let resolved = request.asked.map(|asked| asked.resolve(original.media_type)).transpose()?;
-    let moves = original.animated.get() == Some(&true);
     Ok(match resolved {
         // Another format alone would only stop it.
-        Some(Resolved::Variant(_)) if moves && keeps_moving(request) => {
+        Some(Resolved::Variant(_)) if original.animated && keeps_moving(request) => {
             Choice::Stored(image::select(original, request.accepts))
         }
         Some(Resolved::Variant(variant)) => Choice::Rendered(variant),
@@ -820,7 +812,7 @@ fn with_version(
     content: DecodedRecord,
 ) -> Result<Opened, Corrupt> {
     let DecodedRecord { image, mistaken, created_at } = content;
-    let Some(record::Decoded { bytes, media_type }) = image else {
+    let Some(record::Decoded { bytes, media_type, animated }) = image else {
         let record = Record::parse(value)?;
         let offload = app.offload.as_ref().ok_or(Corrupt::ForeignUrl)?;
         let remote = match &record.content {
@@ -835,7 +827,8 @@ fn with_version(
         let found = media_type.as_str();
         tracing::warn!(image.id = %id, declared, found, "the declared type is not what the bytes are");
     }
-    let metadata = Arc::new(Metadata::new(version, media_type, bytes.len(), created_at));
+    let metadata = Metadata::new(version, media_type, bytes.len(), created_at);
+    let metadata = Arc::new(Metadata { animated, ..metadata });
     Ok(Opened::Decoded(Representation { metadata, body: app.cache.count(bytes) }))
 }
 
