@@ -6,7 +6,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use crate::cache::Cache;
 use crate::events::hub::Hub;
-use crate::http::auth::Writers;
+use crate::http::auth::WriteAccess;
 use crate::index::{Guard, Index, IndexLimits};
 use crate::metrics::{Metrics, Shed};
 use crate::offload::Offload;
@@ -32,8 +32,8 @@ pub struct App {
     pub events: Arc<Hub>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// Who may write.
-    pub writers: Writers,
+    /// The right to write.
+    pub write_access: WriteAccess,
     /// What makes pictures of them.
     pub renderer: Renderer,
     /// Which corrupt records were logged.
@@ -112,7 +112,7 @@ impl App {
             cache: Cache::new(settings.cache.images, settings.cache.bytes),
             events,
             metrics,
-            writers: Writers::load(&settings.writes)?,
+            write_access: WriteAccess::load(&settings.writes)?,
             renderer: Renderer::new(cores, &settings),
             corrupt_log: CorruptLog::default(),
             decoding: Arc::new(Semaphore::new(cores)),

@@ -25,6 +25,8 @@ pub mod router;
 pub(crate) mod service;
 mod writes;
 
+pub use problem::ProblemKind;
+
 /// Goes along with an answer about an image that came from memory as it is there.
 #[derive(Debug, Clone)]
 pub(crate) struct FromMemory(pub(crate) Arc<Metadata>);

@@ -144,16 +144,16 @@ async fn what_is_not_allowed_is_400_and_says_what_is() {
     let server = Server::on(&redis, &[("pictures.widths", "[64, 128]")]).await;
     redis.set("a", &record(&encoded(&picture(1, 400, 200), ImageFormat::Png))).await;
     for (address, says) in [
-        ("a?w=65", "w is one of 64, 128"),
-        ("a?w=", "w is one of"),
-        ("a?w=-1", "w is one of"),
-        ("a?w=99999999999999999999", "w is one of"),
-        ("a?h=1", "h is one of"),
-        ("a?q=81&w=64", "q is one of"),
-        ("a?dpr=9&w=64", "dpr is one of 1, 2, 3"),
-        ("a?fit=squash", "fit is contain, cover or fill"),
-        ("a?format=tga", "format is auto, webp, jpg or png, or avif"),
-        ("a?fallback=x", "fallback is placeholder"),
+        ("a?w=65", "`w` must be one of 64, 128"),
+        ("a?w=", "`w` must be one of"),
+        ("a?w=-1", "`w` must be one of"),
+        ("a?w=99999999999999999999", "`w` must be one of"),
+        ("a?h=1", "`h` must be one of"),
+        ("a?q=81&w=64", "`q` must be one of"),
+        ("a?dpr=9&w=64", "`dpr` must be one of 1, 2, 3 ([pictures] dprs)"),
+        ("a?fit=squash", "`fit` must be `contain`, `cover` or `fill`"),
+        ("a?format=tga", "`format` must be `auto`, `webp`, `jpg` or `png`"),
+        ("a?fallback=x", "`fallback` must be `placeholder`"),
         ("a.webp?format=png", "twice"),
         ("a?w=64&w=128", "duplicate"),
         ("a?width=64", "this address takes v, w, h, fit, q, dpr, format and fallback"),
@@ -164,11 +164,11 @@ async fn what_is_not_allowed_is_400_and_says_what_is() {
         assert!(members["detail"].as_str().unwrap().contains(says), "{members}");
     }
     for (size, says) in [
-        ("65x64", "the width is one of 64, 128"),
-        ("64x1", "the height is one of"),
-        ("64", "the height is one of"),
-        ("64x64x64", "the height is one of"),
-        ("64x64?bg=x", "bg is such as"),
+        ("65x64", "the width must be one of 64, 128"),
+        ("64x1", "the height must be one of"),
+        ("64", "the height must be one of"),
+        ("64x64x64", "the height must be one of"),
+        ("64x64?bg=x", "`bg` must be a colour such as"),
         ("64x64?colour=fff", "this address takes text, bg and fg"),
     ] {
         let members =
