@@ -10,7 +10,7 @@ use crate::changes::Changes;
 use crate::cpu::Cpu;
 use crate::events::{Events, Hub};
 use crate::http;
-use crate::http::auth::Writers;
+use crate::http::auth::WriteAccess;
 use crate::index::{Guard, Index, IndexLimits};
 use crate::metrics::Metrics;
 use crate::offload::{self, MoveTasks, Mover, Offload};
@@ -48,8 +48,8 @@ pub struct App {
     pub cpu: Cpu,
     /// The counters.
     pub metrics: Arc<Metrics>,
-    /// The tokens that may write.
-    pub writers: Writers,
+    /// The right to write.
+    pub write_access: WriteAccess,
     #[expect(dead_code, reason = "held for its tasks")]
     moving: Option<MoveTasks>,
     phase: watch::Sender<ShutdownPhase>,
@@ -139,7 +139,7 @@ impl App {
         Ok(Arc::new(App {
             writer: Writer::new(&store, offload.as_ref(), &changes, &cpu, &settings),
             events: Events::start(&hub, &reader, http::events::encode, &settings),
-            writers: Writers::load(&settings.writes)?,
+            write_access: WriteAccess::load(&settings.writes)?,
             phase: watch::Sender::new(ShutdownPhase::Serving),
             store,
             index,

@@ -154,7 +154,7 @@ impl Writer {
             && let Some(it) = offload.on_write(&id, &value, &metadata, &bytes).await
         {
             value = it.value.clone();
-            metadata = metadata.with_version(it.version);
+            metadata = metadata.of_version(it.version);
             moved = Some((offload, it));
         }
         let written = self.tracked(&id, self.store.put(&id, value, expiry, &condition));
@@ -261,7 +261,8 @@ fn prepare(target: Target, submission: Submission, limit: usize) -> Result<Prepa
         Target::Content => ImageId::of_content(&Sha256::digest(&bytes).into()),
     };
     let metadata = Metadata::new(Version::of(&value), media_type, bytes.len(), created_at);
-    let _ = metadata.animated.set(picture::decode::is_animated(&bytes, media_type));
+    let animated = picture::decode::is_animated(&bytes, media_type);
+    let metadata = Metadata { animated, ..metadata };
     Ok(Prepared { id, value, metadata, bytes })
 }
 

@@ -1,4 +1,4 @@
-//! Authorisation: the peer of a connection, the bearer tokens of the settings, and the right to write.
+//! The right to write, by a bearer token or by being on this machine.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -8,20 +8,19 @@ use anyhow::Context;
 use axum::body::Body;
 use axum::http::header::{AUTHORIZATION, FORWARDED, HOST, ORIGIN, VIA};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, Request, StatusCode};
+use axum::http::{HeaderMap, Request};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
-use super::problem::Problem;
-use crate::app::App;
+use super::problem::{Problem, ProblemKind};
 use crate::settings;
 
-/// Who is at the other end of the connection.
+/// The other end of a connection.
 #[derive(Debug, Clone, Copy)]
 pub enum Peer {
     /// A socket address.
     Tcp(SocketAddr),
-    /// A program on this machine, over a Unix socket: a proxy, as a rule, for whom nobody knows.
+    /// A Unix socket. As a rule a proxy is behind it, with clients from anywhere.
     Unix,
 }
 
@@ -43,29 +42,66 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Whether a request may write: by a bearer token (RFC 6750) where there are some; otherwise if it comes from a program
-/// on this machine.
-pub(crate) fn may_write(app: &App, peer: Peer, request: &Request<Body>) -> Result<(), Problem> {
-    if !app.settings.writes.enabled {
-        let detail = "writes are switched off ([writes] enabled)";
-        return Err(Problem::new(StatusCode::FORBIDDEN, "read-only", "read only", detail));
-    }
-    if !app.writers.is_empty() {
-        return match bearer(request.headers()) {
-            Some(token) if app.writers.have(token) => Ok(()),
-            Some(_) => Err(Problem::invalid_token("the token is none of those in [writes] tokens")),
-            None => Err(Problem::unauthorised("writes need Authorization: Bearer and a token")),
-        };
-    }
-    if is_from_this_machine(peer, request) {
-        return Ok(());
-    }
-    let detail =
-        "without [writes] tokens, writes are taken from programs on the server's own machine only";
-    Err(Problem::new(StatusCode::FORBIDDEN, "not-from-here", "writes are local", detail))
+/// The right to write: that of clients with one of the tokens (RFC 6750), or, without tokens, of programs on this machine.
+///
+/// Tokens are kept and compared as their SHA-256, and always all of them: the time of a comparison tells nothing about a
+/// token, not even its length.
+pub struct WriteAccess {
+    enabled: bool,
+    tokens: Vec<[u8; 32]>,
 }
 
-/// The token of the one `Authorization` there is.
+impl WriteAccess {
+    /// Reads the tokens of the settings and of the file that they name.
+    pub fn load(settings: &settings::WriteSettings) -> anyhow::Result<WriteAccess> {
+        let tokens = tokens(settings)?;
+        let tokens = tokens.iter().map(|token| Sha256::digest(token.reveal()).into()).collect();
+        Ok(WriteAccess { enabled: settings.enabled, tokens })
+    }
+
+    /// Refuses a request that may not write.
+    pub(crate) fn check(&self, peer: Peer, request: &Request<Body>) -> Result<(), Problem> {
+        if !self.enabled {
+            let detail = "writes are switched off ([writes] enabled)";
+            return Err(Problem::new(ProblemKind::ReadOnly, detail));
+        }
+        if !self.tokens.is_empty() {
+            let (kind, detail) = match bearer(request.headers()) {
+                Some(token) if self.has(token) => return Ok(()),
+                Some(_) => {
+                    (ProblemKind::InvalidToken, "the token must be one of those in [writes] tokens")
+                }
+                None => (
+                    ProblemKind::Unauthorised,
+                    "a write must have `Authorization: Bearer` and a token of [writes] tokens",
+                ),
+            };
+            return Err(Problem::new(kind, detail));
+        }
+        if is_from_this_machine(peer, request) {
+            return Ok(());
+        }
+        let detail = "without [writes] tokens, only programs on the server's own machine may write";
+        Err(Problem::new(ProblemKind::NotFromHere, detail))
+    }
+
+    fn has(&self, token: &[u8]) -> bool {
+        let given: [u8; 32] = Sha256::digest(token).into();
+        self.tokens.iter().fold(Choice::from(0), |found, it| found | it.ct_eq(&given)).into()
+    }
+}
+
+/// Shows the number of tokens, not the tokens.
+impl fmt::Debug for WriteAccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WriteAccess")
+            .field("enabled", &self.enabled)
+            .field("tokens", &self.tokens.len())
+            .finish()
+    }
+}
+
+/// The bearer token, unless there is none or more than one `Authorization`.
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let mut lines = headers.get_all(AUTHORIZATION).iter();
     let (Some(line), None) = (lines.next(), lines.next()) else {
@@ -75,8 +111,8 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token.trim_ascii())
 }
 
-/// A connection from this machine, for this machine: a page of another state that was made to resolve to
-/// it still names itself in `Host` and `Origin`, and what came through a proxy came from anywhere.
+/// True for a connection from this machine to this machine. A page whose host name was made to resolve to this machine
+/// still names itself in `Host` and `Origin` (DNS rebinding), and a proxy's clients may be anywhere.
 fn is_from_this_machine(peer: Peer, request: &Request<Body>) -> bool {
     let headers = request.headers();
     // HTTP/2 names the host in `:authority`, HTTP/1 in `Host`.
@@ -91,49 +127,14 @@ fn is_from_this_machine(peer: Peer, request: &Request<Body>) -> bool {
     peer.is_loopback() && local && !proxied && !headers.contains_key(ORIGIN)
 }
 
-/// The tokens of those who may write.
-///
-/// They are kept and compared as their SHA-256, all of them each time: how long that takes tells nothing of a token, not
-/// even its length.
-#[derive(Default)]
-pub struct Writers(Vec<[u8; 32]>);
-
-impl Writers {
-    /// Those of the settings and of the file that they name.
-    pub fn load(settings: &settings::WriteSettings) -> anyhow::Result<Writers> {
-        let tokens = tokens(settings)?;
-        Ok(Writers(tokens.iter().map(|token| Sha256::digest(token.reveal()).into()).collect()))
-    }
-
-    /// Whether there are none, so that only programs on this machine may write.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Whether a token is one of theirs.
-    #[must_use]
-    pub fn have(&self, token: &[u8]) -> bool {
-        let given: [u8; 32] = Sha256::digest(token).into();
-        self.0.iter().fold(Choice::from(0), |found, it| found | it.ct_eq(&given)).into()
-    }
-}
-
-/// Says how many there are.
-impl std::fmt::Debug for Writers {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Writers({})", self.0.len())
-    }
-}
-
-/// The tokens of the settings and of the file that they name.
+/// Reads the tokens of the settings and of the file that they name.
 pub fn tokens(settings: &settings::WriteSettings) -> anyhow::Result<Vec<settings::Token>> {
     let mut tokens = settings.tokens.clone();
     if !settings.tokens_file.as_os_str().is_empty() {
         tokens.extend(read(&settings.tokens_file)?);
         anyhow::ensure!(
             !tokens.is_empty(),
-            "{} has no token ([writes] tokens_file)",
+            "{} must have at least one token ([writes] tokens_file)",
             settings.tokens_file.display()
         );
     }

@@ -1,4 +1,4 @@
-//! Preconditions and ranges as they stand in header fields (RFC 9110 §13 and §14).
+//! Parses preconditions and ranges out of header fields (RFC 9110 §13 and §14).
 
 use std::time::SystemTime;
 
@@ -20,9 +20,8 @@ pub(crate) fn preconditions(headers: &HeaderMap) -> Preconditions {
     }
 }
 
-/// `*`, or entity-tags in one or several field lines. What isn't an entity-tag is passed over, and with it the
-/// rest of its line. So a malformed `If-None-Match` gets the image, and a malformed `If-Match` gets nothing:
-/// neither takes for agreement what it doesn't understand.
+/// Parses `*`, or entity-tags in one or several field lines. Anything else is skipped together with the rest of its line.
+/// So a malformed `If-None-Match` gets the image, and a malformed `If-Match` gets 412: neither counts as a match.
 fn entity_tags(headers: &HeaderMap, name: &HeaderName) -> Option<EntityTags> {
     let mut lines = headers.get_all(name).iter();
     let first = lines.next()?.as_bytes().trim_ascii();
@@ -36,8 +35,8 @@ fn entity_tags(headers: &HeaderMap, name: &HeaderName) -> Option<EntityTags> {
     Some(EntityTags::List(tags))
 }
 
-/// `#entity-tag` (§5.6.1 and §8.8.3): a tag may have commas inside its quotes, so the line can't be split at
-/// them; empty elements are allowed.
+/// Parses `#entity-tag` (§5.6.1 and §8.8.3). A tag may have commas inside its quotes, so the line can't be split at
+/// commas. Empty elements are allowed.
 fn parse_line(mut rest: &[u8], tags: &mut Vec<EntityTag>) {
     loop {
         while let [b',' | b' ' | b'\t', tail @ ..] = rest {
@@ -54,8 +53,7 @@ fn parse_line(mut rest: &[u8], tags: &mut Vec<EntityTag>) {
     }
 }
 
-/// The entity-tag that a text begins with, and what follows. One with bytes outside ASCII can't be one of ours
-/// and is left out.
+/// Splits a text after the entity-tag that it begins with. A tag that isn't UTF-8 can't be one of ours and is `None`.
 fn entity_tag(text: &[u8]) -> Option<(Option<EntityTag>, &[u8])> {
     let (weak, quoted) = match text.strip_prefix(b"W/") {
         Some(quoted) => (true, quoted),
@@ -67,8 +65,8 @@ fn entity_tag(text: &[u8]) -> Option<(Option<EntityTag>, &[u8])> {
     Some((opaque.map(|opaque| EntityTag { weak, opaque: opaque.into() }), &inside[length + 1..]))
 }
 
-/// A date in any of the three formats of §5.6.7. Several lines, or what is no date, have to be ignored (§13.1.3
-/// and §13.1.4).
+/// Parses a date in any of the three formats of §5.6.7. A malformed date, or several, must be ignored (§13.1.3 and
+/// §13.1.4).
 fn date(headers: &HeaderMap, name: &HeaderName) -> Option<SystemTime> {
     httpdate::parse_http_date(single(headers, name)?).ok()
 }
@@ -81,19 +79,19 @@ fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     }
 }
 
-/// Which part of a representation is to be sent.
+/// The part of a representation that is to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
     /// All of it.
     Whole,
     /// From the first byte to the last one, both counted from 0 and both included.
     Bytes { first: usize, last: usize },
-    /// There is nothing of what was asked for: 416.
+    /// Nothing: no requested byte exists. 416.
     Unsatisfiable,
 }
 
-/// The part that a GET with these fields asks for (§14.2). A range that is malformed, in another unit, or only wanted
-/// of another representation is ignored; several ranges are answered with the whole, which §14.2 allows.
+/// The part that a GET asks for (§14.2). A range is ignored if it is malformed, in another unit, or wanted of another
+/// representation only. Several ranges are answered with the whole, which §14.2 allows.
 pub(crate) fn part(headers: &HeaderMap, metadata: &Metadata) -> Part {
     if !headers.contains_key(RANGE) || !is_still_wanted(headers, metadata) {
         return Part::Whole;
@@ -101,8 +99,8 @@ pub(crate) fn part(headers: &HeaderMap, metadata: &Metadata) -> Part {
     single(headers, &RANGE).map_or(Part::Whole, |range| resolve(range, metadata.length))
 }
 
-/// `If-Range` (§13.1.5): strong comparison. A date never proves that the bytes are the same, since `created_at` may
-/// stand in two records of one second (§8.8.2.2), so it gets the whole.
+/// Evaluates `If-Range` (§13.1.5) by strong comparison. A date gets the whole: two records may have the same
+/// `created_at`, so it never proves that the bytes are the same (§8.8.2.2).
 fn is_still_wanted(headers: &HeaderMap, metadata: &Metadata) -> bool {
     if !headers.contains_key(IF_RANGE) {
         return true;
@@ -135,13 +133,13 @@ fn resolve(range: &str, length: usize) -> Part {
     part
 }
 
-/// One `range-spec` of bytes (§14.1.2), or nothing where it is none.
+/// Resolves one `range-spec` of bytes (§14.1.2). `None` if it is malformed.
 fn resolve_one(spec: &str, length: usize) -> Option<Part> {
     let (first, last) = spec.split_once('-')?;
     let number = |digits: &str| match digits {
         "" => None,
         _ if !digits.bytes().all(|byte| byte.is_ascii_digit()) => None,
-        // One that is too large to count lies behind every end.
+        // A number that is too large to parse is behind the end of everything.
         _ => Some(digits.parse::<usize>().unwrap_or(usize::MAX)),
     };
     let (first, last) = match (first, last) {
@@ -175,7 +173,7 @@ mod tests {
         entity_tags(&headers, &IF_NONE_MATCH)
     }
 
-    #[expect(clippy::unnecessary_wraps, reason = "it stands beside what may be none")]
+    #[expect(clippy::unnecessary_wraps, reason = "it is compared with an `Option`")]
     fn list(tags: &[&str]) -> Option<EntityTags> {
         let tag = |tag: &&str| EntityTag {
             weak: tag.starts_with("W/"),
@@ -194,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_tag_matches_nothing() {
+    fn a_malformed_tag_matches_nothing() {
         assert_eq!(parsed(&[""]), list(&[]));
         assert_eq!(parsed(&["a"]), list(&[]));
         assert_eq!(parsed(&["\"a"]), list(&[]));

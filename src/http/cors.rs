@@ -1,4 +1,4 @@
-//! Cross-origin reads (the Fetch standard): which scripts may look at an image's bytes.
+//! Cross-origin reads by scripts (the Fetch standard).
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use super::{CACHE_STATUS, REQUEST_ID, SERVER_TIMING};
 use crate::settings::Origins;
 
-/// The layer for these origins, or nothing where scripts of other origins get no access.
+/// The layer for the allowed origins; `None` where there are none.
 ///
-/// Only a list makes the answer depend on the origin, so only then does `Vary` name it.
+/// Answers depend on the origin only where there is a list of them, so only then does `Vary` name it.
 pub(crate) fn layer(origins: &Origins) -> Option<CorsLayer> {
     let (origins, vary) = match origins {
         Origins::None => return None,
@@ -34,7 +34,7 @@ pub(crate) fn layer(origins: &Origins) -> Option<CorsLayer> {
                 IF_UNMODIFIED_SINCE,
                 RANGE,
                 REQUEST_ID,
-                // Of a script that follows events without EventSource.
+                // Sent by a script that follows events without EventSource.
                 HeaderName::from_static("last-event-id"),
             ])
             .expose_headers([

@@ -1,16 +1,16 @@
-//! Digests that a request gives of its own body (RFC 9530), so that what was damaged on the way isn't stored.
+//! Digests that a request gives of its own body (RFC 9530), so that a body damaged on its way isn't stored.
 
 use axum::http::{HeaderMap, HeaderName};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256, Sha512};
 
-/// RFC 9530 §2 and §3. A body without a content coding is the representation, so the two mean the same here.
+/// The fields of RFC 9530 §2 and §3. Uploads have no content coding, so both mean the same here.
 const FIELDS: [HeaderName; 2] =
     [HeaderName::from_static("content-digest"), HeaderName::from_static("repr-digest")];
 
-/// What a body has to hash to, by the algorithms that are known here. The others, which §5 calls insecure or which came
-/// later, say nothing.
+/// The digests that a body must have, by the algorithms that are known here. Other algorithms, which §5 calls insecure or
+/// which came later, are ignored.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Digests(Vec<(Algorithm, Vec<u8>)>);
 
@@ -21,7 +21,7 @@ enum Algorithm {
 }
 
 impl Algorithm {
-    /// As the registry of RFC 9530 §7.2 has it.
+    /// The key in the registry of RFC 9530 §7.2.
     const fn key(self) -> &'static str {
         match self {
             Algorithm::Sha256 => "sha-256",
@@ -38,15 +38,15 @@ impl Algorithm {
 }
 
 impl Digests {
-    /// Those of a request. A digest that is no byte sequence of its algorithm's length is an error, which is given in
-    /// words: it can't be agreed to.
+    /// Parses the digests of a request. A digest that is no byte sequence of its algorithm's length is an error, whose
+    /// text is for the client.
     pub(crate) fn of(headers: &HeaderMap) -> Result<Digests, String> {
         let mut digests = Vec::new();
         for name in &FIELDS {
             for line in headers.get_all(name) {
-                let line = line.to_str().map_err(|_not_ascii| format!("{name} isn't ASCII"))?;
-                // A dictionary of structured fields (RFC 9651 §3.2). The byte sequences that are looked for have no
-                // comma, and what else a comma may stand in belongs to keys that aren't.
+                let line = line.to_str().map_err(|_not_ascii| format!("`{name}` must be ASCII"))?;
+                // A dictionary of structured fields (RFC 9651 §3.2). Byte sequences have no comma, and a value that may
+                // have one belongs to a key that is ignored.
                 for member in line.split(',') {
                     let (key, value) = member.split_once('=').unwrap_or((member, ""));
                     let known = [Algorithm::Sha256, Algorithm::Sha512];
@@ -56,8 +56,9 @@ impl Digests {
                             .filter(|it| it.len() == algorithm.of(b"").len())
                             .ok_or_else(|| {
                                 format!(
-                                    "{name} has no digest for {}, expected its bytes in base64 between colons",
-                                    algorithm.key()
+                                    "`{}` of `{name}` must be {} bytes in base64 between colons",
+                                    algorithm.key(),
+                                    algorithm.of(b"").len()
                                 )
                             })?;
                         digests.push((algorithm, digest));
@@ -68,15 +69,15 @@ impl Digests {
         Ok(Digests(digests))
     }
 
-    /// The first algorithm by which the body isn't what was said. Takes about two milliseconds a megabyte: not for an
-    /// async worker.
+    /// The first algorithm whose digest the body doesn't have. Takes about two milliseconds a megabyte: not for an async
+    /// worker.
     pub(crate) fn contradiction(&self, body: &[u8]) -> Option<&'static str> {
         let differs = |(algorithm, digest): &&(Algorithm, Vec<u8>)| algorithm.of(body) != *digest;
         self.0.iter().find(differs).map(|(algorithm, _)| algorithm.key())
     }
 }
 
-/// RFC 9651 §3.3.5, with its parameters left out.
+/// Parses a byte sequence (RFC 9651 §3.3.5) and drops its parameters.
 fn byte_sequence(text: &str) -> Option<Vec<u8>> {
     let (base64, parameters) = text.trim_ascii().strip_prefix(':')?.split_once(':')?;
     let ends = parameters.is_empty() || parameters.starts_with(';');
@@ -101,7 +102,7 @@ mod tests {
     const SHA_256: &str = "sha-256=:RK/0qy18MlBSVnWgjwz6lZEWjP/lF5HF9bvEF8FabDg=:";
 
     #[test]
-    fn what_a_digest_says_is_compared_with_the_body() {
+    fn a_digest_is_compared_with_the_body() {
         let body = b"{\"hello\": \"world\"}\n";
         for line in [SHA_256.to_owned(), format!("md5=:AAAA:, {SHA_256};a=1 ,unixsum=5")] {
             for name in ["content-digest", "repr-digest"] {
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_not_known_says_nothing() {
+    fn an_unknown_algorithm_is_ignored() {
         for line in ["", "md5=:AAAA:", "unixsum=5, foo=\"a\""] {
             assert_eq!(digests(&[("content-digest", line)]), Ok(Digests::default()), "{line}");
         }
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_malformed_is_refused_with_its_name() {
+    fn a_malformed_digest_is_refused_with_its_name() {
         for value in [
             "",
             "?1",

@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::conditional::{self, Part};
 use super::params::{self, ImageParams};
-use super::problem::Problem;
+use super::problem::{Problem, ProblemKind};
 use super::router::HttpState;
 use super::{CACHE_STATUS, FromMemory, SERVER_TIMING, negotiation, placeholders};
 use crate::cache_status::CacheStatus;
@@ -267,8 +267,8 @@ pub(crate) async fn failed(
     let status = source.map_or_else(
         || {
             // Whoever is too busy hasn't asked anybody.
-            let asked = if problem.kind() == "busy" { "" } else { " fwd=miss;" };
-            HeaderValue::try_from(format!("afterimage;{asked} detail={}", problem.kind()))
+            let asked = if problem.kind() == ProblemKind::Busy { "" } else { " fwd=miss;" };
+            HeaderValue::try_from(format!("afterimage;{asked} detail={}", problem.kind().as_str()))
                 .expect("kinds are tokens")
         },
         cache_status,

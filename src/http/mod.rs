@@ -26,6 +26,8 @@ pub(crate) mod service;
 mod urls;
 mod writes;
 
+pub use problem::ProblemKind;
+
 /// Goes along with an answer about an image that came from memory as it is there.
 #[derive(Debug, Clone)]
 pub(crate) struct FromMemory(pub(crate) Arc<Metadata>);

@@ -1,4 +1,4 @@
-//! What a client would rather have (RFC 9110 §12): lists with quality values.
+//! Parses the preferences of a client (RFC 9110 §12): lists with quality values.
 
 use axum::http::header::{ACCEPT, ACCEPT_ENCODING};
 use axum::http::{HeaderMap, HeaderName};
@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, HeaderName};
 use crate::image::coding::AcceptedCodings;
 use crate::image::variant::{AcceptedTypes, Format};
 
-/// How the body may be coded, of `Accept-Encoding` (§12.5.3).
+/// Parses `Accept-Encoding` (§12.5.3).
 pub(crate) fn accepted_codings(headers: &HeaderMap) -> AcceptedCodings {
     if !headers.contains_key(ACCEPT_ENCODING) {
         return AcceptedCodings::UNSAID;
@@ -27,13 +27,12 @@ pub(crate) fn accepted_codings(headers: &HeaderMap) -> AcceptedCodings {
     AcceptedCodings {
         brotli: brotli.or(rest).unwrap_or(0),
         gzip: gzip.or(rest).unwrap_or(0),
-        // Acceptable unless it is refused, and liked less than whatever is named.
+        // Acceptable unless it is refused, and less preferred than anything named.
         identity: identity.or(rest).unwrap_or(1),
     }
 }
 
-/// Which types of image are liked, of `Accept` (§12.5.1). Parameters of a type other than its weight make it another
-/// type than ours, and it is left out; so is a malformed member.
+/// Parses the image types of `Accept` (§12.5.1). Malformed members are skipped.
 pub(crate) fn accepted_types(headers: &HeaderMap) -> AcceptedTypes {
     if !headers.contains_key(ACCEPT) {
         return AcceptedTypes { named: [None; Format::ALL.len()], rest: 1000 };
@@ -51,8 +50,8 @@ pub(crate) fn accepted_types(headers: &HeaderMap) -> AcceptedTypes {
     AcceptedTypes { named, rest: images.or(all).unwrap_or(0) }
 }
 
-/// The members of a list with their weights, 0 to 1000. One whose weight is malformed is left out: what isn't
-/// understood isn't agreed to.
+/// The members of a list with their weights, 0 to 1000. A member with a malformed weight is skipped: it must not count as
+/// agreement.
 fn weighted<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = (&'a str, u16)> {
     let lines = headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).filter_map(|member| {
@@ -63,7 +62,7 @@ fn weighted<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item
     })
 }
 
-/// A `qvalue` in thousandths: 0 to 1 with up to three digits (§12.4.2).
+/// Parses a `qvalue` into thousandths: 0 to 1 with up to three digits (§12.4.2).
 fn quality(text: &str) -> Option<u16> {
     let (whole, digits) = text.split_once('.').unwrap_or((text, ""));
     let valid = digits.len() <= 3 && digits.bytes().all(|byte| byte.is_ascii_digit());

@@ -1,4 +1,4 @@
-//! The description of the service, for programs that make clients and tests of it (`OpenAPI` 3.1).
+//! The `OpenAPI` 3.1 description, from which programs make clients and tests.
 
 use axum::http::HeaderName;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};

@@ -1,4 +1,4 @@
-//! What operators and their tools ask: is it alive, is it ready, what has it counted.
+//! Probes and metrics for operators and their tools.
 
 use std::sync::Arc;
 
@@ -15,14 +15,13 @@ use crate::metrics::GaugeReadings;
 
 const NEVER_CACHED: (HeaderName, &str) = (CACHE_CONTROL, "no-store");
 
-/// The process answers.
+/// `GET /healthz`: succeeds if the process answers.
 pub(crate) async fn healthz() -> impl IntoResponse {
     const PLAIN: (HeaderName, &str) = (CONTENT_TYPE, "text/plain; charset=utf-8");
     ([NEVER_CACHED, PLAIN], "ok\n")
 }
 
-/// The store answers as well, and nobody has told the server to stop; and how far the store can be relied upon
-/// to tell of changes.
+/// `GET /readyz`: succeeds if the store answers, too, and the server isn't stopping. Reports the state of coherence.
 pub(crate) async fn readyz(
     State(state): State<Arc<HttpState>>,
 ) -> Result<impl IntoResponse, Problem> {
@@ -39,7 +38,7 @@ pub(crate) async fn readyz(
     Ok(([NEVER_CACHED], Json(body)))
 }
 
-/// The counters, for Prometheus.
+/// `GET /metrics`: for Prometheus.
 pub(crate) async fn metrics(State(state): State<Arc<HttpState>>) -> impl IntoResponse {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let app = &state.app;

@@ -1,16 +1,16 @@
-//! What an address of an image asks for beside its id: a version, a variant, and what to show in its absence.
+//! The parameters of an image's address: version, transform, and fallback.
 
 use axum::extract::Query;
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::http::{HeaderMap, Uri};
 use serde::Deserialize;
 
 use super::negotiation;
-use super::problem::Problem;
+use super::problem::{Problem, ProblemKind};
 use crate::image::variant::{Format, RequestedFormat, Transform};
 use crate::picture::resize::{Bounds, Fit};
 use crate::settings::PictureSettings;
 
-/// The parameters as they are written.
+/// The parameters as they stand in the query.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawParams {
@@ -24,18 +24,18 @@ struct RawParams {
     fallback: Option<String>,
 }
 
-/// What they mean.
+/// The parameters, parsed.
 #[derive(Debug, Default)]
 pub(crate) struct ImageParams {
-    /// The version that the address was made for.
+    /// The version that the address names with `v`.
     pub(crate) version: Option<String>,
-    /// The variant, if it isn't the image as it is.
+    /// The transform; `None` for the image as it is.
     pub(crate) transform: Option<Transform>,
-    /// Whether a drawn placeholder is shown where there is no image.
+    /// True if a drawn placeholder is to stand in for an absent image.
     pub(crate) placeholder: bool,
 }
 
-/// An id in a path, with the format that its end names.
+/// Splits the text in a path into id and file name extension.
 pub(crate) fn split_format<'a>(
     text: &'a str,
     allowed: &PictureSettings,
@@ -46,33 +46,32 @@ pub(crate) fn split_format<'a>(
     });
     match split {
         Some((_, Format::Avif)) if !allowed.avif => {
-            let detail = "AVIF isn't written here ([pictures] avif): ask for .webp, .jpg or .png";
-            let status = StatusCode::NOT_ACCEPTABLE;
-            Err(Problem::new(status, "not-acceptable", "not acceptable", detail))
+            let detail = "this server makes no AVIF ([pictures] avif): ask for .webp, .jpg or .png";
+            Err(Problem::new(ProblemKind::NotAcceptable, detail))
         }
         Some((id, format)) => Ok((id, Some(format))),
         None => Ok((text, None)),
     }
 }
 
-/// Whether the answers under an address depend on `Accept`, whatever else is wrong with it.
+/// True for an address whose answers depend on `Accept`, even if something else is wrong with it.
 pub(crate) fn is_negotiated(uri: &Uri) -> bool {
     uri.query().is_some_and(|query| query.split('&').any(|it| it == "format=auto"))
 }
 
-/// The parameters of an address. An unknown one is refused: ignored, it would be answered with the original, which
-/// caches keep for an hour under that address.
+/// Parses the parameters of an address. Unknown ones are refused: if they were ignored, caches would keep the original
+/// under that address for an hour.
 pub(crate) fn parse(
     uri: &Uri,
     extension: Option<Format>,
     headers: &HeaderMap,
     allowed: &PictureSettings,
 ) -> Result<ImageParams, Problem> {
-    let written = match uri.query() {
+    let raw = match uri.query() {
         None | Some("") if extension.is_none() => return Ok(ImageParams::default()),
         None => RawParams::default(),
         Some(_) => match Query::<RawParams>::try_from_uri(uri) {
-            Ok(Query(written)) => written,
+            Ok(Query(raw)) => raw,
             Err(rejection) => {
                 let takes = "this address takes v, w, h, fit, q, dpr, format and fallback";
                 let detail = format!("{}; {takes}", rejection.body_text());
@@ -80,25 +79,25 @@ pub(crate) fn parse(
             }
         },
     };
-    let placeholder = match written.fallback.as_deref() {
+    let placeholder = match raw.fallback.as_deref() {
         None => false,
         Some("placeholder") => true,
-        Some(_) => return Err(Problem::bad_parameter("fallback is placeholder")),
+        Some(_) => return Err(Problem::bad_parameter("`fallback` must be `placeholder`")),
     };
-    let transform = transform(&written, extension, headers, allowed)?;
-    Ok(ImageParams { version: written.v, transform, placeholder })
+    let transform = transform(&raw, extension, headers, allowed)?;
+    Ok(ImageParams { version: raw.v, transform, placeholder })
 }
 
 fn transform(
-    written: &RawParams,
+    raw: &RawParams,
     extension: Option<Format>,
     headers: &HeaderMap,
     allowed: &PictureSettings,
 ) -> Result<Option<Transform>, Problem> {
-    let RawParams { w, h, fit, q, dpr, format, .. } = written;
+    let RawParams { w, h, fit, q, dpr, format, .. } = raw;
     let format = match (format.as_deref(), extension) {
         (Some(_), Some(_)) => {
-            let detail = "the address names a format twice: at its end and by the parameter format";
+            let detail = "the address names a format twice: keep either the extension or `format`";
             return Err(Problem::bad_parameter(detail));
         }
         (None, Some(format)) => Some(RequestedFormat::Exactly(format)),
@@ -111,25 +110,29 @@ fn transform(
             Some(RequestedFormat::Negotiated(accepted))
         }
         (Some(name), None) => {
-            let written = |it: &Format| allowed.avif || *it != Format::Avif;
-            let known = Format::ALL.into_iter().filter(written).find(|it| it.name() == name);
+            let enabled = |it: &Format| allowed.avif || *it != Format::Avif;
+            let known = Format::ALL.into_iter().filter(enabled).find(|it| it.name() == name);
             let unknown = || {
-                Problem::bad_parameter(
-                    "format is auto, webp, jpg or png, or avif where [pictures] has it",
-                )
+                Problem::bad_parameter(if allowed.avif {
+                    "`format` must be `auto`, `avif`, `webp`, `jpg` or `png`"
+                } else {
+                    "`format` must be `auto`, `webp`, `jpg` or `png`; [pictures] avif is off"
+                })
             };
             Some(RequestedFormat::Exactly(known.ok_or_else(unknown)?))
         }
     };
-    let dpr = one_of("dpr", dpr.as_deref(), &allowed.dprs)?;
-    let width = one_of("w", w.as_deref(), &allowed.widths)?;
-    let height = one_of("h", h.as_deref(), &allowed.heights)?;
-    let quality = one_of("q", q.as_deref(), &allowed.qualities)?;
+    let dpr = one_of("`dpr`", dpr.as_deref(), &allowed.dprs, "dprs")?;
+    let width = one_of("`w`", w.as_deref(), &allowed.widths, "widths")?;
+    let height = one_of("`h`", h.as_deref(), &allowed.heights, "heights")?;
+    let quality = one_of("`q`", q.as_deref(), &allowed.qualities, "qualities")?;
     let fit = match fit.as_deref() {
         None | Some("contain") => Fit::Contain,
         Some("cover") => Fit::Cover,
         Some("fill") => Fit::Fill,
-        Some(_) => return Err(Problem::bad_parameter("fit is contain, cover or fill")),
+        Some(_) => {
+            return Err(Problem::bad_parameter("`fit` must be `contain`, `cover` or `fill`"));
+        }
     };
     if format.is_none() && width.is_none() && height.is_none() && quality.is_none() {
         return Ok(None);
@@ -144,11 +147,12 @@ fn transform(
     }))
 }
 
-/// A number, if it is among those that anyone may ask for.
+/// Parses a number that is in the list of a setting in `[pictures]`.
 pub(crate) fn one_of(
     name: &str,
     text: Option<&str>,
     allowed: &[u32],
+    setting: &str,
 ) -> Result<Option<u32>, Problem> {
     let Some(text) = text else {
         return Ok(None);
@@ -156,6 +160,9 @@ pub(crate) fn one_of(
     let number = text.parse().ok().filter(|number| allowed.contains(number));
     number.map(Some).ok_or_else(|| {
         let list: Vec<String> = allowed.iter().map(ToString::to_string).collect();
-        Problem::bad_parameter(format!("{name} is one of {} ([pictures])", list.join(", ")))
+        Problem::bad_parameter(format!(
+            "{name} must be one of {} ([pictures] {setting})",
+            list.join(", ")
+        ))
     })
 }

@@ -1,4 +1,4 @@
-//! Drawn placeholders: under addresses of their own, and in place of images that aren't there.
+//! Drawn placeholders: at addresses of their own, and in place of absent images.
 
 use std::sync::Arc;
 
@@ -50,9 +50,9 @@ pub(crate) async fn get(
             images::whole(metadata, body)
         }
     };
-    let kept = response.status() != StatusCode::PRECONDITION_FAILED;
+    let cacheable = response.status() != StatusCode::PRECONDITION_FAILED;
     let headers = response.headers_mut();
-    if kept {
+    if cacheable {
         headers.insert(CACHE_CONTROL, state.fresh.clone());
     }
     headers.insert(CACHE_STATUS, images::cache_status(source));
@@ -62,8 +62,9 @@ pub(crate) async fn get(
 
 fn parse(dimensions: &str, uri: &Uri, allowed: &PictureSettings) -> Result<Placeholder, Problem> {
     let (width, height) = dimensions.split_once('x').unwrap_or((dimensions, ""));
-    let width = one_of("the width", Some(width), &allowed.widths)?.unwrap_or_default();
-    let height = one_of("the height", Some(height), &allowed.heights)?.unwrap_or_default();
+    let width = one_of("the width", Some(width), &allowed.widths, "widths")?.unwrap_or_default();
+    let height =
+        one_of("the height", Some(height), &allowed.heights, "heights")?.unwrap_or_default();
     let parameters = match Query::<PlaceholderParams>::try_from_uri(uri) {
         Ok(Query(parameters)) => parameters,
         Err(rejection) => {
@@ -74,10 +75,13 @@ fn parse(dimensions: &str, uri: &Uri, allowed: &PictureSettings) -> Result<Place
     if let Some(text) = &parameters.text
         && text.chars().count() > MAX_TEXT
     {
-        return Err(Problem::bad_parameter(format!("text has at most {MAX_TEXT} characters")));
+        return Err(Problem::bad_parameter(format!(
+            "`text` must have at most {MAX_TEXT} characters"
+        )));
     }
     let colour = |name: &str, text: &str| {
-        let wrong = || Problem::bad_parameter(format!("{name} is such as f80 or ff8800"));
+        let wrong =
+            || Problem::bad_parameter(format!("`{name}` must be a colour such as f80 or ff8800"));
         parse_colour(text).ok_or_else(wrong)
     };
     let background = match parameters.bg.as_deref().map(|text| text.split_once(',').ok_or(text)) {
@@ -89,14 +93,14 @@ fn parse(dimensions: &str, uri: &Uri, allowed: &PictureSettings) -> Result<Place
     Ok(Placeholder { width, height, background, text_colour, text: parameters.text })
 }
 
-/// The answer for an image that isn't there or can't be had, with a picture as its body: a page shows that in its
-/// place. The status stays, and nobody keeps it.
+/// The error answer for an absent image with a placeholder as its body, which a page shows in place of the image. The
+/// status stays, and caches don't keep it.
 pub(crate) async fn in_place(
     state: &HttpState,
     problem: Problem,
     transform: Option<Transform>,
 ) -> Response {
-    /// Of a side that the address doesn't name.
+    /// The length of a side that the address doesn't name.
     const SIDE: u32 = 512;
     let bounds = transform.map(|transform| transform.bounds);
     let pixels = |length: Option<u32>| length.unwrap_or(SIDE).min(crate::settings::MAX_LENGTH);

@@ -1,4 +1,4 @@
-//! Errors as `application/problem+json` (RFC 9457), and the one place that gives an error its status.
+//! Error answers as `application/problem+json` (RFC 9457). Only this module gives an error its status.
 
 use std::sync::Arc;
 
@@ -18,123 +18,175 @@ use crate::render::RenderError;
 use crate::store::{Coherence, StoreError};
 use crate::write::WriteError;
 
-/// After how many seconds a client may ask again when the store didn't answer.
+/// Delay in seconds after which a client may try again when the store didn't answer.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
-/// What a client without leave may show (RFC 6750 §3).
+/// The challenge to a client without a token (RFC 6750 §3).
 const BEARER: HeaderValue = HeaderValue::from_static("Bearer realm=\"afterimage\"");
 
-const ANOTHER_BEARER: HeaderValue =
+/// The challenge to a client with a token that isn't valid (RFC 6750 §3.1).
+const INVALID_TOKEN: HeaderValue =
     HeaderValue::from_static("Bearer realm=\"afterimage\", error=\"invalid_token\"");
 
-/// An error answer. Never cacheable: what is wrong now may be right in the next moment.
+/// Declares [`ProblemKind`] by one table, so that no kind lacks its status, its title or its place in `ALL`.
+macro_rules! problem_kinds {
+    ($($kind:ident = $status:ident, $name:literal, $title:literal;)+) => {
+        /// The kind of a problem. It decides the status, the title, and the type that clients tell problems apart by.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum ProblemKind {
+            $(#[doc = $title] $kind,)+
+        }
+
+        impl ProblemKind {
+            /// All kinds, ordered by status.
+            pub const ALL: &[ProblemKind] = &[$(ProblemKind::$kind,)+];
+
+            /// The status of an answer of this kind.
+            #[must_use]
+            pub const fn status(self) -> StatusCode {
+                match self {
+                    $(ProblemKind::$kind => StatusCode::$status,)+
+                }
+            }
+
+            /// The stable end of the type, which is `urn:problem:afterimage:` and this.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(ProblemKind::$kind => $name,)+
+                }
+            }
+
+            /// The title: the same for each occurrence (RFC 9457 §3.1.3).
+            #[must_use]
+            pub const fn title(self) -> &'static str {
+                match self {
+                    $(ProblemKind::$kind => $title,)+
+                }
+            }
+        }
+    };
+}
+
+problem_kinds! {
+    BadHost = BAD_REQUEST, "bad-host", "bad host";
+    BadId = BAD_REQUEST, "bad-id", "not an image id";
+    BadParameter = BAD_REQUEST, "bad-parameter", "bad parameter";
+    BadDigest = BAD_REQUEST, "bad-digest", "bad digest";
+    BodyIncomplete = BAD_REQUEST, "body-incomplete", "the body can't be read";
+    DigestMismatch = BAD_REQUEST, "digest-mismatch", "digest mismatch";
+    NotAnImage = BAD_REQUEST, "not-an-image", "not an image, nor a record of one";
+    PartialPut = BAD_REQUEST, "partial-put", "partial PUT";
+    InvalidToken = UNAUTHORIZED, "invalid-token", "invalid token";
+    Unauthorised = UNAUTHORIZED, "unauthorised", "unauthorised";
+    NotFromHere = FORBIDDEN, "not-from-here", "writes are local";
+    ReadOnly = FORBIDDEN, "read-only", "read only";
+    Absent = NOT_FOUND, "absent", "no such image";
+    UnknownAddress = NOT_FOUND, "unknown-address", "no such address";
+    MethodNotAllowed = METHOD_NOT_ALLOWED, "method-not-allowed", "method not allowed";
+    NotAcceptable = NOT_ACCEPTABLE, "not-acceptable", "not acceptable";
+    BodyTimeout = REQUEST_TIMEOUT, "body-timeout", "the body took too long";
+    PreconditionFailed = PRECONDITION_FAILED, "precondition-failed", "precondition failed";
+    BodyTooLarge = PAYLOAD_TOO_LARGE, "body-too-large", "the body is too large";
+    TooManyPixels = PAYLOAD_TOO_LARGE, "too-many-pixels", "too many pixels";
+    MediaType = UNSUPPORTED_MEDIA_TYPE, "media-type", "unsupported media type";
+    RangeNotSatisfiable = RANGE_NOT_SATISFIABLE, "range-not-satisfiable", "range not satisfiable";
+    Internal = INTERNAL_SERVER_ERROR, "internal", "internal error";
+    BrokenImage = BAD_GATEWAY, "broken-image", "broken image";
+    CorruptRecord = BAD_GATEWAY, "corrupt-record", "corrupt record";
+    OriginFailed = BAD_GATEWAY, "origin-failed", "origin failed";
+    Busy = SERVICE_UNAVAILABLE, "busy", "too busy";
+    RenderTimeout = SERVICE_UNAVAILABLE, "render-timeout", "the picture takes too long";
+    Stopping = SERVICE_UNAVAILABLE, "stopping", "stopping";
+    StoreUnavailable = SERVICE_UNAVAILABLE, "store-unavailable", "store unavailable";
+    StoreTimeout = GATEWAY_TIMEOUT, "store-timeout", "store timeout";
+}
+
+/// An error answer. Never cacheable: the next request may succeed.
 #[derive(Debug)]
 pub(crate) struct Problem {
-    status: StatusCode,
-    kind: &'static str,
-    title: &'static str,
+    kind: ProblemKind,
+    /// Explains this very occurrence to the client.
     detail: String,
     cause: Option<Cause>,
     coherence: Option<Coherence>,
 }
 
-/// What is behind an answer that isn't the client's fault: for the log, not for the client, since it may name
-/// hosts. It travels as an extension of the response to where the request is logged.
+/// The cause of an error that isn't the client's fault. It goes to the log and not to the client, since it may name
+/// hosts: it travels as an extension of the response to the place that logs the request.
 #[derive(Debug, Clone)]
 pub(crate) struct Cause(pub(crate) Arc<str>);
 
 impl Problem {
-    /// `kind` is the stable end of the problem's type; `detail` explains this very occurrence.
-    pub(crate) fn new(
-        status: StatusCode,
-        kind: &'static str,
-        title: &'static str,
-        detail: impl Into<String>,
-    ) -> Problem {
-        Problem { status, kind, title, detail: detail.into(), cause: None, coherence: None }
+    pub(crate) fn new(kind: ProblemKind, detail: impl Into<String>) -> Problem {
+        Problem { kind, detail: detail.into(), cause: None, coherence: None }
     }
 
     pub(crate) fn bad_id(detail: &impl ToString) -> Problem {
-        Problem::new(StatusCode::BAD_REQUEST, "bad-id", "not an image id", detail.to_string())
+        Problem::new(ProblemKind::BadId, detail.to_string())
     }
 
     pub(crate) fn bad_parameter(detail: impl Into<String>) -> Problem {
-        Problem::new(StatusCode::BAD_REQUEST, "bad-parameter", "bad parameter", detail)
+        Problem::new(ProblemKind::BadParameter, detail)
     }
 
     pub(crate) fn bad_host(detail: &str) -> Problem {
-        Problem::new(StatusCode::BAD_REQUEST, "bad-host", "bad host", detail)
+        Problem::new(ProblemKind::BadHost, detail)
     }
 
     pub(crate) fn precondition_failed(detail: &str) -> Problem {
-        let status = StatusCode::PRECONDITION_FAILED;
-        Problem::new(status, "precondition-failed", "precondition failed", detail)
+        Problem::new(ProblemKind::PreconditionFailed, detail)
     }
 
     pub(crate) fn range_not_satisfiable(detail: String) -> Problem {
-        let status = StatusCode::RANGE_NOT_SATISFIABLE;
-        Problem::new(status, "range-not-satisfiable", "range not satisfiable", detail)
-    }
-
-    /// Of a write without a token (RFC 6750 §3).
-    pub(crate) fn unauthorised(detail: &str) -> Problem {
-        Problem::new(StatusCode::UNAUTHORIZED, "unauthorised", "unauthorised", detail)
-    }
-
-    /// Of a write with a token that doesn't count (RFC 6750 §3.1).
-    pub(crate) fn invalid_token(detail: &str) -> Problem {
-        Problem::new(StatusCode::UNAUTHORIZED, "invalid-token", "invalid token", detail)
+        Problem::new(ProblemKind::RangeNotSatisfiable, detail)
     }
 
     pub(crate) fn busy(detail: String) -> Problem {
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too busy", detail)
+        Problem::new(ProblemKind::Busy, detail)
     }
 
     pub(crate) fn internal(cause: &str) -> Problem {
-        let status = StatusCode::INTERNAL_SERVER_ERROR;
-        let problem = Problem::new(status, "internal", "internal error", "");
-        Problem { cause: Some(Cause(cause.into())), ..problem }
+        Problem::new(ProblemKind::Internal, "").caused_by(cause)
     }
 
     pub(crate) fn stopping() -> Problem {
-        let detail = "the server is about to stop";
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "stopping", detail)
-    }
-
-    /// Tells in members of its own how far the store can be relied upon (RFC 9457 §3.2).
-    pub(crate) fn with_coherence(self, coherence: Coherence) -> Problem {
-        Problem { coherence: Some(coherence), ..self }
-    }
-
-    /// Whether the image isn't there, or can't be had now.
-    pub(crate) fn is_absence(&self) -> bool {
-        let absent =
-            [StatusCode::NOT_FOUND, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
-        absent.contains(&self.status)
-    }
-
-    /// The stable end of the problem's type.
-    pub(crate) fn kind(&self) -> &'static str {
-        self.kind
+        Problem::new(ProblemKind::Stopping, "the server is about to stop")
     }
 
     pub(crate) fn unknown_address(path: &str) -> Problem {
         let detail = format!("there is nothing at {}", shortened(path));
-        Problem::new(StatusCode::NOT_FOUND, "unknown-address", "no such address", detail)
+        Problem::new(ProblemKind::UnknownAddress, detail)
     }
 
     pub(crate) fn method_not_allowed(method: &Method) -> Problem {
         let detail = format!("{} isn't in Allow", shortened(method.as_str()));
-        Problem::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "method-not-allowed",
-            "method not allowed",
-            detail,
+        Problem::new(ProblemKind::MethodNotAllowed, detail)
+    }
+
+    fn caused_by(self, cause: impl Into<Arc<str>>) -> Problem {
+        Problem { cause: Some(Cause(cause.into())), ..self }
+    }
+
+    /// Adds the state of coherence as members of its own (RFC 9457 §3.2).
+    pub(crate) fn with_coherence(self, coherence: Coherence) -> Problem {
+        Problem { coherence: Some(coherence), ..self }
+    }
+
+    pub(crate) fn kind(&self) -> ProblemKind {
+        self.kind
+    }
+
+    /// True where the image doesn't exist or can't be had now.
+    pub(crate) fn is_absence(&self) -> bool {
+        matches!(
+            self.kind.status(),
+            StatusCode::NOT_FOUND | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
         )
     }
 }
 
-/// What a client sent, cut to what is sensible to send back.
+/// Cuts a text of the client's to a length that is sensible to send back.
 fn shortened(text: &str) -> String {
     match text.chars().count() {
         0..=200 => text.to_owned(),
@@ -144,25 +196,17 @@ fn shortened(text: &str) -> String {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
-        let cause = Some(Cause(error.to_string().into()));
-        let problem = match error {
-            StoreError::TimedOut => Problem::new(
-                StatusCode::GATEWAY_TIMEOUT,
-                "store-timeout",
-                "store timeout",
-                "the store didn't answer in time",
-            ),
+        let (kind, detail) = match error {
+            StoreError::TimedOut => (ProblemKind::StoreTimeout, "the store didn't answer in time"),
             StoreError::Unreachable(_)
             | StoreError::Refused(_)
             | StoreError::WrongType
-            | StoreError::TooLarge { .. } => Problem::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "store-unavailable",
-                "store unavailable",
-                "the store can't be reached, or refuses to answer",
-            ),
+            | StoreError::TooLarge { .. } => {
+                let detail = "the store can't be reached, or refuses to answer";
+                (ProblemKind::StoreUnavailable, detail)
+            }
         };
-        Problem { cause, ..problem }
+        Problem::new(kind, detail).caused_by(error.to_string())
     }
 }
 
@@ -176,25 +220,16 @@ impl From<ReadError> for Problem {
     fn from(error: ReadError) -> Problem {
         let detail = error.to_string();
         match error {
-            ReadError::Absent => {
-                Problem::new(StatusCode::NOT_FOUND, "absent", "no such image", detail)
-            }
-            ReadError::Corrupt(_) => {
-                Problem::new(StatusCode::BAD_GATEWAY, "corrupt-record", "corrupt record", detail)
-            }
+            ReadError::Absent => Problem::new(ProblemKind::Absent, detail),
+            ReadError::Corrupt(_) => Problem::new(ProblemKind::CorruptRecord, detail),
             ReadError::Offload(error) => {
-                let (status, detail) =
-                    (StatusCode::BAD_GATEWAY, "the object store didn't give the image");
-                let problem = Problem::new(status, "origin-failed", "origin failed", detail);
-                Problem { cause: Some(Cause(error.to_string().into())), ..problem }
+                let detail = "the object store didn't give the image";
+                Problem::new(ProblemKind::OriginFailed, detail).caused_by(error.to_string())
             }
             ReadError::Store(error) => error.into(),
             ReadError::Busy => Problem::busy(detail),
             ReadError::OverBudget(over_budget) => over_budget.into(),
-            ReadError::NotAcceptable(_) => {
-                let status = StatusCode::NOT_ACCEPTABLE;
-                Problem::new(status, "not-acceptable", "not acceptable", detail)
-            }
+            ReadError::NotAcceptable(_) => Problem::new(ProblemKind::NotAcceptable, detail),
             ReadError::Render(error) => error.into(),
             ReadError::Lost(_) => Problem::internal("a fetch ended without an outcome"),
         }
@@ -207,21 +242,14 @@ impl From<RenderError> for Problem {
         match error {
             RenderError::Busy => Problem::busy(detail),
             RenderError::Lost(_) => Problem::internal("a render ended without an outcome"),
-            RenderError::Picture(PictureError::TooManyPixels { .. }) => Problem::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "too-many-pixels",
-                "too many pixels",
-                detail,
-            ),
-            RenderError::Picture(PictureError::TimedOut) => {
-                let status = StatusCode::SERVICE_UNAVAILABLE;
-                Problem::new(status, "render-timeout", "the picture takes too long", detail)
-            }
-            RenderError::Picture(PictureError::Opaque(_)) => {
-                Problem::new(StatusCode::NOT_ACCEPTABLE, "not-acceptable", "not acceptable", detail)
-            }
-            RenderError::Picture(PictureError::Broken(_) | PictureError::Encoding(_)) => {
-                Problem::new(StatusCode::BAD_GATEWAY, "broken-image", "broken image", detail)
+            RenderError::Picture(error) => {
+                let kind = match error {
+                    PictureError::TooManyPixels { .. } => ProblemKind::TooManyPixels,
+                    PictureError::TimedOut => ProblemKind::RenderTimeout,
+                    PictureError::Opaque(_) => ProblemKind::NotAcceptable,
+                    PictureError::Broken(_) | PictureError::Encoding(_) => ProblemKind::BrokenImage,
+                };
+                Problem::new(kind, detail)
             }
         }
     }
@@ -231,20 +259,11 @@ impl From<WriteError> for Problem {
     fn from(error: WriteError) -> Problem {
         let detail = error.to_string();
         match error {
-            WriteError::Corrupt(_) | WriteError::Offloaded => Problem::new(
-                StatusCode::BAD_REQUEST,
-                "not-an-image",
-                "not an image, nor a record of one",
-                detail,
-            ),
-            WriteError::Mistyped { .. } => {
-                let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-                Problem::new(status, "media-type", "unsupported media type", detail)
+            WriteError::Corrupt(_) | WriteError::Offloaded => {
+                Problem::new(ProblemKind::NotAnImage, detail)
             }
-            WriteError::TooLarge { .. } => {
-                let status = StatusCode::PAYLOAD_TOO_LARGE;
-                Problem::new(status, "body-too-large", "the body is too large", detail)
-            }
+            WriteError::Mistyped { .. } => Problem::new(ProblemKind::MediaType, detail),
+            WriteError::TooLarge { .. } => Problem::new(ProblemKind::BodyTooLarge, detail),
             WriteError::PreconditionFailed => Problem::precondition_failed(&detail),
             WriteError::Absent => ReadError::Absent.into(),
             WriteError::Store(error) => error.into(),
@@ -268,17 +287,18 @@ struct Members<'a> {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
+        let status = self.kind.status();
         let members = Members {
-            r#type: format!("urn:problem:afterimage:{}", self.kind),
-            title: self.title,
-            status: self.status.as_u16(),
+            r#type: format!("urn:problem:afterimage:{}", self.kind.as_str()),
+            title: self.kind.title(),
+            status: status.as_u16(),
             detail: &self.detail,
             coherence: self.coherence.as_ref().map(Coherence::name),
             reason: self.coherence.as_ref().and_then(Coherence::reason),
         };
         let body = serde_json::to_vec(&members).expect("strings and a number are JSON");
         let mut response = Response::new(Body::from(body));
-        *response.status_mut() = self.status;
+        *response.status_mut() = status;
         let headers = response.headers_mut();
         let fixed: [(HeaderName, &'static str); 4] = [
             (CONTENT_TYPE, "application/problem+json"),
@@ -289,11 +309,11 @@ impl IntoResponse for Problem {
         for (name, value) in fixed {
             headers.insert(name, HeaderValue::from_static(value));
         }
-        if self.status == StatusCode::UNAUTHORIZED {
-            let shown = self.kind == "invalid-token";
-            headers.insert(WWW_AUTHENTICATE, if shown { ANOTHER_BEARER } else { BEARER });
+        if status == StatusCode::UNAUTHORIZED {
+            let shown = self.kind == ProblemKind::InvalidToken;
+            headers.insert(WWW_AUTHENTICATE, if shown { INVALID_TOKEN } else { BEARER });
         }
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+        if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS);
         }
         if let Some(cause) = self.cause {

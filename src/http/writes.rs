@@ -19,9 +19,9 @@ use serde::Deserialize;
 use serde_json::json;
 use tower_http::timeout::TimeoutError;
 
-use super::auth::{self, Peer};
+use super::auth::Peer;
 use super::digest::Digests;
-use super::problem::Problem;
+use super::problem::{Problem, ProblemKind};
 use super::router::HttpState;
 use super::{conditional, images, urls};
 use crate::app::App;
@@ -59,7 +59,7 @@ pub(crate) async fn put(
     query: Parsed,
     request: Request,
 ) -> Result<Response, Problem> {
-    auth::may_write(&state.app, peer, &request)?;
+    state.app.write_access.check(peer, &request)?;
     let id = images::id(path)?;
     let put = accept(&state.app, Target::Id(id), query, request).await?;
     let status = match put.replaced {
@@ -77,7 +77,7 @@ pub(crate) async fn post(
     query: Parsed,
     request: Request,
 ) -> Result<Response, Problem> {
-    auth::may_write(&state.app, peer, &request)?;
+    state.app.write_access.check(peer, &request)?;
     let Put { id, metadata, replaced } =
         accept(&state.app, Target::Content, query, request).await?;
     let status = match replaced {
@@ -107,7 +107,7 @@ pub(crate) async fn delete(
     path: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<StatusCode, Problem> {
-    auth::may_write(&state.app, peer, &request)?;
+    state.app.write_access.check(peer, &request)?;
     let id = images::id(path)?;
     if request.uri().query().is_some_and(|query| !query.is_empty()) {
         return Err(Problem::bad_parameter("a DELETE takes none"));
@@ -130,9 +130,8 @@ async fn accept(
     let headers = request.headers();
     let ttl = time_to_live(parameters.ttl.as_deref(), headers, &app.settings.records)?;
     let content = content(headers)?;
-    let digests = Digests::of(headers).map_err(|detail| {
-        Problem::new(StatusCode::BAD_REQUEST, "bad-digest", "bad digest", detail)
-    })?;
+    let digests =
+        Digests::of(headers).map_err(|detail| Problem::new(ProblemKind::BadDigest, detail))?;
     let preconditions = conditional::preconditions(headers);
     let limit = app.settings.records.max_value;
     // What says that it is too large is refused before it is sent; what doesn't say may be as large as any.
@@ -150,8 +149,7 @@ async fn accept(
     };
     if let Some(algorithm) = app.cpu.run_on(body.len(), check).await {
         let detail = format!("the body isn't what its digest says ({algorithm})");
-        let status = StatusCode::BAD_REQUEST;
-        return Err(Problem::new(status, "digest-mismatch", "digest mismatch", detail));
+        return Err(Problem::new(ProblemKind::DigestMismatch, detail));
     }
     let submission = match content {
         BodyContent::Image(declared) => Submission::Image { bytes: body, declared },
@@ -199,16 +197,12 @@ enum BodyContent {
 fn content(headers: &HeaderMap) -> Result<BodyContent, Problem> {
     // A part would be taken for the whole (RFC 9110 §14.5).
     if headers.contains_key(CONTENT_RANGE) {
-        let detail = "an image is written whole, not by BodyContent-Range";
-        let status = StatusCode::BAD_REQUEST;
-        return Err(Problem::new(status, "partial-put", "partial PUT", detail));
+        let detail = "an image is written whole, not by Content-Range";
+        return Err(Problem::new(ProblemKind::PartialPut, detail));
     }
-    let unsupported = |detail: &str| {
-        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-        Problem::new(status, "media-type", "unsupported media type", detail)
-    };
+    let unsupported = |detail: &str| Problem::new(ProblemKind::MediaType, detail);
     if headers.contains_key(CONTENT_ENCODING) {
-        return Err(unsupported("expected a body without BodyContent-Encoding"));
+        return Err(unsupported("expected a body without Content-Encoding"));
     }
     let Some(declared) = headers.get(CONTENT_TYPE) else {
         return Ok(BodyContent::Image(None));
@@ -257,17 +251,11 @@ async fn read(
 fn unread(error: &axum::Error) -> Problem {
     let causes = std::iter::successors(Some(error as &dyn Error), |it| (*it).source());
     let slow = causes.into_iter().any(<dyn Error>::is::<TimeoutError>);
-    let detail = error.to_string();
-    let (late, broken) = (StatusCode::REQUEST_TIMEOUT, StatusCode::BAD_REQUEST);
-    if slow {
-        Problem::new(late, "body-timeout", "the body took too long", detail)
-    } else {
-        Problem::new(broken, "body-incomplete", "the body can't be read", detail)
-    }
+    let kind = if slow { ProblemKind::BodyTimeout } else { ProblemKind::BodyIncomplete };
+    Problem::new(kind, error.to_string())
 }
 
 fn too_large(limit: usize) -> Problem {
     let detail = format!("the limit is {limit} bytes ([records] max_value)");
-    let status = StatusCode::PAYLOAD_TOO_LARGE;
-    Problem::new(status, "body-too-large", "the body is too large", detail)
+    Problem::new(ProblemKind::BodyTooLarge, detail)
 }

@@ -1,66 +1,65 @@
-//! The values that everything else speaks of: an image's id, its version, its type, and what is
-//! answered for it.
+//! The values that everything else works with: ids, versions, and what the submodules add to them.
 
 pub mod buffer;
 pub mod coding;
+mod media_type;
 pub mod preconditions;
 pub mod record;
+mod representation;
 pub mod variant;
 
 use std::borrow::Borrow;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
-use hyper::header::HeaderValue;
 use md5::{Digest, Md5};
 
-use crate::image::coding::{AcceptedCodings, Coding, GENERATION};
-use crate::image::variant::Variant;
+pub use self::media_type::MediaType;
+pub use self::representation::{Image, Metadata, Representation, RepresentationKind, Said, select};
 
 /// The longest id, in bytes.
 pub const MAX_ID_LENGTH: usize = 128;
 
-/// Ends of an id that are reserved for the addresses of variants, such as `/images/{id}.webp`.
+/// Endings that no id has: they are the addresses of variants, such as `/images/{id}.webp`.
 const RESERVED_ENDS: [&str; 4] = [".webp", ".avif", ".jpg", ".png"];
 
 /// The id of an image: 1 to 128 of `A-Z a-z 0-9 . _ : ~ -`, the first a letter, digit or underscore,
 /// not ending in `.webp`, `.avif`, `.jpg` or `.png`.
 ///
-/// An id that exists is safe in a Redis key, a path and a log line. Cloning shares it.
+/// Every value of this type is safe in a Redis key, a path and a log line. Cloning shares it.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ImageId(Arc<str>);
 
-/// So that one can be looked up by its text. An id is hashed as that is.
+/// Lets a map look an id up by its text: both hash alike.
 impl Borrow<str> for ImageId {
     fn borrow(&self) -> &str {
         &self.0
     }
 }
 
-/// Why a text is no [`ImageId`].
+/// The reason for which a text is no [`ImageId`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidId {
-    /// Nothing there.
+    /// The text is empty.
     #[error("the id is empty")]
     Empty,
     /// More than [`MAX_ID_LENGTH`] bytes.
     #[error("the id has {0} bytes, the limit is {MAX_ID_LENGTH}")]
     TooLong(usize),
-    /// The first character may only be a letter, a digit or an underscore.
+    /// The first character is no letter, digit or underscore.
     #[error("the id must begin with a letter, a digit or an underscore")]
     Beginning,
-    /// A character outside the alphabet, at a position counted in bytes from 0.
-    #[error("the id may hold only A-Z a-z 0-9 . _ : ~ - and has something else at position {0}")]
+    /// A character is outside the alphabet, at a position counted in bytes from 0.
+    #[error("the id may hold only A-Z a-z 0-9 . _ : ~ - and has another character at position {0}")]
     Character(usize),
-    /// An end that is the address of a variant.
+    /// The ending is that of a variant's address.
     #[error("the id must not end in {0}, which asks for a variant")]
     Reserved(&'static str),
 }
 
 impl ImageId {
-    /// Takes a text that is an id, after percent-decoding.
+    /// Parses an id that is already percent-decoded.
     pub fn parse(text: &str) -> Result<ImageId, InvalidId> {
         let first = *text.as_bytes().first().ok_or(InvalidId::Empty)?;
         if text.len() > MAX_ID_LENGTH {
@@ -79,8 +78,8 @@ impl ImageId {
         }
     }
 
-    /// The id of an image that is named after its bytes: their SHA-256, so that nobody can make another image with the
-    /// same id.
+    /// The id of an image that is stored under the SHA-256 of its bytes, so that nobody can make another image with
+    /// the same id.
     #[must_use]
     pub fn of_content(sha256: &[u8; 32]) -> ImageId {
         ImageId(hex(sha256).into())
@@ -108,8 +107,7 @@ impl fmt::Debug for ImageId {
 /// The version of a stored value: the MD5 of its bytes, as a Python backend gets it from
 /// `hashlib.md5(value).hexdigest()`.
 ///
-/// MD5 tells versions apart; it guards against nothing. Whoever can write to the store can replace an
-/// image anyway.
+/// MD5 tells versions apart; it protects nothing. A writer who can forge a version can replace the image anyway.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Version([u8; 16]);
 
@@ -120,11 +118,11 @@ impl Version {
         Version(Md5::digest(value).into())
     }
 
-    /// Whether a text names this version: as it is written, or as it stands in the entity-tag of any form.
+    /// Tells whether a text names this version: in plain digits, or as the entity-tag of any representation.
     #[must_use]
     pub fn is_named(&self, text: &str) -> bool {
         let text = text.trim_matches('"');
-        let version = text.split_once('-').map_or(text, |(version, _form)| version);
+        let version = text.split_once('-').map_or(text, |(version, _kind)| version);
         version.len() == 2 * self.0.len()
             && version.as_bytes().chunks_exact(2).zip(&self.0).all(|(two, it)| two == digits(*it))
     }
@@ -142,211 +140,6 @@ impl fmt::Debug for Version {
     }
 }
 
-/// The types of image that are served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum MediaType {
-    Png,
-    Jpeg,
-    Gif,
-    WebP,
-    Avif,
-    Heic,
-    JpegXl,
-    Bmp,
-    Ico,
-    Tiff,
-    Svg,
-}
-
-impl MediaType {
-    /// All of them.
-    pub const ALL: [MediaType; 11] = [
-        MediaType::Png,
-        MediaType::Jpeg,
-        MediaType::Gif,
-        MediaType::WebP,
-        MediaType::Avif,
-        MediaType::Heic,
-        MediaType::JpegXl,
-        MediaType::Bmp,
-        MediaType::Ico,
-        MediaType::Tiff,
-        MediaType::Svg,
-    ];
-
-    /// The type that a name means, if it is one of these.
-    #[must_use]
-    pub fn named(name: &str) -> Option<MediaType> {
-        MediaType::ALL.into_iter().find(|it| it.is_named(name))
-    }
-
-    /// The registered name (IANA media types).
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            MediaType::Png => "image/png",
-            MediaType::Jpeg => "image/jpeg",
-            MediaType::Gif => "image/gif",
-            MediaType::WebP => "image/webp",
-            MediaType::Avif => "image/avif",
-            MediaType::Heic => "image/heic",
-            MediaType::JpegXl => "image/jxl",
-            MediaType::Bmp => "image/bmp",
-            MediaType::Ico => "image/vnd.microsoft.icon",
-            MediaType::Tiff => "image/tiff",
-            MediaType::Svg => "image/svg+xml",
-        }
-    }
-
-    /// What the names of its files end in.
-    #[must_use]
-    pub const fn extension(self) -> &'static str {
-        match self {
-            MediaType::Png => "png",
-            MediaType::Jpeg => "jpg",
-            MediaType::Gif => "gif",
-            MediaType::WebP => "webp",
-            MediaType::Avif => "avif",
-            MediaType::Heic => "heic",
-            MediaType::JpegXl => "jxl",
-            MediaType::Bmp => "bmp",
-            MediaType::Ico => "ico",
-            MediaType::Tiff => "tiff",
-            MediaType::Svg => "svg",
-        }
-    }
-
-    /// Whether a name that a writer gave means this type. Parameters, case and the well-known aliases
-    /// don't matter.
-    #[must_use]
-    pub fn is_named(self, name: &str) -> bool {
-        let name = name.split(';').next().unwrap_or_default().trim();
-        let aliases: &[&str] = match self {
-            MediaType::Jpeg => &["image/jpg", "image/pjpeg"],
-            MediaType::Heic => &["image/heif", "image/heic-sequence", "image/heif-sequence"],
-            MediaType::Bmp => &["image/x-ms-bmp", "image/x-bmp"],
-            MediaType::Ico => &["image/x-icon", "image/ico"],
-            MediaType::Png => &["image/x-png", "image/apng"],
-            _ => &[],
-        };
-        std::iter::once(&self.as_str()).chain(aliases).any(|known| known.eq_ignore_ascii_case(name))
-    }
-}
-
-/// Which of the representations of a version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum RepresentationKind {
-    /// The bytes of the record.
-    Original,
-    /// The same, compressed.
-    Coded(Coding),
-    /// Another size, format or quality.
-    Variant(Variant),
-}
-
-/// What is known of a representation without its bytes: enough for a 304 and a HEAD. The header values
-/// are ready to be sent.
-#[derive(Debug)]
-pub struct Metadata {
-    /// The version of the stored value.
-    pub version: Version,
-    /// Which representation of it.
-    pub kind: RepresentationKind,
-    /// What the bytes are.
-    pub media_type: MediaType,
-    /// How many bytes there are.
-    pub length: usize,
-    /// When the writer says it was made, in whole seconds.
-    pub last_modified: Option<SystemTime>,
-    /// The strong entity-tag (RFC 9110 §8.8.3): the version in double quotes; in another form than the
-    /// original with that form's name in it, so that it never validates other bytes.
-    pub etag: HeaderValue,
-    /// `last_modified` as an HTTP date.
-    pub last_modified_value: Option<HeaderValue>,
-    /// The coded forms that this original has, the preferred first.
-    pub coded: Vec<Arc<Metadata>>,
-    /// Whether this original moves; looked up when somebody first needs to know.
-    pub animated: OnceLock<bool>,
-    /// What was said of this original when it came from memory, to be said again.
-    pub said: Said,
-}
-
-/// The heads of answers as they were sent, but for what differs each time: by an address without a version, and by one
-/// with it.
-#[derive(Debug, Default)]
-pub struct Said {
-    /// With the bytes.
-    pub whole: [OnceLock<Bytes>; 2],
-    /// To who has them.
-    pub not_modified: [OnceLock<Bytes>; 2],
-}
-
-impl Metadata {
-    /// The metadata of an original without coded forms.
-    #[must_use]
-    pub fn new(
-        version: Version,
-        media_type: MediaType,
-        length: usize,
-        last_modified: Option<SystemTime>,
-    ) -> Metadata {
-        Metadata {
-            version,
-            kind: RepresentationKind::Original,
-            media_type,
-            length,
-            last_modified,
-            etag: ascii(format!("\"{version}\"")),
-            last_modified_value: last_modified.map(|time| ascii(httpdate::fmt_http_date(time))),
-            coded: Vec::new(),
-            animated: OnceLock::new(),
-            said: Said::default(),
-        }
-    }
-
-    /// The metadata of the same original in a record of another version.
-    #[must_use]
-    pub fn with_version(&self, version: Version) -> Metadata {
-        Metadata {
-            animated: self.animated.clone(),
-            ..Metadata::new(version, self.media_type, self.length, self.last_modified)
-        }
-    }
-
-    /// The metadata of a variant of this original.
-    #[must_use]
-    pub fn variant(&self, variant: Variant, length: usize) -> Metadata {
-        Metadata {
-            kind: RepresentationKind::Variant(variant),
-            etag: ascii(format!("\"{}-{variant}\"", self.version)),
-            ..Metadata::new(self.version, variant.format().media_type(), length, self.last_modified)
-        }
-    }
-
-    /// The metadata of a coded form of this original.
-    #[must_use]
-    pub fn coded(&self, coding: Coding, length: usize) -> Metadata {
-        Metadata {
-            kind: RepresentationKind::Coded(coding),
-            etag: ascii(format!("\"{}-{}{GENERATION}\"", self.version, coding.as_str())),
-            ..Metadata::new(self.version, self.media_type, length, self.last_modified)
-        }
-    }
-}
-
-/// The metadata of the form of an original that a client likes best.
-#[must_use]
-pub fn select(original: &Arc<Metadata>, accepts: AcceptedCodings) -> &Arc<Metadata> {
-    let coding = |metadata: &Arc<Metadata>| match metadata.kind {
-        RepresentationKind::Coded(coding) => Some(coding),
-        RepresentationKind::Original | RepresentationKind::Variant(_) => None,
-    };
-    let best = accepts.best(original.coded.iter().filter_map(coding));
-    let coded = original.coded.iter().find(|metadata| best.is_some() && coding(metadata) == best);
-    coded.unwrap_or(original)
-}
-
 /// Bytes as hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     let digits = bytes.iter().flat_map(|byte| digits(*byte)).collect();
@@ -356,44 +149,6 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 /// The two digits of a byte.
 pub(crate) fn digits(byte: u8) -> [u8; 2] {
     [byte >> 4, byte & 15].map(|digit| b"0123456789abcdef"[usize::from(digit)])
-}
-
-fn ascii(text: String) -> HeaderValue {
-    HeaderValue::from_maybe_shared(Bytes::from(text)).expect("hex digits and dates are ASCII")
-}
-
-/// Bytes that can be sent, and what is known of them. Cloning shares the bytes.
-#[derive(Debug, Clone)]
-pub struct Representation {
-    /// What is known of the bytes.
-    pub metadata: Arc<Metadata>,
-    /// The bytes.
-    pub body: Bytes,
-}
-
-/// An image, decoded, in all the forms that come with it.
-#[derive(Debug, Clone)]
-pub struct Image {
-    /// As it was stored.
-    pub original: Representation,
-    /// Its coded forms.
-    pub coded: Vec<Representation>,
-}
-
-impl From<Representation> for Image {
-    /// An image whose original is all there is of it.
-    fn from(original: Representation) -> Image {
-        Image { original, coded: Vec::new() }
-    }
-}
-
-impl Image {
-    /// The representation with this metadata.
-    #[must_use]
-    pub fn into_representation(self, metadata: &Metadata) -> Representation {
-        let coded = self.coded.into_iter().find(|it| it.metadata.kind == metadata.kind);
-        coded.unwrap_or(self.original)
-    }
 }
 
 /// The last second that an HTTP date can say, 9999-12-31T23:59:59Z, since the epoch.
@@ -441,31 +196,5 @@ mod tests {
         for other in ["", "99914b932bd37a50b983c5e7c90ae93", "99914B932BD37A50B983C5E7C90AE93B"] {
             assert!(!version.is_named(other), "{other}");
         }
-    }
-
-    #[test]
-    fn a_type_is_known_by_its_aliases_case_and_parameters() {
-        assert!(MediaType::Jpeg.is_named("IMAGE/JPG; q=1"));
-        assert!(MediaType::Svg.is_named("image/svg+xml;charset=utf-8"));
-        assert!(!MediaType::Png.is_named("image/jpeg"));
-        assert!(!MediaType::Png.is_named(""));
-    }
-
-    #[test]
-    fn each_form_has_an_entity_tag_of_its_own() {
-        let version = Version::of(b"{}");
-        let mut metadata = Metadata::new(version, MediaType::Svg, 100, None);
-        let coded = Coding::ALL.map(|coding| Arc::new(metadata.coded(coding, 50)));
-        assert_eq!(metadata.etag, "\"99914b932bd37a50b983c5e7c90ae93b\"");
-        assert_eq!(coded[0].etag, "\"99914b932bd37a50b983c5e7c90ae93b-br1\"");
-        assert_eq!(coded[1].etag, "\"99914b932bd37a50b983c5e7c90ae93b-gzip1\"");
-
-        metadata.coded = coded.to_vec();
-        let metadata = Arc::new(metadata);
-        let form =
-            |brotli, gzip| select(&metadata, AcceptedCodings { brotli, gzip, identity: 1 }).kind;
-        assert_eq!(form(1000, 1000), RepresentationKind::Coded(Coding::Brotli));
-        assert_eq!(form(0, 1000), RepresentationKind::Coded(Coding::Gzip));
-        assert_eq!(form(0, 0), RepresentationKind::Original);
     }
 }

@@ -13,6 +13,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::image::buffer::Body;
 use crate::image::{MAX_HTTP_DATE, MediaType, hex};
+use crate::picture::decode::is_animated;
 use crate::picture::sniff::sniff;
 
 /// Why a value is no record of an image. Its text may be shown to a client: it holds nothing of the value.
@@ -96,8 +97,10 @@ pub struct ObjectRef<'a> {
 pub struct Decoded {
     /// The image, byte for byte.
     pub bytes: Body,
-    /// What it is.
+    /// Its type.
     pub media_type: MediaType,
+    /// Whether it has more than one frame.
+    pub animated: bool,
 }
 
 /// The fields as they stand in JSON. What is advisory stays raw, so that it may be anything, out of range or
@@ -210,7 +213,8 @@ pub fn decode(text: &str) -> Result<Decoded, Corrupt> {
         Err(_) => decode_leniently(text)?,
     };
     let media_type = sniffed(&bytes)?;
-    Ok(Decoded { bytes, media_type })
+    let animated = is_animated(&bytes, media_type);
+    Ok(Decoded { bytes, media_type, animated })
 }
 
 /// The type of an image by its bytes.

@@ -33,6 +33,7 @@ use crate::image::record::{self, Corrupt, ObjectRef, Record};
 use crate::image::{Image, ImageId, MediaType, Metadata, Version};
 use crate::metrics::Metrics;
 use crate::originals::Originals;
+use crate::picture;
 use crate::settings::{self, ServeOffloaded};
 
 pub use self::mover::{MoveTasks, Mover};
@@ -298,7 +299,7 @@ impl Offload {
     /// it.
     pub(crate) fn keep(&self, id: &ImageId, moved: &Moved, metadata: &Metadata, bytes: Bytes) {
         self.parts.metrics.offloaded.inc();
-        let metadata = metadata.with_version(moved.version);
+        let metadata = metadata.of_version(moved.version);
         self.parts.originals.keep_written(id, metadata, bytes);
     }
 
@@ -323,8 +324,8 @@ impl Offload {
             let media_type = record::sniffed(&bytes)
                 .map_err(|source| OffloadError::Unusable { path, source })?;
             let metadata = Metadata::new(version, media_type, bytes.len(), created_at);
-            let _ = metadata.animated.set(crate::picture::decode::is_animated(&bytes, media_type));
-            Ok((metadata, bytes))
+            let animated = picture::decode::is_animated(&bytes, media_type);
+            Ok((Metadata { animated, ..metadata }, bytes))
         });
         let (metadata, bytes) = checked.await?;
         // A copy: a small image may be a part of a larger buffer of the connection's, which it would keep.

@@ -21,7 +21,6 @@ use super::{Offload, OffloadError, sweep};
 use crate::budget::OverBudget;
 use crate::image::record::{self, Content, Record};
 use crate::image::{ImageId, Metadata, Version};
-use crate::picture;
 use crate::settings::OffloadSettings;
 use crate::store::{Change, Condition, Expiry, Store, StoreError, Written};
 use crate::task::Task;
@@ -269,8 +268,7 @@ fn inline_image(value: &[u8]) -> Option<(Metadata, Bytes)> {
     let decoded = record::decode(&base64).ok()?;
     let length = decoded.bytes.len();
     let metadata = Metadata::new(Version::of(value), decoded.media_type, length, record.created_at);
-    let animated = picture::decode::is_animated(&decoded.bytes, decoded.media_type);
-    let _ = metadata.animated.set(animated);
+    let metadata = Metadata { animated: decoded.animated, ..metadata };
     Some((metadata, Bytes::from_owner(decoded.bytes)))
 }
 

@@ -31,8 +31,7 @@ pub(super) fn choose<'a>(
 
 /// True for a moving picture whose format alone is left to the server: another format would only stop it.
 fn keeps_moving(request: &ImageRequest, original: &Metadata) -> bool {
-    original.animated.get() == Some(&true)
-        && request.transform.is_some_and(|it| it.is_negotiated() && !it.is_resized())
+    original.animated && request.transform.is_some_and(|it| it.is_negotiated() && !it.is_resized())
 }
 
 /// The answer about a representation, if none of its bytes are needed.

@@ -13,7 +13,6 @@ use crate::image::record::{self, Corrupt, Record};
 use crate::image::{Image, ImageId, Metadata, Representation, Version};
 use crate::index::Digest;
 use crate::offload::RemoteImage;
-use crate::picture;
 
 /// The content of a value.
 pub(super) enum Opened {
@@ -31,7 +30,6 @@ pub(super) enum Opened {
 struct DecodedRecord {
     /// `None` if the image is in the object store.
     image: Option<record::Decoded>,
-    animated: bool,
     /// The declared type, if the bytes are of another one.
     mistaken: Option<String>,
     created_at: Option<SystemTime>,
@@ -91,8 +89,8 @@ impl Reader {
         value: &[u8],
         decoded: DecodedRecord,
     ) -> Result<Opened, Corrupt> {
-        let DecodedRecord { image, animated, mistaken, created_at } = decoded;
-        let Some(record::Decoded { bytes, media_type }) = image else {
+        let DecodedRecord { image, mistaken, created_at } = decoded;
+        let Some(record::Decoded { bytes, media_type, animated }) = image else {
             let record = Record::parse(value)?;
             let offload = self.offload.as_ref().ok_or(Corrupt::ForeignUrl)?;
             let remote = match &record.content {
@@ -108,7 +106,7 @@ impl Reader {
             tracing::warn!(image.id = %id, declared, found, "the declared type is not what the bytes are");
         }
         let metadata = Metadata::new(version, media_type, bytes.len(), created_at);
-        let _ = metadata.animated.set(animated);
+        let metadata = Metadata { animated, ..metadata };
         Ok(Opened::Decoded(self.originals.counted(metadata, bytes)))
     }
 }
@@ -123,10 +121,7 @@ fn decode(value: &[u8]) -> Result<DecodedRecord, Corrupt> {
         image.as_ref().is_some_and(|image| !image.media_type.is_named(declared))
     });
     let mistaken = declared.map(|declared| declared.chars().take(64).collect());
-    let animated = image
-        .as_ref()
-        .is_some_and(|image| picture::decode::is_animated(&image.bytes, image.media_type));
-    Ok(DecodedRecord { image, animated, mistaken, created_at: record.created_at })
+    Ok(DecodedRecord { image, mistaken, created_at: record.created_at })
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {

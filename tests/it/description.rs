@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use afterimage::http::ProblemKind;
 use afterimage::http::router::Route;
+use afterimage::image::MediaType;
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -149,25 +151,26 @@ async fn the_description_has_every_type_of_problem_and_no_other() {
     };
     let described = types(&description["components"]["schemas"]["Problem"]);
 
-    // Each is made by a call that names it in a literal: Problem::new(status, "kind", …).
-    let made: BTreeSet<String> = sources("src")
-        .iter()
-        .flat_map(|text| {
-            let kinds = text.split("Problem::new(").skip(1);
-            kinds.map(|call| call.split('"').nth(1).unwrap().to_owned()).collect::<Vec<_>>()
-        })
-        .map(|kind| format!("urn:problem:afterimage:{kind}"))
-        .collect();
-    assert_eq!(described, made);
+    let known = ProblemKind::ALL.iter().map(|kind| kind.as_str());
+    let known: BTreeSet<String> =
+        known.map(|kind| format!("urn:problem:afterimage:{kind}")).collect();
+    assert_eq!(described, known);
+    assert_eq!(known.len(), ProblemKind::ALL.len());
 
-    // And each belongs to an answer, or to what is no operation.
+    // And each belongs to an answer of its status, or to what is no operation.
     let mut answered: BTreeSet<String> = ["method-not-allowed", "unknown-address"]
         .map(|it| format!("urn:problem:afterimage:{it}"))
         .into();
     for response in description["components"]["responses"].as_object().unwrap().values() {
         let schema = &response["content"]["application/problem+json"]["schema"]["allOf"][1];
         if !schema.is_null() {
-            answered.extend(types(schema));
+            let status = &schema["properties"]["status"]["const"];
+            for urn in types(schema) {
+                let name = urn.strip_prefix("urn:problem:afterimage:");
+                let kind = ProblemKind::ALL.iter().find(|kind| Some(kind.as_str()) == name);
+                assert_eq!(*status, kind.unwrap().status().as_u16(), "{urn}");
+                answered.insert(urn);
+            }
         }
     }
     assert_eq!(answered, described);
@@ -178,16 +181,7 @@ async fn the_description_has_every_type_of_image_and_no_other() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let description = described(&server).await;
-    // The arms of MediaType::as_str.
-    let text = source("src/image.rs");
-    let known: BTreeSet<&str> = text
-        .lines()
-        .filter_map(|line| {
-            line.trim().strip_prefix("MediaType::")?.split_once(" => \"")?.1.split('"').next()
-        })
-        .filter(|name| name.starts_with("image/"))
-        .collect();
-    assert!(known.contains("image/png"));
+    let known: BTreeSet<&str> = MediaType::ALL.iter().map(|it| it.as_str()).collect();
     for response in ["Image", "ImagePart"] {
         let content = &description["components"]["responses"][response]["content"];
         let described: BTreeSet<&str> =
@@ -404,16 +398,4 @@ fn set(notes: &[&str]) -> BTreeSet<String> {
 
 fn source(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
-}
-
-/// The text of every file in a folder and in those below it.
-fn sources(folder: &str) -> Vec<String> {
-    let entries = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap();
-    let names = entries.map(|entry| entry.unwrap());
-    names
-        .flat_map(|entry| {
-            let path = format!("{folder}/{}", entry.file_name().to_str().unwrap());
-            if entry.file_type().unwrap().is_dir() { sources(&path) } else { vec![source(&path)] }
-        })
-        .collect()
 }

@@ -24,6 +24,17 @@ pub(crate) fn encoded(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
     bytes.into_inner()
 }
 
+/// A GIF of two frames.
+fn animation() -> Vec<u8> {
+    let mut moving = Vec::new();
+    let mut encoder = GifEncoder::new(&mut moving);
+    for seed in [1, 200] {
+        encoder.encode_frame(Frame::new(picture(seed, 100, 50).into_rgba8())).unwrap();
+    }
+    drop(encoder);
+    moving
+}
+
 fn decoded(answer: &Answer) -> DynamicImage {
     assert_eq!(answer.status, StatusCode::OK, "{:?} {:?}", answer.headers, answer.body);
     let format = ImageFormat::from_mime_type(answer.header("content-type")).unwrap();
@@ -133,16 +144,16 @@ async fn what_is_not_allowed_is_400_and_says_what_is() {
     let server = Server::on(&redis, &[("pictures.widths", "[64, 128]")]).await;
     redis.set("a", &record(&encoded(&picture(1, 400, 200), ImageFormat::Png))).await;
     for (address, says) in [
-        ("a?w=65", "w is one of 64, 128"),
-        ("a?w=", "w is one of"),
-        ("a?w=-1", "w is one of"),
-        ("a?w=99999999999999999999", "w is one of"),
-        ("a?h=1", "h is one of"),
-        ("a?q=81&w=64", "q is one of"),
-        ("a?dpr=9&w=64", "dpr is one of 1, 2, 3"),
-        ("a?fit=squash", "fit is contain, cover or fill"),
-        ("a?format=tga", "format is auto, webp, jpg or png, or avif"),
-        ("a?fallback=x", "fallback is placeholder"),
+        ("a?w=65", "`w` must be one of 64, 128"),
+        ("a?w=", "`w` must be one of"),
+        ("a?w=-1", "`w` must be one of"),
+        ("a?w=99999999999999999999", "`w` must be one of"),
+        ("a?h=1", "`h` must be one of"),
+        ("a?q=81&w=64", "`q` must be one of"),
+        ("a?dpr=9&w=64", "`dpr` must be one of 1, 2, 3 ([pictures] dprs)"),
+        ("a?fit=squash", "`fit` must be `contain`, `cover` or `fill`"),
+        ("a?format=tga", "`format` must be `auto`, `webp`, `jpg` or `png`"),
+        ("a?fallback=x", "`fallback` must be `placeholder`"),
         ("a.webp?format=png", "twice"),
         ("a?w=64&w=128", "duplicate"),
         ("a?width=64", "this address takes v, w, h, fit, q, dpr, format and fallback"),
@@ -153,11 +164,11 @@ async fn what_is_not_allowed_is_400_and_says_what_is() {
         assert!(members["detail"].as_str().unwrap().contains(says), "{members}");
     }
     for (size, says) in [
-        ("65x64", "the width is one of 64, 128"),
-        ("64x1", "the height is one of"),
-        ("64", "the height is one of"),
-        ("64x64x64", "the height is one of"),
-        ("64x64?bg=x", "bg is such as"),
+        ("65x64", "the width must be one of 64, 128"),
+        ("64x1", "the height must be one of"),
+        ("64", "the height must be one of"),
+        ("64x64x64", "the height must be one of"),
+        ("64x64?bg=x", "`bg` must be a colour such as"),
         ("64x64?colour=fff", "this address takes text, bg and fg"),
     ] {
         let members =
@@ -262,12 +273,7 @@ async fn what_can_not_be_decoded_is_sent_as_it_is_and_in_no_other_format() {
 async fn moving_pictures_go_on_moving_unless_they_are_resized() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
-    let mut moving = Vec::new();
-    let mut encoder = GifEncoder::new(&mut moving);
-    for seed in [1, 200] {
-        encoder.encode_frame(Frame::new(picture(seed, 100, 50).into_rgba8())).unwrap();
-    }
-    drop(encoder);
+    let moving = animation();
     redis.set("a", &record(&moving)).await;
     for _ in 0..2 {
         let answer = accepting(&server, "/images/a?format=auto", "image/webp,*/*").await;
@@ -276,6 +282,22 @@ async fn moving_pictures_go_on_moving_unless_they_are_resized() {
     let resized = server.get("/images/a?w=64").await;
     assert_eq!((resized.header("content-type"), size(&resized)), ("image/png", (64, 32)));
     assert_eq!(server.get("/images/a.webp").await.header("content-type"), "image/webp");
+}
+
+#[tokio::test]
+async fn a_moving_picture_stays_one_for_format_auto_after_somebody_asked_for_a_still() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let moving = animation();
+    redis.set("a", &record(&moving)).await;
+    let still = server.get("/images/a.webp").await;
+    assert_eq!(still.header("content-type"), "image/webp");
+    let answer = accepting(&server, "/images/a?format=auto", "image/webp,*/*").await;
+    assert_eq!((answer.header("content-type"), &answer.body[..]), ("image/gif", &moving[..]));
+    // The still isn't what the client has to have for a 304.
+    let validators = [("accept", "image/webp,*/*"), ("if-none-match", still.header("etag"))];
+    let answer = get(server.address, "/images/a?format=auto", &validators).await;
+    assert_eq!((answer.status, &answer.body[..]), (StatusCode::OK, &moving[..]));
 }
 
 #[tokio::test]

@@ -1,0 +1,187 @@
+//! The representations of an image (RFC 9110 §3.2): their bytes, and their metadata, which outlive the bytes in memory.
+
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use hyper::header::HeaderValue;
+
+use crate::image::coding::{AcceptedCodings, Coding, GENERATION};
+use crate::image::variant::Variant;
+use crate::image::{MediaType, Version};
+
+/// Names one of the representations of a version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RepresentationKind {
+    /// The bytes of the record.
+    Original,
+    /// The original, compressed.
+    Coded(Coding),
+    /// Another size, format or quality.
+    Variant(Variant),
+}
+
+/// Everything about a representation but its bytes: enough for a 304 and a HEAD.
+///
+/// The validators are kept as `HeaderValue`s, ready to be sent: formatting a tag and a date for each answer would cost
+/// more than the rest of a 304.
+#[derive(Debug)]
+pub struct Metadata {
+    /// The version of the stored value.
+    pub version: Version,
+    /// The representation that this describes.
+    pub kind: RepresentationKind,
+    /// The type of the bytes.
+    pub media_type: MediaType,
+    /// The number of bytes.
+    pub length: usize,
+    /// `created_at` of the record, in whole seconds.
+    pub last_modified: Option<SystemTime>,
+    /// The strong entity-tag (RFC 9110 §8.8.3): the version in double quotes. Representations other than the original
+    /// have their own name added, so that no tag ever validates other bytes.
+    pub etag: HeaderValue,
+    /// `last_modified` as an HTTP date.
+    pub last_modified_value: Option<HeaderValue>,
+    /// The coded representations of this original, the preferred one first.
+    pub coded: Vec<Arc<Metadata>>,
+    /// True for an original with more than one frame.
+    pub animated: bool,
+    /// What was said of this original when it came from memory, to be said again.
+    pub said: Said,
+}
+
+/// The heads of answers as they were sent, but for what differs each time: by an address without a version, and by one
+/// with it.
+#[derive(Debug, Default)]
+pub struct Said {
+    /// With the bytes.
+    pub whole: [OnceLock<Bytes>; 2],
+    /// To who has them.
+    pub not_modified: [OnceLock<Bytes>; 2],
+}
+
+impl Metadata {
+    /// Describes an original of one frame without coded representations.
+    #[must_use]
+    pub fn new(
+        version: Version,
+        media_type: MediaType,
+        length: usize,
+        last_modified: Option<SystemTime>,
+    ) -> Metadata {
+        Metadata {
+            version,
+            kind: RepresentationKind::Original,
+            media_type,
+            length,
+            last_modified,
+            etag: ascii(format!("\"{version}\"")),
+            last_modified_value: last_modified.map(|time| ascii(httpdate::fmt_http_date(time))),
+            coded: Vec::new(),
+            animated: false,
+            said: Said::default(),
+        }
+    }
+
+    /// Describes the same original under the version of another record that has it.
+    #[must_use]
+    pub fn of_version(&self, version: Version) -> Metadata {
+        Metadata {
+            animated: self.animated,
+            ..Metadata::new(version, self.media_type, self.length, self.last_modified)
+        }
+    }
+
+    /// Describes a variant of this original.
+    #[must_use]
+    pub fn variant(&self, variant: Variant, length: usize) -> Metadata {
+        Metadata {
+            kind: RepresentationKind::Variant(variant),
+            etag: ascii(format!("\"{}-{variant}\"", self.version)),
+            ..Metadata::new(self.version, variant.format().media_type(), length, self.last_modified)
+        }
+    }
+
+    /// Describes a coded representation of this original.
+    #[must_use]
+    pub fn coded(&self, coding: Coding, length: usize) -> Metadata {
+        Metadata {
+            kind: RepresentationKind::Coded(coding),
+            etag: ascii(format!("\"{}-{}{GENERATION}\"", self.version, coding.as_str())),
+            ..Metadata::new(self.version, self.media_type, length, self.last_modified)
+        }
+    }
+}
+
+/// Selects the coding of an original that a client prefers, or the original itself.
+#[must_use]
+pub fn select(original: &Arc<Metadata>, accepts: AcceptedCodings) -> &Arc<Metadata> {
+    let coding = |metadata: &Arc<Metadata>| match metadata.kind {
+        RepresentationKind::Coded(coding) => Some(coding),
+        RepresentationKind::Original | RepresentationKind::Variant(_) => None,
+    };
+    let best = accepts.best(original.coded.iter().filter_map(coding));
+    let coded = original.coded.iter().find(|metadata| best.is_some() && coding(metadata) == best);
+    coded.unwrap_or(original)
+}
+
+fn ascii(text: String) -> HeaderValue {
+    HeaderValue::from_maybe_shared(Bytes::from(text)).expect("hex digits and dates are ASCII")
+}
+
+/// A representation with its bytes. Cloning shares them.
+#[derive(Debug, Clone)]
+pub struct Representation {
+    /// Describes the bytes.
+    pub metadata: Arc<Metadata>,
+    /// The bytes.
+    pub body: Bytes,
+}
+
+/// A decoded image with the representations that are made together with it.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// The image as it was stored.
+    pub original: Representation,
+    /// Its coded representations.
+    pub coded: Vec<Representation>,
+}
+
+impl From<Representation> for Image {
+    /// An image without coded representations.
+    fn from(original: Representation) -> Image {
+        Image { original, coded: Vec::new() }
+    }
+}
+
+impl Image {
+    /// The representation that some metadata describe, or else the original.
+    #[must_use]
+    pub fn into_representation(self, metadata: &Metadata) -> Representation {
+        let coded = self.coded.into_iter().find(|it| it.metadata.kind == metadata.kind);
+        coded.unwrap_or(self.original)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_representation_has_an_entity_tag_of_its_own() {
+        let version = Version::of(b"{}");
+        let mut metadata = Metadata::new(version, MediaType::Svg, 100, None);
+        let coded = Coding::ALL.map(|coding| Arc::new(metadata.coded(coding, 50)));
+        assert_eq!(metadata.etag, "\"99914b932bd37a50b983c5e7c90ae93b\"");
+        assert_eq!(coded[0].etag, "\"99914b932bd37a50b983c5e7c90ae93b-br1\"");
+        assert_eq!(coded[1].etag, "\"99914b932bd37a50b983c5e7c90ae93b-gzip1\"");
+
+        metadata.coded = coded.to_vec();
+        let metadata = Arc::new(metadata);
+        let kind =
+            |brotli, gzip| select(&metadata, AcceptedCodings { brotli, gzip, identity: 1 }).kind;
+        assert_eq!(kind(1000, 1000), RepresentationKind::Coded(Coding::Brotli));
+        assert_eq!(kind(0, 1000), RepresentationKind::Coded(Coding::Gzip));
+        assert_eq!(kind(0, 0), RepresentationKind::Original);
+    }
+}
