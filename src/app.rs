@@ -69,10 +69,10 @@ impl App {
     pub async fn build_guarded(settings: Settings, guard: Guard) -> anyhow::Result<Arc<App>> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let bounds = IndexLimits {
-            entries: settings.cache.known,
+            entries: settings.cache.index_entries,
             waiters: settings.limits.waiters.get(),
             fetches: settings.limits.requests.get(),
-            stale_if_error: settings.cache.stale_if_error,
+            stale_if_error: settings.cache.serve_stale_for,
         };
         let index = Arc::new(Index::guarded(bounds, guard));
         let metrics = Arc::new(Metrics::new());

@@ -159,9 +159,9 @@ struct EventCache {
     bytes: usize,
 }
 
-/// As many streams are open as may be (`[events] streams`).
+/// As many streams are open as may be (`[events] connections`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0} event streams are open ([events] streams)")]
+#[error("{0} event streams are open ([events] connections)")]
 pub struct TooMany(usize);
 
 impl Hub {
@@ -177,7 +177,7 @@ impl Hub {
             making: Arc::default(),
             kept: Mutex::new(EventCache { events: LruCache::unbounded(), bytes: 0 }),
             ids: events.ids,
-            streams: events.streams.get(),
+            streams: events.connections.get(),
             inline_bytes: events.inline_bytes,
             // An idle stream must not look like one whose client takes nothing.
             heartbeat: events.heartbeat.min(settings.http.send_timeout / 2),

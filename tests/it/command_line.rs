@@ -24,7 +24,7 @@ fn wrong_settings_stop_the_start_with_their_name_their_place_and_what_was_expect
     assert_eq!(
         stopped,
         format!(
-            "afterimage: {file}:3: there is no setting `cache.image`; the settings are in config/afterimage.toml\n"
+            "afterimage: {file}:3: there is no setting `cache.image`; config/afterimage.toml lists all settings\n"
         )
     );
     assert_eq!(error(&run(&[], &[("AFTERIMAGE_CONFIG", file)])), stopped);
