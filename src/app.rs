@@ -87,13 +87,13 @@ impl App {
                 match &change {
                     Change::Invalidated(id) => {
                         metrics.invalidations.inc();
-                        metrics.push_came(id);
+                        metrics.push_received(id);
                     }
                     Change::Flushed => {
                         metrics.invalidations.inc();
                     }
                     Change::Heartbeat { round_trip, .. } => metrics.observe_heartbeat(*round_trip),
-                    Change::TrackingLost { .. } => metrics.expect_no_push(None),
+                    Change::TrackingLost { .. } => metrics.expect_no_pushes(),
                     Change::TrackingStarted { .. } | Change::Probed(_) => {}
                 }
                 let told = change.clone();

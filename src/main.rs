@@ -11,7 +11,7 @@ async fn main() -> ExitCode {
     match afterimage::cli::run(command).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("afterimage: {error:#}");
+            eprintln!("afterimage: {}", afterimage::cli::describe(&error));
             ExitCode::FAILURE
         }
     }

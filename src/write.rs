@@ -177,9 +177,9 @@ async fn tell(
     let written = write.await;
     match &written {
         Ok(Written::Done(_)) => {}
-        Ok(Written::ConditionFailed) => app.metrics.expect_no_push(Some(id)),
+        Ok(Written::ConditionFailed) => app.metrics.expect_no_push(id),
         Err(error) => {
-            app.metrics.expect_no_push(Some(id));
+            app.metrics.expect_no_push(id);
             app.metrics.count_store_error(error);
         }
     }

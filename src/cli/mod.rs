@@ -50,7 +50,7 @@ impl Exit {
                 ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
             }
             Exit::Settings(error) => {
-                eprintln!("afterimage: {error:#}");
+                eprintln!("afterimage: {}", describe(error));
                 ExitCode::from(2)
             }
         }
@@ -80,6 +80,19 @@ pub fn parse(
     Ok(Command { settings, action })
 }
 
+/// Describes an error and its causes in one line. A cause that its error already quotes isn't repeated.
+#[must_use]
+pub fn describe(error: &anyhow::Error) -> String {
+    let mut line = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !line.ends_with(&cause) {
+            line.push_str(": ");
+            line.push_str(&cause);
+        }
+    }
+    line
+}
+
 /// Runs the command to its end.
 pub async fn run(command: Command) -> anyhow::Result<()> {
     match command.action {
@@ -98,8 +111,8 @@ fn grammar() -> clap::Command {
             .help_heading("Settings")
             .global(true)
     });
-    let renamed = settings::renamed()
-        .map(|(key, flag)| Arg::new(key).long(flag).hide(true).global(true));
+    let renamed =
+        settings::renamed().map(|(key, flag)| Arg::new(key).long(flag).hide(true).global(true));
     clap::Command::new("afterimage")
         .version(env!("CARGO_PKG_VERSION"))
         .about(env!("CARGO_PKG_DESCRIPTION"))
@@ -169,4 +182,18 @@ fn load(
         }
     }
     Ok(Settings::load(&layers)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::StoreError;
+
+    #[test]
+    fn a_cause_that_its_error_quotes_is_not_repeated() {
+        let error = anyhow::Error::new(StoreError::unreachable(std::io::Error::other("no route")));
+        assert_eq!(describe(&error), "the store can't be reached: no route");
+        let error = anyhow::anyhow!("no route").context("can't put the image");
+        assert_eq!(describe(&error), "can't put the image: no route");
+    }
 }

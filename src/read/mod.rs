@@ -248,7 +248,10 @@ enum Source {
 pub async fn image(app: &Arc<App>, request: ImageRequest) -> Result<Answer, ReadFailure> {
     let answer = answer(app, &request).await;
     let served = answer.as_ref().map_or_else(|failure| failure.served, |it| Some(it.served));
-    app.metrics.count_read(served);
+    match served {
+        Some(status) => app.metrics.count_read(status),
+        None => app.metrics.count_failed_read(),
+    }
     if let Err(ReadFailure { error: ReadError::Corrupt(_), .. }) = &answer {
         app.metrics.corrupt_records.inc();
     }
@@ -286,7 +289,7 @@ async fn answer(app: &Arc<App>, request: &ImageRequest) -> Result<Answer, ReadFa
                 return answer;
             }
             let reason = app.index.coherence().reason().unwrap_or_default().to_owned();
-            let error = ReadError::Store(StoreError::Unreachable(reason));
+            let error = ReadError::Store(StoreError::unreachable(reason));
             return Err(ReadFailure::new(error, None, Timing::default()));
         }
         Lookup::Ask(admission) => admission,

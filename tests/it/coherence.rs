@@ -320,7 +320,7 @@ async fn a_server_that_refuses_to_track_is_asked_on_each_request() {
     let server = Server::on(&redis, &[]).await;
     until("the server knows", || async {
         let ready = server.get("/readyz").await;
-        String::from_utf8_lossy(&ready.body).contains("doesn't tell of changes")
+        String::from_utf8_lossy(&ready.body).contains("can't push changes")
     })
     .await;
     assert_eq!(server.coherence().await, "unverified");
