@@ -195,8 +195,6 @@ pub struct GaugeReadings {
 
 impl Metrics {
     /// Registers all metrics at zero.
-    ///
-    /// Labelled ones appear before their first event too: a counter that starts with its first event shows no increase.
     #[must_use]
     pub fn new() -> Metrics {
         let mut registry = Registry::with_prefix("afterimage");
@@ -257,61 +255,49 @@ impl Metrics {
                 "coherence",
                 "1 for the present state of the store's announcements of changes",
             ),
-            durations: with_unit(
+            durations: seconds(
                 all,
                 "request_duration",
                 "Time from the head of a request to the head of its answer",
-                Unit::Seconds,
                 Family::new_with_constructor(histogram),
             ),
-            push_latency: with_unit(
+            push_latency: seconds(
                 all,
                 "push_latency",
                 "Time from a write made here to the store's announcement of it",
-                Unit::Seconds,
                 histogram(),
             ),
             expected_pushes: Mutex::default(),
-            tracking_round_trip: with_unit(
+            tracking_round_trip: seconds(
                 all,
                 "tracking_round_trip",
                 "Time from a heartbeat on the tracking connection to its answer",
-                Unit::Seconds,
                 histogram(),
             ),
-            response_bytes: with_unit(
-                all,
-                "response",
-                "Bytes of response bodies",
-                Unit::Bytes,
-                Counter::default(),
-            ),
-            cache_bytes: with_unit(
-                all,
-                "cache",
-                "Bytes of images in memory",
-                Unit::Bytes,
-                Gauge::default(),
-            ),
-            in_flight_bytes: with_unit(
+            response_bytes: bytes(all, "response", "Bytes of response bodies"),
+            cache_bytes: bytes(all, "cache", "Bytes of images in memory"),
+            in_flight_bytes: bytes(
                 all,
                 "in_flight",
                 "Bytes of images in memory outside the cache: being sent, or about to be cached",
-                Unit::Bytes,
-                Gauge::default(),
             ),
             registry,
         };
+        metrics.start_labels_at_zero();
+        metrics
+    }
+
+    /// A counter that appeared with its first event would show no increase.
+    fn start_labels_at_zero(&self) {
         for served in SERVED {
-            let _ = metrics.reads.get_or_create(&ServedLabel { served });
+            let _ = self.reads.get_or_create(&ServedLabel { served });
         }
         for kind in StoreError::KINDS {
-            let _ = metrics.store_errors.get_or_create(&KindLabel { kind });
+            let _ = self.store_errors.get_or_create(&KindLabel { kind });
         }
         for shed in Shed::ALL {
-            let _ = metrics.shed.get_or_create(&LimitLabel { limit: shed.limit() });
+            let _ = self.shed.get_or_create(&LimitLabel { limit: shed.limit() });
         }
-        metrics
     }
 
     /// Counts the answer to a request.
@@ -431,12 +417,19 @@ where
     metric
 }
 
-/// Registers a metric with a unit, which becomes part of its name.
-fn with_unit<M>(registry: &mut Registry, name: &str, help: &str, unit: Unit, metric: M) -> M
+/// Registers a metric in bytes, which its name ends with.
+fn bytes<M>(registry: &mut Registry, name: &str, help: &str) -> M
 where
-    M: Metric + Clone,
+    M: Metric + Clone + Default,
 {
-    registry.register_with_unit(name, help, unit, metric.clone());
+    let metric = M::default();
+    registry.register_with_unit(name, help, Unit::Bytes, metric.clone());
+    metric
+}
+
+/// Registers a metric in seconds, which its name ends with.
+fn seconds<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register_with_unit(name, help, Unit::Seconds, metric.clone());
     metric
 }
 

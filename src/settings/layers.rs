@@ -39,7 +39,7 @@ pub enum SettingsError {
     /// No setting has this key.
     #[error("{place}: there is no setting `{key}`; config/afterimage.toml lists all settings")]
     UnknownKey {
-        /// Where it was given.
+        /// Place of the override.
         place: String,
         /// The name that was given.
         key: String,
@@ -47,7 +47,7 @@ pub enum SettingsError {
     /// The setting has been renamed.
     #[error("{place}: the setting `{old}` is now called `{new}`")]
     Renamed {
-        /// Where it was given.
+        /// Place of the override.
         place: String,
         /// The name that was given.
         old: String,
@@ -57,7 +57,7 @@ pub enum SettingsError {
     /// The value doesn't fit the setting.
     #[error("{place}: bad value for `{key}`: {expected}")]
     BadValue {
-        /// Where it was given.
+        /// Place of the override.
         place: String,
         /// The setting's name.
         key: String,
@@ -163,6 +163,14 @@ impl SettingsError {
             None => SettingsError::UnknownKey { place, key },
         }
     }
+
+    fn no_such_variable(name: &str) -> SettingsError {
+        let (place, key) = match RENAMED.iter().find(|(old, _)| variable(old) == name) {
+            Some((old, _)) => (name, *old),
+            None => ("environment", name),
+        };
+        SettingsError::no_such_key(place.to_owned(), key.to_owned())
+    }
 }
 
 impl Settings {
@@ -262,16 +270,9 @@ pub fn from_environment(
         } else if name.starts_with("AFTERIMAGE_")
             && !NOT_SETTINGS.iter().any(|it| name.starts_with(it))
         {
-            match all.iter().find(|setting| setting.variable() == name) {
-                Some(setting) => own.push(setting.overridden(&text, name)),
-                None => {
-                    let old = RENAMED.iter().find(|(old, _)| variable(old) == name);
-                    return Err(match old {
-                        Some((old, _)) => SettingsError::no_such_key(name, (*old).to_owned()),
-                        None => SettingsError::no_such_key("environment".to_owned(), name),
-                    });
-                }
-            }
+            let setting = all.iter().find(|setting| setting.variable() == name);
+            let setting = setting.ok_or_else(|| SettingsError::no_such_variable(&name))?;
+            own.push(setting.overridden(&text, name));
         }
     }
     common.append(&mut own);

@@ -55,7 +55,7 @@ impl<'de> Deserialize<'de> for ListenOn {
 /// Origins whose scripts may read images (CORS).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origins {
-    /// None but the server's own.
+    /// Only the server's own.
     None,
     /// All origins.
     Any,

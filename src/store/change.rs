@@ -47,7 +47,7 @@ pub enum Change {
 pub enum Lease {
     /// For ever: all changes are made in this process.
     Endless,
-    /// Until this time, unless a heartbeat renews it.
+    /// Up to this time, unless a heartbeat renews it.
     Until(Instant),
 }
 

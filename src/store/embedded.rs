@@ -405,7 +405,7 @@ impl Sweeper {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::error!(%error, "can't remove expired records"),
                 Err(error) => {
-                    tracing::error!(%error, "the task that removes expired records failed")
+                    tracing::error!(%error, "the task that removes expired records failed");
                 }
             }
         }

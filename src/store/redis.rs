@@ -186,7 +186,7 @@ impl RedisStore {
     }
 
     /// Runs a transaction if the condition holds. The transaction is built from the remaining time of the present value.
-    /// However often other writers interfere, this ends within Redis's response timeout.
+    /// It ends within Redis's response timeout, however often other writers interfere.
     async fn change(
         &self,
         id: &ImageId,
