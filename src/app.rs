@@ -77,10 +77,10 @@ impl App {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let patience = settings.redis.response_timeout;
         let limits = IndexLimits {
-            entries: settings.cache.known,
+            entries: settings.cache.index_entries,
             waiters: settings.limits.waiters.get(),
             fetches: settings.limits.requests.get(),
-            stale_if_error: settings.cache.stale_if_error,
+            stale_if_error: settings.cache.serve_stale_for,
         };
         let metrics = Arc::new(Metrics::new());
         let index = Arc::new(Index::guarded(limits, guard));

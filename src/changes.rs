@@ -29,13 +29,13 @@ impl Changes {
         match change {
             Change::Invalidated(id) => {
                 self.metrics.invalidations.inc();
-                self.metrics.push_came(id);
+                self.metrics.push_received(id);
             }
             Change::Flushed => {
                 self.metrics.invalidations.inc();
             }
             Change::Heartbeat { round_trip, .. } => self.metrics.observe_heartbeat(*round_trip),
-            Change::TrackingLost { .. } => self.metrics.expect_no_push(None),
+            Change::TrackingLost { .. } => self.metrics.expect_no_pushes(),
             Change::TrackingStarted { .. } | Change::Probed(_) => {}
         }
         // The index comes first: the others read, and must not be shown what was there before.

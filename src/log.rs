@@ -10,14 +10,14 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::settings::{self, LogFormat};
 
-/// Sends the log of this process to standard error. Only `main` calls it: it is process-wide.
+/// Sends the log of this process to standard error. Only the program calls it, since it is process-wide.
 ///
-/// The lines are written by a thread of their own, so that a reader of the log who has stopped reading stops no
-/// request; lines that can't be written then are dropped. What is left is written when the guard is dropped.
+/// A thread of its own writes the lines, so that a log reader that stalls holds up no request; lines that don't fit into
+/// the queue are dropped. The rest of the queue is written when the guard is dropped.
 pub fn start(settings: &settings::LogSettings) -> anyhow::Result<WorkerGuard> {
     let filter: Targets = settings.filter.parse()?;
     let (writer, guard) = NonBlockingBuilder::default()
-        .buffered_lines_limit(WAITING_LINES)
+        .buffered_lines_limit(QUEUED_LINES)
         .thread_name("log")
         .finish(std::io::stderr());
     let colours = std::io::stderr().is_terminal();
@@ -30,5 +30,5 @@ pub fn start(settings: &settings::LogSettings) -> anyhow::Result<WorkerGuard> {
     Ok(guard)
 }
 
-/// Lines of the log that may wait for their reader.
-const WAITING_LINES: usize = 32 * 1024;
+/// Longest queue of lines that wait for a stalled log reader.
+const QUEUED_LINES: usize = 32 * 1024;

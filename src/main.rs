@@ -1,4 +1,4 @@
-//! The program: parse, build, run.
+//! The program: parses its call and runs it.
 
 use std::process::ExitCode;
 
@@ -6,12 +6,12 @@ use std::process::ExitCode;
 async fn main() -> ExitCode {
     let command = match afterimage::cli::parse(std::env::args_os(), std::env::vars_os()) {
         Ok(command) => command,
-        Err(stop) => return stop.print(),
+        Err(exit) => return exit.print(),
     };
     match afterimage::cli::run(command).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("afterimage: {error:#}");
+            eprintln!("afterimage: {}", afterimage::cli::describe(&error));
             ExitCode::FAILURE
         }
     }

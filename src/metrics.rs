@@ -11,7 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::{Metric, Registry, Unit};
 
 use crate::cache;
 use crate::cache_status::CacheStatus;
@@ -24,46 +24,48 @@ const BUCKETS: [f64; 16] = [
     2.5, 10.0,
 ];
 
-/// Of how many writes it is timed at once how long the store takes to tell of them.
-const MAX_EXPECTED: usize = 1024;
+/// Most writes whose push is timed at once.
+const MAX_EXPECTED_PUSHES: usize = 1024;
 
-/// The counters of one server. Two servers in one process have one each.
+/// The metrics of one server. Two servers in one process have one each.
+///
+/// [`Metrics::new`] registers each with its name and its help text.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    /// Records that were answered as corrupt.
+    /// Records answered as corrupt.
     pub corrupt_records: Counter,
-    /// Images whose declared type wasn't what their bytes are.
+    /// Images whose declared type differs from that of their bytes.
     pub type_mismatches: Counter,
-    /// Changes that the store told of.
+    /// Changes that the store announced.
     pub invalidations: Counter,
-    /// Fetches that the store was asked for, each for one request or many.
+    /// Fetches from the store, each for one request or many.
     pub fetches: Counter,
-    /// Requests that waited for a fetch that another one led.
+    /// Requests that waited for the fetch of another request.
     pub collapsed: Counter,
-    /// Values that were hashed.
+    /// Values hashed.
     pub hashes: Counter,
-    /// Images that were decoded from base64.
+    /// Images decoded from base64.
     pub decodes: Counter,
-    /// Pictures that were rendered.
+    /// Pictures rendered.
     pub renders: Counter,
-    /// Images that were moved to the object store.
+    /// Images moved to the object store.
     pub offloaded: Counter,
-    /// Images that were fetched from there.
+    /// Images fetched from the object store.
     pub offload_fetches: Counter,
-    /// Timing that it failed.
+    /// Failed moves to the object store and failed fetches from it.
     pub offload_errors: Counter,
-    /// Objects that were removed, since no record referred to them.
+    /// Objects removed because no record referred to them.
     pub swept: Counter,
-    /// Events that were sent.
+    /// Events sent.
     pub events: Counter,
     /// Open event streams.
     pub event_streams: Gauge,
-    /// Bytes of answers.
+    /// Bytes of response bodies.
     pub response_bytes: Counter,
-    /// Requests that are being answered, but for those of operators.
+    /// Requests being answered, except those of operators.
     pub requests_in_flight: Gauge,
-    /// Requests of operators that are being answered.
+    /// Requests of operators being answered. Not exported.
     pub operators_in_flight: Gauge,
     /// Open connections.
     pub connections: Gauge,
@@ -73,7 +75,7 @@ pub struct Metrics {
     store_errors: Family<KindLabel, Counter>,
     shed: Family<LimitLabel, Counter>,
     push_latency: Histogram,
-    /// When the writes were made of which the store hasn't told yet.
+    /// Start of each write whose push hasn't come yet.
     expected_pushes: Mutex<HashMap<ImageId, Instant>>,
     tracking_round_trip: Histogram,
     cache_images: Gauge,
@@ -115,22 +117,22 @@ struct StateLabel {
     state: &'static str,
 }
 
-/// What was turned away so that the rest gets through, by the setting that says so.
+/// Load that was turned away, by the limit that it exceeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shed {
-    /// A connection.
+    /// `[limits] connections`.
     Connections,
-    /// A request.
+    /// `[limits] requests`.
     Requests,
-    /// A request that would have waited for a fetch.
+    /// `[limits] waiters`.
     Waiters,
-    /// A fetch.
+    /// `[limits] fetch_bytes`.
     FetchBytes,
-    /// A write.
+    /// `[limits] write_bytes`.
     WriteBytes,
-    /// A render.
+    /// `[limits] renders`.
     Renders,
-    /// A stream of events.
+    /// `[events] connections`.
     Streams,
 }
 
@@ -158,21 +160,21 @@ impl Shed {
     }
 }
 
-/// Where a read was answered from.
+/// Label values of `reads`: the source of the answer.
 const SERVED: [&str; 7] =
     ["hit", "rendered", "fetched", "collapsed", "revalidated", "stale", "failed"];
 
-/// What counts hits.
+/// The metrics of hits on one route, looked up once.
 #[derive(Debug)]
 pub struct HitMetrics {
-    /// Of 200 and of 304.
+    /// For status 200 and for 304.
     requests: [Counter; 2],
     durations: Histogram,
     reads: Counter,
 }
 
 impl HitMetrics {
-    /// A hit was answered.
+    /// Counts the answer to a hit.
     pub fn count(&self, status: u16, duration: Duration) {
         self.requests[usize::from(status == 304)].inc();
         self.durations.observe(duration.as_secs_f64());
@@ -180,96 +182,113 @@ impl HitMetrics {
     }
 }
 
-/// What is looked at when somebody asks for the metrics.
+/// State that is read when the metrics are requested.
 #[derive(Debug)]
 pub struct GaugeReadings {
-    /// In memory.
+    /// Images in memory.
     pub held: cache::Held,
-    /// In the index.
+    /// Entries of the index.
     pub known_keys: usize,
-    /// Of the store.
+    /// State of the store.
     pub coherence: Coherence,
 }
 
 impl Metrics {
-    /// All at zero.
+    /// Registers all metrics at zero.
     #[must_use]
     pub fn new() -> Metrics {
         let mut registry = Registry::with_prefix("afterimage");
+        let all = &mut registry;
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("build", "The program", build);
+        all.register("build", "The program", build);
         let histogram: fn() -> Histogram = || Histogram::new(BUCKETS);
         let metrics = Metrics {
-            corrupt_records: counter(
-                &mut registry,
-                "corrupt_records",
-                "Records answered as corrupt",
-            ),
-            type_mismatches: counter(
-                &mut registry,
+            corrupt_records: registered(all, "corrupt_records", "Records answered as corrupt"),
+            type_mismatches: registered(
+                all,
                 "type_mismatches",
-                "Images whose declared type is not what their bytes are",
+                "Images whose declared type is not that of their bytes",
             ),
-            invalidations: counter(
-                &mut registry,
-                "invalidations",
-                "Changes that the store told of",
-            ),
-            fetches: counter(&mut registry, "fetches", "Images that the store was asked for"),
-            collapsed: counter(
-                &mut registry,
+            invalidations: registered(all, "invalidations", "Changes that the store announced"),
+            fetches: registered(all, "fetches", "Fetches of images from the store"),
+            collapsed: registered(
+                all,
                 "collapsed",
-                "Requests that waited for the fetch of another",
+                "Requests that waited for the fetch of another request",
             ),
-            hashes: counter(&mut registry, "hashes", "Values that were hashed for their version"),
-            decodes: counter(&mut registry, "decodes", "Images decoded from base64"),
-            renders: counter(&mut registry, "renders", "Variants and placeholders rendered"),
-            offloaded: counter(&mut registry, "offloaded", "Images moved to the object store"),
-            offload_fetches: counter(
-                &mut registry,
+            hashes: registered(all, "hashes", "Values hashed for their version"),
+            decodes: registered(all, "decodes", "Images decoded from base64"),
+            renders: registered(all, "renders", "Variants and placeholders rendered"),
+            offloaded: registered(all, "offloaded", "Images moved to the object store"),
+            offload_fetches: registered(
+                all,
                 "offload_fetches",
                 "Images fetched from the object store",
             ),
-            offload_errors: counter(
-                &mut registry,
+            offload_errors: registered(
+                all,
                 "offload_errors",
-                "Moves to the object store and fetches from it that failed",
+                "Failed moves to the object store and failed fetches from it",
             ),
-            swept: counter(
-                &mut registry,
-                "swept",
-                "Objects removed, since no record referred to them",
-            ),
-            events: counter(&mut registry, "events", "Events sent to those who follow images"),
-            event_streams: gauge(&mut registry, "event_streams", "Open event streams"),
-            response_bytes: Counter::default(),
-            requests_in_flight: gauge(
-                &mut registry,
-                "requests_in_flight",
-                "Requests being answered",
-            ),
+            swept: registered(all, "swept", "Objects removed because no record referred to them"),
+            events: registered(all, "events", "Events sent on event streams"),
+            event_streams: registered(all, "event_streams", "Open event streams"),
+            requests_in_flight: registered(all, "requests_in_flight", "Requests being answered"),
             operators_in_flight: Gauge::default(),
-            connections: gauge(&mut registry, "connections", "Open connections"),
-            requests: Family::default(),
-            durations: Family::new_with_constructor(histogram),
-            reads: Family::default(),
-            store_errors: Family::default(),
-            shed: Family::default(),
-            push_latency: histogram(),
+            connections: registered(all, "connections", "Open connections"),
+            cache_images: registered(all, "cache_images", "Images in memory"),
+            known_keys: registered(all, "known_keys", "Keys with metadata in the index"),
+            requests: registered(all, "requests", "Requests answered"),
+            reads: registered(all, "reads", "Reads of images, by the source of the answer"),
+            store_errors: registered(
+                all,
+                "store_errors",
+                "Fetches and writes that the store did not answer",
+            ),
+            shed: registered(
+                all,
+                "shed",
+                "Connections and requests turned away, by the limit that they exceeded",
+            ),
+            coherence: registered(
+                all,
+                "coherence",
+                "1 for the present state of the store's announcements of changes",
+            ),
+            durations: seconds(
+                all,
+                "request_duration",
+                "Time from the head of a request to the head of its answer",
+                Family::new_with_constructor(histogram),
+            ),
+            push_latency: seconds(
+                all,
+                "push_latency",
+                "Time from a write made here to the store's announcement of it",
+                histogram(),
+            ),
             expected_pushes: Mutex::default(),
-            tracking_round_trip: histogram(),
-            cache_images: gauge(&mut registry, "cache_images", "Images held in memory"),
-            cache_bytes: Gauge::default(),
-            in_flight_bytes: Gauge::default(),
-            known_keys: gauge(&mut registry, "known_keys", "Keys of which something is known"),
-            coherence: Family::default(),
+            tracking_round_trip: seconds(
+                all,
+                "tracking_round_trip",
+                "Time from a heartbeat on the tracking connection to its answer",
+                histogram(),
+            ),
+            response_bytes: bytes(all, "response", "Bytes of response bodies"),
+            cache_bytes: bytes(all, "cache", "Bytes of images in memory"),
+            in_flight_bytes: bytes(
+                all,
+                "in_flight",
+                "Bytes of images in memory outside the cache: being sent, or about to be cached",
+            ),
             registry,
         };
-        metrics.registered()
+        metrics.start_labels_at_zero();
+        metrics
     }
 
-    fn registered(mut self) -> Metrics {
-        // At zero from the start: what appears with its first event has no rise that anyone could see.
+    /// A counter that appeared with its first event would show no increase.
+    fn start_labels_at_zero(&self) {
         for served in SERVED {
             let _ = self.reads.get_or_create(&ServedLabel { served });
         }
@@ -279,70 +298,9 @@ impl Metrics {
         for shed in Shed::ALL {
             let _ = self.shed.get_or_create(&LimitLabel { limit: shed.limit() });
         }
-        let registry = &mut self.registry;
-        registry.register("requests", "Requests answered", self.requests.clone());
-        registry.register(
-            "reads",
-            "Reads of images, by where the answer came from",
-            self.reads.clone(),
-        );
-        registry.register(
-            "store_errors",
-            "Fetches and writes that the store didn't answer",
-            self.store_errors.clone(),
-        );
-        registry.register(
-            "shed",
-            "Connections and requests turned away, by the setting that says so",
-            self.shed.clone(),
-        );
-        registry.register(
-            "coherence",
-            "1 for the state that the store is in: whether it tells of every change",
-            self.coherence.clone(),
-        );
-        let seconds = || Unit::Seconds;
-        registry.register_with_unit(
-            "request_duration",
-            "From a request's head to its answer's",
-            seconds(),
-            self.durations.clone(),
-        );
-        registry.register_with_unit(
-            "push_latency",
-            "From a write made here to the store telling of it",
-            seconds(),
-            self.push_latency.clone(),
-        );
-        registry.register_with_unit(
-            "tracking_round_trip",
-            "From a heartbeat on the connection that changes are told over to its answer",
-            seconds(),
-            self.tracking_round_trip.clone(),
-        );
-        let bytes = || Unit::Bytes;
-        registry.register_with_unit(
-            "response",
-            "Bytes of answers' bodies",
-            bytes(),
-            self.response_bytes.clone(),
-        );
-        registry.register_with_unit(
-            "cache",
-            "Bytes of images held in memory",
-            bytes(),
-            self.cache_bytes.clone(),
-        );
-        registry.register_with_unit(
-            "in_flight",
-            "Bytes of images in memory outside the cache: being sent, or about to be kept",
-            bytes(),
-            self.in_flight_bytes.clone(),
-        );
-        self
     }
 
-    /// A request was answered.
+    /// Counts the answer to a request.
     pub fn count_request(
         &self,
         route: &'static str,
@@ -354,7 +312,7 @@ impl Metrics {
         self.durations.get_or_create(&RouteLabel { route }).observe(duration.as_secs_f64());
     }
 
-    /// The counters of hits on a route, which are looked up once.
+    /// Looks up the metrics of hits on a route.
     pub fn of_hits(&self, route: &'static str) -> HitMetrics {
         let labels = |status| RequestLabels { route, method: "GET", status };
         let requests = [200, 304].map(|status| self.requests.get_or_create_owned(&labels(status)));
@@ -365,75 +323,82 @@ impl Metrics {
         }
     }
 
-    /// An image was read, or nothing could be said of it.
-    pub fn count_read(&self, served: Option<CacheStatus>) {
-        let [hit, rendered, fetched, collapsed, revalidated, stale, failed] = SERVED;
-        let served = match served {
-            Some(CacheStatus::Hit) => hit,
-            Some(CacheStatus::Rendered) => rendered,
-            Some(CacheStatus::Fetched { collapsed: false, .. }) => fetched,
-            Some(CacheStatus::Fetched { collapsed: true, .. }) => collapsed,
-            Some(CacheStatus::Revalidated { .. }) => revalidated,
-            Some(CacheStatus::Stale { .. }) => stale,
-            None => failed,
+    /// Counts the answer to a read.
+    pub fn count_read(&self, status: CacheStatus) {
+        let [hit, rendered, fetched, collapsed, revalidated, stale, _failed] = SERVED;
+        let served = match status {
+            CacheStatus::Hit => hit,
+            CacheStatus::Rendered => rendered,
+            CacheStatus::Fetched { collapsed: false, .. } => fetched,
+            CacheStatus::Fetched { collapsed: true, .. } => collapsed,
+            CacheStatus::Revalidated { .. } => revalidated,
+            CacheStatus::Stale { .. } => stale,
         };
         self.reads.get_or_create(&ServedLabel { served }).inc();
     }
 
-    /// Something was turned away.
+    /// Counts a read without an answer.
+    pub fn count_failed_read(&self) {
+        let [.., failed] = SERVED;
+        self.reads.get_or_create(&ServedLabel { served: failed }).inc();
+    }
+
+    /// Counts a connection or request that was turned away.
     pub fn count_shed(&self, shed: Shed) {
         self.shed.get_or_create(&LimitLabel { limit: shed.limit() }).inc();
     }
 
-    /// The store didn't answer.
+    /// Counts a failure of the store.
     pub fn count_store_error(&self, error: &StoreError) {
         if let Some(kind) = error.kind() {
             self.store_errors.get_or_create(&KindLabel { kind }).inc();
         }
     }
 
-    /// A write is made here, and the store will tell of it: from now on the time runs.
+    /// Begins to time a write that is made here, until the store announces it.
     pub fn expect_push(&self, id: &ImageId) {
         let mut expected = self.expected_pushes();
-        if expected.len() < MAX_EXPECTED {
+        if expected.len() < MAX_EXPECTED_PUSHES {
             expected.insert(id.clone(), Instant::now());
         }
     }
 
-    /// The store told of a change of an image.
-    pub fn push_came(&self, id: &ImageId) {
+    /// Records the time of a write that the store has announced, if it was made here.
+    pub fn push_received(&self, id: &ImageId) {
         if let Some(written) = self.expected_pushes().remove(id) {
             self.push_latency.observe(written.elapsed().as_secs_f64());
         }
     }
 
-    /// The store may not tell of what it was expected to.
-    pub fn expect_no_push(&self, id: Option<&ImageId>) {
-        match id {
-            Some(id) => drop(self.expected_pushes().remove(id)),
-            None => self.expected_pushes().clear(),
-        }
+    /// Stops timing a write that wasn't made.
+    pub fn expect_no_push(&self, id: &ImageId) {
+        self.expected_pushes().remove(id);
+    }
+
+    /// Stops timing all writes: their announcements may be lost.
+    pub fn expect_no_pushes(&self) {
+        self.expected_pushes().clear();
     }
 
     fn expected_pushes(&self) -> MutexGuard<'_, HashMap<ImageId, Instant>> {
         self.expected_pushes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A heartbeat came back.
+    /// Records an answered heartbeat.
     pub fn observe_heartbeat(&self, round_trip: Duration) {
         self.tracking_round_trip.observe(round_trip.as_secs_f64());
     }
 
-    /// The metrics in the OpenMetrics text format.
+    /// Encodes the metrics in the OpenMetrics text format.
     #[must_use]
-    pub fn render(&self, observed: &GaugeReadings) -> String {
+    pub fn render(&self, readings: &GaugeReadings) -> String {
         let count = |it: usize| i64::try_from(it).unwrap_or(i64::MAX);
-        self.cache_images.set(count(observed.held.images));
-        self.cache_bytes.set(count(observed.held.bytes));
-        self.in_flight_bytes.set(count(observed.held.in_flight));
-        self.known_keys.set(count(observed.known_keys));
+        self.cache_images.set(count(readings.held.images));
+        self.cache_bytes.set(count(readings.held.bytes));
+        self.in_flight_bytes.set(count(readings.held.in_flight));
+        self.known_keys.set(count(readings.known_keys));
         for state in Coherence::NAMES {
-            let is = state == observed.coherence.name();
+            let is = state == readings.coherence.name();
             self.coherence.get_or_create(&StateLabel { state }).set(i64::from(is));
         }
         let mut text = String::new();
@@ -442,16 +407,30 @@ impl Metrics {
     }
 }
 
-fn counter(registry: &mut Registry, name: &str, help: &str) -> Counter {
-    let counter = Counter::default();
-    registry.register(name, help, counter.clone());
-    counter
+/// Registers a metric without a unit.
+fn registered<M>(registry: &mut Registry, name: &str, help: &str) -> M
+where
+    M: Metric + Clone + Default,
+{
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
 }
 
-fn gauge(registry: &mut Registry, name: &str, help: &str) -> Gauge {
-    let gauge = Gauge::default();
-    registry.register(name, help, gauge.clone());
-    gauge
+/// Registers a metric in bytes, which its name ends with.
+fn bytes<M>(registry: &mut Registry, name: &str, help: &str) -> M
+where
+    M: Metric + Clone + Default,
+{
+    let metric = M::default();
+    registry.register_with_unit(name, help, Unit::Bytes, metric.clone());
+    metric
+}
+
+/// Registers a metric in seconds, which its name ends with.
+fn seconds<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register_with_unit(name, help, Unit::Seconds, metric.clone());
+    metric
 }
 
 impl Default for Metrics {

@@ -1,24 +1,24 @@
-//! Tasks that go on by themselves.
+//! Background tasks that end with their owner.
 
 use std::panic::AssertUnwindSafe;
 
 use futures_util::FutureExt;
 use tokio::task::JoinHandle;
 
-/// A task that ends with its owner, and whose end is logged if it comes before.
+/// A background task. Dropping it aborts the task; an earlier end is logged with its name.
 #[derive(Debug)]
 pub(crate) struct Task(JoinHandle<()>);
 
 impl Task {
-    /// Starts it.
+    /// Spawns the task on the current runtime.
     pub(crate) fn start(
         name: &'static str,
         work: impl Future<Output = ()> + Send + 'static,
     ) -> Task {
         Task(tokio::spawn(async move {
             match AssertUnwindSafe(work).catch_unwind().await {
-                Ok(()) => tracing::debug!(name, "a task has ended"),
-                Err(_panic) => tracing::error!(name, "a task has panicked"),
+                Ok(()) => tracing::debug!(name, "task ended"),
+                Err(_panic) => tracing::error!(name, "task panicked"),
             }
         }))
     }

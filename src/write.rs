@@ -202,9 +202,9 @@ impl Writer {
         let written = write.await;
         match &written {
             Ok(Written::Done(_)) => {}
-            Ok(Written::ConditionFailed) => self.metrics.expect_no_push(Some(id)),
+            Ok(Written::ConditionFailed) => self.metrics.expect_no_push(id),
             Err(error) => {
-                self.metrics.expect_no_push(Some(id));
+                self.metrics.expect_no_push(id);
                 self.metrics.count_store_error(error);
             }
         }

@@ -163,7 +163,8 @@ fn many(bench: &Bench, results: &mut Results) -> Result<()> {
         .collect();
     let records: Vec<_> = images.iter().map(|(id, image)| (id.clone(), record(image))).collect();
     store.set_all(&records)?;
-    let roomy = [("cache.images", "60000"), ("cache.known", "60000"), ("cache.bytes", "200MiB")];
+    let roomy =
+        [("cache.images", "60000"), ("cache.index_entries", "60000"), ("cache.bytes", "200MiB")];
     let mut programs = vec![(AFTERIMAGE, &bench.afterimage)];
     programs.extend(bench.against.iter().map(|program| (AGAINST, program)));
     let (mut peers, mut cells) = (Vec::new(), Vec::new());

@@ -1,4 +1,4 @@
-//! One request to a running server: what the commands `health` and `put` need.
+//! One request to a running server, for the commands `health` and `put`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -12,12 +12,11 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
 
 use crate::server::listener;
-use crate::settings::{ListenOn, Token};
+use crate::settings::{ListenOn, Settings, Token};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Sends a request to the server that listens at an address, with leave to write where a token is given, and reads the
-/// whole answer.
+/// Sends a request to the server at an address, with a bearer token if one is given, and reads the whole answer.
 pub async fn send(
     listen: &ListenOn,
     method: Method,
@@ -55,7 +54,7 @@ pub async fn send(
         .with_context(|| format!("no answer from a server at {listen}"))
 }
 
-/// A server that listens on every address is found on the loopback one.
+/// Replaces the wildcard address by the loopback address, where a server that listens on it is found.
 pub(crate) fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -63,4 +62,11 @@ pub(crate) fn reachable(listen: SocketAddr) -> SocketAddr {
         ip => ip,
     };
     SocketAddr::new(ip, listen.port())
+}
+
+/// The public listener, unless it speaks TLS: this client trusts no certificate authority.
+pub(super) fn plain_listener(settings: &Settings) -> anyhow::Result<&ListenOn> {
+    let tls = !settings.http.tls_cert_file.as_os_str().is_empty();
+    anyhow::ensure!(!tls, "the server at {} speaks only TLS", settings.http.listen);
+    Ok(&settings.http.listen)
 }

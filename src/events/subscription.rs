@@ -67,7 +67,7 @@ struct Pending {
 
 /// The limit on open streams is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0} event streams are open ([events] streams)")]
+#[error("{0} event streams are open ([events] connections)")]
 pub struct TooMany(usize);
 
 impl Events {
@@ -101,7 +101,7 @@ impl Events {
             shared: Arc::new(shared),
             heartbeat,
             most_ids,
-            most_streams: events.streams.get(),
+            most_streams: events.connections.get(),
             tasks: [Task::start("events", dispatch), Task::start("event list", list)],
         }
     }

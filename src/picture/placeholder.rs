@@ -87,11 +87,11 @@ pub fn draw(placeholder: &Placeholder) -> RgbImage {
     let Some(lettering) = Lettering::fit(&font, &text, width, height) else {
         return picture;
     };
-    let text_colour = text_colour.or_else(|| readable_ink(&ramp)).unwrap_or_else(|| {
-        // The gradient runs from so dark to so light that no text_colour can be read on all of it.
+    let text_colour = text_colour.or_else(|| readable_text_colour(&ramp)).unwrap_or_else(|| {
+        // The gradient runs from so dark to so light that no text colour can be read on all of it.
         let plate = ramp[ramp.len() / 2];
         lettering.fill_behind(&mut picture, plate);
-        readable_ink(&[plate]).unwrap_or(INKS[0])
+        readable_text_colour(&[plate]).unwrap_or(INKS[0])
     });
     lettering.draw(&font, &mut picture, text_colour);
     picture
@@ -142,8 +142,8 @@ fn paint(ramp: &[Rgb<u8>], width: u32, height: u32) -> RgbImage {
     RgbImage::from_raw(width, height, pixels).expect("there are as many rows as it is high")
 }
 
-/// The first text_colour that contrasts enough with each of the colours.
-fn readable_ink(colours: &[Rgb<u8>]) -> Option<Rgb<u8>> {
+/// The first text colour that contrasts enough with each of the colours.
+fn readable_text_colour(colours: &[Rgb<u8>]) -> Option<Rgb<u8>> {
     let mut distinct = colours.to_vec();
     distinct.dedup();
     let grounds: Vec<f32> = distinct.into_iter().map(luminance).collect();
@@ -180,7 +180,7 @@ struct Lettering {
 /// Glyphs in a row, measured in heights of the line.
 struct TextLine {
     glyphs: Vec<(GlyphId, f32)>,
-    /// Where the text_colour begins and how wide it is, without the room that letters leave beside them: so a
+    /// Where the text colour begins and how wide it is, without the room that letters leave beside them: so a
     /// line stands in the middle for the eye.
     left: f32,
     width: f32,
@@ -262,7 +262,7 @@ impl Lettering {
         best.filter(|it| it.size >= LOWEST_LINE)
     }
 
-    /// Blends the letters in as browsers do, in the values of sRGB: in linear light dark text_colour on a light
+    /// Blends the letters in as browsers do, in the values of sRGB: in linear light dark text colour on a light
     /// background comes out thin.
     #[expect(
         clippy::cast_precision_loss,
@@ -354,7 +354,7 @@ mod tests {
         Placeholder { width, height, background: Background::default(), text_colour: None, text }
     }
 
-    /// The first and the last column and row with text_colour.
+    /// The first and the last column and row with text colour.
     fn bounds(placeholder: &Placeholder) -> Option<[u32; 4]> {
         let blank = draw(&Placeholder { text: Some(String::new()), ..placeholder.clone() });
         let picture = draw(placeholder);
@@ -440,18 +440,18 @@ mod tests {
         for (red, green) in steps.clone().flat_map(|red| steps.clone().map(move |it| (red, it))) {
             for blue in steps.clone() {
                 let background = Rgb([red, green, blue]);
-                let text_colour = readable_ink(&[background]).unwrap();
+                let text_colour = readable_text_colour(&[background]).unwrap();
                 assert!(contrast(luminance(text_colour), luminance(background)) >= LEAST_CONTRAST);
             }
         }
-        assert!(readable_ink(&ramp(Background::default(), 640, 400)).is_some());
+        assert!(readable_text_colour(&ramp(Background::default(), 640, 400)).is_some());
         assert!((contrast(luminance(BLACK), luminance(WHITE)) - 21.0).abs() < 0.001);
     }
 
     #[test]
     fn on_a_gradient_that_no_ink_can_be_read_on_the_text_stands_on_a_plate() {
         let background = Background::Gradient(BLACK, WHITE);
-        assert_eq!(readable_ink(&ramp(background, 640, 400)), None);
+        assert_eq!(readable_text_colour(&ramp(background, 640, 400)), None);
         let drawn = Placeholder { background, ..placeholder(640, 400, None) };
         let blank = draw(&Placeholder { text: Some(String::new()), ..drawn.clone() });
         let picture = draw(&drawn);

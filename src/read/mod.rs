@@ -164,7 +164,7 @@ impl Reader {
 
     fn unreachable(&self) -> ReadError {
         let reason = self.index.coherence().reason().unwrap_or_default().to_owned();
-        StoreError::Unreachable(reason).into()
+        StoreError::unreachable(reason).into()
     }
 
     /// True if the bytes of a last known version can be had without the store.
@@ -193,7 +193,10 @@ impl Reader {
     }
 
     fn count(&self, read: Result<CacheStatus, &ReadFailure>) {
-        self.metrics.count_read(read.map_or_else(|failure| failure.cache_status, Some));
+        match read.map_or_else(|failure| failure.cache_status, Some) {
+            Some(cache_status) => self.metrics.count_read(cache_status),
+            None => self.metrics.count_failed_read(),
+        }
         if let Err(ReadFailure { error: ReadError::Corrupt(_), .. }) = read {
             self.metrics.corrupt_records.inc();
         }

@@ -161,7 +161,7 @@ fn builder(app: &App) -> Builder<TokioExecutor> {
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(limits.streams.get())
+        .max_concurrent_streams(limits.h2_streams.get())
         // What waits in the library for a client to take it is memory that nobody counts.
         .max_send_buf_size(4 * HTTP_2_PIECE)
         .max_header_list_size(header_bytes);

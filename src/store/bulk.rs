@@ -1,8 +1,8 @@
-//! Large values over connections of their own, each of which one reader has at a time.
+//! Large values, over connections that have one reader at a time.
 //!
-//! The client that carries the other commands reads a reply into a buffer that grows by doubling, and copies the value
-//! out of it. Here its length is known before its first byte, so that it is read once, into the room that it keeps, by
-//! whoever waits for it. `benches/README.md` has the figures.
+//! The client for the other commands reads a reply into a buffer that grows by doubling, and copies the value out of it.
+//! Here the length is known before the first byte, so the value is read once, into its final buffer, by the task that
+//! awaits it. `benches/README.md` has the figures.
 
 use std::fmt::Debug;
 use std::io;
@@ -18,32 +18,32 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::connection::{CommandFailure, Tracked, run_id_in};
+use super::connection::{CommandFailure, TrackedServer, run_id_in};
 use super::{StoreError, Stored};
 use crate::settings;
 
-/// Values of this many bytes are large: what is saved is worth a connection for as long as they take.
+/// Smallest value, in bytes, for which the saved copy is worth a connection of its own.
 pub(super) const LARGE: u64 = 64 * 1024;
 
-/// The longest line of a reply that is read.
-const LONGEST_LINE: u64 = 4096;
+/// Longest line of a reply that is accepted.
+const MAX_LINE: u64 = 4096;
 
-/// The longest text that a server says of itself: it is ten times as long as any.
-const LONGEST_INFO: usize = 64 * 1024;
+/// Longest reply to `INFO server` that is accepted: ten times the usual.
+const MAX_INFO: usize = 64 * 1024;
 
-/// The connections that large values come over.
+/// Connections for large values.
 #[derive(Debug)]
-pub(super) struct ValuePath {
+pub(super) struct BulkConnections {
     address: Address,
-    /// What is said first over a new connection.
+    /// First commands on a new connection: login and database.
     greeting: Pipeline,
-    tracked: Arc<Tracked>,
+    tracked: Arc<TrackedServer>,
     connect_timeout: Duration,
     response_timeout: Duration,
-    /// Those that nobody reads from at the moment, with the generation that each was opened in.
+    /// Idle connections, each with the generation in which it was opened.
     idle: Mutex<Vec<(u64, BulkConnection)>>,
-    /// One permit for each of those that may exist.
-    turns: Semaphore,
+    /// One permit for each connection.
+    permits: Semaphore,
 }
 
 #[derive(Debug)]
@@ -52,13 +52,13 @@ enum Address {
     Unix(PathBuf),
 }
 
-impl ValuePath {
-    /// None where Redis is reached over TLS, which costs more than is saved here.
+impl BulkConnections {
+    /// Prepares the connections; `None` if Redis is reached over TLS, which costs more than is saved here.
     pub(super) fn new(
         info: &ConnectionInfo,
         settings: &settings::RedisSettings,
-        tracked: Arc<Tracked>,
-    ) -> Option<ValuePath> {
+        tracked: Arc<TrackedServer>,
+    ) -> Option<BulkConnections> {
         let address = match info.addr() {
             ConnectionAddr::Tcp(host, port) => {
                 Address::Tcp(host.clone(), *port, info.tcp_settings().clone())
@@ -66,34 +66,34 @@ impl ValuePath {
             ConnectionAddr::Unix(path) => Address::Unix(path.clone()),
             _ => return None,
         };
-        let (who, mut greeting) = (info.redis_settings(), redis::pipe());
-        if let Some(password) = who.password() {
-            greeting.cmd("AUTH").arg(who.username()).arg(password);
+        let (login, mut greeting) = (info.redis_settings(), redis::pipe());
+        if let Some(password) = login.password() {
+            greeting.cmd("AUTH").arg(login.username()).arg(password);
         }
-        if who.db() != 0 {
-            greeting.cmd("SELECT").arg(who.db());
+        if login.db() != 0 {
+            greeting.cmd("SELECT").arg(login.db());
         }
-        Some(ValuePath {
+        Some(BulkConnections {
             address,
             greeting,
             tracked,
             connect_timeout: settings.connect_timeout,
             response_timeout: settings.response_timeout,
             idle: Mutex::default(),
-            turns: Semaphore::new(settings.connections.get().into()),
+            permits: Semaphore::new(settings.connections.get().into()),
         })
     }
 
-    /// A value and what is left of its life, unless it is over the limit. [`CommandFailure::NotOpened`] where
-    /// this way is closed, which tries neither several addresses at once nor another login.
+    /// Gets a value and its remaining time, unless the value is over the limit. [`CommandFailure::NotOpened`] sends the
+    /// caller to the other connections: this one tries neither several addresses at once nor another login.
     pub(super) async fn get(
         &self,
         key: &str,
         limit: usize,
     ) -> Result<Option<Stored>, CommandFailure> {
-        let late = Instant::now() + self.response_timeout;
-        let turn = timeout_at(late, self.turns.acquire()).await;
-        let Ok(Ok(_turn)) = turn else {
+        let deadline = Instant::now() + self.response_timeout;
+        let permit = timeout_at(deadline, self.permits.acquire()).await;
+        let Ok(Ok(_permit)) = permit else {
             return Err(CommandFailure::NotRead(StoreError::TimedOut));
         };
         let generation = self.tracked.generation();
@@ -103,11 +103,11 @@ impl ValuePath {
             idle.pop()
         };
         if let Some((_, connection)) = idle {
-            let read = self.read(connection, generation, key, limit, late).await;
+            let read = self.read(connection, generation, key, limit, deadline).await;
             if let Err(CommandFailure::Broken(_) | CommandFailure::NotRead(StoreError::TimedOut)) =
                 read
             {
-                // As this one the others were closed by the other side, or lead to where nobody is any more.
+                // Like this connection, the others were closed by Redis or lead to a machine that is gone.
                 self.idle().clear();
             }
             if !matches!(read, Err(CommandFailure::Broken(_))) {
@@ -115,25 +115,25 @@ impl ValuePath {
             }
         }
         let connection = timeout(self.connect_timeout, self.connect()).await;
-        let timed_out = |_late| Err(io::Error::from(io::ErrorKind::TimedOut).into());
+        let timed_out = |_elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into());
         let connection = connection.unwrap_or_else(timed_out).map_err(CommandFailure::NotOpened)?;
-        let late = Instant::now() + self.response_timeout;
-        self.read(connection, generation, key, limit, late).await
+        let deadline = Instant::now() + self.response_timeout;
+        self.read(connection, generation, key, limit, deadline).await
     }
 
-    /// Asks for a value. The connection is kept only where everything went well: in any other case, an end of waiting
-    /// among them, nobody knows what is still to come over it.
+    /// Reads a value. The connection is kept only after success: in any other case, cancellation included, it isn't known
+    /// which bytes are still to come.
     async fn read(
         &self,
         mut connection: BulkConnection,
         generation: u64,
         key: &str,
         limit: usize,
-        late: Instant,
+        deadline: Instant,
     ) -> Result<Option<Stored>, CommandFailure> {
-        let stored = timeout_at(late, connection.get(key, limit)).await;
+        let stored = timeout_at(deadline, connection.get(key, limit)).await;
         let stored =
-            stored.unwrap_or_else(|_late| Err(CommandFailure::NotRead(StoreError::TimedOut)))?;
+            stored.unwrap_or_else(|_elapsed| Err(CommandFailure::NotRead(StoreError::TimedOut)))?;
         self.idle().push((generation, connection));
         Ok(stored)
     }
@@ -162,10 +162,10 @@ impl ValuePath {
         }
         let line = connection.line().await?;
         let info = match length_in(&line) {
-            Ok(Some(length)) if length > LONGEST_INFO => return Err(unexpected()),
+            Ok(Some(length)) if length > MAX_INFO => return Err(unexpected()),
             Ok(Some(length)) => connection.bytes(length).await?,
             Ok(None) => Vec::new(),
-            // Whoever may not ask goes on. Other errors, as that there are too many clients, are said before the end.
+            // A user without the right to ask goes on. Other errors, such as too many clients, end the connection.
             Err(error) if error.code() == Some("NOPERM") => Vec::new(),
             Err(error) if error.to_string().contains("unknown command") => Vec::new(),
             Err(error) => return Err(error),
@@ -183,12 +183,12 @@ trait BulkIo: AsyncRead + AsyncWrite + Debug + Send + Sync + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Debug + Send + Sync + Unpin> BulkIo for S {}
 
-/// A connection that waits for nothing.
+/// A connection with no reply outstanding.
 #[derive(Debug)]
 struct BulkConnection(BufReader<Box<dyn BulkIo>>);
 
 impl BulkConnection {
-    /// Value and remaining time in one round trip, as `RedisStore::get` asks for them.
+    /// Gets value and remaining time in one round trip, as `RedisStore::get` does.
     async fn get(&mut self, key: &str, limit: usize) -> Result<Option<Stored>, CommandFailure> {
         let mut commands = redis::pipe();
         commands.cmd("GET").arg(key).cmd("PTTL").arg(key);
@@ -205,13 +205,13 @@ impl BulkConnection {
         };
         let line = self.line().await.map_err(CommandFailure::Broken)?;
         let milliseconds = integer_in(&line).map_err(CommandFailure::after_sending)?;
-        Ok(value.map(|value| Stored::of(Bytes::from(value), milliseconds)))
+        Ok(value.map(|value| Stored::with_pttl(Bytes::from(value), milliseconds)))
     }
 
-    /// The next line, without its end.
+    /// Reads the next line and strips its end.
     async fn line(&mut self) -> Result<Vec<u8>, RedisError> {
         let mut line = Vec::new();
-        (&mut self.0).take(LONGEST_LINE).read_until(b'\n', &mut line).await?;
+        (&mut self.0).take(MAX_LINE).read_until(b'\n', &mut line).await?;
         if !line.ends_with(b"\r\n") {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
@@ -219,7 +219,7 @@ impl BulkConnection {
         Ok(line)
     }
 
-    /// So many bytes and the end of their line, which is left out.
+    /// Reads `length` bytes and the line end behind them, which is stripped.
     async fn bytes(&mut self, length: usize) -> Result<Vec<u8>, RedisError> {
         let all = length + 2;
         let mut bytes = Vec::with_capacity(all);
@@ -234,7 +234,7 @@ impl BulkConnection {
     }
 }
 
-/// How long the string is that begins with this line, if there is one.
+/// Parses the length of a bulk string; `None` for nil.
 fn length_in(line: &[u8]) -> Result<Option<usize>, RedisError> {
     match line.strip_prefix(b"$") {
         Some(b"-1") => Ok(None),
@@ -254,7 +254,7 @@ fn number<T: std::str::FromStr>(digits: &[u8]) -> Result<T, RedisError> {
     std::str::from_utf8(digits).ok().and_then(|it| it.parse().ok()).ok_or_else(unexpected)
 }
 
-/// An error that Redis says in a line.
+/// Parses an error reply, if the line is one.
 fn error_in(line: &[u8]) -> Result<(), RedisError> {
     if line.starts_with(b"-") {
         redis::parse_redis_value(&[line, b"\r\n"].concat())?.extract_error()?;

@@ -1,7 +1,7 @@
-//! The connections to Redis that carry commands and replies, and are made anew when they break.
+//! Connections to Redis for commands and replies, which reconnect when they break.
 //!
-//! The client's own `ConnectionManager` never tries again after a connect that failed by anything but I/O: a
-//! password that was wrong for a moment would be wrong until a restart.
+//! The client's own `ConnectionManager` gives up after a connect that failed by anything but I/O: a password that was
+//! wrong for a moment would be wrong until a restart.
 
 use std::num::NonZeroU8;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -17,54 +17,53 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use super::StoreError;
 use crate::coalesce::Flight;
 
-/// Lands with the connection, which is open from then on.
+/// A shared attempt to connect, and its result.
 type Opening = Arc<Flight<RedisResult<MultiplexedConnection>>>;
 
-/// Which server tells of changes. Data has to come from that very server: an address may lead to another one
-/// tomorrow, after a failover, while connections to the old one go on.
+/// The server that announces changes. Data must come from that very server: after a failover the address may lead to
+/// another one, while connections to the old one live on.
 #[derive(Debug, Default)]
-pub(super) struct Tracked {
-    /// Grows with each tracking connection. A data connection that was opened before the present one is not
-    /// used any more.
+pub(super) struct TrackedServer {
+    /// Grows with each tracking connection. A data connection that was opened in an earlier generation is not used any
+    /// more.
     generation: AtomicU64,
-    /// The `run_id` of the server, where it may be known.
+    /// The `run_id` of the server, if it may be asked.
     run_id: Mutex<Option<String>>,
-    /// Rung when a data connection leads to another server.
-    pub(super) elsewhere: Notify,
+    /// Notified when a data connection leads to another server.
+    pub(super) mismatch: Notify,
 }
 
-impl Tracked {
-    /// A new tracking connection is about to be relied upon.
+impl TrackedServer {
+    /// Begins a generation: a new tracking connection is about to be relied upon.
     pub(super) fn renew(&self, run_id: Option<String>) {
         *self.run_id.lock().unwrap_or_else(PoisonError::into_inner) = run_id;
         self.generation.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Nobody tells of changes for now, so data may come from anywhere.
+    /// Forgets the server: no changes are announced for now, so data may come from anywhere.
     pub(super) fn end(&self) {
         *self.run_id.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Which tracking connection is relied upon. What is opened now is of this generation.
+    /// The present generation, to which a connection that is opened now belongs.
     pub(super) fn generation(&self) -> u64 {
         self.generation.load(Ordering::SeqCst)
     }
 
-    /// Looks whether a new data connection leads to the server that is tracked. To be asked before the first reply could
-    /// be taken for one of that server.
+    /// Checks that a new data connection leads to the tracked server, before its first reply is used.
     pub(super) fn check(&self, run_id: Option<&str>) -> RedisResult<()> {
         let tracked = self.run_id.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some(tracked), Some(run_id)) = (tracked.as_deref(), run_id)
             && tracked != run_id
         {
-            self.elsewhere.notify_one();
+            self.mismatch.notify_one();
             return Err((ErrorKind::Io, "the address leads to another server now").into());
         }
         Ok(())
     }
 }
 
-/// What a server calls itself since its start (`INFO server`), where that may be asked.
+/// Asks a server for its `run_id` (`INFO server`), if the user may.
 pub(super) async fn run_id(connection: &mut MultiplexedConnection) -> Option<String> {
     let info: String = redis::cmd("INFO").arg("server").query_async(connection).await.ok()?;
     run_id_in(&info)
@@ -76,32 +75,30 @@ pub(super) fn run_id_in(info: &str) -> Option<String> {
 
 /// The connections that carry data.
 #[derive(Debug)]
-pub(super) struct DataPath {
+pub(super) struct DataConnections {
     connections: Vec<SharedConnection>,
-    /// Which connection is looked at first, so that all of them are used.
+    /// Connection that is considered first, so that all of them are used.
     turn: AtomicUsize,
-    /// The server that tells of changes, which data has to come from as well.
-    pub(super) tracked: Arc<Tracked>,
-    /// Connections for commands that depend on those before them, which nobody uses at the moment, each with the
-    /// generation that it was opened in.
+    /// The server that announces changes, from which data must come as well.
+    pub(super) tracked: Arc<TrackedServer>,
+    /// Idle exclusive connections, each with the generation in which it was opened.
     idle: Mutex<Vec<(u64, MultiplexedConnection)>>,
-    /// One permit for each of those that may exist.
-    alone: Semaphore,
+    /// One permit for each exclusive connection.
+    exclusive: Semaphore,
     client: Client,
     config: AsyncConnectionConfig,
 }
 
-/// A connection that nobody else sends commands over, so that they may depend on those before them: it is never another
-/// one, as those that reconnect become. Dropped without [`Alone::give_back`], it is closed, since nobody knows what
-/// state it is in.
-pub(super) struct Alone<'a> {
-    path: &'a DataPath,
+/// A connection with one user, whose commands may depend on earlier ones (`WATCH`): it never reconnects. Dropped without
+/// [`ExclusiveConnection::give_back`] it is closed, since its state is unknown.
+pub(super) struct ExclusiveConnection<'a> {
+    pool: &'a DataConnections,
     generation: u64,
     connection: MultiplexedConnection,
     _permit: SemaphorePermit<'a>,
 }
 
-impl Alone<'_> {
+impl ExclusiveConnection<'_> {
     /// Sends commands and reads their replies.
     pub(super) async fn query<T: FromRedisValue>(
         &mut self,
@@ -111,39 +108,39 @@ impl Alone<'_> {
         replies.map_err(|error| CommandFailure::after_sending(error).into())
     }
 
-    /// For the next one to use: nothing of what was sent over it lasts.
+    /// Returns the connection to the pool. Nothing that was sent over it may have an effect on later commands.
     pub(super) fn give_back(self) {
-        let mut idle = self.path.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.push((self.generation, self.connection));
     }
 }
 
-impl DataPath {
-    /// Some connections, of which each connects when it is first needed.
+impl DataConnections {
+    /// Prepares `count` connections; each connects when it is first needed.
     pub(super) fn new(
         count: NonZeroU8,
         client: &Client,
         config: &AsyncConnectionConfig,
-    ) -> DataPath {
-        let tracked = Arc::new(Tracked::default());
+    ) -> DataConnections {
+        let tracked = Arc::new(TrackedServer::default());
         let connections = (0..count.get())
             .map(|_| SharedConnection::new(client.clone(), config.clone(), Arc::clone(&tracked)))
             .collect();
-        DataPath {
+        DataConnections {
             connections,
             turn: AtomicUsize::new(0),
             tracked,
             idle: Mutex::default(),
-            alone: Semaphore::new(count.get().into()),
+            exclusive: Semaphore::new(count.get().into()),
             client: client.clone(),
             config: config.clone(),
         }
     }
 
-    /// A connection of one's own, one of as many as there are for everybody.
-    pub(super) async fn alone(&self) -> Result<Alone<'_>, StoreError> {
-        let closed = |_closed| StoreError::Unreachable("it is being closed".to_owned());
-        let permit = self.alone.acquire().await.map_err(closed)?;
+    /// Takes a connection for exclusive use. There are as many of these as there are shared ones.
+    pub(super) async fn exclusive(&self) -> Result<ExclusiveConnection<'_>, StoreError> {
+        let closed = |_closed| StoreError::unreachable("the store is being closed");
+        let permit = self.exclusive.acquire().await.map_err(closed)?;
         let generation = self.tracked.generation();
         let idle = || {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
@@ -151,88 +148,91 @@ impl DataPath {
             idle.pop()
         };
         while let Some((_, mut connection)) = idle() {
-            // The other side may have closed it meanwhile.
+            // Redis may have closed it meanwhile.
             if redis::cmd("PING").exec_async(&mut connection).await.is_ok() {
-                return Ok(Alone { path: self, generation, connection, _permit: permit });
+                return Ok(ExclusiveConnection {
+                    pool: self,
+                    generation,
+                    connection,
+                    _permit: permit,
+                });
             }
         }
         let (client, config) = (self.client.clone(), self.config.clone());
         let opening = SharedConnection::new(client, config, Arc::clone(&self.tracked)).opening();
         let connection = opened(&opening).await?;
-        Ok(Alone { path: self, generation, connection, _permit: permit })
+        Ok(ExclusiveConnection { pool: self, generation, connection, _permit: permit })
     }
 
-    /// Asks whether the server answers where the data comes from.
+    /// Checks that the server answers over a data connection.
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        let (_pong,): (String,) = self.query(redis::pipe().cmd("PING"), Repeat::Once).await?;
+        let (_pong,): (String,) = self.query(redis::pipe().cmd("PING"), Retry::Once).await?;
         Ok(())
     }
 
-    /// Over the connection with the fewest commands waiting: a reply of a megabyte holds up what is behind it.
+    /// Sends commands over the connection with the fewest pending ones: a reply of a megabyte holds up those behind it.
     pub(super) async fn query<T: FromRedisValue>(
         &self,
         commands: &Pipeline,
-        repeat: Repeat,
+        retry: Retry,
     ) -> Result<T, StoreError> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.connections.len();
         let (before, from_turn) = self.connections.split_at(turn);
         let connection = from_turn
             .iter()
             .chain(before)
-            .min_by_key(|connection| connection.waiting())
-            .expect("settings ask for at least one connection");
-        connection.query(commands, repeat).await
+            .min_by_key(|connection| connection.pending())
+            .expect("[redis] connections is at least 1");
+        connection.query(commands, retry).await
     }
 }
 
-/// A connection that is open, being opened or closed, and how many commands wait on it.
+/// A connection that is closed, being opened or open, and the number of its pending commands.
 #[derive(Debug)]
 struct SharedConnection {
     client: Client,
     config: AsyncConnectionConfig,
-    tracked: Arc<Tracked>,
-    /// None while it is closed. Whoever needs it while it is being opened shares that attempt and its failure.
+    tracked: Arc<TrackedServer>,
+    /// `None` while it is closed. Commands that need it while it is being opened share that attempt and its failure.
     opening: Arc<Mutex<Option<(u64, Opening)>>>,
-    waiting: AtomicUsize,
+    pending: AtomicUsize,
 }
 
-/// Whether commands may be sent again when their connection broke before the reply.
+/// Rule for commands whose connection broke before the reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Repeat {
-    /// They read: twice is as good as once.
+pub(super) enum Retry {
+    /// Sends them again: they only read.
     Once,
-    /// They write: they may have been carried out.
+    /// Doesn't send them again: they write, and may have been executed.
     Never,
 }
 
 impl SharedConnection {
-    /// Connects when it is first needed.
+    /// Prepares a connection, which connects when it is first needed.
     fn new(
         client: Client,
         config: AsyncConnectionConfig,
-        tracked: Arc<Tracked>,
+        tracked: Arc<TrackedServer>,
     ) -> SharedConnection {
-        let (opening, waiting) = (Arc::default(), AtomicUsize::new(0));
-        SharedConnection { client, config, tracked, opening, waiting }
+        let (opening, pending) = (Arc::default(), AtomicUsize::new(0));
+        SharedConnection { client, config, tracked, opening, pending }
     }
 
-    /// How many commands wait for a reply.
-    fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+    /// Number of commands that wait for a reply.
+    fn pending(&self) -> usize {
+        self.pending.load(Ordering::Relaxed)
     }
 
-    /// Sends commands and reads their replies. A connection that the other side closed while it was idle is
-    /// noticed only now, so what may be repeated is sent again over a new one.
+    /// Sends commands and reads their replies. A connection that Redis closed while it was idle is noticed only here, so
+    /// commands that may be repeated are sent again over a new one.
     async fn query<T: FromRedisValue>(
         &self,
         commands: &Pipeline,
-        repeat: Repeat,
+        retry: Retry,
     ) -> Result<T, StoreError> {
-        let _waiting = Queued::on(&self.waiting);
+        let _pending = PendingCommand::on(&self.pending);
         match self.try_once(commands).await {
-            Err(CommandFailure::Broken(_)) if repeat == Repeat::Once => {
-                self.try_once(commands).await
-            }
+            Err(CommandFailure::Broken(_)) if retry == Retry::Once => self.try_once(commands).await,
             result => result,
         }
         .map_err(StoreError::from)
@@ -242,8 +242,8 @@ impl SharedConnection {
         let opening = self.opening();
         let mut connection = opened(&opening).await?;
         commands.query_async(&mut connection).await.map_err(|error| {
-            // After a time-out too: it may hang for ever behind a peer that acknowledges and never answers. The next
-            // command takes a new one.
+            // After a timeout too: the peer may acknowledge for ever and never answer. The next command takes a new
+            // connection.
             if error.is_timeout() || error.is_unrecoverable_error() {
                 forget(&self.opening, &opening);
             }
@@ -251,7 +251,7 @@ impl SharedConnection {
         })
     }
 
-    /// The attempt under way or landed; begins one where there is none.
+    /// Returns the attempt of this generation, pending or complete, or begins one.
     fn opening(&self) -> Opening {
         let generation = self.tracked.generation();
         let mut slot = lock(&self.opening);
@@ -265,15 +265,15 @@ impl SharedConnection {
         let (client, config, tracked) =
             (self.client.clone(), self.config.clone(), Arc::clone(&self.tracked));
         let (slot, mine) = (Arc::clone(&self.opening), Arc::clone(&opening));
-        // Ends by itself, within the connect time-out.
+        // Ends by itself, within the connect timeout.
         tokio::spawn(async move {
             let mut opened = client.get_multiplexed_async_connection_with_config(&config).await;
             match &mut opened {
                 Ok(connection) => {
                     let run_id = run_id(connection).await;
-                    if let Err(elsewhere) = tracked.check(run_id.as_deref()) {
+                    if let Err(mismatch) = tracked.check(run_id.as_deref()) {
                         forget(&slot, &mine);
-                        opened = Err(elsewhere);
+                        opened = Err(mismatch);
                     }
                 }
                 Err(_) => forget(&slot, &mine),
@@ -293,7 +293,7 @@ async fn opened(opening: &Opening) -> Result<MultiplexedConnection, CommandFailu
     }
 }
 
-/// Closes the connection, unless it was opened anew since.
+/// Closes the connection, unless it has been opened again since.
 fn forget(slot: &Mutex<Option<(u64, Opening)>>, opening: &Opening) {
     let mut slot = lock(slot);
     if slot.as_ref().is_some_and(|(_, it)| Arc::ptr_eq(it, opening)) {
@@ -307,21 +307,21 @@ fn lock(slot: &Mutex<Option<(u64, Opening)>>) -> Slot<'_> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How far commands got.
+/// Failure of commands, by the progress that they made.
 #[derive(Debug)]
 pub(super) enum CommandFailure {
-    /// There was no connection for them.
+    /// No connection could be opened.
     NotOpened(RedisError),
     /// The connection broke before the reply.
     Broken(RedisError),
     /// Redis answered with an error, or not in time.
     Answered(RedisError),
-    /// The reply was not waited for, or not read.
+    /// The reply was not awaited, or not read.
     NotRead(StoreError),
 }
 
 impl CommandFailure {
-    /// Of commands that were sent.
+    /// Classifies the failure of commands that were sent.
     pub(super) fn after_sending(error: RedisError) -> CommandFailure {
         if error.is_unrecoverable_error() && !error.is_timeout() {
             CommandFailure::Broken(error)
@@ -336,16 +336,16 @@ impl From<CommandFailure> for StoreError {
         match failure {
             CommandFailure::NotRead(error) => error,
             CommandFailure::NotOpened(error) if matches!(error.kind(), ErrorKind::Server(_)) => {
-                StoreError::Refused(error.to_string())
+                StoreError::refused(error)
             }
             CommandFailure::NotOpened(error) | CommandFailure::Broken(error) => {
-                StoreError::Unreachable(error.to_string())
+                StoreError::unreachable(error)
             }
             CommandFailure::Answered(error) if error.is_timeout() => StoreError::TimedOut,
             CommandFailure::Answered(error) if error.code() == Some("WRONGTYPE") => {
                 StoreError::WrongType
             }
-            // In a transaction the code stands inside the text of EXEC's own error.
+            // In a transaction the code is inside the text of EXEC's own error.
             CommandFailure::Answered(error) if error.to_string().contains("WRONGTYPE") => {
                 StoreError::WrongType
             }
@@ -355,24 +355,24 @@ impl From<CommandFailure> for StoreError {
                     | ServerErrorKind::MasterDown
                     | ServerErrorKind::ClusterDown
                     | ServerErrorKind::TryAgain,
-                ) => StoreError::Unreachable(error.to_string()),
-                _ => StoreError::Refused(error.to_string()),
+                ) => StoreError::unreachable(error),
+                _ => StoreError::refused(error),
             },
         }
     }
 }
 
-/// Counts a command as waiting for as long as it lives, cancelled or not.
-struct Queued<'a>(&'a AtomicUsize);
+/// Guard that counts a command as pending until it is dropped, cancelled or not.
+struct PendingCommand<'a>(&'a AtomicUsize);
 
-impl<'a> Queued<'a> {
-    fn on(count: &'a AtomicUsize) -> Queued<'a> {
+impl<'a> PendingCommand<'a> {
+    fn on(count: &'a AtomicUsize) -> PendingCommand<'a> {
         count.fetch_add(1, Ordering::Relaxed);
-        Queued(count)
+        PendingCommand(count)
     }
 }
 
-impl Drop for Queued<'_> {
+impl Drop for PendingCommand<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! The store in a database file of the program's own, for machines without Redis.
+//! The embedded store: a database file of the program's own, for machines without Redis.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -22,29 +22,29 @@ use crate::task::Task;
 /// Key → expiry in milliseconds since 1970 (8 bytes, big-endian; 0 for never), then the value.
 const RECORDS: TableDefinition<&str, &[u8]> = TableDefinition::new("records");
 
-/// (expiry, key), in the order in which they expire. Every record that expires has one entry.
+/// (expiry, key), in order of expiry. Every record that expires has one entry.
 const EXPIRIES: TableDefinition<(u64, &str), ()> = TableDefinition::new("expiries");
 
-/// What was done once to this database.
+/// Marks of things done once to this database.
 const MARKS: TableDefinition<&str, ()> = TableDefinition::new("marks");
 
 const HEADER: usize = 8;
 const NEVER: u64 = 0;
 
-/// What redb may keep of the file in memory. Decoded images are cached elsewhere.
+/// Memory that redb may use for pages of the file. Decoded images are cached elsewhere.
 const PAGE_CACHE_BYTES: usize = 16 * 1024 * 1024;
 
-/// A smaller file isn't worth it.
+/// Smallest file that is worth compacting.
 const COMPACTED_FROM: u64 = 8 * 1024 * 1024;
 
-/// How many expired records one transaction removes, so that a write never waits long behind it.
+/// Most expired records that one transaction removes, so that a write never waits long behind it.
 const SWEEP_BATCH: usize = 256;
 
 /// Records in a redb database.
 ///
-/// A `put` is on the disk when it returns: redb ends each transaction with an fsync, so neither `kill
-/// -9` nor a power cut takes back what was acknowledged. Space of removed records is used again; a file
-/// that is mostly empty is made smaller when it is opened.
+/// A `put` is on the disk when it returns: redb ends each transaction with an fsync, so neither `kill -9` nor a power cut
+/// undoes an acknowledged write. The space of removed records is reused; a file that is mostly empty is compacted when
+/// it is opened.
 #[derive(Debug)]
 pub struct EmbeddedStore {
     database: Arc<Database>,
@@ -56,13 +56,13 @@ pub struct EmbeddedStore {
     sweeper: Option<Task>,
 }
 
-/// Why the store can't be opened, where a caller has another way.
+/// Another process has the store open, which can be asked to write.
 #[derive(Debug, thiserror::Error)]
 #[error("the store {} is in use by another process, such as a running afterimage", .0.display())]
 pub struct InUse(pub PathBuf);
 
 impl EmbeddedStore {
-    /// Opens the database in the data directory, and makes both where they are missing.
+    /// Opens the database in the data directory; creates both if they are missing.
     pub async fn open(settings: &Settings) -> anyhow::Result<EmbeddedStore> {
         let dir = data_dir(&settings.embedded.dir)?;
         let path = dir.join("records.redb");
@@ -81,8 +81,8 @@ impl EmbeddedStore {
         })
     }
 
-    /// Every change is made here, so every change can be told, from the very thread that made it: a
-    /// caller that stops waiting takes nothing back.
+    /// Every change is made in this process, and is announced by the thread that made it: a caller that stops waiting
+    /// suppresses no announcement.
     pub(super) fn watch(&mut self, listener: ChangeListener) {
         listener.notify(Change::TrackingStarted { connection: 1, lease: Lease::Endless });
         let database = Arc::downgrade(&self.database);
@@ -110,7 +110,7 @@ impl EmbeddedStore {
         .await?
     }
 
-    /// Whether this was never called before on this database.
+    /// Marks the database as started; returns true the first time.
     pub(crate) async fn is_first_start(&self) -> Result<bool, StoreError> {
         self.blocking(|database| {
             let transaction = begin_write(database)?;
@@ -121,7 +121,7 @@ impl EmbeddedStore {
         .await
     }
 
-    /// Writes, since a disk that was full for a moment leaves a database that can be read and no more.
+    /// Writes a mark, since a disk that was full for a moment leaves a database that can only be read.
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
         self.blocking(|database| {
             let transaction = begin_write(database)?;
@@ -131,7 +131,7 @@ impl EmbeddedStore {
         .await
     }
 
-    /// Where the database is.
+    /// The path of the database file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -200,8 +200,8 @@ impl EmbeddedStore {
         self.change(id, condition, |_transaction, _key, _before| Ok(())).await
     }
 
-    /// Takes a record away, if the condition holds, and has something put into its place. There is one transaction that
-    /// writes at a time, so nobody gets in between.
+    /// Removes a record if the condition holds, and lets `put` write in its place. redb has one write transaction at a time,
+    /// so check and write are atomic.
     async fn change(
         &self,
         id: &ImageId,
@@ -246,8 +246,8 @@ impl EmbeddedStore {
         beginning: &str,
         from: Option<Cursor>,
     ) -> Result<Page, StoreError> {
-        /// How many records are looked at in one go.
-        const LOOKED_AT: usize = 1000;
+        /// Records visited for one part of a listing.
+        const VISITED_RECORDS: usize = 1000;
         let prefix_length = self.key_prefix.len();
         let beginning = format!("{}{beginning}", self.key_prefix);
         self.blocking(move |database| {
@@ -260,7 +260,7 @@ impl EmbeddedStore {
                 if !key.starts_with(&beginning) {
                     break;
                 }
-                if number == LOOKED_AT {
+                if number == VISITED_RECORDS {
                     next = Some(Cursor(key.to_owned()));
                     break;
                 }
@@ -280,7 +280,7 @@ impl EmbeddedStore {
         format!("{}{id}", self.key_prefix)
     }
 
-    /// Runs a transaction where it may block.
+    /// Runs a transaction on a thread that may block.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Database) -> Result<T, redb::Error> + Send + 'static,
@@ -288,38 +288,39 @@ impl EmbeddedStore {
         let database = Arc::clone(&self.database);
         tokio::task::spawn_blocking(move || work(&database))
             .await
-            .map_err(|error| StoreError::Unreachable(error.to_string()))?
-            .map_err(|error| StoreError::Unreachable(error.to_string()))
+            .map_err(StoreError::unreachable)?
+            .map_err(StoreError::unreachable)
     }
 }
 
 fn open_database(dir: &Path, path: &Path) -> anyhow::Result<Database> {
-    std::fs::create_dir_all(dir).with_context(|| format!("{} can't be made", dir.display()))?;
+    std::fs::create_dir_all(dir).with_context(|| format!("can't create {}", dir.display()))?;
     let mut builder = Database::builder();
     builder.set_cache_size(PAGE_CACHE_BYTES);
     let mut database = builder.create(path).map_err(|error| match error {
         DatabaseError::DatabaseAlreadyOpen => anyhow::Error::new(InUse(path.to_owned())),
-        error => anyhow::Error::new(error)
-            .context(format!("the store {} can't be opened", path.display())),
+        error => {
+            anyhow::Error::new(error).context(format!("can't open the store {}", path.display()))
+        }
     })?;
     let transaction = begin_write(&database)?;
     transaction.open_table(RECORDS)?;
     transaction.open_table(EXPIRIES)?;
     transaction.commit()?;
     while remove_expired(&database, &|_| {})? == SWEEP_BATCH {}
-    // Only here has nobody else the database, as compacting needs: it moves pages from the end into the gaps
-    // and cuts the file. It reads all that is kept, so it is done where half of the file would go.
+    // Compacting moves pages from the end into the gaps and truncates the file. It needs the database to itself, which is
+    // true only here, and reads all records, so it must at least halve the file.
     let transaction = begin_write(&database)?;
     let used = transaction.stats()?.allocated_pages() * transaction.stats()?.page_size() as u64;
     transaction.abort()?;
     let size = path.metadata().map_or(0, |file| file.len());
     if size > 2 * used && size > COMPACTED_FROM {
-        database.compact().context("the store can't be compacted")?;
+        database.compact().context("can't compact the store")?;
     }
     Ok(database)
 }
 
-/// The platform's own place for application data, where the settings name none.
+/// Returns the directory of the settings, or else the platform's own place for application data.
 fn data_dir(dir: &Path) -> anyhow::Result<PathBuf> {
     if !dir.as_os_str().is_empty() {
         return Ok(dir.to_owned());
@@ -329,18 +330,18 @@ fn data_dir(dir: &Path) -> anyhow::Result<PathBuf> {
         author: "afterimage".to_owned(),
         app_name: "afterimage".to_owned(),
     })
-    .context("there is no home directory: give [embedded] dir, or [redis] url")?;
+    .context("there is no home directory: set [embedded] dir or [redis] url")?;
     Ok(strategy.data_dir())
 }
 
-/// With quick repair, opening after a crash takes milliseconds however large the file is.
+/// Begins a write with quick repair, so that opening after a crash takes milliseconds however large the file is.
 fn begin_write(database: &Database) -> Result<WriteTransaction, redb::Error> {
     let mut transaction = database.begin_write()?;
     transaction.set_quick_repair(true);
     Ok(transaction)
 }
 
-/// Takes a record out with its entry among the expiries; gives the expiry that it had.
+/// Removes a record and its entry among the expiries; returns the expiry that it had.
 fn remove(transaction: &WriteTransaction, key: &str) -> Result<Option<u64>, redb::Error> {
     let mut records = transaction.open_table(RECORDS)?;
     let expiry = records.remove(key)?.map(|record| split(record.value()).0);
@@ -350,8 +351,8 @@ fn remove(transaction: &WriteTransaction, key: &str) -> Result<Option<u64>, redb
     Ok(expiry)
 }
 
-/// Removes up to [`SWEEP_BATCH`] expired records, tells of each, and gives how many were due.
-fn remove_expired(database: &Database, tell: &dyn Fn(&str)) -> Result<usize, redb::Error> {
+/// Removes up to [`SWEEP_BATCH`] expired records, announces each, and returns how many were due.
+fn remove_expired(database: &Database, announce: &dyn Fn(&str)) -> Result<usize, redb::Error> {
     let due: Vec<String> = {
         let expiries = database.begin_read()?.open_table(EXPIRIES)?;
         expiries
@@ -365,7 +366,7 @@ fn remove_expired(database: &Database, tell: &dyn Fn(&str)) -> Result<usize, red
     }
     let transaction = begin_write(database)?;
     for key in &due {
-        // Written again since the look above, it may have a new life.
+        // It may have been written again since the read above.
         let expired = {
             let records = transaction.open_table(RECORDS)?;
             let record = records.get(key.as_str())?;
@@ -380,12 +381,12 @@ fn remove_expired(database: &Database, tell: &dyn Fn(&str)) -> Result<usize, red
     }
     transaction.commit()?;
     for key in &due {
-        tell(key);
+        announce(key);
     }
     Ok(due.len())
 }
 
-/// Removes what expired, until the store is dropped.
+/// Removes expired records, until the store is dropped.
 #[derive(Clone)]
 struct Sweeper {
     database: Weak<Database>,
@@ -402,22 +403,24 @@ impl Sweeper {
             let sweeper = self.clone();
             match tokio::task::spawn_blocking(move || sweeper.sweep()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::error!(%error, "expired records can't be removed"),
-                Err(error) => tracing::error!(%error, "removing expired records failed"),
+                Ok(Err(error)) => tracing::error!(%error, "can't remove expired records"),
+                Err(error) => {
+                    tracing::error!(%error, "the task that removes expired records failed");
+                }
             }
         }
     }
 
-    /// Batch by batch, so that a write gets in between, until nothing is due.
+    /// Removes batch by batch, so that writes get in between, until nothing is due.
     fn sweep(&self) -> Result<(), redb::Error> {
-        let tell = |key: &str| {
+        let announce = |key: &str| {
             let id = key.strip_prefix(&self.key_prefix).map(ImageId::parse);
             if let Some(Ok(id)) = id {
                 self.listener.notify(Change::Invalidated(id));
             }
         };
         while let Some(database) = self.database.upgrade() {
-            if remove_expired(&database, &tell)? < SWEEP_BATCH {
+            if remove_expired(&database, &announce)? < SWEEP_BATCH {
                 break;
             }
         }
@@ -425,6 +428,7 @@ impl Sweeper {
     }
 }
 
+/// Splits a stored record into expiry and value.
 fn split(record: &[u8]) -> (u64, &[u8]) {
     match record.split_first_chunk::<HEADER>() {
         Some((expiry, value)) => (u64::from_be_bytes(*expiry), value),
@@ -448,7 +452,7 @@ mod tests {
     use crate::settings::{Settings, described};
 
     #[tokio::test]
-    async fn one_sweep_removes_all_that_is_due_and_tells_of_each() {
+    async fn one_sweep_removes_all_that_is_due_and_announces_each() {
         let dir = tempfile::tempdir().unwrap();
         let place = described().into_iter().find(|it| it.key == "embedded.dir").unwrap();
         let place = place.overridden(dir.path().to_str().unwrap(), "test".to_owned());
@@ -463,19 +467,19 @@ mod tests {
         store.put(&last, Bytes::from("1"), Expiry::Never, &Condition::Always).await.unwrap();
         while store.get(&ImageId::parse("i512").unwrap()).await.unwrap().is_some() {}
 
-        let told = Arc::new(Mutex::new(Vec::new()));
+        let announced = Arc::new(Mutex::new(Vec::new()));
         let sweeper = Sweeper {
             database: Arc::downgrade(&store.database),
             key_prefix: store.key_prefix.clone(),
             listener: ChangeListener::new({
-                let told = Arc::clone(&told);
-                move |change| told.lock().unwrap().push(change)
+                let announced = Arc::clone(&announced);
+                move |change| announced.lock().unwrap().push(change)
             }),
         };
         sweeper.sweep().unwrap();
         let transaction = store.database.begin_read().unwrap();
         assert_eq!(transaction.open_table(RECORDS).unwrap().len().unwrap(), 1);
         assert_eq!(transaction.open_table(EXPIRIES).unwrap().len().unwrap(), 0);
-        assert_eq!(told.lock().unwrap().len(), due);
+        assert_eq!(announced.lock().unwrap().len(), due);
     }
 }

@@ -1,8 +1,6 @@
-//! Where records live: Redis, or a database of the program's own. One contract for both.
+//! Stores of records: Redis, or a database of the program's own. One contract holds for both.
 
-use std::fmt;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -10,12 +8,18 @@ use crate::image::ImageId;
 use crate::settings::Settings;
 
 mod bulk;
+mod change;
+mod condition;
 mod connection;
 pub mod embedded;
+mod error;
 pub mod redis;
 mod tracking;
 
+pub use self::change::{Change, ChangeListener, Coherence, Lease};
+pub use self::condition::{Condition, Expiry, Replaced, ValuePredicate, Written};
 use self::embedded::EmbeddedStore;
+pub use self::error::StoreError;
 use self::redis::RedisStore;
 
 /// A store of records.
@@ -24,16 +28,16 @@ use self::redis::RedisStore;
 ///
 /// `tests/it/stores.rs` holds both stores to it.
 ///
-/// - What was put is read back byte for byte by every later `get`, until its time to live has passed, it
-///   is replaced or it is removed. A `put` replaces value and expiry at once.
-/// - A condition is looked at and the write made as one: nobody else's write comes between the two, and of several that
-///   make the same thing their condition one alone is made.
-/// - Where a value has an expiry, `get` gives the time that is left; past it there is no value.
-/// - A value over the limit is refused, and not handed out.
-/// - A watched store tells of every change: after [`Change::TrackingStarted`] and until [`Change::TrackingLost`], each write,
-///   removal and expiry of a key is announced after it happened, in order, whoever caused it.
-/// - Each method may be cancelled at any await: a write is then done or not, and never by half. Over a network
-///   it ends within the store's time-outs.
+/// - Every `get` after a `put` returns the same bytes, until the time to live has passed or the value is replaced or
+///   removed. A `put` replaces value and expiry at once.
+/// - Conditional writes are atomic: no other write happens between check and write; of several racing writes with the
+///   same condition exactly one succeeds.
+/// - If a value has an expiry, `get` returns the time that is left; past it there is no value.
+/// - A value over the size limit is refused and never returned.
+/// - A watched store announces every change: between [`Change::TrackingStarted`] and [`Change::TrackingLost`], each
+///   write, removal and expiry of a key is announced after it happened, in order, whoever made it.
+/// - Each method may be cancelled at any await: a write is then made or not, never by half. Over a network it ends
+///   within the store's timeouts.
 #[derive(Debug)]
 pub enum Store {
     /// Redis or Valkey.
@@ -42,68 +46,39 @@ pub enum Store {
     Embedded(EmbeddedStore),
 }
 
-/// A value and what is left of its life.
+/// A value and its remaining time to live.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
     /// The record, as written.
     pub value: Bytes,
-    /// Until it expires; `None` where it never does.
+    /// Time until it expires; `None` if it never does.
     pub time_to_live: Option<Duration>,
 }
 
 impl Stored {
-    /// What Redis says of a value that was there: PTTL is -1 for a key without expiry, and -2 for one that is gone since.
-    fn of(value: Bytes, pttl: i64) -> Stored {
+    /// A value with the answer to `PTTL`: -1 for a key without expiry, -2 for a key that is gone since.
+    fn with_pttl(value: Bytes, pttl: i64) -> Stored {
         Stored { value, time_to_live: u64::try_from(pttl).ok().map(Duration::from_millis) }
     }
 }
 
-/// Why a store has no answer.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum StoreError {
-    /// No connection, or one that broke.
-    #[error("the store can't be reached: {0}")]
-    Unreachable(String),
-    /// Connected, but no answer in time.
-    #[error("the store didn't answer in time")]
-    TimedOut,
-    /// The store answered with an error of its own: loading, no permission, out of memory.
-    #[error("the store refused: {0}")]
-    Refused(String),
-    /// The key holds something else than a string.
-    #[error("the key doesn't hold a string")]
-    WrongType,
-    /// The value is larger than may be read. It was not.
-    #[error("the value has {size} bytes, the limit is {limit}")]
-    TooLarge {
-        /// In bytes.
-        size: u64,
-        /// In bytes.
-        limit: usize,
-    },
-}
+/// Position from which a listing goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor(String);
 
-impl StoreError {
-    /// The kinds that are counted: what a record is refused for says nothing of the store.
-    pub const KINDS: [&'static str; 3] = ["unreachable", "timeout", "refused"];
-
-    /// Its kind in one word, if it is one of those.
-    #[must_use]
-    pub fn kind(&self) -> Option<&'static str> {
-        let [unreachable, timeout, refused] = StoreError::KINDS;
-        match self {
-            StoreError::Unreachable(_) => Some(unreachable),
-            StoreError::TimedOut => Some(timeout),
-            StoreError::Refused(_) => Some(refused),
-            StoreError::WrongType | StoreError::TooLarge { .. } => None,
-        }
-    }
+/// Part of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// The ids. Keys that aren't a valid id are left out.
+    pub ids: Vec<ImageId>,
+    /// Position of the next part; `None` after the last.
+    pub next: Option<Cursor>,
 }
 
 impl Store {
-    /// Opens the store that the settings name: Redis where it has an address, the embedded one otherwise.
+    /// Opens the store that the settings name: Redis if it has an address, the embedded store otherwise.
     ///
-    /// A Redis that can't be reached is no error: it may come back at any time.
+    /// An unreachable Redis is not an error: it may come back at any time.
     pub async fn open(settings: &Settings) -> anyhow::Result<Store> {
         match settings.redis.url.get() {
             Some(url) => Ok(Store::Redis(Box::new(RedisStore::open(url, settings)?))),
@@ -111,7 +86,7 @@ impl Store {
         }
     }
 
-    /// Tells of changes from now on. To be called once, before the store is shared.
+    /// Announces changes from now on. Call it once, before the store is shared.
     pub fn watch(&mut self, listener: ChangeListener) {
         match self {
             Store::Redis(store) => store.watch(listener),
@@ -119,7 +94,7 @@ impl Store {
         }
     }
 
-    /// How many bytes the value of an image has, so that room can be made for it; 0 where there is none.
+    /// Returns the size of an image's value in bytes, so that memory can be reserved for it; 0 if there is none.
     pub async fn size(&self, id: &ImageId) -> Result<u64, StoreError> {
         match self {
             Store::Redis(store) => store.size(id).await,
@@ -127,8 +102,8 @@ impl Store {
         }
     }
 
-    /// The value of an image, which had so many bytes when it was asked for its size: how it is fetched depends on that,
-    /// and nothing else does.
+    /// Returns the value of an image. The size that [`Store::size`] returned only decides over which connection it is
+    /// fetched.
     pub async fn get(&self, id: &ImageId, size: u64) -> Result<Option<Stored>, StoreError> {
         match self {
             Store::Redis(store) => store.get(id, size).await,
@@ -136,7 +111,7 @@ impl Store {
         }
     }
 
-    /// Writes a value, if the condition holds.
+    /// Writes a value if the condition holds.
     pub async fn put(
         &self,
         id: &ImageId,
@@ -150,7 +125,7 @@ impl Store {
         }
     }
 
-    /// Removes a value, if the condition holds.
+    /// Removes a value if the condition holds.
     pub async fn remove(&self, id: &ImageId, condition: &Condition) -> Result<Written, StoreError> {
         match self {
             Store::Redis(store) => store.remove(id, condition).await,
@@ -158,8 +133,8 @@ impl Store {
         }
     }
 
-    /// Some of the ids that begin with a text, from where a listing before it ended. One that is there from the
-    /// beginning of a listing to its end is in it at least once; in no order.
+    /// Lists some of the ids that begin with a text, from the position at which an earlier part ended. An id that is
+    /// present during the whole listing appears at least once; the order is undefined.
     pub async fn list(&self, beginning: &str, from: Option<Cursor>) -> Result<Page, StoreError> {
         match self {
             Store::Redis(store) => store.list(beginning, from).await,
@@ -167,7 +142,7 @@ impl Store {
         }
     }
 
-    /// Asks whether the store answers.
+    /// Checks that the store answers.
     pub async fn ping(&self) -> Result<(), StoreError> {
         match self {
             Store::Redis(store) => store.ping().await,
@@ -176,201 +151,8 @@ impl Store {
     }
 }
 
-/// When a written value expires.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Expiry {
-    /// After this time.
-    In(Duration),
-    /// Never.
-    Never,
-    /// With the value that it replaces.
-    Kept,
-    /// After this time, or with the value that it replaces, whichever is later.
-    AtLeast(Duration),
-}
-
-/// On what a write depends.
-///
-/// A value that may not be read, since it is too large or no string, is there all the same: to a condition on what is
-/// there it is empty.
-#[derive(Clone)]
-pub enum Condition {
-    /// Nothing.
-    Always,
-    /// There is no value.
-    Absent,
-    /// There is one.
-    Present,
-    /// What is there, if anything, is as this says. It may take milliseconds.
-    Is(Arc<Is>),
-}
-
-/// What a [`Condition`] says of a value.
-pub type Is = dyn Fn(Option<&[u8]>) -> bool + Send + Sync;
-
-impl Condition {
-    /// A condition on what is there.
-    pub fn is(condition: impl Fn(Option<&[u8]>) -> bool + Send + Sync + 'static) -> Condition {
-        Condition::Is(Arc::new(condition))
-    }
-
-    /// Whether it holds of what is there.
-    pub(crate) fn holds(&self, value: Option<&[u8]>) -> bool {
-        match self {
-            Condition::Always => true,
-            Condition::Absent => value.is_none(),
-            Condition::Present => value.is_some(),
-            Condition::Is(condition) => condition(value),
-        }
-    }
-}
-
-impl fmt::Debug for Condition {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Condition::Always => "Always",
-            Condition::Absent => "Absent",
-            Condition::Present => "Present",
-            Condition::Is(_) => "Is(..)",
-        })
-    }
-}
-
-/// What became of a write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Written {
-    /// It is done.
-    Done(Replaced),
-    /// Its condition doesn't hold, and nothing is changed.
-    ConditionFailed,
-}
-
-/// Where a listing goes on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cursor(String);
-
-/// A part of a listing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Page {
-    /// Keys that no id can name are left out.
-    pub ids: Vec<ImageId>,
-    /// None where it was the last part.
-    pub next: Option<Cursor>,
-}
-
-/// Installs the provider that the clients of Redis and of object stores ask the process for, and panic without. An
-/// error means that one is installed, which is as good.
+/// Installs the TLS provider that the clients of Redis and of object stores require from the process. An error means that
+/// one is installed already, which is as good.
 pub(crate) fn install_tls_provider() {
     let _ = rustls::crypto::ring::default_provider().install_default();
-}
-
-/// What stood under a key before a write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Replaced {
-    /// Nothing.
-    Nothing,
-    /// A value that had not expired.
-    Value,
-}
-
-/// How far a store can be relied upon to tell of changes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Coherence {
-    /// Every change is told: what is known is current until then.
-    Coherent,
-    /// It answers, but doesn't tell, for this reason: it has to be asked each time.
-    Unverified(Arc<str>),
-    /// It doesn't answer, for this reason.
-    Unreachable(Arc<str>),
-}
-
-impl Coherence {
-    /// The names of all states.
-    pub const NAMES: [&'static str; 3] = ["coherent", "unverified", "unreachable"];
-
-    /// Its name, for people and machines.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        let [coherent, unverified, unreachable] = Coherence::NAMES;
-        match self {
-            Coherence::Coherent => coherent,
-            Coherence::Unverified(_) => unverified,
-            Coherence::Unreachable(_) => unreachable,
-        }
-    }
-
-    /// Why it isn't coherent.
-    #[must_use]
-    pub fn reason(&self) -> Option<&str> {
-        match self {
-            Coherence::Coherent => None,
-            Coherence::Unverified(reason) | Coherence::Unreachable(reason) => Some(reason),
-        }
-    }
-}
-
-/// What a watched store tells.
-#[derive(Debug, Clone)]
-pub enum Change {
-    /// From now on every change is told, over the connection with this number. Numbers only grow.
-    TrackingStarted {
-        /// Counted from 1.
-        connection: u64,
-        /// For how long.
-        lease: Lease,
-    },
-    /// Every change up to now has been told over this connection.
-    Heartbeat {
-        /// Its number.
-        connection: u64,
-        /// For how long that may be relied upon.
-        lease: Lease,
-        /// How long the store took to say so.
-        round_trip: Duration,
-    },
-    /// While nothing is told: whether the store answers at all.
-    Probed(Coherence),
-    /// From now on nothing is told over this connection.
-    TrackingLost {
-        /// Its number.
-        connection: u64,
-        /// When it was last certain that everything had been told.
-        last_heard: Instant,
-        /// What is left.
-        coherence: Coherence,
-    },
-    /// This key was written, removed or has expired.
-    Invalidated(ImageId),
-    /// Any key may have been.
-    Flushed,
-}
-
-/// For how long it may be relied upon that changes are told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lease {
-    /// They are made in this process.
-    Endless,
-    /// Until then, unless there is a new sign of life.
-    Until(Instant),
-}
-
-/// Where a store tells of changes: one door for every store. It must not block.
-#[derive(Clone)]
-pub struct ChangeListener(Arc<dyn Fn(Change) + Send + Sync>);
-
-impl ChangeListener {
-    /// Announces to a function.
-    pub fn new(apply: impl Fn(Change) + Send + Sync + 'static) -> ChangeListener {
-        ChangeListener(Arc::new(apply))
-    }
-
-    fn notify(&self, change: Change) {
-        (self.0)(change);
-    }
-}
-
-impl fmt::Debug for ChangeListener {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ChangeListener")
-    }
 }

@@ -11,8 +11,8 @@ use ::redis::{
 use anyhow::Context;
 use bytes::Bytes;
 
-use super::bulk::{self, ValuePath};
-use super::connection::{Alone, CommandFailure, DataPath, Repeat};
+use super::bulk::{self, BulkConnections};
+use super::connection::{CommandFailure, DataConnections, ExclusiveConnection, Retry};
 use super::tracking::Tracking;
 use super::{
     Change, ChangeListener, Coherence, Condition, Cursor, Expiry, Page, Replaced, StoreError,
@@ -22,17 +22,17 @@ use crate::image::ImageId;
 use crate::settings::{self, Settings};
 use crate::task::Task;
 
-/// How long a connection is silent before it is asked whether the other end is still there.
+/// Silence on a connection after which TCP probes the other end.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// Reads and writes records over a few connections that reconnect by themselves.
+/// Records in Redis, read and written over a few connections that reconnect by themselves.
 ///
-/// The connections carry data only: that a value changed is told over another, which `Tracking` owns.
+/// These connections carry only data: changes are announced over another one, which `Tracking` owns.
 #[derive(Debug)]
 pub struct RedisStore {
-    data: Arc<DataPath>,
-    /// Where values come in the clear.
-    values: Option<ValuePath>,
+    data: Arc<DataConnections>,
+    /// Connections for large values, unless Redis is reached over TLS.
+    bulk: Option<BulkConnections>,
     tracking_client: Client,
     connect_timeout: Duration,
     response_timeout: Duration,
@@ -49,12 +49,13 @@ impl RedisStore {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(settings.redis.connect_timeout))
             .set_response_timeout(Some(settings.redis.response_timeout));
-        let data = DataPath::new(settings.redis.connections, &data_client, &config);
+        let data = DataConnections::new(settings.redis.connections, &data_client, &config);
         let tracked = Arc::clone(&data.tracked);
-        let values = ValuePath::new(data_client.get_connection_info(), &settings.redis, tracked);
+        let info = data_client.get_connection_info();
+        let bulk = BulkConnections::new(info, &settings.redis, tracked);
         Ok(RedisStore {
             data: Arc::new(data),
-            values,
+            bulk,
             tracking_client: client(url, &settings.redis, ProtocolVersion::RESP3)?,
             connect_timeout: settings.redis.connect_timeout,
             response_timeout: settings.redis.response_timeout,
@@ -65,7 +66,7 @@ impl RedisStore {
         })
     }
 
-    /// Starts the connection that says when a value changes.
+    /// Starts the tracking connection.
     pub(super) fn watch(&mut self, listener: ChangeListener) {
         if self.track {
             let tracking = Tracking {
@@ -80,38 +81,38 @@ impl RedisStore {
             listener.notify(Change::TrackingLost {
                 connection: 1,
                 last_heard: Instant::now(),
-                coherence: Coherence::Unverified("switched off ([redis] tracking)".into()),
+                coherence: Coherence::Unverified("tracking is off ([redis] tracking)".into()),
             });
         }
     }
 
-    /// Transform before every `GET`, so that a value over the limit is not transferred, unless it was written between the
-    /// two; and then it is refused.
+    /// Asked before every `GET`, so that a value over the limit isn't transferred. One that is written between the two is
+    /// transferred and refused.
     pub(super) async fn size(&self, id: &ImageId) -> Result<u64, StoreError> {
         let (size,): (u64,) =
-            self.data.query(::redis::pipe().cmd("STRLEN").arg(self.key(id)), Repeat::Once).await?;
+            self.data.query(::redis::pipe().cmd("STRLEN").arg(self.key(id)), Retry::Once).await?;
         self.check_size(size)?;
         Ok(size)
     }
 
-    /// Value and remaining time in one round trip, and in no transaction: a Redis that is full refuses to queue
-    /// even a GET. A write that comes between the two is told of, and what was read here is not kept.
+    /// Gets value and remaining time in one round trip, and not in a transaction: a Redis that is full refuses to queue
+    /// even a GET. A write between the two is announced, and then this result is not kept.
     pub(super) async fn get(&self, id: &ImageId, size: u64) -> Result<Option<Stored>, StoreError> {
         let (key, mut commands) = (self.key(id), ::redis::pipe());
-        if let Some(values) = self.values.as_ref().filter(|_| size >= bulk::LARGE) {
-            match values.get(&key, self.max_value).await {
+        if let Some(bulk) = self.bulk.as_ref().filter(|_| size >= bulk::LARGE) {
+            match bulk.get(&key, self.max_value).await {
                 Err(CommandFailure::NotOpened(_)) => {}
                 read => return Ok(read?),
             }
         }
         commands.cmd("GET").arg(&key).cmd("PTTL").arg(&key);
         let (value, milliseconds): (Option<Bytes>, i64) =
-            self.data.query(&commands, Repeat::Once).await?;
+            self.data.query(&commands, Retry::Once).await?;
         let Some(value) = value else {
             return Ok(None);
         };
         self.check_size(value.len() as u64)?;
-        Ok(Some(Stored::of(value, milliseconds)))
+        Ok(Some(Stored::with_pttl(value, milliseconds)))
     }
 
     pub(super) async fn put(
@@ -121,8 +122,8 @@ impl RedisStore {
         expiry: Expiry,
         condition: &Condition,
     ) -> Result<Written, StoreError> {
-        // SET … GET would tell as much as EXISTS, and send the old value back.
-        let transaction = |left: Left| {
+        // SET … GET would tell no more than EXISTS, and would send the old value back.
+        let transaction = |left: Remaining| {
             let mut transaction = ::redis::pipe();
             let set = transaction
                 .atomic()
@@ -133,13 +134,13 @@ impl RedisStore {
                 .arg(value.as_ref());
             match (expiry, left) {
                 (Expiry::In(time_to_live), _) => set.arg("PX").arg(milliseconds(time_to_live)),
-                (Expiry::AtLeast(time_to_live), Left::Nothing) => {
+                (Expiry::AtLeast(time_to_live), Remaining::NoValue) => {
                     set.arg("PX").arg(milliseconds(time_to_live))
                 }
-                (Expiry::AtLeast(time_to_live), Left::Time(left)) => {
+                (Expiry::AtLeast(time_to_live), Remaining::Time(left)) => {
                     set.arg("PX").arg(milliseconds(time_to_live.max(left)))
                 }
-                (Expiry::Never, _) | (Expiry::AtLeast(_), Left::ForEver) => set,
+                (Expiry::Never, _) | (Expiry::AtLeast(_), Remaining::Forever) => set,
                 (Expiry::Kept, _) => set.arg("KEEPTTL"),
             };
             match condition {
@@ -152,8 +153,8 @@ impl RedisStore {
         if matches!(condition, Condition::Is(_)) || matches!(expiry, Expiry::AtLeast(_)) {
             return self.change(id, condition, transaction).await;
         }
-        let transaction = transaction(Left::Nothing);
-        let (existed, done): (bool, Value) = self.data.query(&transaction, Repeat::Never).await?;
+        let transaction = transaction(Remaining::NoValue);
+        let (existed, done): (bool, Value) = self.data.query(&transaction, Retry::Never).await?;
         Ok(if done == Value::Nil {
             Written::ConditionFailed
         } else {
@@ -167,11 +168,11 @@ impl RedisStore {
         condition: &Condition,
     ) -> Result<Written, StoreError> {
         let mut transaction = ::redis::pipe();
-        // Freed by a thread of its own, since it may be large.
+        // UNLINK frees memory in a thread of Redis: the value may be large.
         transaction.atomic().cmd("UNLINK").arg(self.key(id));
         let existed = match condition {
             Condition::Always | Condition::Present => {
-                let (existed,): (bool,) = self.data.query(&transaction, Repeat::Never).await?;
+                let (existed,): (bool,) = self.data.query(&transaction, Retry::Never).await?;
                 existed
             }
             Condition::Absent | Condition::Is(_) => {
@@ -184,30 +185,30 @@ impl RedisStore {
         })
     }
 
-    /// A transaction on the condition that what is there is as it says, made when it is known how long that would have
-    /// lived. Takes no longer than Redis may take to answer, however often it is overtaken.
+    /// Runs a transaction if the condition holds. The transaction is built from the remaining time of the present value.
+    /// It ends within Redis's response timeout, however often other writers interfere.
     async fn change(
         &self,
         id: &ImageId,
         condition: &Condition,
-        transaction: impl Fn(Left) -> ::redis::Pipeline,
+        transaction: impl Fn(Remaining) -> ::redis::Pipeline,
     ) -> Result<Written, StoreError> {
-        let changed = self.change_in_turns(id, condition, transaction);
+        let changed = self.change_until_undisturbed(id, condition, transaction);
         tokio::time::timeout(self.response_timeout, changed)
             .await
             .unwrap_or(Err(StoreError::TimedOut))
     }
 
-    /// Redis looks after the key from `WATCH` on and makes nothing of a transaction whose key was changed since. So the
-    /// value is read and judged here, and whoever was overtaken judges anew.
-    async fn change_in_turns(
+    /// Redis watches the key from `WATCH` on and discards a transaction whose key has changed since. So the value is read and
+    /// judged here, and is judged again after another write.
+    async fn change_until_undisturbed(
         &self,
         id: &ImageId,
         condition: &Condition,
-        transaction: impl Fn(Left) -> ::redis::Pipeline,
+        transaction: impl Fn(Remaining) -> ::redis::Pipeline,
     ) -> Result<Written, StoreError> {
         let key = self.key(id);
-        let mut watching = self.data.alone().await?;
+        let mut watching = self.data.exclusive().await?;
         loop {
             let mut watch = ::redis::pipe();
             watch.cmd("WATCH").arg(&key).ignore().cmd("EXISTS").arg(&key).cmd("PTTL").arg(&key);
@@ -226,15 +227,15 @@ impl RedisStore {
                 return Ok(Written::ConditionFailed);
             }
             let left = match u64::try_from(left) {
-                Ok(left) => Left::Time(Duration::from_millis(left)),
-                Err(_negative) if existed => Left::ForEver,
-                Err(_negative) => Left::Nothing,
+                Ok(left) => Remaining::Time(Duration::from_millis(left)),
+                Err(_negative) if existed => Remaining::Forever,
+                Err(_negative) => Remaining::NoValue,
             };
             let done: Value = watching.query(&transaction(left)).await?;
             if done != Value::Nil {
                 watching.give_back();
                 return Ok(match done {
-                    // NX or XX had another opinion.
+                    // NX or XX refused it.
                     Value::Array(replies) if replies.contains(&Value::Nil) => {
                         Written::ConditionFailed
                     }
@@ -244,10 +245,10 @@ impl RedisStore {
         }
     }
 
-    /// A value for a condition to look at: an empty one in place of one that may not be read.
+    /// Reads the value for a condition, an empty one if it may not be read.
     async fn readable(
         &self,
-        watching: &mut Alone<'_>,
+        watching: &mut ExclusiveConnection<'_>,
         key: &str,
     ) -> Result<Option<Bytes>, StoreError> {
         let size = watching.query(::redis::pipe().cmd("STRLEN").arg(key)).await;
@@ -261,22 +262,22 @@ impl RedisStore {
         }
     }
 
-    /// `SCAN` looks at every key of the database: it isn't for requests that anyone may send often.
+    /// `SCAN` visits every key of the database: not for requests that anyone may send often.
     pub(super) async fn list(
         &self,
         beginning: &str,
         from: Option<Cursor>,
     ) -> Result<Page, StoreError> {
-        /// How many keys are looked at before others get their turn: about a millisecond.
-        const LOOKED_AT: usize = 1000;
+        /// Keys visited by one `SCAN`, which holds up other commands for about a millisecond.
+        const SCANNED_KEYS: usize = 1000;
         let mut scan = ::redis::pipe();
         scan.cmd("SCAN")
             .arg(from.map_or_else(|| "0".to_owned(), |cursor| cursor.0))
             .arg("MATCH")
-            .arg(format!("{}*", literally(&self.key_prefix, beginning)))
+            .arg(format!("{}*", escape_glob(&self.key_prefix, beginning)))
             .arg("COUNT")
-            .arg(LOOKED_AT);
-        let ((next, keys),): ((String, Vec<Bytes>),) = self.data.query(&scan, Repeat::Once).await?;
+            .arg(SCANNED_KEYS);
+        let ((next, keys),): ((String, Vec<Bytes>),) = self.data.query(&scan, Retry::Once).await?;
         let id = |key: &Bytes| {
             let id = std::str::from_utf8(key).ok()?.strip_prefix(&self.key_prefix)?;
             ImageId::parse(id).ok()
@@ -301,28 +302,27 @@ impl RedisStore {
     }
 }
 
-/// How long a value would have lived on.
+/// Remaining time to live of the present value.
 #[derive(Debug, Clone, Copy)]
-enum Left {
-    /// There is none.
-    Nothing,
+enum Remaining {
+    NoValue,
     Time(Duration),
-    ForEver,
+    Forever,
 }
 
-/// A client whose sockets notice a dead peer, with the certificates of the settings.
+/// Builds a client whose sockets notice a dead peer, with the certificates of the settings.
 fn client(
     url: &str,
     settings: &settings::RedisSettings,
     protocol: ProtocolVersion,
 ) -> anyhow::Result<Client> {
     let file = |path: &std::path::Path| {
-        std::fs::read(path).with_context(|| format!("{} can't be read", path.display()))
+        std::fs::read(path).with_context(|| format!("can't read {}", path.display()))
     };
     let given = |path: &std::path::Path| !path.as_os_str().is_empty();
 
-    // Off by default in the client, all three: Nagle's delay on a request, and for ever waiting on a
-    // connection whose other end vanished without a word.
+    // The client's defaults are Nagle's delay on requests, and waiting for ever on a connection whose other end vanished
+    // silently.
     let tcp = TcpSettings::default()
         .set_nodelay(true)
         .set_keepalive(TcpKeepalive::new().with_time(KEEPALIVE))
@@ -339,12 +339,12 @@ fn client(
             client_cert: file(&settings.tls_cert_file)?,
             client_key: file(&settings.tls_key_file)?,
         }),
-        _ => anyhow::bail!("redis.tls_cert_file and redis.tls_key_file go together"),
+        _ => anyhow::bail!("[redis] tls_cert_file and tls_key_file must be set together"),
     };
     let over_tls = matches!(info.addr(), ConnectionAddr::TcpTls { .. });
     anyhow::ensure!(
         over_tls || (root_cert.is_none() && client_tls.is_none()),
-        "redis.tls_…_file is given, but redis.url doesn't begin with rediss://"
+        "[redis] tls_…_file needs a [redis] url that begins with rediss://"
     );
     if over_tls {
         super::install_tls_provider();
@@ -358,8 +358,8 @@ fn replaced(existed: bool) -> Replaced {
     if existed { Replaced::Value } else { Replaced::Nothing }
 }
 
-/// A pattern of Redis that means two texts as they are.
-fn literally(prefix: &str, beginning: &str) -> String {
+/// Escapes two texts for a glob pattern of Redis.
+fn escape_glob(prefix: &str, beginning: &str) -> String {
     let mut pattern = String::new();
     for character in prefix.chars().chain(beginning.chars()) {
         if matches!(character, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
@@ -370,7 +370,7 @@ fn literally(prefix: &str, beginning: &str) -> String {
     pattern
 }
 
-/// Redis counts in milliseconds and refuses an expiry of none.
+/// Redis counts in milliseconds and refuses an expiry of 0.
 fn milliseconds(time_to_live: Duration) -> u64 {
     u64::try_from(time_to_live.as_millis()).unwrap_or(u64::MAX).max(1)
 }

@@ -1,7 +1,7 @@
-//! The connection over which Redis pushes every change, and the supervisor that keeps it.
+//! The tracking connection, over which Redis pushes every change, and its supervisor.
 //!
-//! Own it, all of it: the client's `ConnectionManager` reconnects without a word and without tracking, and
-//! passes pushes on through another task, out of the order in which they came.
+//! This is not the client's `ConnectionManager`, which reconnects silently and without tracking, and passes pushes through
+//! another task, out of order.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,57 +14,61 @@ use redis::{
 };
 use tokio::sync::Notify;
 
-use super::connection::{DataPath, run_id};
+use super::connection::{DataConnections, run_id};
 use super::{Change, ChangeListener, Coherence, Lease};
 use crate::image::ImageId;
 use crate::task::Task;
 
-/// How often the connection is asked whether it is alive, and how long it may take to say so. A partition
-/// that nobody reports is noticed within the sum of the two.
+/// Interval of heartbeats, and time limit of each. A silent partition is noticed within the sum of the two.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// How long one sign of tracking is good for: until the next one is due at the latest.
+/// Validity of one heartbeat: until the next one must have been answered.
 const LEASE: Duration = Duration::from_secs(2);
 
-/// Between attempts to connect: from the first, doubled up to the last, each with jitter.
+/// Pauses between attempts to connect: from the first, doubled up to the last, each with jitter.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Between attempts where the server can't do it. It may be replaced by one that can.
+/// Pause between attempts on a server without tracking. It may be replaced by one that has it.
 const UNSUPPORTED_PAUSE: Duration = Duration::from_secs(30);
 
-/// What a tracking connection needs.
+/// Supervisor of the tracking connection.
 #[derive(Debug)]
 pub(super) struct Tracking {
-    /// One that speaks RESP3: pushes are a part of it.
+    /// Speaks RESP3, which has pushes.
     pub(super) client: Client,
     pub(super) key_prefix: String,
     pub(super) connect_timeout: Duration,
     pub(super) listener: ChangeListener,
-    /// Where the data comes from: the same server, or nothing can be relied upon.
-    pub(super) data: Arc<DataPath>,
+    /// The data connections. They must lead to the same server.
+    pub(super) data: Arc<DataConnections>,
 }
 
-/// Why there is no tracking.
-#[derive(Debug)]
+/// Failure to start tracking.
+#[derive(Debug, thiserror::Error)]
 enum TrackingFailure {
-    /// One that may pass: no server, one that is loading, too many clients, a wrong password.
-    Passing(RedisError),
-    /// A server that has no `CLIENT TRACKING … BCAST`, or doesn't let us.
-    Unsupported(String),
+    /// The failure may pass: no server, one that is loading, too many clients, a wrong password.
+    #[error("no tracking connection: {0}")]
+    Passing(#[source] RedisError),
+    /// The server has no `CLIENT TRACKING … BCAST`, or doesn't permit it.
+    #[error("the server can't push changes: {0}")]
+    Unsupported(#[source] RedisError),
+    /// The server accepted the command and doesn't track.
+    #[error("the server can't push changes: CLIENT TRACKINGINFO answers {0:?}")]
+    Inactive(Value),
 }
 
-/// What the connection and its supervisor share.
+/// State of one tracking connection, shared by the client's push callback and the supervisor.
 #[derive(Debug)]
 struct TrackingConnection {
     connection: u64,
     listener: ChangeListener,
-    data: Arc<DataPath>,
+    data: Arc<DataConnections>,
     key_prefix: String,
-    /// When the last heartbeat was sent that was answered: everything up to then has been told.
+    /// Time at which the last answered heartbeat was sent: every change before it has been announced.
     last_heard: Mutex<Instant>,
-    /// Its end is told once: the first reason is the true one, and what follows is only its consequence.
-    told: AtomicBool,
+    /// The loss is announced once: the first reason is the cause, later ones are consequences.
+    loss_announced: AtomicBool,
     ended: Notify,
 }
 
@@ -74,9 +78,9 @@ impl Tracking {
         Task::start("tracking", self.supervise())
     }
 
-    /// Connect, track, beat, and again, for as long as the store lives.
+    /// Connects, tracks and sends heartbeats, again and again, until the store is dropped.
     async fn supervise(self) {
-        let (mut pause, mut said) = (FIRST_PAUSE, None);
+        let (mut pause, mut logged) = (FIRST_PAUSE, None);
         for number in 1.. {
             let tracking = Arc::new(TrackingConnection {
                 connection: number,
@@ -84,59 +88,59 @@ impl Tracking {
                 data: Arc::clone(&self.data),
                 key_prefix: self.key_prefix.clone(),
                 last_heard: Mutex::new(Instant::now()),
-                told: AtomicBool::new(false),
+                loss_announced: AtomicBool::new(false),
                 ended: Notify::new(),
             });
             let coherence = match self.connect(&tracking).await {
                 Ok((connection, run_id)) => {
-                    // First, so that whatever is fetched in the new epoch comes over a new connection.
+                    // First, so that every fetch of the new epoch uses a new connection.
                     self.data.tracked.renew(run_id);
                     let lease = Lease::Until(Instant::now() + LEASE);
                     self.listener.notify(Change::TrackingStarted { connection: number, lease });
                     tracing::info!(connection = number, "coherent: redis pushes every change");
-                    said = None;
+                    logged = None;
                     let began = Instant::now();
                     let coherence = tokio::select! {
-                        coherence = tracking.beat(connection) => coherence,
-                        () = self.data.tracked.elsewhere.notified() => {
+                        coherence = tracking.send_heartbeats(connection) => coherence,
+                        () = self.data.tracked.mismatch.notified() => {
                             Coherence::Unverified("the address leads to another server now".into())
                         }
                     };
-                    // One that came and went at once is no reason to hurry.
+                    // A connection that breaks at once doesn't reset the pause.
                     if began.elapsed() > 2 * LAST_PAUSE {
                         pause = FIRST_PAUSE;
                     }
                     coherence
                 }
                 Err(failure) => {
-                    if matches!(failure, TrackingFailure::Unsupported(_)) {
+                    if !matches!(failure, TrackingFailure::Passing(_)) {
                         pause = UNSUPPORTED_PAUSE;
                     }
-                    failure.coherence()
+                    Coherence::Unverified(failure.to_string().into())
                 }
             };
             tracking.lose(&coherence);
-            // Again: it may have been lost before it was renewed.
+            // Again: the connection may have been lost before the generation was renewed.
             self.data.tracked.end();
-            // Without tracking the images are asked for, if there is somebody to ask.
+            // Without tracking every request asks Redis, so it matters whether Redis answers.
             let coherence = match tokio::time::timeout(HEARTBEAT, self.data.ping()).await {
                 Ok(Ok(())) => coherence,
                 Ok(Err(error)) => Coherence::Unreachable(error.to_string().into()),
-                Err(_elapsed) => Coherence::Unreachable("no answer to a PING".into()),
+                Err(_elapsed) => Coherence::Unreachable("PING was not answered".into()),
             };
             self.listener.notify(Change::Probed(coherence.clone()));
-            // Once for each reason: an outage of an hour is one line.
-            if said.as_ref() != Some(&coherence) {
+            // Logged once for each reason: an outage of an hour is one line.
+            if logged.as_ref() != Some(&coherence) {
                 let (state, reason) = (coherence.name(), coherence.reason());
-                tracing::warn!(state, reason, "not coherent: redis is asked on each request");
-                said = Some(coherence);
+                tracing::warn!(state, reason, "not coherent: every request asks redis");
+                logged = Some(coherence);
             }
             tokio::time::sleep(pause.mul_f64(fastrand::f64().mul_add(0.5, 0.75))).await;
             pause = (pause * 2).min(LAST_PAUSE);
         }
     }
 
-    /// A connection that is known to track: what the server says it does is looked at, not only its `OK`.
+    /// Opens a connection that certainly tracks: `CLIENT TRACKINGINFO` is checked as well, since `OK` alone proves little.
     async fn connect(
         &self,
         tracking: &Arc<TrackingConnection>,
@@ -162,24 +166,24 @@ impl Tracking {
         }
         let mut info = redis::cmd("CLIENT");
         info.arg("TRACKINGINFO");
-        tracking.exec_async(&mut connection).await.map_err(TrackingFailure::of_tracking)?;
-        let said: Value =
-            info.query_async(&mut connection).await.map_err(TrackingFailure::of_tracking)?;
-        if tracks(&said, &self.key_prefix) {
+        tracking.exec_async(&mut connection).await.map_err(TrackingFailure::from_tracking)?;
+        let info: Value =
+            info.query_async(&mut connection).await.map_err(TrackingFailure::from_tracking)?;
+        if is_tracking(&info, &self.key_prefix) {
             Ok((connection, run_id))
         } else {
-            Err(TrackingFailure::Unsupported(format!("CLIENT TRACKINGINFO says {said:?}")))
+            Err(TrackingFailure::Inactive(info))
         }
     }
 }
 
 impl TrackingConnection {
-    /// Called by the connection for each push, in the order in which they came, before any reply behind them.
+    /// Applies a push. The client calls it in the order of the wire, before any reply behind the push.
     fn apply(&self, push: &PushInfo) {
         match push.kind {
             PushKind::Invalidate => match push.data.as_slice() {
-                [Value::Array(keys)] => keys.iter().for_each(|key| self.changed(key)),
-                // FLUSHALL and FLUSHDB name no key; what isn't understood might mean any.
+                [Value::Array(keys)] => keys.iter().for_each(|key| self.invalidate(key)),
+                // FLUSHALL and FLUSHDB name no key; anything unknown might mean any key.
                 _ => self.listener.notify(Change::Flushed),
             },
             PushKind::Disconnection => {
@@ -190,11 +194,11 @@ impl TrackingConnection {
         }
     }
 
-    fn changed(&self, key: &Value) {
+    fn invalidate(&self, key: &Value) {
         let Value::BulkString(key) = key else {
             return self.listener.notify(Change::Flushed);
         };
-        // A key that no id can name is never asked for.
+        // A key that isn't the prefix and a valid id is never requested.
         let id = std::str::from_utf8(key).ok().and_then(|key| key.strip_prefix(&self.key_prefix));
         if let Some(id) = id.and_then(|id| ImageId::parse(id).ok()) {
             self.listener.notify(Change::Invalidated(id));
@@ -202,10 +206,10 @@ impl TrackingConnection {
     }
 
     fn lose(&self, coherence: &Coherence) {
-        if self.told.swap(true, Ordering::SeqCst) {
+        if self.loss_announced.swap(true, Ordering::SeqCst) {
             return;
         }
-        // At once: the server may be started again, under a new `run_id`, before the supervisor looks.
+        // At once: the server may restart with a new `run_id` before the supervisor runs.
         self.data.tracked.end();
         self.listener.notify(Change::TrackingLost {
             connection: self.connection,
@@ -214,8 +218,8 @@ impl TrackingConnection {
         });
     }
 
-    /// Asks the connection for its tracking each second, until it has none; gives what is left.
-    async fn beat(&self, mut connection: MultiplexedConnection) -> Coherence {
+    /// Sends heartbeats until the connection is lost; returns the remaining state.
+    async fn send_heartbeats(&self, mut connection: MultiplexedConnection) -> Coherence {
         let mut interval = tokio::time::interval(HEARTBEAT);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -235,7 +239,7 @@ impl TrackingConnection {
                 Ok(Err(error)) if error.is_connection_dropped() => return closed(),
                 Ok(Err(error)) => return Coherence::Unverified(error.to_string().into()),
                 Err(_elapsed) => {
-                    let reason = format!("no heartbeat within {HEARTBEAT:?}");
+                    let reason = format!("the heartbeat was not answered within {HEARTBEAT:?}");
                     return Coherence::Unverified(reason.into());
                 }
             }
@@ -243,28 +247,17 @@ impl TrackingConnection {
     }
 }
 
-/// Redis is asked until the next attempt to connect says whether it is there at all.
+/// State after a disconnection, until the next attempt to connect.
 fn closed() -> Coherence {
     Coherence::Unverified("the tracking connection was closed".into())
 }
 
 impl TrackingFailure {
-    fn coherence(&self) -> Coherence {
-        match self {
-            TrackingFailure::Passing(error) => {
-                Coherence::Unverified(format!("no tracking connection: {error}").into())
-            }
-            TrackingFailure::Unsupported(why) => {
-                Coherence::Unverified(format!("the server doesn't tell of changes: {why}").into())
-            }
-        }
-    }
-
-    /// Of the commands that only a server has which can do it.
-    fn of_tracking(error: RedisError) -> TrackingFailure {
+    /// Classifies the failure of a command that only servers with tracking have.
+    fn from_tracking(error: RedisError) -> TrackingFailure {
         match error.kind() {
             ErrorKind::Server(ServerErrorKind::ResponseError | ServerErrorKind::NoPerm) => {
-                TrackingFailure::Unsupported(error.to_string())
+                TrackingFailure::Unsupported(error)
             }
             _ => TrackingFailure::from(error),
         }
@@ -274,14 +267,14 @@ impl TrackingFailure {
 impl From<RedisError> for TrackingFailure {
     fn from(error: RedisError) -> TrackingFailure {
         match error.kind() {
-            ErrorKind::RESP3NotSupported => TrackingFailure::Unsupported(error.to_string()),
+            ErrorKind::RESP3NotSupported => TrackingFailure::Unsupported(error),
             _ => TrackingFailure::Passing(error),
         }
     }
 }
 
-/// Whether `CLIENT TRACKINGINFO` says: on, by broadcast, for this prefix (or for all, where there is none).
-fn tracks(info: &Value, key_prefix: &str) -> bool {
+/// Returns true if `CLIENT TRACKINGINFO` reports tracking: on, by broadcast, for this prefix (for all keys if it is empty).
+fn is_tracking(info: &Value, key_prefix: &str) -> bool {
     let Value::Map(fields) = info else {
         return false;
     };

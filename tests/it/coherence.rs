@@ -320,7 +320,7 @@ async fn a_server_that_refuses_to_track_is_asked_on_each_request() {
     let server = Server::on(&redis, &[]).await;
     until("the server knows", || async {
         let ready = server.get("/readyz").await;
-        String::from_utf8_lossy(&ready.body).contains("doesn't tell of changes")
+        String::from_utf8_lossy(&ready.body).contains("can't push changes")
     })
     .await;
     assert_eq!(server.coherence().await, "unverified");
@@ -394,7 +394,7 @@ async fn requests_past_the_bound_of_waiters_are_503() {
 #[tokio::test]
 async fn known_keys_are_bounded() {
     let redis = RedisServer::start().await;
-    let server = Server::on(&redis, &[("cache.known", "100")]).await.coherent().await;
+    let server = Server::on(&redis, &[("cache.index_entries", "100")]).await.coherent().await;
     let mut client = Client::connect(server.address).await;
     for number in 0..300 {
         client.get(&format!("/images/n{number}"), &[]).await.problem(404, "absent");

@@ -3,7 +3,7 @@
 use std::process::Output;
 
 use crate::harness::server::program;
-use crate::harness::{Process, RedisServer, get, png, redis::free_port};
+use crate::harness::{Process, RedisServer, get, png, redis::free_port, until};
 
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     program().args(arguments).envs(variables.iter().copied()).output().unwrap()
@@ -24,7 +24,7 @@ fn wrong_settings_stop_the_start_with_their_name_their_place_and_what_was_expect
     assert_eq!(
         stopped,
         format!(
-            "afterimage: {file}:3: there is no setting `cache.image`; the settings are in config/afterimage.toml\n"
+            "afterimage: {file}:3: there is no setting `cache.image`; config/afterimage.toml lists all settings\n"
         )
     );
     assert_eq!(error(&run(&[], &[("AFTERIMAGE_CONFIG", file)])), stopped);
@@ -38,6 +38,10 @@ fn wrong_settings_stop_the_start_with_their_name_their_place_and_what_was_expect
     let stopped = error(&run(&[], &[("REDIS_URL", "http://u:hunter2@h")]));
     assert!(stopped.contains("REDIS_URL") && !stopped.contains("hunter2"), "{stopped}");
     assert!(error(&run(&["--no-such-flag"], &[])).contains("--no-such-flag"));
+    assert_eq!(
+        error(&run(&["--cache-known", "5"], &[])),
+        "afterimage: --cache-known: the setting `cache.known` is now called `cache.index_entries`\n"
+    );
     assert!(error(&run(&["put", "../x", "file"], &[])).contains("the id"));
     assert!(error(&run(&["--config", "/no/such/file"], &[])).contains("/no/such/file"));
 }
@@ -49,6 +53,28 @@ fn help_names_every_setting() {
     let text = String::from_utf8(output.stdout).unwrap();
     for setting in afterimage::settings::described() {
         assert!(text.contains(&format!("--{}", setting.flag())), "{}", setting.key);
+    }
+}
+
+#[tokio::test]
+async fn a_first_start_logs_no_warning() {
+    let redis = RedisServer::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let mut on_redis = program();
+    on_redis.env("REDIS_URL", redis.url());
+    let mut embedded = program();
+    embedded.env("XDG_DATA_HOME", dir.path());
+    for (mut command, coherent) in [(on_redis, "coherent: "), (embedded, "")] {
+        command.stderr(std::fs::File::create(&log).unwrap());
+        let process = Process::start(command);
+        let written = || std::fs::read_to_string(&log).unwrap();
+        until("the start is over", || async {
+            get(process.address, "/readyz", &[]).await.status == 200 && written().contains(coherent)
+        })
+        .await;
+        let log = written();
+        assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
     }
 }
 
@@ -82,7 +108,7 @@ async fn redis_url_and_port_are_honoured_and_health_asks_the_running_server() {
     std::fs::write(&file, "no image").unwrap();
     let refused =
         error(&run(&["put", "a", file.to_str().unwrap()], &[("REDIS_URL", &redis.url())]));
-    assert!(refused.contains("no type of image that is served"), "{refused}");
+    assert!(refused.contains("not an image of a type that is served"), "{refused}");
 }
 
 #[tokio::test]

@@ -397,7 +397,7 @@ async fn connections_over_the_limit_get_503_and_leave_the_others_alone() {
 #[tokio::test]
 async fn requests_over_the_limit_get_503_while_operators_are_answered() {
     let redis = RedisServer::start().await;
-    let server = Server::on(&redis, &[("limits.requests", "2"), ("limits.streams", "10")]).await;
+    let server = Server::on(&redis, &[("limits.requests", "2"), ("limits.h2_streams", "10")]).await;
     redis.set("a", &record(&png(1, 100))).await;
     redis.set("b", &record(&png(2, 100))).await;
     redis.signal("STOP");
@@ -425,7 +425,7 @@ async fn requests_over_the_limit_get_503_while_operators_are_answered() {
 #[tokio::test]
 async fn no_more_streams_are_open_on_a_connection_than_may_be() {
     let redis = RedisServer::start().await;
-    let server = Server::on(&redis, &[("limits.streams", "2")]).await;
+    let server = Server::on(&redis, &[("limits.h2_streams", "2")]).await;
     redis.set("a", &record(&png(1, 100))).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     stream.write_all(PREFACE).await.unwrap();

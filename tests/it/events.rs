@@ -249,7 +249,7 @@ async fn what_can_not_be_followed_is_400_and_says_why() {
 #[tokio::test]
 async fn a_stream_over_the_limit_gets_503_until_another_one_ends() {
     let redis = RedisServer::start().await;
-    let server = Server::on(&redis, &[("events.streams", "2")]).await.coherent().await;
+    let server = Server::on(&redis, &[("events.connections", "2")]).await.coherent().await;
     let first = Events::of(server.address, "ids=a").await;
     let _second = Events::of(server.address, "prefix=a").await;
     let answer = server.get("/events?ids=a").await;

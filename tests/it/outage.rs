@@ -241,7 +241,7 @@ async fn a_paused_redis_is_noticed_and_found_again(flavour: Flavour) {
 #[tokio::test]
 async fn past_stale_if_error_the_last_known_version_is_not_served() {
     let mut redis = RedisServer::start().await;
-    let server = Server::on(&redis, &[("cache.stale_if_error", "700ms")]).await.coherent().await;
+    let server = Server::on(&redis, &[("cache.serve_stale_for", "700ms")]).await.coherent().await;
     redis.set("a", &record(&png(1, 5000))).await;
     server.get("/images/a").await;
     redis.kill();

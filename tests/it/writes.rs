@@ -380,8 +380,8 @@ async fn an_image_lives_as_long_as_its_writer_says_within_the_limit() {
     for (path, headers, says) in [
         ("/images/b?ttl=25h", vec![PNG], "at most 1day ([records] max_ttl)"),
         ("/images/b", vec![PNG, ("ttl", "86401")], "at most 1day ([records] max_ttl)"),
-        ("/images/b?ttl=0s", vec![PNG], "ttl is no duration"),
-        ("/images/b?ttl=soon", vec![PNG], "ttl is no duration"),
+        ("/images/b?ttl=0s", vec![PNG], "ttl is not a duration"),
+        ("/images/b?ttl=soon", vec![PNG], "ttl is not a duration"),
         ("/images/b", vec![PNG, ("ttl", "0")], "TTL is a whole number of seconds"),
         ("/images/b", vec![PNG, ("ttl", "-1")], "TTL is a whole number of seconds"),
         ("/images/b", vec![PNG, ("ttl", "99999999999999999999999")], "TTL is a whole number"),

@@ -1,0 +1,131 @@
+//! `serve`: starts the server and stops it on a signal.
+
+use std::io::Write as _;
+use std::num::NonZeroUsize;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+use super::demo;
+use crate::app::App;
+use crate::image::ImageId;
+use crate::log;
+use crate::server::{self, Listeners};
+use crate::settings::Settings;
+use crate::store::Store;
+
+/// Files that are open beside connections: listeners, the store, certificates.
+const OTHER_FILES: u64 = 256;
+
+/// Fewest connections that the limit on open files should leave.
+const TOO_FEW_CONNECTIONS: usize = 1000;
+
+pub(super) async fn run(mut settings: Settings) -> anyhow::Result<()> {
+    let _log = log::start(&settings.log)?;
+    settings.limits.connections = raise_open_file_limit(settings.limits.connections);
+    let listeners = Listeners::bind(&settings)?;
+    let url = listeners.main.url();
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+
+    let app = App::build(settings).await?;
+    let demo = demo::fill(&app.store, app.settings.embedded.demo).await?;
+    // A closed standard output is no reason to stop.
+    let _ = std::io::stdout().write_all(welcome(&app, &url, &demo).as_bytes());
+    let (stop, stopped) = oneshot::channel();
+    let signals = async {
+        let mut next = async || {
+            tokio::select! {
+                _ = terminate.recv() => server::Stop::Announced,
+                _ = interrupt.recv() => server::Stop::AtOnce,
+            }
+        };
+        let _ = stop.send(next().await);
+        next().await
+    };
+    let stopped = async { stopped.await.unwrap_or(server::Stop::AtOnce) };
+    tokio::select! {
+        () = server::serve(app, listeners, stopped) => Ok(()),
+        // A second signal means that the user doesn't want to wait.
+        _ = signals => anyhow::bail!("stopped by a second signal: requests in progress were cut off"),
+    }
+}
+
+/// Raises the limit on open files, since each connection is one and the usual soft limit is 1,024. Returns the number of
+/// connections that it leaves room for: one more gets 503, where a failing `accept` would leave it without an answer.
+fn raise_open_file_limit(connections: NonZeroUsize) -> NonZeroUsize {
+    let wanted = (connections.get() as u64).saturating_add(OTHER_FILES);
+    let allowed = match rlimit::increase_nofile_limit(wanted) {
+        Ok(allowed) => allowed,
+        Err(error) => {
+            tracing::warn!(%error, "can't read the limit on open files");
+            return connections;
+        }
+    };
+    let fit = connections_within(allowed, connections);
+    if fit.get() < TOO_FEW_CONNECTIONS.min(connections.get()) {
+        tracing::warn!(
+            connections = fit,
+            open_files = allowed,
+            wanted,
+            "the limit on open files leaves few connections: raise LimitNOFILE or ulimit -Hn"
+        );
+    } else if fit < connections {
+        tracing::info!(
+            connections = fit,
+            open_files = allowed,
+            wanted,
+            "[limits] connections is lowered to fit the limit on open files"
+        );
+    }
+    fit
+}
+
+fn connections_within(open_files: u64, connections: NonZeroUsize) -> NonZeroUsize {
+    // However low the limit is, half of it serves.
+    let room = open_files.saturating_sub(OTHER_FILES).max(open_files / 2);
+    let room = usize::try_from(room).unwrap_or(usize::MAX);
+    NonZeroUsize::new(room).unwrap_or(NonZeroUsize::MIN).min(connections)
+}
+
+/// The text on standard output after the start: the address, and the next things to try.
+fn welcome(app: &App, url: &str, demo: &[ImageId]) -> String {
+    use std::fmt::Write;
+    let mut text = String::new();
+    let store = match &*app.store {
+        Store::Redis(_) => "Redis".to_owned(),
+        Store::Embedded(store) => format!("the embedded store {}", store.path().display()),
+    };
+    let _ = writeln!(text, "afterimage serves {url}/images/{{id}} from {store}");
+    let Some(first) = demo.first() else {
+        return text;
+    };
+    let _ = writeln!(text, "\nDemo images to look at:");
+    for id in demo {
+        let _ = writeln!(text, "  {url}/images/{id}");
+    }
+    let _ = writeln!(text, "\nTime one, twice, to see it come from memory:");
+    let _ = writeln!(text, "  curl -o /dev/null -sw @config/curl-format.txt {url}/images/{first}");
+    let _ = writeln!(text, "\nAdd your own:");
+    // The program's name as the user typed it: `cargo run` doesn't install it.
+    let program = std::env::args().next().unwrap_or_else(|| "afterimage".to_owned());
+    let _ = writeln!(text, "  {program} put my_image picture.png");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_fit_into_the_limit_on_open_files() {
+        let fit = |open_files, connections| {
+            connections_within(open_files, NonZeroUsize::new(connections).unwrap()).get()
+        };
+        assert_eq!(fit(20_256, 20_000), 20_000);
+        assert_eq!(fit(20_000, 20_000), 19_744);
+        assert_eq!(fit(300, 20_000), 150);
+        assert_eq!(fit(0, 20_000), 1);
+        assert_eq!(fit(u64::MAX, 10), 10);
+    }
+}
