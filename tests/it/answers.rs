@@ -54,7 +54,7 @@ async fn head_is_get_without_the_body() {
 }
 
 #[tokio::test]
-async fn a_client_that_has_the_version_gets_304_with_what_a_304_repeats() {
+async fn a_client_with_the_current_version_gets_304_with_the_required_headers() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let value = record(&png(1, 5000));
@@ -86,7 +86,7 @@ async fn a_client_that_has_the_version_gets_304_with_what_a_304_repeats() {
 }
 
 #[tokio::test]
-async fn without_tracking_a_replaced_image_is_seen_by_the_very_next_request() {
+async fn without_tracking_the_very_next_request_sees_a_replaced_image() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("redis.tracking", "false")]).await;
     let mut client = Client::connect(server.address).await;
@@ -101,7 +101,7 @@ async fn without_tracking_a_replaced_image_is_seen_by_the_very_next_request() {
 }
 
 #[tokio::test]
-async fn a_bad_id_is_400_before_any_store_is_asked() {
+async fn a_bad_id_is_400_without_a_store_request() {
     // Nothing listens there: a store that is asked would make it 503.
     let server = Server::start(&[("redis.url", "redis://127.0.0.1:1")]).await;
     server.get("/images/good").await.problem(503, "store-unavailable");
@@ -135,7 +135,7 @@ async fn a_bad_id_is_400_before_any_store_is_asked() {
 }
 
 #[tokio::test]
-async fn a_parameter_that_means_nothing_is_400_and_not_the_original_for_an_hour() {
+async fn an_unknown_parameter_is_400_instead_of_the_original_image() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     redis.set("a", &record(&png(1, 100))).await;
@@ -144,7 +144,7 @@ async fn a_parameter_that_means_nothing_is_400_and_not_the_original_for_an_hour(
 }
 
 #[tokio::test]
-async fn what_is_absent_is_404_and_other_methods_are_405_with_allow() {
+async fn an_absent_image_is_404_and_an_unsupported_method_is_405_with_allow() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     server.get("/images/missing").await.problem(404, "absent");
@@ -157,7 +157,7 @@ async fn what_is_absent_is_404_and_other_methods_are_405_with_allow() {
 }
 
 #[tokio::test]
-async fn a_store_that_does_not_answer_in_time_is_504() {
+async fn a_store_timeout_is_504() {
     let redis = RedisServer::start().await;
     let settings = [("redis.response_timeout", "300ms"), ("redis.connections", "1")];
     let server = Server::on(&redis, &settings).await;
@@ -173,7 +173,7 @@ async fn a_store_that_does_not_answer_in_time_is_504() {
 }
 
 #[tokio::test]
-async fn a_put_is_taken_from_this_machine_only() {
+async fn without_tokens_a_put_is_accepted_from_this_machine_only() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let value = Bytes::from(record(&png(1, 2000)));
@@ -225,7 +225,7 @@ async fn a_put_over_the_limit_is_413() {
 }
 
 #[tokio::test]
-async fn the_probes_tell_life_from_readiness() {
+async fn healthz_reports_liveness_and_readyz_reports_readiness() {
     let mut redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     assert_eq!(server.get("/healthz").await.body, "ok\n");

@@ -39,14 +39,14 @@ const WIDTH: u32 = 160;
 const HEIGHT: u32 = 120;
 
 #[tokio::test]
-async fn a_page_of_another_site_shows_its_images_again_without_a_request() {
+async fn a_cross_site_page_shows_its_images_again_without_a_request() {
     let shelf = Shelf::start(&[]).await;
     let images_at = format!("http://{}", shelf.server.address);
     shows_its_images_again_without_a_request(&shelf, &images_at).await;
 }
 
 #[tokio::test]
-async fn a_page_that_passes_images_on_as_a_development_server_does_needs_no_request_either() {
+async fn a_page_behind_a_development_proxy_shows_its_images_again_without_a_request() {
     let shelf = Shelf::start(&[]).await;
     shows_its_images_again_without_a_request(&shelf, "").await;
 }
@@ -80,7 +80,7 @@ async fn shows_its_images_again_without_a_request(shelf: &Shelf, images_at: &str
 }
 
 #[tokio::test]
-async fn an_image_in_its_own_tab_is_revalidated_by_a_reload_and_fetched_by_a_forced_one() {
+async fn a_reload_revalidates_an_image_in_its_own_tab_and_a_forced_reload_fetches_it() {
     let shelf = Shelf::start(&[]).await;
     let mut chromium = Chromium::start();
     let url = format!("http://{}/images/{}", shelf.server.address, IDS[0]);
@@ -140,7 +140,7 @@ async fn a_replaced_image_is_fetched_once_under_its_new_version() {
 }
 
 #[tokio::test]
-async fn a_replaced_image_shows_under_its_plain_address_once_its_tab_is_reloaded() {
+async fn a_reload_shows_a_replaced_image_under_its_plain_url() {
     let mut shelf = Shelf::start(&[]).await;
     let mut chromium = Chromium::start();
     let url = format!("http://{}/images/{}", shelf.server.address, IDS[0]);
@@ -157,7 +157,7 @@ async fn a_replaced_image_shows_under_its_plain_address_once_its_tab_is_reloaded
 }
 
 #[tokio::test]
-async fn a_page_of_another_site_may_know_how_long_its_images_took() {
+async fn a_cross_site_page_can_read_the_timing_of_its_images() {
     let shelf = Shelf::start(&[]).await;
     let site = Site::start(shelf.server.address).await;
     let mut chromium = Chromium::start();
@@ -194,7 +194,7 @@ async fn a_page_of_another_site_may_know_how_long_its_images_took() {
 }
 
 #[tokio::test]
-async fn a_script_of_another_site_reads_images_where_the_settings_let_it() {
+async fn a_cross_origin_script_reads_images_if_cors_allows_it() {
     // Its origin is known before the server starts, but not where that will listen.
     for listed in [false, true] {
         let site = Site::start(([127, 0, 0, 1], 1).into()).await;
@@ -240,7 +240,7 @@ async fn a_script_of_another_site_reads_images_where_the_settings_let_it() {
 }
 
 #[tokio::test]
-async fn a_script_of_another_site_is_refused_without_the_setting_and_the_image_still_shown() {
+async fn without_cors_a_cross_origin_script_is_refused_and_the_image_is_still_shown() {
     let other = r#"["https://elsewhere.example"]"#;
     for settings in [&[][..], &[("http.cors_origins", other)]] {
         let shelf = Shelf::start(settings).await;

@@ -36,11 +36,11 @@ pub(crate) use on_every_server;
 
 on_every_server! {
     a_hundred_thousand_hits_cost_no_redis_command
-    a_thousand_requests_for_a_cold_image_are_one_get_and_one_decode
+    a_thousand_requests_for_a_cold_image_cost_one_get_and_one_decode
     a_304_a_head_and_a_404_need_neither_redis_nor_bytes
     a_404_becomes_200_when_the_key_is_written
-    every_way_to_change_a_key_is_seen
-    an_image_is_gone_at_its_deadline_though_redis_has_not_reclaimed_it
+    every_kind_of_change_to_a_key_invalidates_it
+    an_expired_image_is_gone_even_before_redis_reclaims_it
     a_refreshed_time_to_live_costs_neither_hash_nor_decode
 }
 
@@ -103,7 +103,7 @@ async fn a_hundred_thousand_hits_cost_no_redis_command(flavour: Flavour) {
     assert_eq!(server.metric("afterimage_fetches_total").await, 1);
 }
 
-async fn a_thousand_requests_for_a_cold_image_are_one_get_and_one_decode(flavour: Flavour) {
+async fn a_thousand_requests_for_a_cold_image_cost_one_get_and_one_decode(flavour: Flavour) {
     for first_hangs_up in [false, true] {
         let redis = RedisServer::start_flavour(flavour, &[]).await;
         let proxy = Proxy::to(redis.port).await;
@@ -200,7 +200,7 @@ async fn a_404_becomes_200_when_the_key_is_written(flavour: Flavour) {
     }
 }
 
-async fn every_way_to_change_a_key_is_seen(flavour: Flavour) {
+async fn every_kind_of_change_to_a_key_invalidates_it(flavour: Flavour) {
     let (redis, server) = coherent(flavour).await;
     let mut connection = redis.connect().await;
     let values: Vec<Vec<u8>> = (0..6).map(|seed| record(&png(seed, 3000))).collect();
@@ -245,7 +245,7 @@ async fn every_way_to_change_a_key_is_seen(flavour: Flavour) {
     until_status(&server, 404).await;
 }
 
-async fn an_image_is_gone_at_its_deadline_though_redis_has_not_reclaimed_it(flavour: Flavour) {
+async fn an_expired_image_is_gone_even_before_redis_reclaims_it(flavour: Flavour) {
     let redis = RedisServer::start_flavour(flavour, &["--enable-debug-command", "yes"]).await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let mut connection = redis.connect().await;
@@ -290,7 +290,7 @@ async fn a_refreshed_time_to_live_costs_neither_hash_nor_decode(flavour: Flavour
 }
 
 #[tokio::test]
-async fn who_was_told_of_its_own_write_is_never_shown_what_was_there_before() {
+async fn a_client_never_reads_an_older_version_than_its_own_acknowledged_write() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let mut client = Client::connect(server.address).await;
@@ -305,7 +305,7 @@ async fn who_was_told_of_its_own_write_is_never_shown_what_was_there_before() {
 }
 
 #[tokio::test]
-async fn a_server_that_refuses_to_track_is_asked_on_each_request() {
+async fn if_redis_refuses_tracking_every_request_is_checked_against_redis() {
     let redis = RedisServer::start_with(&[
         "--user",
         "default",
@@ -338,7 +338,7 @@ async fn a_server_that_refuses_to_track_is_asked_on_each_request() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_embedded_store_tells_of_its_changes_through_the_same_door() {
+async fn the_embedded_store_invalidates_replaced_and_expired_images() {
     let dir = tempfile::tempdir().unwrap();
     let settings = [("embedded.dir", dir.path().to_str().unwrap()), ("embedded.demo", "false")];
     let server = Server::start(&settings).await;
@@ -365,7 +365,7 @@ async fn the_embedded_store_tells_of_its_changes_through_the_same_door() {
 }
 
 #[tokio::test]
-async fn requests_past_the_bound_of_waiters_are_503() {
+async fn requests_over_the_limit_of_waiters_are_503() {
     let redis = RedisServer::start().await;
     let proxy = Proxy::to(redis.port).await;
     let url = format!("redis://{}", proxy.address);

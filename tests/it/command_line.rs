@@ -15,7 +15,7 @@ fn error(output: &Output) -> String {
 }
 
 #[test]
-fn wrong_settings_stop_the_start_with_their_name_their_place_and_what_was_expected() {
+fn a_wrong_setting_stops_the_start_with_its_name_place_and_expected_value() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("my.toml");
     std::fs::write(&file, "[cache]\nimages = 5\nimage = 5\n").unwrap();
@@ -53,7 +53,7 @@ fn help_names_every_setting() {
 }
 
 #[tokio::test]
-async fn redis_url_and_port_are_honoured_and_health_asks_the_running_server() {
+async fn redis_url_and_port_are_honoured_and_health_queries_the_running_server() {
     let redis = RedisServer::start().await;
     let port = free_port().to_string();
     assert!(error(&run(&["health"], &[("PORT", &port)])).contains("no answer from a server"));

@@ -43,7 +43,7 @@ fn the_backend_of_the_examples_is_short() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_draws_thumbnails_then_images_and_a_cut_connection_loses_nothing() {
+async fn a_page_shows_thumbnails_then_images_and_misses_no_change_after_a_reconnect() {
     let redis = RedisServer::start().await;
     let (backend_port, port) = (free_port(), free_port());
     let page = format!("http://127.0.0.1:{backend_port}");

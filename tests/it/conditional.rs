@@ -144,7 +144,7 @@ const TABLE: &[Case] = &[
 ];
 
 #[tokio::test]
-async fn every_case_of_the_table_is_answered_as_its_section_says_over_both_protocols() {
+async fn conditional_and_range_requests_follow_rfc_9110_over_both_protocols() {
     assert!(TABLE.len() >= 60);
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;

@@ -34,7 +34,7 @@ pub(crate) async fn exchange(address: SocketAddr, request: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_connection_without_a_request_is_closed_after_its_time_and_not_before() {
+async fn an_idle_connection_is_closed_after_the_idle_timeout_and_not_before() {
     let settings = [("http.idle_timeout", "600ms"), ("http.header_timeout", "100ms")];
     let server =
         Server::start(&[("redis.url", "redis://127.0.0.1:1"), settings[0], settings[1]]).await;
@@ -61,7 +61,7 @@ async fn a_connection_without_a_request_is_closed_after_its_time_and_not_before(
 }
 
 #[tokio::test]
-async fn a_head_that_comes_byte_by_byte_is_not_waited_for() {
+async fn a_head_sent_byte_by_byte_is_cut_off_by_the_header_timeout() {
     let settings = [("redis.url", "redis://127.0.0.1:1"), ("http.header_timeout", "300ms")];
     let server = Server::start(&settings).await;
     let drip = |begin: &'static [u8]| async move {
@@ -84,7 +84,7 @@ async fn a_head_that_comes_byte_by_byte_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn an_http_2_preface_alone_holds_no_connection() {
+async fn an_http_2_preface_alone_does_not_keep_a_connection_open() {
     let settings = [("redis.url", "redis://127.0.0.1:1"), ("http.idle_timeout", "300ms")];
     let server = Server::start(&settings).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
@@ -101,7 +101,7 @@ async fn an_http_2_preface_alone_holds_no_connection() {
 }
 
 #[tokio::test]
-async fn a_client_that_takes_nothing_of_its_answer_is_let_go() {
+async fn a_client_that_reads_nothing_is_disconnected_after_the_send_timeout() {
     let redis = RedisServer::start().await;
     let settings = [("http.send_timeout", "500ms"), ("http.idle_timeout", "1min")];
     let server = Server::on(&redis, &settings).await;
@@ -245,7 +245,7 @@ async fn a_gallery_over_one_slow_connection_arrives_whole() {
 }
 
 #[tokio::test]
-async fn clients_that_leave_can_not_make_the_store_work_without_bound() {
+async fn abandoned_requests_cause_a_bounded_number_of_fetches() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("limits.requests", "20")]).await.coherent().await;
     redis.signal("STOP");
@@ -261,7 +261,7 @@ async fn clients_that_leave_can_not_make_the_store_work_without_bound() {
 }
 
 #[tokio::test]
-async fn a_refusal_of_a_head_has_no_body_over_either_protocol() {
+async fn a_refused_head_request_has_no_body_over_either_protocol() {
     let server = Server::start(&[("redis.url", "redis://127.0.0.1:1")]).await;
     let mut multiplexed = Client::speaking(Protocol::Http2, server.address).await;
     let fields = [("host", "b")];
@@ -273,7 +273,7 @@ async fn a_refusal_of_a_head_has_no_body_over_either_protocol() {
 }
 
 #[tokio::test]
-async fn a_slow_client_that_goes_on_taking_gets_its_whole_answer() {
+async fn a_slow_client_that_keeps_reading_gets_the_whole_response() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("http.send_timeout", "1s")]).await;
     let image = png(1, 20_000_000);
@@ -300,7 +300,7 @@ async fn a_slow_client_that_goes_on_taking_gets_its_whole_answer() {
 }
 
 #[tokio::test]
-async fn a_body_that_pauses_for_too_long_is_408() {
+async fn a_stalled_request_body_is_408() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("http.body_timeout", "200ms")]).await;
     let head = "PUT /images/a HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
@@ -315,7 +315,7 @@ async fn a_body_that_pauses_for_too_long_is_408() {
 }
 
 #[tokio::test]
-async fn a_request_that_does_not_say_once_and_well_formed_for_which_host_it_is_is_400() {
+async fn a_missing_repeated_or_malformed_host_is_400() {
     let server = Server::start(&[("redis.url", "redis://127.0.0.1:1")]).await;
     let ask = |host: &'static str| async move {
         let request = format!("GET /healthz HTTP/1.1\r\n{host}Connection: close\r\n\r\n");
@@ -351,7 +351,7 @@ async fn a_request_that_does_not_say_once_and_well_formed_for_which_host_it_is_i
 }
 
 #[tokio::test]
-async fn a_head_over_the_limit_is_refused() {
+async fn a_request_head_over_the_limit_is_refused() {
     let settings = [("redis.url", "redis://127.0.0.1:1"), ("limits.header_bytes", "8KiB")];
     let server = Server::start(&settings).await;
     let long = "x".repeat(9000);
@@ -395,7 +395,7 @@ async fn connections_over_the_limit_get_503_and_leave_the_others_alone() {
 }
 
 #[tokio::test]
-async fn requests_over_the_limit_get_503_while_operators_are_answered() {
+async fn requests_over_the_limit_get_503_while_health_checks_are_answered() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("limits.requests", "2"), ("limits.streams", "10")]).await;
     redis.set("a", &record(&png(1, 100))).await;
@@ -423,7 +423,7 @@ async fn requests_over_the_limit_get_503_while_operators_are_answered() {
 }
 
 #[tokio::test]
-async fn no_more_streams_are_open_on_a_connection_than_may_be() {
+async fn the_limit_of_http_2_streams_is_announced_in_settings() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("limits.streams", "2")]).await;
     redis.set("a", &record(&png(1, 100))).await;
@@ -438,7 +438,7 @@ async fn no_more_streams_are_open_on_a_connection_than_may_be() {
 }
 
 #[tokio::test]
-async fn memory_that_slow_clients_hold_is_not_given_out_twice() {
+async fn bytes_held_by_slow_clients_count_against_the_fetch_budget() {
     let redis = RedisServer::start().await;
     // The cache keeps one image, and there is room for two and a half beside it.
     let settings =

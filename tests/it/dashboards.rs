@@ -15,13 +15,13 @@ use crate::harness::redis::free_port;
 use crate::harness::{Client, PATIENCE, RedisServer, Server, get, png, record, until};
 
 #[test]
-fn promtool_finds_nothing_wrong_with_the_shipped_configuration() {
+fn promtool_accepts_the_shipped_configuration() {
     promtool("check config", &[&shipped("prometheus.yml")], "");
     promtool("check rules", &[&shipped("prometheus-rules.yml")], "");
 }
 
 #[tokio::test]
-async fn promtool_finds_nothing_wrong_with_names_and_help_of_the_metrics() {
+async fn promtool_accepts_the_names_and_help_of_the_metrics() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     traffic(&server, &redis, 0).await;
@@ -30,7 +30,7 @@ async fn promtool_finds_nothing_wrong_with_names_and_help_of_the_metrics() {
 }
 
 #[tokio::test]
-async fn the_dashboard_shows_every_metric_and_the_alerts_know_each_that_they_name() {
+async fn the_dashboard_shows_every_metric_and_alerts_use_only_existing_ones() {
     let mut redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     // A family with labels is on the page once it has counted something.
@@ -58,7 +58,7 @@ async fn the_dashboard_shows_every_metric_and_the_alerts_know_each_that_they_nam
 }
 
 #[test]
-fn every_panel_says_what_it_shows_and_in_which_unit() {
+fn every_panel_has_a_description_and_a_unit() {
     let (dashboard, mut ids, mut taken) = (dashboard(), BTreeSet::new(), BTreeSet::new());
     for panel in dashboard["panels"].as_array().unwrap() {
         let title = panel["title"].as_str().unwrap();
@@ -77,7 +77,7 @@ fn every_panel_says_what_it_shows_and_in_which_unit() {
 }
 
 #[test]
-fn each_alert_is_raised_by_what_it_names_and_by_nothing_else() {
+fn each_alert_fires_for_its_own_fault_and_for_no_other() {
     type Changes = &'static [(&'static str, &'static str)];
     const UNAVAILABLE: &str = r#"requests_total{route="/images/{id}",method="GET",status="503"}"#;
     const COHERENT: &str = r#"coherence{state="coherent"}"#;
@@ -146,7 +146,7 @@ fn each_alert_is_raised_by_what_it_names_and_by_nothing_else() {
 }
 
 #[tokio::test]
-async fn prometheus_evaluates_every_expression_of_the_dashboard_and_of_the_alerts() {
+async fn prometheus_evaluates_every_expression_of_the_dashboard_and_the_alerts() {
     let mut redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let prometheus = Prometheus::scraping(&server).await;

@@ -57,7 +57,7 @@ fn drawable() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn the_description_is_json_and_says_which_version_it_is_of() {
+async fn the_description_is_json_and_names_the_crate_version() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let answer = server.get("/openapi.json").await;
@@ -113,7 +113,7 @@ async fn the_description_has_every_route_with_its_methods_and_no_other() {
 }
 
 #[tokio::test]
-async fn the_description_says_which_addresses_move_to_the_operators_listener() {
+async fn the_description_marks_the_routes_that_move_to_the_admin_listener() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("admin.listen", "127.0.0.1:0")]).await;
     redis.set("a", &record(&drawable())).await;
@@ -197,7 +197,7 @@ async fn the_description_has_every_type_of_image_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_description_takes_for_an_id_what_the_server_takes() {
+async fn the_description_and_the_server_accept_the_same_ids() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let long = ["x".repeat(128), "x".repeat(129)];
@@ -260,7 +260,7 @@ async fn schemathesis_finds_no_failure() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redbot_has_nothing_to_say_against_an_image_its_304_and_its_part() {
+async fn redbot_finds_no_fault_in_an_image_its_304_and_its_206() {
     let redis = RedisServer::start().await;
     let server = with_images(&redis).await;
     let known = format!("If-None-Match:{}", server.get("/images/picture").await.header("etag"));
@@ -294,7 +294,7 @@ async fn redbot_has_nothing_to_say_against_an_image_its_304_and_its_part() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redbot_has_nothing_to_say_against_an_error_or_the_operators_answers() {
+async fn redbot_finds_no_fault_in_errors_and_operator_routes() {
     let redis = RedisServer::start().await;
     let server = with_images(&redis).await;
     for (path, fields, status, against) in [

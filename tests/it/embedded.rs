@@ -12,7 +12,7 @@ use crate::harness::server::{load, program};
 use crate::harness::{Client, Process, Server, get, png, record, until};
 
 #[tokio::test]
-async fn a_first_start_has_the_demo_images_and_a_second_one_the_same() {
+async fn a_first_start_stores_the_demo_images_and_a_second_one_keeps_them() {
     let dir = tempfile::tempdir().unwrap();
     let mut etags = Vec::new();
     for _ in 0..2 {
@@ -39,7 +39,7 @@ async fn a_first_start_has_the_demo_images_and_a_second_one_the_same() {
 }
 
 #[tokio::test]
-async fn every_acknowledged_image_survives_kill_9_in_the_middle_of_a_thousand_writes() {
+async fn every_acknowledged_image_survives_kill_9_during_a_thousand_writes() {
     let dir = tempfile::tempdir().unwrap();
     let acknowledged = Arc::new(AtomicUsize::new(0));
     let image = |number: usize| png(number as u64, 2_000 + number * 37 % 60_000);
@@ -76,7 +76,7 @@ async fn every_acknowledged_image_survives_kill_9_in_the_middle_of_a_thousand_wr
 }
 
 #[tokio::test]
-async fn the_space_of_expired_records_is_used_again_and_given_back() {
+async fn the_space_of_expired_records_is_reused_and_released() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_str().unwrap().to_owned();
     let settings = [

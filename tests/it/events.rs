@@ -133,7 +133,7 @@ fn drawn(seed: u8) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_page_is_told_what_there_is_and_whatever_changes() {
+async fn a_stream_sends_the_current_state_and_every_change() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let first = drawn(1);
@@ -177,7 +177,7 @@ async fn a_page_is_told_what_there_is_and_whatever_changes() {
 }
 
 #[tokio::test]
-async fn an_image_stands_in_its_event_as_far_as_it_is_asked_for_and_small_enough() {
+async fn an_image_is_inlined_if_requested_and_small_enough() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("events.inline_bytes", "2KiB")]).await.coherent().await;
     let (small, large) = (drawn(1), png(2, 2049));
@@ -202,7 +202,7 @@ async fn an_image_stands_in_its_event_as_far_as_it_is_asked_for_and_small_enough
 }
 
 #[tokio::test]
-async fn a_prefix_names_images_that_are_there_and_those_that_come() {
+async fn a_prefix_follows_existing_and_new_images() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     for id in ["concept_0", "concept_1", "other"] {
@@ -224,7 +224,7 @@ async fn a_prefix_names_images_that_are_there_and_those_that_come() {
 }
 
 #[tokio::test]
-async fn what_can_not_be_followed_is_400_and_says_why() {
+async fn a_bad_subscription_is_400_with_the_reason() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("events.ids", "3")]).await;
     for (query, kind, says) in [
@@ -285,7 +285,7 @@ async fn an_idle_stream_has_a_heartbeat_and_ends_with_the_server() {
 }
 
 #[tokio::test]
-async fn a_connection_that_was_cut_loses_nothing() {
+async fn a_reconnecting_stream_misses_no_change() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     redis.set("a", &record(&drawn(0))).await;
@@ -304,7 +304,7 @@ async fn a_connection_that_was_cut_loses_nothing() {
 }
 
 #[tokio::test]
-async fn what_changes_while_redis_is_away_or_silent_is_told_afterwards() {
+async fn changes_during_a_redis_outage_are_sent_afterwards() {
     let redis = RedisServer::start().await;
     let proxy = Proxy::to(redis.port).await;
     let url = format!("redis://{}", proxy.address);
@@ -327,7 +327,7 @@ async fn what_changes_while_redis_is_away_or_silent_is_told_afterwards() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_told_of_changes_looks_for_them() {
+async fn without_tracking_the_server_polls_for_changes() {
     let redis = RedisServer::start().await;
     let settings = [("redis.tracking", "false"), ("events.heartbeat", "200ms")];
     let server = Server::on(&redis, &settings).await;
@@ -339,7 +339,7 @@ async fn a_server_that_is_not_told_of_changes_looks_for_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_that_is_loaded_again_is_never_told_an_older_state_after_a_newer_one() {
+async fn a_new_stream_never_gets_an_older_state_after_a_newer_one() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     // Its thumbnail takes its time.
@@ -360,7 +360,7 @@ async fn a_page_that_is_loaded_again_is_never_told_an_older_state_after_a_newer_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_that_come_and_go_keep_nobody_from_being_told_what_is_there() {
+async fn short_lived_streams_do_not_delay_the_state_sent_to_others() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let mut connection = redis.connect().await;
@@ -384,7 +384,7 @@ async fn streams_that_come_and_go_keep_nobody_from_being_told_what_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_prefix_with_more_images_than_a_stream_may_name_misses_no_change() {
+async fn a_prefix_with_more_images_than_the_id_limit_misses_no_change() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("events.ids", "10")]).await.coherent().await;
     let mut events = Events::of(server.address, "prefix=n&inline=none").await;
@@ -404,7 +404,7 @@ async fn a_prefix_with_more_images_than_a_stream_may_name_misses_no_change() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_can_not_be_drawn_in_time_is_told_when_it_can() {
+async fn a_thumbnail_that_missed_the_render_timeout_is_sent_later() {
     let redis = RedisServer::start().await;
     let settings = [("pictures.timeout", "300ms")];
     let server = Server::on(&redis, &settings).await.coherent().await;
@@ -425,7 +425,7 @@ async fn what_can_not_be_drawn_in_time_is_told_when_it_can() {
 }
 
 #[tokio::test]
-async fn an_unchanged_image_is_not_drawn_again_while_it_is_looked_for() {
+async fn polling_does_not_render_an_unchanged_image_again() {
     let redis = RedisServer::start().await;
     let settings =
         [("redis.tracking", "false"), ("events.heartbeat", "100ms"), ("cache.images", "1")];
@@ -441,7 +441,7 @@ async fn an_unchanged_image_is_not_drawn_again_while_it_is_looked_for() {
 }
 
 #[tokio::test]
-async fn a_slow_reader_gets_the_newest_state_and_not_every_one() {
+async fn a_slow_reader_gets_the_newest_state_instead_of_every_event() {
     const WRITES: u64 = 200;
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
@@ -555,7 +555,7 @@ async fn a_thousand_pages_are_told(seconds: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_pages_get_the_newest_state_of_each_image_under_a_hundred_writes_a_second() {
+async fn a_thousand_streams_get_the_newest_state_under_a_hundred_writes_a_second() {
     let seconds = std::env::var("AFTERIMAGE_TEST_EVENTS_SECONDS").ok();
     a_thousand_pages_are_told(seconds.map_or(15, |it| it.parse().unwrap())).await;
 }

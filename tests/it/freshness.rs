@@ -12,7 +12,7 @@ use crate::harness::{Answer, Client, RedisServer, Server, etag, get, png, record
 const HOUR: &str = "public, max-age=3600, immutable";
 
 #[tokio::test]
-async fn an_address_with_the_current_version_is_fresh_for_ever_and_one_with_another_is_not() {
+async fn a_url_with_the_current_version_is_immutable_and_with_another_is_no_cache() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let (old, new) = (record(&png(1, 3000)), record(&png(2, 3000)));
@@ -48,7 +48,7 @@ async fn an_address_with_the_current_version_is_fresh_for_ever_and_one_with_anot
 }
 
 #[tokio::test]
-async fn how_long_caches_may_keep_an_image_is_a_setting() {
+async fn cache_control_follows_the_settings() {
     let redis = RedisServer::start().await;
     redis.set("a", &record(&png(1, 100))).await;
     let server = Server::on(&redis, &[]).await;
@@ -67,7 +67,7 @@ async fn how_long_caches_may_keep_an_image_is_a_setting() {
 }
 
 #[tokio::test]
-async fn an_answer_says_where_it_came_from_and_how_long_that_took() {
+async fn a_response_carries_cache_status_and_server_timing() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     redis.set("a", &record(&png(1, 200_000))).await;
@@ -99,7 +99,7 @@ async fn an_answer_says_where_it_came_from_and_how_long_that_took() {
 }
 
 #[tokio::test]
-async fn an_answer_that_may_be_out_of_date_says_its_age_and_no_other_does() {
+async fn only_a_possibly_stale_response_has_an_age() {
     let mut redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     redis.set("a", &record(&png(1, 3000))).await;
@@ -125,7 +125,7 @@ async fn an_answer_that_may_be_out_of_date_says_its_age_and_no_other_does() {
 }
 
 #[tokio::test]
-async fn every_answer_about_an_image_can_be_shown_timed_and_told_apart_by_encoding() {
+async fn every_image_response_has_the_common_headers() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("http.cors_origins", "[\"*\"]")]).await;
     let value = record(&png(1, 300));
@@ -169,7 +169,7 @@ async fn every_answer_about_an_image_can_be_shown_timed_and_told_apart_by_encodi
 }
 
 #[tokio::test]
-async fn scripts_of_other_origins_read_images_where_the_settings_say_so() {
+async fn cross_origin_scripts_read_images_from_configured_origins_only() {
     let redis = RedisServer::start().await;
     redis.set("a", &record(&png(1, 300))).await;
     let preflight = |server: &Server, origin: &'static str| {
@@ -231,7 +231,7 @@ async fn scripts_of_other_origins_read_images_where_the_settings_say_so() {
 }
 
 #[tokio::test]
-async fn a_drawing_comes_compressed_as_the_client_likes_best_with_an_entity_tag_of_its_own() {
+async fn an_svg_is_compressed_by_accept_encoding_with_an_etag_for_each_coding() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let drawing = drawing();
@@ -280,7 +280,7 @@ async fn a_drawing_comes_compressed_as_the_client_likes_best_with_an_entity_tag_
 }
 
 #[tokio::test]
-async fn pixels_are_never_compressed_again() {
+async fn raster_images_are_never_compressed_again() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let mut compressible = png(1, 8);

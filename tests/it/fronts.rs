@@ -39,22 +39,22 @@ macro_rules! behind_every_front {
 
 behind_every_front! {
     a_second_request_is_answered_by_the_front_alone
-    an_image_whose_freshness_is_over_is_revalidated_and_not_sent_again
-    a_replaced_image_is_shown_when_its_freshness_is_over
-    a_removed_image_is_gone_when_its_freshness_is_over
-    a_new_image_has_a_new_address_and_needs_no_purge
-    an_address_of_an_unknown_version_is_asked_for_each_time
-    a_404_is_not_kept
-    codings_are_kept_apart_and_each_is_revalidated_by_its_own_tag
-    codings_are_kept_apart_where_answers_differ_by_origin_as_well
-    simultaneous_requests_for_a_cold_image_are_one_get
-    an_image_outlives_afterimage_which_is_found_again
-    an_image_outlives_redis
-    an_image_outlives_an_afterimage_that_has_only_503_for_it
-    a_write_is_refused_and_operators_addresses_are_not_public
-    a_write_that_a_front_lets_through_is_refused_by_afterimage
-    a_request_has_one_name_on_both_sides
-    events_pass_as_they_come
+    a_stale_copy_is_revalidated_and_not_sent_again
+    a_replaced_image_appears_once_the_copy_is_stale
+    a_removed_image_is_gone_once_the_copy_is_stale
+    a_versioned_url_shows_a_new_image_without_a_purge
+    a_url_with_an_unknown_version_always_reaches_afterimage
+    a_404_is_not_cached
+    each_coding_is_cached_apart_and_revalidated_by_its_own_etag
+    codings_are_cached_apart_if_responses_also_vary_by_origin
+    simultaneous_requests_for_a_cold_image_cost_one_get
+    the_front_serves_its_copy_while_afterimage_is_down_and_recovers
+    images_stay_available_while_redis_is_down
+    the_front_serves_its_copy_if_afterimage_answers_503
+    writes_are_refused_and_operator_routes_are_not_public
+    a_write_forwarded_by_the_front_is_refused_by_afterimage
+    a_request_has_the_same_id_in_the_front_and_in_afterimage
+    events_pass_the_front_unbuffered
 }
 
 /// Which cache.
@@ -275,7 +275,7 @@ async fn a_second_request_is_answered_by_the_front_alone(kind: Kind) {
     }
 }
 
-async fn an_image_whose_freshness_is_over_is_revalidated_and_not_sent_again(kind: Kind) {
+async fn a_stale_copy_is_revalidated_and_not_sent_again(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[BRIEF]).await;
     let front = Front::of(kind, server.address).await;
@@ -293,7 +293,7 @@ async fn an_image_whose_freshness_is_over_is_revalidated_and_not_sent_again(kind
     assert_eq!(answered(&server, 200).await, sent);
 }
 
-async fn a_replaced_image_is_shown_when_its_freshness_is_over(kind: Kind) {
+async fn a_replaced_image_appears_once_the_copy_is_stale(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[BRIEF]).await;
     let front = Front::of(kind, server.address).await;
@@ -315,7 +315,7 @@ async fn a_replaced_image_is_shown_when_its_freshness_is_over(kind: Kind) {
     }
 }
 
-async fn a_removed_image_is_gone_when_its_freshness_is_over(kind: Kind) {
+async fn a_removed_image_is_gone_once_the_copy_is_stale(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[BRIEF]).await;
     let front = Front::of(kind, server.address).await;
@@ -335,7 +335,7 @@ async fn a_removed_image_is_gone_when_its_freshness_is_over(kind: Kind) {
     }
 }
 
-async fn a_new_image_has_a_new_address_and_needs_no_purge(kind: Kind) {
+async fn a_versioned_url_shows_a_new_image_without_a_purge(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let front = Front::of(kind, server.address).await;
@@ -363,7 +363,7 @@ async fn a_new_image_has_a_new_address_and_needs_no_purge(kind: Kind) {
     is_image(&front.get("/images/a", &[]).await, &old, &old_tag);
 }
 
-async fn an_address_of_an_unknown_version_is_asked_for_each_time(kind: Kind) {
+async fn a_url_with_an_unknown_version_always_reaches_afterimage(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let front = Front::of(kind, server.address).await;
@@ -388,7 +388,7 @@ async fn an_address_of_an_unknown_version_is_asked_for_each_time(kind: Kind) {
     front.until_hit(&path, &[]).await;
 }
 
-async fn a_404_is_not_kept(kind: Kind) {
+async fn a_404_is_not_cached(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let front = Front::of(kind, server.address).await;
@@ -439,7 +439,7 @@ fn is_coded(answer: &Answer, coding: &str) {
     assert!(decoded == svg(), "other bytes: {:?}", answer.headers);
 }
 
-async fn codings_are_kept_apart_and_each_is_revalidated_by_its_own_tag(kind: Kind) {
+async fn each_coding_is_cached_apart_and_revalidated_by_its_own_etag(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[BRIEF]).await;
     let front = Front::of(kind, server.address).await;
@@ -467,7 +467,7 @@ async fn codings_are_kept_apart_and_each_is_revalidated_by_its_own_tag(kind: Kin
     assert_eq!(answered(&server, 200).await, sent);
 }
 
-async fn codings_are_kept_apart_where_answers_differ_by_origin_as_well(kind: Kind) {
+async fn codings_are_cached_apart_if_responses_also_vary_by_origin(kind: Kind) {
     let redis = RedisServer::start().await;
     let origins = r#"["https://a.example", "https://b.example"]"#;
     let server = Server::on(&redis, &[("http.cors_origins", origins)]).await;
@@ -497,7 +497,7 @@ async fn codings_are_kept_apart_where_answers_differ_by_origin_as_well(kind: Kin
     }
 }
 
-async fn simultaneous_requests_for_a_cold_image_are_one_get(kind: Kind) {
+async fn simultaneous_requests_for_a_cold_image_cost_one_get(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let front = Front::of(kind, server.address).await;
@@ -511,7 +511,7 @@ async fn simultaneous_requests_for_a_cold_image_are_one_get(kind: Kind) {
     assert_eq!(server.metric("afterimage_fetches_total").await, 1);
 }
 
-async fn an_image_outlives_afterimage_which_is_found_again(kind: Kind) {
+async fn the_front_serves_its_copy_while_afterimage_is_down_and_recovers(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[BRIEF]).await;
     let front = Front::of(kind, server.address).await;
@@ -541,7 +541,7 @@ async fn an_image_outlives_afterimage_which_is_found_again(kind: Kind) {
     is_image(&front.get("/images/a", &[]).await, &new, &etag(&record(&new)));
 }
 
-async fn an_image_outlives_redis(kind: Kind) {
+async fn images_stay_available_while_redis_is_down(kind: Kind) {
     let mut redis = RedisServer::start().await;
     let server = Server::on(&redis, &[BRIEF]).await.coherent().await;
     let front = Front::of(kind, server.address).await;
@@ -594,13 +594,13 @@ async fn an_image_outlives_redis(kind: Kind) {
     .await;
 }
 
-async fn an_image_outlives_an_afterimage_that_has_only_503_for_it(kind: Kind) {
+async fn the_front_serves_its_copy_if_afterimage_answers_503(kind: Kind) {
     outlives_503(kind, |text| text).await;
 }
 
 /// As it is where the first to ask comes more than ten seconds after freshness is over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn varnish_asks_first_where_a_copy_is_old_and_gives_it_in_place_of_an_error() {
+async fn varnish_serves_a_copy_past_its_grace_only_in_place_of_an_error() {
     outlives_503(Kind::Varnish, |text| {
         assert!(text.contains("set req.grace = 10s;"));
         text.replace("set req.grace = 10s;", "set req.grace = 0s;")
@@ -635,7 +635,7 @@ async fn outlives_503(kind: Kind, change: impl FnOnce(String) -> String) {
     }
 }
 
-async fn a_write_is_refused_and_operators_addresses_are_not_public(kind: Kind) {
+async fn writes_are_refused_and_operator_routes_are_not_public(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let front = Front::of(kind, server.address).await;
@@ -658,7 +658,7 @@ async fn a_write_is_refused_and_operators_addresses_are_not_public(kind: Kind) {
     assert!(!text.contains(r#"method="PUT""#), "{text}");
 }
 
-async fn a_write_that_a_front_lets_through_is_refused_by_afterimage(kind: Kind) {
+async fn a_write_forwarded_by_the_front_is_refused_by_afterimage(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let front = Front::configured(kind, server.address, |text| {
@@ -675,7 +675,7 @@ async fn a_write_that_a_front_lets_through_is_refused_by_afterimage(kind: Kind) 
     assert_eq!(answer.status, StatusCode::CREATED);
 }
 
-async fn events_pass_as_they_come(kind: Kind) {
+async fn events_pass_the_front_unbuffered(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("events.heartbeat", "500ms")]).await.coherent().await;
     let front = Front::of(kind, server.address).await;
@@ -692,7 +692,7 @@ async fn events_pass_as_they_come(kind: Kind) {
     assert_eq!(events.block().await.unwrap(), ":");
 }
 
-async fn a_request_has_one_name_on_both_sides(kind: Kind) {
+async fn a_request_has_the_same_id_in_the_front_and_in_afterimage(kind: Kind) {
     let redis = RedisServer::start().await;
     redis.set("a", &record(&png(1, 5000))).await;
     let log = tempfile::NamedTempFile::new().unwrap();

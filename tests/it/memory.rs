@@ -6,7 +6,7 @@ use crate::harness::{Client, Process, RedisServer, Server, get, png, record};
 const MIB: usize = 1024 * 1024;
 
 #[tokio::test]
-async fn two_hundred_images_through_the_cache_never_exceed_its_count_nor_its_budget() {
+async fn the_cache_never_exceeds_its_image_count_nor_its_byte_budget() {
     let redis = RedisServer::start().await;
     let mut command = program();
     command.args(["--redis-url", &redis.url()]);
@@ -64,7 +64,7 @@ async fn a_known_version_is_decoded_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_cold_images_at_once_share_the_room_for_fetches_and_all_are_served() {
+async fn concurrent_cold_images_share_the_fetch_budget_and_all_are_served() {
     let redis = RedisServer::start().await;
     // Room for one of them at a time, and less than the largest alone takes.
     let server = Server::on(&redis, &[("limits.fetch_bytes", "1MiB")]).await.coherent().await;

@@ -115,7 +115,7 @@ async fn a_written_image_goes_to_the_object_store_and_is_served_from_there() {
 }
 
 #[tokio::test]
-async fn what_a_backend_wrote_is_moved_behind_its_back() {
+async fn an_image_written_by_a_backend_is_offloaded_in_the_background() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let picture = encoded(&picture(1, 400, 200), ImageFormat::Png);
     let mut set = redis::cmd("SET");
@@ -153,7 +153,7 @@ async fn what_a_backend_wrote_is_moved_behind_its_back() {
 }
 
 #[tokio::test]
-async fn a_client_is_sent_to_the_public_address_and_what_is_made_here_is_sent_from_here() {
+async fn originals_redirect_to_the_public_url_and_variants_are_served_directly() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let base = format!("http://127.0.0.1:{}/{BUCKET}/shown", s3.port);
     let redirecting = [("offload.public_url", base.as_str()), ("offload.serve", "redirect")];
@@ -200,7 +200,7 @@ async fn a_client_is_sent_to_the_public_address_and_what_is_made_here_is_sent_fr
 }
 
 #[tokio::test]
-async fn no_address_is_asked_that_is_not_configured_and_nobody_is_sent_there() {
+async fn a_url_outside_the_configured_store_is_neither_fetched_nor_redirected_to() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let stranger = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = stranger.local_addr().unwrap().port();
@@ -246,7 +246,7 @@ async fn no_address_is_asked_that_is_not_configured_and_nobody_is_sent_there() {
 }
 
 #[tokio::test]
-async fn while_the_object_store_is_away_nothing_is_lost_and_no_wrong_image_is_served() {
+async fn an_object_store_outage_loses_nothing_and_serves_no_wrong_image() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let proxy = Proxy::to(s3.port).await;
     let port = proxy.address.port();
@@ -284,7 +284,7 @@ async fn while_the_object_store_is_away_nothing_is_lost_and_no_wrong_image_is_se
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_written_while_its_predecessor_is_moved_wins() {
+async fn a_write_during_the_offload_of_the_previous_version_wins() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let server = server(&redis, s3.port, &[]).await;
     let mut backend = redis.connect().await;
@@ -310,7 +310,7 @@ async fn what_is_written_while_its_predecessor_is_moved_wins() {
 }
 
 #[tokio::test]
-async fn an_object_that_is_not_what_its_record_says_is_not_served() {
+async fn an_object_that_does_not_match_its_record_is_not_served() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let writer = server(&redis, s3.port, &[]).await;
     let bytes = png(1, 5000);
@@ -373,7 +373,7 @@ async fn objects_without_a_record_are_swept_and_others_stay() {
 }
 
 #[tokio::test]
-async fn an_object_stays_while_a_record_may_refer_to_it_whatever_the_settings_say_now() {
+async fn a_referenced_object_is_kept_after_the_public_url_changed() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let sweeping = sweeping("100ms");
     let bytes = encoded(&picture(1, 96, 64), ImageFormat::Png);
@@ -404,7 +404,7 @@ async fn an_object_stays_while_a_record_may_refer_to_it_whatever_the_settings_sa
 }
 
 #[tokio::test]
-async fn a_record_that_was_copied_does_not_take_the_object_of_another_image_along() {
+async fn deleting_a_copied_record_keeps_the_object_of_the_original() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let server = server(&redis, s3.port, &[]).await;
     let bytes = png(1, 1000);
@@ -419,7 +419,7 @@ async fn a_record_that_was_copied_does_not_take_the_object_of_another_image_alon
 }
 
 #[tokio::test]
-async fn a_record_that_would_become_too_large_stays_as_it_is() {
+async fn a_record_that_would_exceed_the_limit_is_not_offloaded() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let server = server(&redis, s3.port, &[("records.max_value", "1KiB")]).await;
     let bytes = png(1, 100);
@@ -446,7 +446,7 @@ async fn a_record_that_would_become_too_large_stays_as_it_is() {
 }
 
 #[tokio::test]
-async fn what_is_no_readable_record_can_be_removed_and_replaced() {
+async fn an_unreadable_record_can_be_deleted_and_replaced() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let server = server(&redis, s3.port, &[("records.max_value", "4KiB")]).await;
     let bytes = png(1, 1000);
@@ -468,7 +468,7 @@ async fn what_is_no_readable_record_can_be_removed_and_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_that_is_written_again_while_its_object_is_swept_is_never_lost() {
+async fn a_rewrite_during_the_sweep_of_its_object_never_loses_the_image() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let sweeping = sweeping("5ms");
     let server = server(&redis, s3.port, &sweeping).await;
@@ -584,7 +584,7 @@ async fn no_acknowledged_image_is_lost_by_kill_9_at_two_hundred_random_points() 
 }
 
 #[tokio::test]
-async fn images_may_be_moved_to_a_folder() {
+async fn images_can_be_offloaded_to_a_folder() {
     let (redis, folder) = (RedisServer::start().await, tempfile::tempdir().unwrap());
     let url = format!("file://{}", folder.path().join("shown").display());
     let server = Server::on(&redis, &[("offload.url", &url)]).await.coherent().await;
@@ -602,7 +602,7 @@ async fn images_may_be_moved_to_a_folder() {
 }
 
 #[tokio::test]
-async fn the_images_of_the_embedded_store_are_moved_as_well() {
+async fn images_of_the_embedded_store_are_offloaded_too() {
     let (dir, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let url = format!("file://{}", folder.path().display());
     let start = |offload: bool| {
@@ -628,7 +628,7 @@ async fn the_images_of_the_embedded_store_are_moved_as_well() {
 }
 
 #[test]
-fn an_object_store_that_can_not_be_used_stops_the_start() {
+fn a_misconfigured_object_store_stops_the_start() {
     let dir = tempfile::tempdir().unwrap();
     for (arguments, says) in [
         (vec!["--offload-url", "ftp://a/b"], "expected s3://, gs://, az:// or file:///"),

@@ -90,7 +90,7 @@ async fn handshake(
 }
 
 #[test]
-fn a_certificate_that_can_not_be_used_stops_the_start_with_its_setting() {
+fn an_unusable_certificate_stops_the_start_and_the_error_names_its_setting() {
     let (first, second) = (certificates(), certificates());
     let dir = tempfile::tempdir().unwrap();
     let (pem, key) = (first.path().join("server.pem"), second.path().join("server.key"));
@@ -113,7 +113,7 @@ fn a_certificate_that_can_not_be_used_stops_the_start_with_its_setting() {
 }
 
 #[tokio::test]
-async fn a_unix_socket_serves_reads_and_no_writes_and_outlives_a_kill() {
+async fn a_unix_socket_serves_reads_only_and_is_replaced_after_a_kill() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("afterimage.sock");
     let listen = format!("unix:{}", socket.display());
@@ -153,7 +153,7 @@ async fn a_unix_socket_serves_reads_and_no_writes_and_outlives_a_kill() {
 }
 
 #[tokio::test]
-async fn a_socket_that_was_handed_over_is_served_in_place_of_a_bound_one() {
+async fn a_socket_passed_by_systemd_replaces_the_configured_listener() {
     let dir = tempfile::tempdir().unwrap();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -174,7 +174,7 @@ async fn a_socket_that_was_handed_over_is_served_in_place_of_a_bound_one() {
 }
 
 #[tokio::test]
-async fn operators_may_have_a_listener_of_their_own() {
+async fn operator_routes_can_have_their_own_listener() {
     let redis = RedisServer::start().await;
     redis.set("a", &record(&png(1, 100))).await;
     let settings = [("admin.listen", "127.0.0.1:0"), ("limits.connections", "2")];
@@ -201,7 +201,7 @@ async fn operators_may_have_a_listener_of_their_own() {
 }
 
 #[tokio::test]
-async fn a_stop_that_is_announced_turns_readiness_off_first_and_asks_clients_to_go() {
+async fn an_announced_stop_fails_readiness_first_and_asks_clients_to_close() {
     let redis = RedisServer::start().await;
     redis.set("a", &record(&png(1, 100))).await;
     let mut server = Server::on(&redis, &[("http.shutdown_delay", "500ms")]).await;
@@ -225,7 +225,7 @@ async fn a_stop_that_is_announced_turns_readiness_off_first_and_asks_clients_to_
 }
 
 #[tokio::test]
-async fn a_request_that_does_not_end_holds_a_stop_no_longer_than_its_deadline() {
+async fn an_unfinished_request_delays_a_stop_no_longer_than_the_shutdown_timeout() {
     let redis = RedisServer::start().await;
     redis.set("a", &record(&png(1, 100))).await;
     let server = Server::on(&redis, &[("http.shutdown_timeout", "300ms")]).await;
@@ -310,7 +310,7 @@ async fn ask_on(client: &mut Client, path: &str, answered: &AtomicU64) -> Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_told_to_stop_under_load_loses_no_request() {
+async fn a_stop_under_load_loses_no_request() {
     let redis = RedisServer::start().await;
     redis.set("a", &record(&png(1, 50_000))).await;
     for protocol in [Protocol::Http1, Protocol::Http2] {
@@ -335,7 +335,7 @@ async fn a_server_that_is_told_to_stop_under_load_loses_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_and_idle_clients_by_the_thousand_leave_the_others_alone() {
+async fn thousands_of_slow_and_idle_clients_do_not_disturb_the_others() {
     const SLOW: usize = 2000;
     const IDLE: usize = 5000;
     rlimit::increase_nofile_limit(20_000).unwrap();
@@ -405,7 +405,7 @@ async fn slow_and_idle_clients_by_the_thousand_leave_the_others_alone() {
 }
 
 #[tokio::test]
-async fn every_answer_has_a_request_id_the_clients_own_where_it_sent_one() {
+async fn every_response_has_the_request_id_of_its_client_or_a_new_one() {
     let server = Server::start(&[("redis.url", "redis://127.0.0.1:1")]).await;
     let own = get(server.address, "/images/a", &[("x-request-id", "abc-1/2")]).await;
     assert_eq!(own.header("x-request-id"), "abc-1/2");
@@ -443,7 +443,7 @@ impl Logging {
 }
 
 #[tokio::test]
-async fn the_log_has_one_line_a_request_for_people_or_as_json_and_no_secret() {
+async fn the_log_has_one_line_per_request_as_text_or_json_and_no_secret() {
     let redis = RedisServer::start_with(&["--requirepass", "hunter2"]).await;
     let url = format!("redis://:hunter2@127.0.0.1:{}", redis.port);
     let value = record(&png(1, 3000));
@@ -490,7 +490,7 @@ async fn the_log_has_one_line_a_request_for_people_or_as_json_and_no_secret() {
 }
 
 #[tokio::test]
-async fn a_failure_is_logged_once_with_its_request_even_where_requests_are_not() {
+async fn a_failure_is_logged_once_with_its_request_even_without_an_access_log() {
     let server = Logging::start(&[
         "--redis-url",
         "redis://127.0.0.1:1",
@@ -515,7 +515,7 @@ async fn a_failure_is_logged_once_with_its_request_even_where_requests_are_not()
 }
 
 #[tokio::test]
-async fn the_metrics_count_requests_and_reads_and_time_what_the_store_tells() {
+async fn the_metrics_count_requests_and_reads_and_time_pushes_and_heartbeats() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let value = record(&png(1, 3000));

@@ -11,14 +11,14 @@ use crate::harness::{
 };
 
 on_every_server! {
-    a_wire_that_goes_silent_is_noticed_within_two_seconds
+    a_silent_connection_is_noticed_within_two_seconds
     a_killed_tracking_connection_leaves_nothing_stale
-    a_redis_killed_and_started_again_without_its_data_has_no_images
-    a_redis_killed_and_started_again_with_its_data_has_the_same_images
-    a_paused_redis_is_noticed_and_found_again
-    tracking_alone_that_hangs_leaves_every_answer_fresh
-    data_connections_that_hang_are_given_up
-    an_address_that_leads_to_another_server_leaves_nothing_of_the_old_one
+    a_redis_restarted_without_its_data_has_no_images
+    a_redis_restarted_with_its_data_has_the_same_images
+    a_paused_redis_is_noticed_and_the_server_recovers
+    a_hanging_tracking_connection_leaves_every_response_fresh
+    hanging_data_connections_are_replaced
+    after_the_address_leads_to_another_server_nothing_old_is_served
 }
 
 /// How an answer about a known image may look while its store can't be reached.
@@ -41,7 +41,7 @@ async fn until_stale(server: &Server) {
     .await;
 }
 
-async fn a_wire_that_goes_silent_is_noticed_within_two_seconds(flavour: Flavour) {
+async fn a_silent_connection_is_noticed_within_two_seconds(flavour: Flavour) {
     let redis = RedisServer::start_flavour(flavour, &[]).await;
     let proxy = Proxy::to(redis.port).await;
     let url = format!("redis://{}", proxy.address);
@@ -112,7 +112,7 @@ async fn a_killed_tracking_connection_leaves_nothing_stale(flavour: Flavour) {
     assert_eq!(kills, 20);
 }
 
-async fn tracking_alone_that_hangs_leaves_every_answer_fresh(flavour: Flavour) {
+async fn a_hanging_tracking_connection_leaves_every_response_fresh(flavour: Flavour) {
     let redis = RedisServer::start_flavour(flavour, &[]).await;
     let proxy = Proxy::to(redis.port).await;
     let url = format!("redis://{}", proxy.address);
@@ -137,7 +137,7 @@ async fn tracking_alone_that_hangs_leaves_every_answer_fresh(flavour: Flavour) {
     until("it is coherent again", || async { server.coherence().await == "coherent" }).await;
 }
 
-async fn data_connections_that_hang_are_given_up(flavour: Flavour) {
+async fn hanging_data_connections_are_replaced(flavour: Flavour) {
     let redis = RedisServer::start_flavour(flavour, &[]).await;
     let proxy = Proxy::to(redis.port).await;
     let url = format!("redis://{}", proxy.address);
@@ -160,7 +160,7 @@ async fn data_connections_that_hang_are_given_up(flavour: Flavour) {
     assert_eq!(server.coherence().await, "coherent");
 }
 
-async fn an_address_that_leads_to_another_server_leaves_nothing_of_the_old_one(flavour: Flavour) {
+async fn after_the_address_leads_to_another_server_nothing_old_is_served(flavour: Flavour) {
     let first = RedisServer::start_flavour(flavour, &[]).await;
     let second = RedisServer::start_flavour(flavour, &[]).await;
     let proxy = Proxy::to(first.port).await;
@@ -189,7 +189,7 @@ async fn an_address_that_leads_to_another_server_leaves_nothing_of_the_old_one(f
     until_version(&server, &newer).await;
 }
 
-async fn a_redis_killed_and_started_again_without_its_data_has_no_images(flavour: Flavour) {
+async fn a_redis_restarted_without_its_data_has_no_images(flavour: Flavour) {
     let mut redis = RedisServer::start_flavour(flavour, &[]).await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let bytes = png(1, 5000);
@@ -207,7 +207,7 @@ async fn a_redis_killed_and_started_again_without_its_data_has_no_images(flavour
     .await;
 }
 
-async fn a_redis_killed_and_started_again_with_its_data_has_the_same_images(flavour: Flavour) {
+async fn a_redis_restarted_with_its_data_has_the_same_images(flavour: Flavour) {
     let arguments = ["--appendonly", "yes", "--appendfsync", "always"];
     let mut redis = RedisServer::start_flavour(flavour, &arguments).await;
     let server = Server::on(&redis, &[]).await.coherent().await;
@@ -223,7 +223,7 @@ async fn a_redis_killed_and_started_again_with_its_data_has_the_same_images(flav
     assert_eq!(server.metric("afterimage_hashes_total").await, 1);
 }
 
-async fn a_paused_redis_is_noticed_and_found_again(flavour: Flavour) {
+async fn a_paused_redis_is_noticed_and_the_server_recovers(flavour: Flavour) {
     let redis = RedisServer::start_flavour(flavour, &[]).await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let value = record(&png(1, 5000));
@@ -239,7 +239,7 @@ async fn a_paused_redis_is_noticed_and_found_again(flavour: Flavour) {
 }
 
 #[tokio::test]
-async fn past_stale_if_error_the_last_known_version_is_not_served() {
+async fn a_stale_version_is_not_served_past_the_configured_limit() {
     let mut redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("cache.stale_if_error", "700ms")]).await.coherent().await;
     redis.set("a", &record(&png(1, 5000))).await;
@@ -253,7 +253,7 @@ async fn past_stale_if_error_the_last_known_version_is_not_served() {
 }
 
 #[tokio::test]
-async fn what_is_known_to_be_replaced_is_never_served_however_unreachable_redis_is() {
+async fn an_invalidated_image_is_never_served_during_an_outage() {
     let mut redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     redis.set("a", &record(&png(1, 5000))).await;
@@ -272,7 +272,7 @@ async fn what_is_known_to_be_replaced_is_never_served_however_unreachable_redis_
 }
 
 #[tokio::test]
-async fn redis_stopped_under_requests_is_503_with_retry_after_and_recovers_by_itself() {
+async fn a_redis_outage_under_load_is_503_with_retry_after_and_recovers() {
     let mut redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let address = server.address;
@@ -310,7 +310,7 @@ async fn redis_stopped_under_requests_is_503_with_retry_after_and_recovers_by_it
 }
 
 #[tokio::test]
-async fn a_redis_that_is_full_still_serves_what_it_has() {
+async fn a_full_redis_still_serves_its_images() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let bytes = png(1, 5000);
@@ -322,7 +322,7 @@ async fn a_redis_that_is_full_still_serves_what_it_has() {
 }
 
 #[tokio::test]
-async fn a_server_may_start_before_its_redis() {
+async fn the_server_can_start_before_redis() {
     let mut redis = RedisServer::start().await;
     redis.kill();
     let server = Server::on(&redis, &[]).await;
@@ -333,7 +333,7 @@ async fn a_server_may_start_before_its_redis() {
 }
 
 #[tokio::test]
-async fn a_password_that_was_wrong_and_is_right_now_needs_no_restart() {
+async fn a_corrected_redis_password_needs_no_restart() {
     let redis = RedisServer::start_with(&["--requirepass", "old"]).await;
     let url = format!("redis://:new@127.0.0.1:{}", redis.port);
     let server = Server::start(&[("redis.url", &url)]).await;
@@ -350,7 +350,7 @@ async fn a_password_that_was_wrong_and_is_right_now_needs_no_restart() {
 }
 
 #[tokio::test]
-async fn connections_that_redis_closed_while_they_were_idle_cost_no_request() {
+async fn idle_connections_closed_by_redis_fail_no_request() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let mut own = redis.connect().await;

@@ -188,7 +188,7 @@ fn reference(step: &str, folder: &Path, input: Option<&[u8]>) -> Vec<u8> {
 }
 
 #[test]
-fn every_format_is_decoded_to_the_pixels_that_pillow_sees() {
+fn every_format_is_decoded_to_the_same_pixels_as_by_pillow() {
     let exact = [
         "rgb.png",
         "rgba.png",
@@ -239,7 +239,7 @@ fn every_format_is_decoded_to_the_pixels_that_pillow_sees() {
 }
 
 #[test]
-fn a_picture_in_a_frame_has_the_pixels_that_pillow_gives_it() {
+fn a_resized_picture_has_the_same_pixels_as_by_pillow() {
     let mut cases = Vec::new();
     for fit in [Fit::Contain, Fit::Cover, Fit::Fill] {
         for (width, height) in [(64, 64), (100, 30), (17, 111), (193, 64), (1, 1)] {
@@ -270,7 +270,7 @@ fn a_picture_in_a_frame_has_the_pixels_that_pillow_gives_it() {
 }
 
 #[test]
-fn a_picture_is_upright_whichever_of_the_eight_ways_it_was_kept() {
+fn all_eight_exif_orientations_are_rendered_upright() {
     let small = Bounds { width: Some(60), height: Some(60), ..AS_IT_IS };
     let mut cases = Vec::new();
     for turn in 1..=8 {
@@ -295,7 +295,7 @@ fn a_picture_is_upright_whichever_of_the_eight_ways_it_was_kept() {
 }
 
 #[test]
-fn colours_are_those_of_the_embedded_profile() {
+fn colours_follow_the_embedded_profile() {
     // A table of 8 bits between two curves, in each of the two libraries.
     let converted = Bound { difference: 2, psnr: 55.0 };
     let lossy = Bound { difference: 24, psnr: 50.0 };
@@ -315,7 +315,7 @@ fn colours_are_those_of_the_embedded_profile() {
 }
 
 #[test]
-fn red_that_is_transparent_does_not_bleed_into_what_is_blue() {
+fn transparent_red_does_not_bleed_into_blue() {
     let references = References::make();
     let bounds = |fit| Bounds { width: Some(31), height: Some(23), fit, enlarge: false };
     let mut cases = Vec::new();
@@ -343,7 +343,7 @@ fn red_that_is_transparent_does_not_bleed_into_what_is_blue() {
 }
 
 #[test]
-fn lossy_formats_lose_no_more_than_those_of_libwebp_and_libjpeg_turbo() {
+fn lossy_encoders_lose_no_more_than_libwebp_and_libjpeg_turbo() {
     let mut cases = Vec::new();
     let small = Bounds { width: Some(96), height: Some(96), ..AS_IT_IS };
     for source in ["rgb.png", "rgba.png", "grey.png", "palette-transparent.png", "baseline.jpg"] {
@@ -362,7 +362,7 @@ fn lossy_formats_lose_no_more_than_those_of_libwebp_and_libjpeg_turbo() {
 }
 
 #[test]
-fn nothing_but_pixels_comes_out() {
+fn a_rendered_picture_carries_no_metadata() {
     let references = References::make();
     let mark = b"what stays when the light is gone";
     let holds = |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).any(|it| it == part);
@@ -397,7 +397,7 @@ fn nothing_but_pixels_comes_out() {
 }
 
 #[test]
-fn of_an_animation_the_first_frame_is_shown() {
+fn an_animation_is_rendered_as_its_first_frame() {
     let references = References::make();
     let moving = ["moving.png", "moving.gif", "moving.webp", "covered.png"];
     references.compare(&moving.map(|it| Case::of(it, EXACT)));

@@ -68,7 +68,7 @@ async fn ask_over_http_2(address: SocketAddr, method: &str, path: &str, fields: 
 }
 
 #[tokio::test]
-async fn a_plain_request_is_answered_as_the_http_library_answers_it() {
+async fn the_fast_path_answers_exactly_as_the_http_library_does() {
     let redis = RedisServer::start().await;
     for settings in [
         vec![],
@@ -168,7 +168,7 @@ async fn a_plain_request_is_answered_as_the_http_library_answers_it() {
 }
 
 #[tokio::test]
-async fn requests_that_are_sent_ahead_are_answered_in_their_order() {
+async fn pipelined_requests_are_answered_in_order() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     for (id, length) in [("a", 10), ("b", 300_000), ("c", 5000)] {
@@ -192,7 +192,7 @@ async fn requests_that_are_sent_ahead_are_answered_in_their_order() {
 }
 
 #[tokio::test]
-async fn a_request_that_comes_in_pieces_is_answered_and_the_connection_goes_on() {
+async fn a_request_in_pieces_is_answered_and_the_connection_stays_open() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     redis.set("a", &record(&png(1, 5000))).await;
@@ -213,7 +213,7 @@ async fn a_request_that_comes_in_pieces_is_answered_and_the_connection_goes_on()
 }
 
 #[tokio::test]
-async fn what_is_said_to_who_names_another_version_is_not_said_to_who_names_the_right_one() {
+async fn a_head_cached_for_a_wrong_v_is_not_replayed_for_the_right_one() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     for (id, protocol) in [("a", Protocol::Http1), ("b", Protocol::Http2)] {
@@ -243,7 +243,7 @@ async fn what_is_said_to_who_names_another_version_is_not_said_to_who_names_the_
 }
 
 #[tokio::test]
-async fn what_was_said_of_an_image_is_not_said_of_its_successor_over_http_2() {
+async fn a_cached_head_is_not_replayed_for_the_next_version_over_http_2() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let mut client = Client::speaking(Protocol::Http2, server.address).await;
@@ -264,7 +264,7 @@ async fn what_was_said_of_an_image_is_not_said_of_its_successor_over_http_2() {
 }
 
 #[tokio::test]
-async fn what_was_said_of_an_image_is_not_said_of_its_successor() {
+async fn a_cached_head_is_not_replayed_for_the_next_version_over_http_1() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();

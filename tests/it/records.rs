@@ -8,7 +8,7 @@ use redis::AsyncTypedCommands;
 use crate::harness::{RedisServer, Server, etag, png};
 
 #[tokio::test]
-async fn every_form_of_record_is_the_same_image() {
+async fn every_form_of_record_gives_the_same_image() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     // Two lengths: one decoded where it is, one on another thread.
@@ -38,7 +38,7 @@ async fn every_form_of_record_is_the_same_image() {
 }
 
 #[tokio::test]
-async fn each_type_is_told_from_the_bytes_and_never_from_what_the_writer_says() {
+async fn the_media_type_is_sniffed_from_the_bytes_whatever_the_record_declares() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let bmp = [b"BM".as_slice(), &[0; 12], &[40, 0, 0, 0], &[0; 40]].concat();

@@ -215,7 +215,7 @@ async fn redis_keeps_the_contract() {
 }
 
 #[tokio::test]
-async fn values_are_read_whichever_connections_redis_has_closed() {
+async fn values_are_read_after_redis_closed_idle_connections() {
     let redis = RedisServer::start().await;
     let store = open(&[("redis.url", &redis.url())]).await;
     let id = ImageId::parse("a").unwrap();

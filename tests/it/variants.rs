@@ -40,7 +40,7 @@ async fn accepting(server: &Server, path: &str, accept: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn a_variant_has_the_size_the_format_and_an_entity_tag_of_its_own() {
+async fn a_variant_has_the_requested_size_and_format_and_its_own_etag() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let value = record(&encoded(&picture(1, 400, 200), ImageFormat::Png));
@@ -105,7 +105,7 @@ async fn a_304_of_a_variant_needs_no_rendering() {
 }
 
 #[tokio::test]
-async fn addresses_that_mean_the_same_bytes_are_rendered_once() {
+async fn equivalent_urls_are_rendered_once() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     redis.set("a", &record(&encoded(&picture(1, 400, 200), ImageFormat::Png))).await;
@@ -128,7 +128,7 @@ async fn addresses_that_mean_the_same_bytes_are_rendered_once() {
 }
 
 #[tokio::test]
-async fn what_is_not_allowed_is_400_and_says_what_is() {
+async fn a_bad_parameter_is_400_and_lists_the_allowed_values() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("pictures.widths", "[64, 128]")]).await;
     redis.set("a", &record(&encoded(&picture(1, 400, 200), ImageFormat::Png))).await;
@@ -168,7 +168,7 @@ async fn what_is_not_allowed_is_400_and_says_what_is() {
 }
 
 #[tokio::test]
-async fn a_negotiated_format_follows_accept_and_every_status_varies_by_it() {
+async fn format_auto_follows_accept_and_every_status_varies_by_it() {
     const CHROME: &str = "image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8";
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
@@ -212,7 +212,7 @@ async fn a_negotiated_format_follows_accept_and_every_status_varies_by_it() {
 }
 
 #[tokio::test]
-async fn avif_is_written_where_the_settings_say_so() {
+async fn avif_is_encoded_only_if_the_settings_enable_it() {
     let redis = RedisServer::start().await;
     redis.set("a", &record(&encoded(&picture(1, 96, 64), ImageFormat::Png))).await;
     let without = Server::on(&redis, &[]).await;
@@ -231,7 +231,7 @@ async fn avif_is_written_where_the_settings_say_so() {
 }
 
 #[tokio::test]
-async fn what_can_not_be_decoded_is_sent_as_it_is_and_in_no_other_format() {
+async fn an_undecodable_image_is_served_unchanged_and_in_no_other_format() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let avif = b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf".to_vec();
@@ -259,7 +259,7 @@ async fn what_can_not_be_decoded_is_sent_as_it_is_and_in_no_other_format() {
 }
 
 #[tokio::test]
-async fn moving_pictures_go_on_moving_unless_they_are_resized() {
+async fn an_animation_stays_animated_unless_it_is_resized() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let mut moving = Vec::new();
@@ -279,7 +279,7 @@ async fn moving_pictures_go_on_moving_unless_they_are_resized() {
 }
 
 #[tokio::test]
-async fn a_picture_that_is_broken_or_too_large_is_an_error_that_says_so() {
+async fn a_broken_or_oversized_picture_is_an_error_with_the_reason() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("pictures.max_pixels", "5000")]).await;
     let whole = encoded(&picture(1, 60, 60), ImageFormat::Png);
@@ -299,7 +299,7 @@ async fn a_picture_that_is_broken_or_too_large_is_an_error_that_says_so() {
 }
 
 #[tokio::test]
-async fn a_picture_that_is_broken_is_decoded_once_and_its_successor_is_rendered() {
+async fn a_broken_picture_is_decoded_once_and_its_replacement_is_rendered() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let whole = encoded(&picture(1, 60, 60), ImageFormat::Png);
@@ -319,7 +319,7 @@ async fn a_picture_that_is_broken_is_decoded_once_and_its_successor_is_rendered(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_picture_that_takes_too_long_gets_503_and_is_not_held_against_it() {
+async fn a_render_timeout_is_503_and_is_not_cached() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("pictures.timeout", "20ms")]).await.coherent().await;
     redis.set("large", &record(&encoded(&picture(1, 4000, 4000), ImageFormat::Png))).await;
@@ -341,7 +341,7 @@ async fn a_picture_that_takes_too_long_gets_503_and_is_not_held_against_it() {
 }
 
 #[tokio::test]
-async fn a_variant_of_a_replaced_image_is_of_the_new_one_at_once() {
+async fn variants_of_a_replaced_image_show_the_new_one_at_once() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     for seed in 0..20 {
@@ -359,7 +359,7 @@ async fn a_variant_of_a_replaced_image_is_of_the_new_one_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn five_hundred_requests_for_twenty_variants_are_twenty_renders() {
+async fn five_hundred_requests_for_twenty_variants_cost_twenty_renders() {
     let redis = RedisServer::start().await;
     // They are made one after the other, by an unoptimised build.
     let server = Server::on(&redis, &[("pictures.timeout", "5min")]).await.coherent().await;
@@ -384,7 +384,7 @@ async fn five_hundred_requests_for_twenty_variants_are_twenty_renders() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn renders_past_the_queue_get_503_with_retry_after() {
+async fn renders_over_the_queue_limit_get_503_with_retry_after() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("limits.renders", "1")]).await.coherent().await;
     redis.set("a", &record(&encoded(&picture(1, 2000, 2000), ImageFormat::Png))).await;
@@ -414,7 +414,7 @@ async fn renders_past_the_queue_get_503_with_retry_after() {
 }
 
 #[tokio::test]
-async fn what_is_known_of_an_image_is_told_as_json() {
+async fn info_describes_an_image_as_json() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let bytes = encoded(&picture(1, 400, 200), ImageFormat::Png);
@@ -467,7 +467,7 @@ async fn a_placeholder_is_drawn_in_any_allowed_size() {
 }
 
 #[tokio::test]
-async fn a_placeholder_stands_in_for_an_image_that_is_not_there() {
+async fn a_placeholder_is_the_fallback_for_a_missing_image() {
     let mut redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let shown = |answer: &Answer, status: u16| {

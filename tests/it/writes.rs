@@ -34,7 +34,7 @@ async fn delete(server: &Server, path: &str, headers: &[(&str, &str)]) -> Answer
 }
 
 #[tokio::test]
-async fn an_image_that_is_put_is_served_byte_for_byte_with_the_entity_tag_of_the_answer() {
+async fn an_image_is_served_as_it_was_put_with_the_etag_of_the_put_response() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let picture = picture(1, 40, 20);
@@ -72,7 +72,7 @@ async fn an_image_that_is_put_is_served_byte_for_byte_with_the_entity_tag_of_the
 }
 
 #[tokio::test]
-async fn what_is_posted_gets_the_id_of_its_content_and_is_one_image_however_often_it_comes() {
+async fn a_posted_image_is_stored_once_under_the_hash_of_its_content() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let bytes = png(7, 50_000);
@@ -109,7 +109,7 @@ async fn what_is_posted_gets_the_id_of_its_content_and_is_one_image_however_ofte
 }
 
 #[tokio::test]
-async fn a_write_honours_its_preconditions_and_changes_nothing_where_they_fail() {
+async fn a_write_honours_its_preconditions_and_changes_nothing_if_they_fail() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let (first, second) = (png(1, 1000), png(2, 1000));
@@ -194,21 +194,21 @@ async fn of_two_writers_one_wins_each_time(server: &Server) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_writers_with_the_same_entity_tag_one_wins_each_of_a_thousand_times_in_redis() {
+async fn of_two_writers_with_the_same_etag_exactly_one_wins_in_redis() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     of_two_writers_one_wins_each_time(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_writers_with_the_same_entity_tag_one_wins_each_of_a_thousand_times_without_redis() {
+async fn of_two_writers_with_the_same_etag_exactly_one_wins_in_the_embedded_store() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(&[("embedded.dir", dir.path().to_str().unwrap())]).await;
     of_two_writers_one_wins_each_time(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_conditional_write_never_covers_what_a_backend_wrote_meanwhile() {
+async fn a_conditional_write_never_overwrites_a_concurrent_backend_write() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let mut backend = redis.connect().await;
@@ -234,7 +234,7 @@ async fn a_conditional_write_never_covers_what_a_backend_wrote_meanwhile() {
 }
 
 #[tokio::test]
-async fn a_token_is_asked_for_where_there_are_some() {
+async fn a_write_needs_a_token_once_tokens_are_configured() {
     let redis = RedisServer::start().await;
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "\none-from-a-file-1234\n").unwrap();
@@ -298,7 +298,7 @@ fn address_of_this_machine() -> IpAddr {
 }
 
 #[tokio::test]
-async fn a_request_from_elsewhere_writes_with_a_token_only() {
+async fn a_write_from_another_machine_needs_a_token() {
     let redis = RedisServer::start().await;
     let elsewhere = address_of_this_machine();
     let bytes = Bytes::from(png(1, 1000));
@@ -326,7 +326,7 @@ async fn a_request_from_elsewhere_writes_with_a_token_only() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_not_what_it_says_is_refused_and_nothing_is_stored() {
+async fn a_body_that_contradicts_its_headers_is_refused_and_not_stored() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let bytes = png(1, 100_000);
@@ -361,7 +361,7 @@ async fn a_body_that_is_not_what_it_says_is_refused_and_nothing_is_stored() {
 }
 
 #[tokio::test]
-async fn an_image_lives_as_long_as_its_writer_says_within_the_limit() {
+async fn the_writer_sets_the_ttl_within_the_limit() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("records.max_ttl", "1day")]).await;
     let bytes = png(1, 1000);
@@ -422,7 +422,7 @@ async fn a_body_of_unknown_length_is_cut_at_the_limit() {
 }
 
 #[tokio::test]
-async fn an_image_that_is_posted_again_lives_no_shorter() {
+async fn posting_an_image_again_never_shortens_its_ttl() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let mut connection = redis.connect().await;
@@ -439,7 +439,7 @@ async fn an_image_that_is_posted_again_lives_no_shorter() {
 }
 
 #[tokio::test]
-async fn who_sends_a_body_slowly_takes_no_reader_s_room() {
+async fn slow_uploads_take_nothing_from_the_budget_of_readers() {
     let redis = RedisServer::start().await;
     let settings = [("limits.write_bytes", "1MiB"), ("redis.response_timeout", "1s")];
     let server = Server::on(&redis, &settings).await;
@@ -468,7 +468,7 @@ async fn who_sends_a_body_slowly_takes_no_reader_s_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_conditional_write_takes_no_longer_than_redis_may() {
+async fn a_conditional_write_ends_with_the_redis_timeout() {
     let redis = RedisServer::start().await;
     let settings = [("redis.response_timeout", "1s")];
     let server = Server::on(&redis, &settings).await.coherent().await;
