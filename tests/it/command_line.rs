@@ -1,4 +1,4 @@
-//! The program as it is called.
+//! The command line: its arguments, environment variables, exit statuses and messages.
 
 use std::process::Output;
 
@@ -64,7 +64,7 @@ async fn redis_url_and_port_are_honoured_and_health_queries_the_running_server()
     let address = process.address.to_string();
     assert!(run(&["health", "--http-listen", &address], &[]).status.success());
 
-    // `put` writes the record as a backend would.
+    // `put` writes the same record as a backend.
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("picture");
     std::fs::write(&file, png(3, 1000)).unwrap();

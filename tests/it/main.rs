@@ -1,10 +1,22 @@
-//! What the service promises, tested from outside: over HTTP, against real stores.
+//! The service's promises, tested from outside: over HTTP, against real stores.
+//!
+//! Tests run in three tiers:
+//!
+//! - `tests/run.sh quick`: under a minute after the build. Leaves out modules that need a browser, a front, Python or
+//!   Pillow, the checker, the servers `redis_8` and `valkey_9`, and every module `long`.
+//! - `tests/run.sh`: everything.
+//! - `tests/run.sh soak`: races, outages and kills again and again, for `AFTERIMAGE_TEST_SOAK_MINUTES`, and the event
+//!   streams for `AFTERIMAGE_TEST_EVENTS_SECONDS`.
+//!
+//! A test that takes seconds of processor time, or a program besides redis-server and openssl, is registered by
+//! `long_tests!`. A test whose program is missing fails, and its message says how to install it.
 
 #![expect(
     clippy::unwrap_used,
     reason = "a test that finds nothing where something must be has failed"
 )]
 
+#[macro_use]
 mod harness;
 
 mod answers;

@@ -1,4 +1,4 @@
-//! Images in an object store: how they get there, how they are served from there, and that none is lost on the way.
+//! Offload: images move to an object store, are served from there, and none is lost on the way.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ async fn server(redis: &RedisServer, s3_port: u16, more: &[(&str, &str)]) -> Ser
     Server::on(redis, &all).await.coherent().await
 }
 
-/// Settings with which objects are swept as soon as may be: a write takes no more than a second in all.
+/// Settings with which objects are swept as soon as possible, since a write takes at most a second.
 fn sweeping(interval: &'static str) -> [(&'static str, &'static str); 4] {
     [
         ("offload.sweep_interval", interval),
@@ -65,7 +65,7 @@ async fn a_written_image_goes_to_the_object_store_and_is_served_from_there() {
     let keys = s3.keys().await;
     let [key] = &keys[..] else { panic!("{keys:?}") };
     let version = key.strip_prefix("shown/a/").and_then(|it| it.strip_suffix(".png"));
-    // The version that it came in, and the upload.
+    // The name has the version and an id of the upload.
     let named = version.and_then(|it| it.split_once('-'));
     assert!(named.is_some_and(|(it, upload)| (it.len(), upload.len()) == (32, 16)), "{key}");
     assert_eq!(json["object"], key.strip_prefix("shown/").unwrap());
@@ -75,7 +75,7 @@ async fn a_written_image_goes_to_the_object_store_and_is_served_from_there() {
     assert_eq!(object.header("content-type"), "image/png");
     assert_eq!(object.header("cache-control"), "public, max-age=31536000, immutable");
 
-    // Who wrote it has it in memory; another server fetches it once, whoever asks.
+    // The server that wrote the image has it in memory; another one fetches it once for all clients.
     assert_eq!(first.get("/images/a").await.body, bytes);
     assert_eq!(first.metric("afterimage_offload_fetches_total").await, 0);
     let second = server(&redis, s3.port, &[]).await;
@@ -101,10 +101,10 @@ async fn a_written_image_goes_to_the_object_store_and_is_served_from_there() {
     let part = client.get("/images/a", &[("range", "bytes=0-3")]).await;
     assert_eq!((part.status.as_u16(), &part.body[..]), (206, &bytes[..4]));
 
-    // A replaced one is another object, and a removed one is none.
+    // A replaced image has a new object; a removed one has none.
     let newer = png(2, 1000);
     assert_eq!(put(&first, "/images/a", &newer).await.status, StatusCode::NO_CONTENT);
-    until("the other server has heard of it", || async {
+    until("the other server serves the new version", || async {
         second.get("/images/a").await.body == newer
     })
     .await;
@@ -125,9 +125,9 @@ async fn an_image_written_by_a_backend_is_offloaded_in_the_background() {
     redis.set("after", &record(&picture)).await;
     redis.set("broken", b"{}").await;
     for id in ["before", "after"] {
-        until("it is moved", || is_moved(&redis, id)).await;
+        until("the image is offloaded", || is_moved(&redis, id)).await;
         let (value, json) = stored(&redis, id).await;
-        // What else the backend wrote is there still.
+        // The backend's other fields are kept.
         assert_eq!(json["prompt"], "what stays when the light is gone");
         let answer = server.get(&format!("/images/{id}")).await;
         assert_eq!(answer.body, picture);
@@ -141,7 +141,7 @@ async fn an_image_written_by_a_backend_is_offloaded_in_the_background() {
         .await;
     server.get("/images/broken").await.problem(502, "corrupt-record");
 
-    // What is made of an image is made of one that is elsewhere, too.
+    // Derived representations of an offloaded image work too.
     let other = self::server(&redis, s3.port, &[]).await;
     let thumbnail = other.get("/images/after/thumbnail").await;
     assert_eq!(thumbnail.header("content-type"), "image/webp");
@@ -178,7 +178,7 @@ async fn originals_redirect_to_the_public_url_and_variants_are_served_directly()
     assert_eq!(again.header("cache-status"), "afterimage; hit");
     let head = client.send(Method::HEAD, path, &[], Bytes::new()).await.unwrap();
     assert_eq!((head.status.as_u16(), head.header("location")), (307, location.as_str()));
-    // Not for ever, though the address names the version: the object goes some day.
+    // Not immutable, even for a versioned address: the object will be swept some day.
     let version = created.header("etag").trim_matches('"');
     let versioned = client.get(&format!("{path}?v={version}"), &[]).await;
     assert_eq!(versioned.header("cache-control"), "public, max-age=3600, immutable");
@@ -191,9 +191,9 @@ async fn originals_redirect_to_the_public_url_and_variants_are_served_directly()
         assert_eq!(answer.status, StatusCode::OK, "{made} {answer:?}");
     }
     assert_eq!(reader.metric("afterimage_offload_fetches_total").await, 1);
-    // SVG is sandboxed, which an object store doesn't do.
+    // SVG is served directly, with a sandbox, which an object store doesn't set.
     redis.set("svg", &record(drawing().as_bytes())).await;
-    until("it is moved", || is_moved(&redis, "svg")).await;
+    until("the image is offloaded", || is_moved(&redis, "svg")).await;
     let svg = client.get("/images/svg", &[("accept-encoding", "gzip")]).await;
     assert_eq!((svg.status.as_u16(), svg.header("content-encoding")), (200, "gzip"));
     assert!(svg.header("content-security-policy").contains("sandbox"));
@@ -237,8 +237,8 @@ async fn a_url_outside_the_configured_store_is_neither_fetched_nor_redirected_to
         }
     }
     let asked = tokio::time::timeout(Duration::from_millis(200), stranger.accept()).await;
-    assert!(asked.is_err(), "a stranger was asked");
-    // Without an object store there is no place at all.
+    assert!(asked.is_err(), "the foreign server got a connection");
+    // Without an object store every such address is refused.
     let without = Server::on(&redis, &[]).await.coherent().await;
     let value = format!("{{\"url\": \"s3://{BUCKET}/shown/a/0.png\"}}");
     redis.set("b", value.as_bytes()).await;
@@ -257,7 +257,7 @@ async fn an_object_store_outage_loses_nothing_and_serves_no_wrong_image() {
     let fresh = self::server(&redis, port, &more).await;
 
     proxy.hold(Held::All);
-    // What is in memory is served, what isn't can't be, and what is written stays in Redis.
+    // Images in memory are served, other offloaded ones are 502, and new images stay in Redis.
     assert_eq!(server.get("/images/before").await.body, before);
     let answer = fresh.get("/images/before").await;
     answer.problem(502, "origin-failed");
@@ -272,8 +272,8 @@ async fn an_object_store_outage_loses_nothing_and_serves_no_wrong_image() {
         .await;
 
     proxy.hold(Held::None);
-    until("it is moved", || is_moved(&redis, "during")).await;
-    until("all are served", || async {
+    until("the image is offloaded", || is_moved(&redis, "during")).await;
+    until("all images are served", || async {
         fresh.get("/images/before").await.body == before
             && fresh.get("/images/during").await.body == newer
     })
@@ -292,7 +292,7 @@ async fn a_write_during_the_offload_of_the_previous_version_wins() {
     for round in 0..300_u64 {
         last = png(round, 2000);
         backend.set("image:a", record(&last)).await.unwrap();
-        // About as long as a move takes.
+        // The pause is the race's subject: about as long as an offload takes.
         tokio::time::sleep(Duration::from_micros(round * 997 % 25_000)).await;
         let now = server.get("/images/a").await;
         assert_eq!(now.body, last, "round {round}");
@@ -303,10 +303,10 @@ async fn a_write_during_the_offload_of_the_previous_version_wins() {
     assert_eq!(fresh.get("/images/a").await.body, last);
     let moved = server.metric("afterimage_offloaded_total").await;
     println!(
-        "{moved} of 300 were moved before they were replaced, {} objects",
+        "{moved} of 300 were offloaded before they were replaced, {} objects",
         s3.keys().await.len()
     );
-    assert!((1..300).contains(&moved), "nothing raced: {moved}");
+    assert!((1..300).contains(&moved), "{moved} of 300 were offloaded in time: nothing raced");
 }
 
 #[tokio::test]
@@ -325,7 +325,7 @@ async fn an_object_that_does_not_match_its_record_is_not_served() {
     server.get("/images/a").await.problem(502, "origin-failed");
     s3.send(Method::PUT, &key, &bytes).await;
     assert_eq!(server.get("/images/a").await.body, bytes);
-    // A record that another program wrote need not say what is there, as long as it is an image.
+    // A record by another program may lack type, length and version, as long as the object is an image.
     let value = format!("{{\"url\": \"s3://{BUCKET}/{key}\"}}");
     redis.set("b", value.as_bytes()).await;
     let other = server.get("/images/b").await;
@@ -343,13 +343,13 @@ async fn objects_without_a_record_are_swept_and_others_stay() {
     let server = server(&redis, s3.port, &sweeping).await;
     let keep = png(1, 1000);
     put(&server, "/images/keep", &keep).await;
-    // Replaced, expired, of a move that wasn't finished, and of nobody.
+    // Objects of a replaced image, of an expired one, and of an unfinished offload.
     put(&server, "/images/keep2", &png(2, 1000)).await;
     put(&server, "/images/keep2", &png(3, 1000)).await;
     put(&server, "/images/gone?ttl=200ms", &png(4, 1000)).await;
     let name = "0123456789abcdef0123456789abcdef-0123456789abcdef.png";
     s3.send(Method::PUT, &format!("shown/lost/{name}"), &png(5, 1000)).await;
-    // What isn't named as ours are is somebody else's.
+    // Objects with other names belong to other programs.
     let others = [
         "elsewhere/a/1.png".to_owned(),
         "shown/README".to_owned(),
@@ -360,7 +360,7 @@ async fn objects_without_a_record_are_swept_and_others_stay() {
     for key in &others {
         s3.send(Method::PUT, key, b"of somebody else").await;
     }
-    until("only what is referred to is there", || async {
+    until("only referenced objects are left", || async {
         let (own, foreign): (Vec<_>, Vec<_>) =
             s3.keys().await.into_iter().partition(|key| !others.contains(key));
         let beginnings = ["shown/keep/", "shown/keep2/"];
@@ -383,7 +383,7 @@ async fn a_referenced_object_is_kept_after_the_public_url_changed() {
         put(&server, "/images/a", &bytes).await;
         let (_, json) = stored(&redis, "a").await;
         assert!(json["url"].as_str().unwrap().starts_with("https://one.example/shown/a/"));
-        // Another program's record, which says nothing but an address that was public once.
+        // A record by another program, with nothing but a former public address.
         let url = format!("https://two.example/shown/{}", json["object"].as_str().unwrap());
         let value = serde_json::json!({"url": url}).to_string();
         redis.set("b", value.as_bytes()).await;
@@ -394,12 +394,15 @@ async fn a_referenced_object_is_kept_after_the_public_url_changed() {
         [("offload.public_url", "https://three.example/shown"), ("offload.serve", "redirect")];
     let more: Vec<_> = more.into_iter().chain(sweeping).collect();
     let server = server(&redis, s3.port, &more).await;
-    // The name of the object outlives the public address.
+    // The record names the object itself, so a changed public address doesn't matter.
     let sent = server.get("/images/a").await;
     assert!(sent.header("location").starts_with("https://three.example/shown/a/"), "{sent:?}");
     assert_eq!(server.get("/images/a/thumbnail").await.status, StatusCode::OK);
     put(&server, "/images/c?ttl=100ms", &bytes).await;
-    until("it has swept", || async { server.metric("afterimage_swept_total").await > 0 }).await;
+    until("a sweep has removed an object", || async {
+        server.metric("afterimage_swept_total").await > 0
+    })
+    .await;
     assert_eq!(s3.keys().await.len(), 2);
 }
 
@@ -475,7 +478,7 @@ async fn a_rewrite_during_the_sweep_of_its_object_never_loses_the_image() {
     let bytes = png(1, 1000);
     let value = record(&bytes);
     let json = [("content-type", "application/json")];
-    // The same record, and so the same object, comes and goes.
+    // The same record, and so the same object, is written and removed again and again.
     for round in 0..200 {
         let created = server.send(Method::PUT, "/images/a", &json, value.clone().into()).await;
         assert!(created.status.is_success(), "{created:?}");
@@ -513,7 +516,7 @@ async fn no_acknowledged_image_is_lost_by_kill_9_at_two_hundred_random_points() 
     let mut cut = 0;
     for cycle in 0..200_u64 {
         let mut process = start();
-        // By HTTP, and by a backend whose records are moved.
+        // Writes over HTTP, and by a backend whose records are offloaded.
         let writing: Vec<_> = (0..3)
             .map(|number| {
                 let (address, seed) = (process.address, 10 * cycle + number);
@@ -549,10 +552,14 @@ async fn no_acknowledged_image_is_lost_by_kill_9_at_two_hundred_random_points() 
         assert_eq!(answer.status, StatusCode::OK, "{id}: {answer:?}");
         assert_eq!(answer.body, bytes, "{id}");
     }
-    println!("{} images acknowledged, {cut} writes cut", acknowledged.len());
-    assert!(cut > 20 && acknowledged.len() > 250, "{cut} cut, {}", acknowledged.len());
-    // And what was left half done is finished.
-    until("every record is moved", || async {
+    println!("{} images acknowledged, {cut} writes cut off", acknowledged.len());
+    assert!(
+        cut > 20 && acknowledged.len() > 250,
+        "{cut} cut off, {} acknowledged",
+        acknowledged.len()
+    );
+    // Interrupted offloads are finished.
+    until("every record is offloaded", || async {
         for id in acknowledged.keys() {
             if !is_moved(&redis, id).await {
                 return false;
@@ -561,7 +568,7 @@ async fn no_acknowledged_image_is_lost_by_kill_9_at_two_hundred_random_points() 
         true
     })
     .await;
-    // One after the other, several requests each: moto takes its time.
+    // Sweeping takes several requests to moto for each object, so the deadline is longer than `PATIENCE`.
     let began = Instant::now();
     let mut connection = redis.connect().await;
     loop {
@@ -577,10 +584,13 @@ async fn no_acknowledged_image_is_lost_by_kill_9_at_two_hundred_random_points() 
             break;
         }
         let left = over.len();
-        assert!(began.elapsed() < Duration::from_mins(3), "{left} objects left over: {over:?}");
+        assert!(
+            began.elapsed() < Duration::from_mins(3),
+            "{left} unreferenced objects are left: {over:?}"
+        );
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    println!("nothing left over after {:?}", began.elapsed());
+    println!("no unreferenced object is left after {:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -596,7 +606,7 @@ async fn images_can_be_offloaded_to_a_folder() {
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
     let other = Server::on(&redis, &[("offload.url", &url)]).await.coherent().await;
     assert_eq!(other.get("/images/a").await.body, bytes);
-    // A link out of the folder doesn't help.
+    // An address outside the folder is refused.
     redis.set("b", br#"{"url": "file:///etc/passwd"}"#).await;
     other.get("/images/b").await.problem(502, "corrupt-record");
 }
@@ -622,7 +632,10 @@ async fn images_of_the_embedded_store_are_offloaded_too() {
     put(&server, "/images/a", &bytes).await;
     server.stop().await;
     let server = start(true).await;
-    until("it is moved", || async { server.metric("afterimage_offloaded_total").await == 1 }).await;
+    until("the image is offloaded", || async {
+        server.metric("afterimage_offloaded_total").await == 1
+    })
+    .await;
     assert_eq!(server.get("/images/a").await.body, bytes);
     assert!(folder.path().join("a").is_dir());
 }
@@ -644,7 +657,7 @@ fn a_misconfigured_object_store_stops_the_start() {
     ] {
         let output =
             program().args(&arguments).arg("--embedded-dir").arg(dir.path()).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && said.contains(says), "{arguments:?}: {said}");
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && message.contains(says), "{arguments:?}: {message}");
     }
 }

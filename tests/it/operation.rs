@@ -1,4 +1,4 @@
-//! What an operator needs: TLS, sockets, a listener of one's own, a clean stop, and a log that says what happened.
+//! Operation: TLS, sockets, the admin listener, graceful shutdown, logs and metrics.
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -59,11 +59,11 @@ async fn tls_serves_both_protocols_and_a_renewed_certificate_without_a_restart()
         assert_eq!(client.get("/images/a", &[]).await.status, StatusCode::OK);
     }
 
-    // A key that doesn't fit, as while the files are being replaced, changes nothing.
+    // A key that doesn't match, as while the files are being replaced, changes nothing.
     std::fs::copy(second.path().join("server.pem"), path("server.pem")).unwrap();
     assert!(handshake(server.address, first.path(), vec![]).await.is_ok());
     install(second.path());
-    until("the new certificate is shown", || async {
+    until("the new certificate is in use", || async {
         handshake(server.address, second.path(), vec![]).await.is_ok()
     })
     .await;
@@ -138,7 +138,7 @@ async fn a_unix_socket_serves_reads_only_and_is_replaced_after_a_kill() {
     let health = program().args(["health", "--http-listen", &listen]).output().unwrap();
     assert!(health.status.success(), "{}", String::from_utf8_lossy(&health.stderr));
 
-    // Nobody else takes the socket of one that runs; one that was left behind is replaced.
+    // A second server can't take the socket of a running one. A socket left behind by a killed one is replaced.
     let mut second = program();
     second.arg("--embedded-dir").arg(dir.path().join("other")).args(["--http-listen", &listen]);
     let second = second.output().unwrap();
@@ -158,7 +158,7 @@ async fn a_socket_passed_by_systemd_replaces_the_configured_listener() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
-    // What systemd does: descriptor 3 listens, and LISTEN_PID says for whom.
+    // As systemd does: descriptor 3 listens, and LISTEN_PID names the process that it is for.
     let script = "import os, socket, sys\n\
         s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n\
         s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); os.dup2(s.fileno(), 3); os.set_inheritable(3, True)\n\
@@ -167,7 +167,7 @@ async fn a_socket_passed_by_systemd_replaces_the_configured_listener() {
     let mut command = Command::new("python3");
     command.args(["-c", script, &address.port().to_string(), env!("CARGO_BIN_EXE_afterimage")]);
     command.arg("--embedded-dir").arg(dir.path());
-    // The setting is one that nobody could listen on.
+    // The configured address can't be bound.
     let process = Process::listening(command, "192.0.2.1:80");
     assert_eq!(process.address, address);
     assert_eq!(get(address, "/healthz", &[]).await.status, StatusCode::OK);
@@ -185,13 +185,13 @@ async fn operator_routes_can_have_their_own_listener() {
     }
     assert_eq!(server.get("/images/a").await.status, StatusCode::OK);
     get(server.admin, "/images/a", &[]).await.problem(404, "unknown-address");
-    // They get in when nobody else does.
-    until("those before have left", || async {
+    // The admin listener works while the main one is full.
+    until("earlier connections are closed", || async {
         metric(&get(server.admin, "/metrics", &[]).await, "afterimage_connections") == 0
     })
     .await;
     let held = (Client::connect(server.address).await, Client::connect(server.address).await);
-    until("there is no room for others", || async {
+    until("the main listener is full", || async {
         let request = "GET /images/a HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
         crate::connections::exchange(server.address, request).await.starts_with("HTTP/1.1 503 ")
     })
@@ -210,17 +210,18 @@ async fn an_announced_stop_fails_readiness_first_and_asks_clients_to_close() {
     assert_eq!(kept.get("/images/a", &[]).await.header("connection"), "");
     assert_eq!(multiplexed.get("/images/a", &[]).await.status, StatusCode::OK);
     server.begin_to_stop(Stop::Announced);
-    until("it says that it isn't ready", || async {
+    until("the server reports that it isn't ready", || async {
         server.get("/readyz").await.status == StatusCode::SERVICE_UNAVAILABLE
     })
     .await;
     server.get("/readyz").await.problem(503, "stopping");
-    // It answers all the same, and asks not to be asked here again.
+    // Requests are still answered, with `Connection: close`.
     let last = kept.get("/images/a", &[]).await;
     assert_eq!((last.status, last.header("connection")), (StatusCode::OK, "close"));
     assert_eq!(server.get("/images/a").await.status, StatusCode::OK);
     assert_eq!(multiplexed.get("/images/a", &[]).await.status, StatusCode::OK);
-    until("it is gone", || async { TcpStream::connect(server.address).await.is_err() }).await;
+    until("the listener is closed", || async { TcpStream::connect(server.address).await.is_err() })
+        .await;
     server.ended().await;
 }
 
@@ -244,8 +245,8 @@ async fn an_unfinished_request_delays_a_stop_no_longer_than_the_shutdown_timeout
     redis.signal("CONT");
 }
 
-/// Closed-loop clients that keep their connections as long as they may, behind a balancer that asks `/readyz` and
-/// makes no new ones to a server that isn't ready.
+/// Closed-loop clients that keep their connections as long as possible, behind a load balancer that polls `/readyz` and
+/// opens no new connections to a server that isn't ready.
 struct Load {
     ready: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
@@ -279,7 +280,7 @@ impl Load {
         Load { ready, answered, clients }
     }
 
-    /// What was lost.
+    /// Descriptions of the lost requests, once all clients have ended.
     async fn losses(self) -> Vec<String> {
         assert!(!self.ready.load(Ordering::Relaxed));
         let mut losses = Vec::new();
@@ -290,7 +291,7 @@ impl Load {
     }
 }
 
-/// Asks until the server says that it is the last time, or until a request is lost.
+/// Sends requests until the server asks to close, or until a request is lost.
 async fn ask_on(client: &mut Client, path: &str, answered: &AtomicU64) -> Result<(), String> {
     loop {
         match client.send(Method::GET, path, &[], Bytes::new()).await {
@@ -301,7 +302,7 @@ async fn ask_on(client: &mut Client, path: &str, answered: &AtomicU64) -> Result
                 }
             }
             Ok(answer) => return Err(format!("{answer:?}")),
-            // What was never sent can be sent elsewhere; and so can a stream that GOAWAY left out (RFC 9113 §6.8).
+            // A request that was never sent can be retried elsewhere, and so can a stream that GOAWAY excludes (RFC 9113 §6.8).
             Err(error) if error.is_canceled() || error.is_closed() => return Ok(()),
             Err(error) if format!("{error:?}").contains("GoAway(b\"\", NO_ERROR") => return Ok(()),
             Err(error) => return Err(format!("{error:?}")),
@@ -357,7 +358,7 @@ async fn thousands_of_slow_and_idle_clients_do_not_disturb_the_others() {
     let mut client = Client::connect(server.address).await;
     let mut steps = HashMap::new();
     let mut step = async |name: &'static str| {
-        // They are served while all of this goes on.
+        // Requests are served all the while.
         for _ in 0..200 {
             let answer = client.get("/images/a", &[]).await;
             assert_eq!(answer.status, StatusCode::OK);
@@ -390,17 +391,21 @@ async fn thousands_of_slow_and_idle_clients_do_not_disturb_the_others() {
     }
     step("with 2,000 slow heads as well").await;
     while slow.load(Ordering::Relaxed) < SLOW as u64 {
-        assert!(start.elapsed() < 3 * PATIENCE, "{} were let go", slow.load(Ordering::Relaxed));
-        step("while the slow ones are let go").await;
+        assert!(
+            start.elapsed() < 3 * PATIENCE,
+            "{} slow clients were disconnected",
+            slow.load(Ordering::Relaxed)
+        );
+        step("while the slow ones are disconnected").await;
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     step("when the slow ones are gone").await;
-    // The idle ones are there still, and answered.
+    // The idle connections are still open and served.
     for other in idle.iter_mut().step_by(100) {
         assert_eq!(other.get("/images/a", &[]).await.status, StatusCode::OK);
     }
     drop(idle);
-    until("all are gone", || async { connections().await <= 2 }).await;
+    until("all connections are closed", || async { connections().await <= 2 }).await;
     step("at last").await;
 }
 
@@ -416,7 +421,7 @@ async fn every_response_has_the_request_id_of_its_client_or_a_new_one() {
     assert_eq!(unfit.header("x-request-id").len(), 32);
 }
 
-/// The program with its log in a file.
+/// The program, with its log in a file.
 struct Logging {
     process: Process,
     file: PathBuf,
@@ -432,7 +437,7 @@ impl Logging {
         Logging { process: Process::start(command), file, _dir: dir }
     }
 
-    /// Everything that was logged, once the program has ended.
+    /// Stops the program, and returns its whole log.
     fn end(mut self) -> String {
         self.process.signal("INT");
         assert!(self.process.child.wait().unwrap().success());
@@ -502,7 +507,7 @@ async fn a_failure_is_logged_once_with_its_request_even_without_an_access_log() 
     let address = server.process.address;
     let answer = get(address, "/images/a", &[("x-request-id", "unlucky")]).await;
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
-    // The client isn't told which host is behind it; the operator is.
+    // The client doesn't see the store's host; the operator's log does.
     assert!(!String::from_utf8_lossy(&answer.body).contains("127.0.0.1"));
     get(address, "/images/-", &[("x-request-id", "wrong")]).await.problem(400, "bad-id");
     let log = server.end();
@@ -545,7 +550,7 @@ async fn the_metrics_count_requests_and_reads_and_time_pushes_and_heartbeats() {
     let seconds = "afterimage_request_duration_seconds_count{route=\"/images/{id}\"}";
     assert_eq!(metric(&page, seconds), 6);
     assert!(metric(&page, "afterimage_response_bytes_total") >= 9000);
-    until("the store has told of the write", || async {
+    until("the push of the write has arrived", || async {
         server.metric("afterimage_push_latency_seconds_count").await == 1
     })
     .await;

@@ -1,4 +1,4 @@
-//! Redis goes away, goes silent and comes back while requests go on.
+//! Outages: Redis goes away, goes silent and comes back while requests go on.
 
 use std::time::{Duration, Instant};
 
@@ -21,12 +21,12 @@ on_every_server! {
     after_the_address_leads_to_another_server_nothing_old_is_served
 }
 
-/// How an answer about a known image may look while its store can't be reached.
+/// `Cache-Status` of a known image while its store can't be reached.
 const STALE: &str = "afterimage; fwd=stale; detail=store-unreachable";
 
 async fn until_version(server: &Server, value: &[u8]) {
     let etag = etag(value);
-    // A hit: nothing more is to be told of it.
+    // A hit, so that its push has been processed.
     until("the version is served from memory as current", || async {
         let answer = server.get("/images/a").await;
         answer.header("etag") == etag && answer.header("cache-status") == "afterimage; hit"
@@ -35,7 +35,7 @@ async fn until_version(server: &Server, value: &[u8]) {
 }
 
 async fn until_stale(server: &Server) {
-    until("the last known version is marked", || async {
+    until("the last known version is served as stale", || async {
         server.get("/images/a").await.header("cache-status") == STALE
     })
     .await;
@@ -54,7 +54,7 @@ async fn a_silent_connection_is_noticed_within_two_seconds(flavour: Flavour) {
     let silent = Instant::now();
     redis.set("a", &new).await;
     let mut client = Client::connect(server.address).await;
-    // The bound of two seconds, and one more for a machine that has other things to do.
+    // The bound of two seconds, and one more for a busy machine.
     while silent.elapsed() < Duration::from_secs(3) {
         let answer = client.get("/images/a", &[]).await;
         assert_eq!(answer.header("etag"), etag(&old), "{:?} {answer:?}", silent.elapsed());
@@ -84,7 +84,7 @@ async fn a_killed_tracking_connection_leaves_nothing_stale(flavour: Flavour) {
         until_version(&server, &value).await;
         let list: String =
             redis::cmd("CLIENT").arg("LIST").query_async(&mut connection).await.unwrap();
-        // `B` among the flags: tracks by broadcast.
+        // Flag `B`: broadcast tracking.
         let tracking = list.lines().find_map(|line| {
             let flags = line.split("flags=").nth(1)?.split(' ').next()?;
             let id = line.strip_prefix("id=")?.split(' ').next()?;
@@ -92,7 +92,7 @@ async fn a_killed_tracking_connection_leaves_nothing_stale(flavour: Flavour) {
         });
         let tracking = tracking.unwrap();
         kills += 1;
-        // Killed and written in one go: the push has nobody to go to.
+        // Killed and written in one pipeline, so that the push can't be delivered.
         let replaced = record(&png(1000 + round, 5000));
         let _: (i64, String) = redis::pipe()
             .cmd("CLIENT")
@@ -120,12 +120,13 @@ async fn a_hanging_tracking_connection_leaves_every_response_fresh(flavour: Flav
     let value = record(&png(1, 5000));
     redis.set("a", &value).await;
     until_version(&server, &value).await;
-    // All data connections are open: new ones hang as well.
+    // Open all data connections first, since new ones would hang too.
     for number in 0..8 {
         server.get(&format!("/images/n{number}")).await.problem(404, "absent");
     }
     proxy.hold(Held::Tracking);
-    until("the loss is noticed", || async { server.coherence().await == "unverified" }).await;
+    until("the loss of tracking is noticed", || async { server.coherence().await == "unverified" })
+        .await;
     for round in 0..300 {
         let value = record(&png(100 + round, 5000));
         redis.set("a", &value).await;
@@ -170,13 +171,13 @@ async fn after_the_address_leads_to_another_server_nothing_old_is_served(flavour
     first.set("a", &old).await;
     second.set("a", &new).await;
     until_version(&server, &old).await;
-    // Every data connection is open to the first, which goes on running.
+    // Open every data connection to the first server, which keeps running.
     for number in 0..8 {
         server.get(&format!("/images/n{number}")).await.problem(404, "absent");
     }
     proxy.lead_to(second.port);
     let mut kill = redis::cmd("CLIENT");
-    // Only the tracking connection dies: it is the one that reconnects.
+    // Only the tracking connection is killed, so only it reconnects.
     let list: String =
         redis::cmd("CLIENT").arg("LIST").query_async(&mut first.connect().await).await.unwrap();
     let tracking = list.lines().find(|line| {
@@ -201,7 +202,7 @@ async fn a_redis_restarted_without_its_data_has_no_images(flavour: Flavour) {
     assert_eq!((answer.status, answer.body), (StatusCode::OK, bytes.into()));
     server.get("/images/unknown").await.problem(503, "store-unavailable");
     redis.restart().await;
-    until("what is gone is gone", || async {
+    until("the image is absent", || async {
         server.get("/images/a").await.status == StatusCode::NOT_FOUND
     })
     .await;
@@ -246,7 +247,7 @@ async fn a_stale_version_is_not_served_past_the_configured_limit() {
     server.get("/images/a").await;
     redis.kill();
     until_stale(&server).await;
-    until("it is too long ago", || async {
+    until("the limit has passed", || async {
         server.get("/images/a").await.status == StatusCode::SERVICE_UNAVAILABLE
     })
     .await;
@@ -276,7 +277,7 @@ async fn a_redis_outage_under_load_is_503_with_retry_after_and_recovers() {
     let mut redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let address = server.address;
-    // Each request is for an image that nothing is known of.
+    // Each request is for an unknown image.
     let requests = tokio::spawn(async move {
         let mut client = Client::connect(address).await;
         let (mut refused, mut absent_after) = (0, 0);
@@ -329,7 +330,10 @@ async fn the_server_can_start_before_redis() {
     server.get("/images/a").await.problem(503, "store-unavailable");
     redis.restart().await;
     redis.set("a", &record(&png(1, 100))).await;
-    until("it recovers", || async { server.get("/images/a").await.status == StatusCode::OK }).await;
+    until("the server recovers", || async {
+        server.get("/images/a").await.status == StatusCode::OK
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -342,7 +346,7 @@ async fn a_corrected_redis_password_needs_no_restart() {
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
     let mut set = redis::cmd("CONFIG");
     set.arg("SET").arg("requirepass").arg("new").exec_async(&mut connection).await.unwrap();
-    until("it is let in", || async {
+    until("the password is accepted", || async {
         server.get("/images/a").await.status == StatusCode::NOT_FOUND
     })
     .await;
@@ -355,7 +359,7 @@ async fn idle_connections_closed_by_redis_fail_no_request() {
     let server = Server::on(&redis, &[]).await.coherent().await;
     let mut own = redis.connect().await;
     for round in 0..5 {
-        // All of them in use, then all closed by the other side.
+        // Use all connections, then have Redis close them.
         for number in 0..8 {
             let path = format!("/images/r{round}n{number}");
             assert_eq!(get(server.address, &path, &[]).await.status, StatusCode::NOT_FOUND);

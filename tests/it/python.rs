@@ -1,4 +1,4 @@
-//! A Python backend with redis-py writes, curl reads: the users' own way.
+//! A Python backend writes with redis-py, and curl reads.
 
 use std::path::Path;
 use std::process::Command;
