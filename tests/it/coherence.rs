@@ -32,13 +32,23 @@ macro_rules! on_every_server {
 pub(crate) use on_every_server;
 
 on_every_server! {
-    a_hundred_thousand_hits_cost_no_redis_command
-    a_thousand_requests_for_a_cold_image_cost_one_get_and_one_decode
     a_304_a_head_and_a_404_need_neither_redis_nor_bytes
     a_404_becomes_200_when_the_key_is_written
     every_kind_of_change_to_a_key_invalidates_it
     an_expired_image_is_gone_even_before_redis_reclaims_it
     a_refreshed_time_to_live_costs_neither_hash_nor_decode
+}
+
+mod long {
+    use super::{
+        a_hundred_thousand_hits_cost_no_redis_command,
+        a_thousand_requests_for_a_cold_image_cost_one_get_and_one_decode,
+    };
+
+    on_every_server! {
+        a_hundred_thousand_hits_cost_no_redis_command
+        a_thousand_requests_for_a_cold_image_cost_one_get_and_one_decode
+    }
 }
 
 async fn coherent(flavour: Flavour) -> (RedisServer, Server) {

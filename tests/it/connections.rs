@@ -15,6 +15,12 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::harness::server::metric;
 use crate::harness::{Client, PATIENCE, Protocol, RedisServer, Server, get, png, record, until};
 
+long_tests! {
+    #[tokio::test] a_client_that_reads_nothing_is_disconnected_after_the_send_timeout
+    #[tokio::test] a_gallery_over_one_slow_connection_arrives_whole
+    #[tokio::test] bytes_held_by_slow_clients_count_against_the_fetch_budget
+}
+
 /// The HTTP/2 connection preface (RFC 9113 §3.4), with an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
@@ -100,7 +106,6 @@ async fn an_http_2_preface_alone_does_not_keep_a_connection_open() {
     assert!(types.contains(&7), "{types:?}");
 }
 
-#[tokio::test]
 async fn a_client_that_reads_nothing_is_disconnected_after_the_send_timeout() {
     let redis = RedisServer::start().await;
     let settings = [("http.send_timeout", "500ms"), ("http.idle_timeout", "1min")];
@@ -208,7 +213,6 @@ impl AsyncWrite for SlowLine {
     }
 }
 
-#[tokio::test]
 async fn a_gallery_over_one_slow_connection_arrives_whole() {
     const IMAGES: u64 = 40;
     let redis = RedisServer::start().await;
@@ -294,6 +298,7 @@ async fn a_slow_client_that_keeps_reading_gets_the_whole_response() {
             break;
         }
         all.extend_from_slice(&piece[..length]);
+        // The pauses make the client slow for longer than the send time-out.
         if start.elapsed() < Duration::from_millis(2500) {
             tokio::time::sleep(Duration::from_millis(30)).await;
         }
@@ -443,7 +448,6 @@ async fn the_limit_of_http_2_streams_is_announced_in_settings() {
     assert!(settings[..length].chunks(6).any(|it| it == [0, 3, 0, 0, 0, 2]), "{settings:?}");
 }
 
-#[tokio::test]
 async fn bytes_held_by_slow_clients_count_against_the_fetch_budget() {
     let redis = RedisServer::start().await;
     // The cache keeps one image, and the fetch budget has room for two and a half more.

@@ -12,6 +12,13 @@ use serde_json::{Value, json};
 use crate::harness::{RedisServer, Server, get, record};
 use crate::variants::{encoded, picture};
 
+long_tests! {
+    #[tokio::test(flavor = "multi_thread")] the_description_and_the_server_accept_the_same_ids
+    #[tokio::test(flavor = "multi_thread")] schemathesis_finds_no_failure
+    #[tokio::test(flavor = "multi_thread")] redbot_finds_no_fault_in_an_image_its_304_and_its_206
+    #[tokio::test(flavor = "multi_thread")] redbot_finds_no_fault_in_errors_and_operator_routes
+}
+
 /// Configuration of schemathesis: statuses that are right and that it can't derive from the description.
 const CONFIG: &str = r#"
 # Every other request is for a stored image, and some clients have it already.
@@ -196,7 +203,6 @@ async fn the_description_has_every_type_of_image_and_no_other() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn the_description_and_the_server_accept_the_same_ids() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
@@ -222,7 +228,6 @@ async fn the_description_and_the_server_accept_the_same_ids() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn schemathesis_finds_no_failure() {
     let program = python("schemathesis");
     let redis = RedisServer::start().await;
@@ -259,7 +264,6 @@ async fn schemathesis_finds_no_failure() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn redbot_finds_no_fault_in_an_image_its_304_and_its_206() {
     let redis = RedisServer::start().await;
     let server = with_images(&redis).await;
@@ -293,7 +297,6 @@ async fn redbot_finds_no_fault_in_an_image_its_304_and_its_206() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn redbot_finds_no_fault_in_errors_and_operator_routes() {
     let redis = RedisServer::start().await;
     let server = with_images(&redis).await;

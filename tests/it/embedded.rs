@@ -11,6 +11,11 @@ use hyper::{Method, StatusCode};
 use crate::harness::server::{load, program};
 use crate::harness::{Client, Process, Server, get, png, record, until};
 
+long_tests! {
+    #[tokio::test] every_acknowledged_image_survives_kill_9_during_a_thousand_writes
+    #[tokio::test] the_space_of_expired_records_is_reused_and_released
+}
+
 #[tokio::test]
 async fn a_first_start_stores_the_demo_images_and_a_second_one_keeps_them() {
     let dir = tempfile::tempdir().unwrap();
@@ -38,7 +43,6 @@ async fn a_first_start_stores_the_demo_images_and_a_second_one_keeps_them() {
     assert_eq!(etags[0], etags[1]);
 }
 
-#[tokio::test]
 async fn every_acknowledged_image_survives_kill_9_during_a_thousand_writes() {
     let dir = tempfile::tempdir().unwrap();
     let acknowledged = Arc::new(AtomicUsize::new(0));
@@ -77,7 +81,6 @@ async fn every_acknowledged_image_survives_kill_9_during_a_thousand_writes() {
     }
 }
 
-#[tokio::test]
 async fn the_space_of_expired_records_is_reused_and_released() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_str().unwrap().to_owned();

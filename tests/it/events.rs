@@ -25,6 +25,13 @@ use crate::harness::{
 };
 use crate::variants::{encoded, picture};
 
+long_tests! {
+    #[tokio::test(flavor = "multi_thread")] a_new_stream_never_gets_an_older_state_after_a_newer_one
+    #[tokio::test(flavor = "multi_thread")] a_thumbnail_that_missed_the_render_timeout_is_sent_later
+    #[tokio::test] a_slow_reader_gets_the_newest_state_instead_of_every_event
+    #[tokio::test(flavor = "multi_thread")] a_thousand_streams_get_the_newest_state_under_a_hundred_writes_a_second
+}
+
 /// An event stream, read as it arrives.
 pub(crate) struct Events {
     body: Incoming,
@@ -343,7 +350,6 @@ async fn without_tracking_the_server_polls_for_changes() {
     assert_eq!(events.next().await.id, etag(&record(&drawn(2))).trim_matches('"'));
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_new_stream_never_gets_an_older_state_after_a_newer_one() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
@@ -351,7 +357,10 @@ async fn a_new_stream_never_gets_an_older_state_after_a_newer_one() {
     let slow = record(&encoded(&picture(1, 3000, 3000), ImageFormat::Png));
     redis.set("a", &slow).await;
     let left = Events::of(server.address, "ids=a").await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    until("the image is decoded, after which its thumbnail is rendered", || async {
+        server.metric("afterimage_decodes_total").await == 1
+    })
+    .await;
     drop(left);
     let quick = record(&drawn(2));
     redis.set("a", &quick).await;
@@ -408,7 +417,6 @@ async fn a_prefix_with_more_images_than_the_id_limit_misses_no_change() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_thumbnail_that_missed_the_render_timeout_is_sent_later() {
     let redis = RedisServer::start().await;
     let settings = [("pictures.timeout", "300ms")];
@@ -445,7 +453,6 @@ async fn polling_does_not_render_an_unchanged_image_again() {
     assert_eq!(server.metric("afterimage_renders_total").await, 2);
 }
 
-#[tokio::test]
 async fn a_slow_reader_gets_the_newest_state_instead_of_every_event() {
     const WRITES: u64 = 200;
     let redis = RedisServer::start().await;
@@ -559,7 +566,6 @@ async fn check_a_thousand_streams(seconds: u64) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_streams_get_the_newest_state_under_a_hundred_writes_a_second() {
     let seconds = std::env::var("AFTERIMAGE_TEST_EVENTS_SECONDS").ok();
     check_a_thousand_streams(seconds.map_or(15, |it| it.parse().unwrap())).await;

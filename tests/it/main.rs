@@ -2,13 +2,13 @@
 //!
 //! Tests run in three tiers:
 //!
-//! - `tests/run.sh quick`: under a minute after the build. Leaves out modules that need a browser, a front, Python or
-//!   Pillow, the checker, the servers `redis_8` and `valkey_9`, and every module `long`.
+//! - `tests/run.sh quick`: under a minute after the build. Leaves out the modules that need a browser, a front, Prometheus
+//!   or Python, the checker, the servers `redis_8` and `valkey_9`, and every module `long`.
 //! - `tests/run.sh`: everything.
 //! - `tests/run.sh soak`: races, outages and kills again and again, for `AFTERIMAGE_TEST_SOAK_MINUTES`, and the event
 //!   streams for `AFTERIMAGE_TEST_EVENTS_SECONDS`.
 //!
-//! A test that takes seconds of processor time, or a program besides redis-server and openssl, is registered by
+//! Elsewhere, a test that takes seconds, or needs a program besides redis-server, openssl and python3, is registered by
 //! `long_tests!`. A test whose program is missing fails, and its message says how to install it.
 
 #![expect(
@@ -16,7 +16,20 @@
     reason = "a test that finds nothing where something must be has failed"
 )]
 
-#[macro_use]
+/// Registers tests in a module `long`, which `tests/run.sh quick` leaves out.
+macro_rules! long_tests {
+    ($($(#[$attribute:meta])+ $test:ident)+) => {
+        mod long {
+            $(
+                $(#[$attribute])+
+                async fn $test() {
+                    super::$test().await;
+                }
+            )+
+        }
+    };
+}
+
 mod harness;
 
 mod answers;

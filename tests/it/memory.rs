@@ -3,9 +3,12 @@
 use crate::harness::server::{metric, program};
 use crate::harness::{Client, Process, RedisServer, Server, get, png, record};
 
+long_tests! {
+    #[tokio::test] the_cache_never_exceeds_its_image_count_nor_its_byte_budget
+}
+
 const MIB: usize = 1024 * 1024;
 
-#[tokio::test]
 async fn the_cache_never_exceeds_its_image_count_nor_its_byte_budget() {
     let redis = RedisServer::start().await;
     let mut command = program();

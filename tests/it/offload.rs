@@ -483,6 +483,7 @@ async fn a_rewrite_during_the_sweep_of_its_object_never_loses_the_image() {
         let created = server.send(Method::PUT, "/images/a", &json, value.clone().into()).await;
         assert!(created.status.is_success(), "{created:?}");
         redis.connect().await.del("image:a").await.unwrap();
+        // The pause moves the second write through the sweep, round by round.
         tokio::time::sleep(Duration::from_millis(round % 20)).await;
         let created = server.send(Method::PUT, "/images/a", &json, value.clone().into()).await;
         assert!(created.status.is_success(), "{created:?}");
@@ -536,6 +537,7 @@ async fn no_acknowledged_image_is_lost_by_kill_9_at_two_hundred_random_points() 
         let (id, bytes) = (format!("b{cycle}"), png(cycle, 20_000));
         redis.set(&id, &record(&bytes)).await;
         acknowledged.insert(id, bytes);
+        // The process is killed at a random moment.
         tokio::time::sleep(Duration::from_micros(chance.u64(0..60_000))).await;
         process.kill();
         for written in writing {

@@ -26,6 +26,10 @@ use crate::harness::{
     until,
 };
 
+long_tests! {
+    #[tokio::test(flavor = "multi_thread")] thousands_of_slow_and_idle_clients_do_not_disturb_the_others
+}
+
 #[tokio::test]
 async fn tls_serves_both_protocols_and_a_renewed_certificate_without_a_restart() {
     let (first, second) = (certificates(), certificates());
@@ -335,7 +339,6 @@ async fn a_stop_under_load_loses_no_request() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_slow_and_idle_clients_do_not_disturb_the_others() {
     const SLOW: usize = 2000;
     const IDLE: usize = 5000;
@@ -382,6 +385,7 @@ async fn thousands_of_slow_and_idle_clients_do_not_disturb_the_others() {
         let mut stream = TcpStream::connect(server.address).await.unwrap();
         tokio::spawn(async move {
             use tokio::io::AsyncWriteExt;
+            // A byte each half second, until the header time-out.
             stream.write_all(b"GET /images/a HTTP/1.1\r\nHost: a\r\nX: ").await.unwrap();
             while stream.write_all(b"x").await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(500)).await;

@@ -12,13 +12,23 @@ use crate::harness::{
 
 on_every_server! {
     a_silent_connection_is_noticed_within_two_seconds
-    a_killed_tracking_connection_leaves_nothing_stale
     a_redis_restarted_without_its_data_has_no_images
     a_redis_restarted_with_its_data_has_the_same_images
     a_paused_redis_is_noticed_and_the_server_recovers
-    a_hanging_tracking_connection_leaves_every_response_fresh
     hanging_data_connections_are_replaced
     after_the_address_leads_to_another_server_nothing_old_is_served
+}
+
+mod long {
+    use super::{
+        a_hanging_tracking_connection_leaves_every_response_fresh,
+        a_killed_tracking_connection_leaves_nothing_stale, on_every_server,
+    };
+
+    on_every_server! {
+        a_killed_tracking_connection_leaves_nothing_stale
+        a_hanging_tracking_connection_leaves_every_response_fresh
+    }
 }
 
 /// `Cache-Status` of a known image while its store can't be reached.
@@ -132,6 +142,7 @@ async fn a_hanging_tracking_connection_leaves_every_response_fresh(flavour: Flav
         redis.set("a", &value).await;
         let answer = server.get("/images/a").await;
         assert_eq!(answer.header("etag"), etag(&value), "{answer:?}");
+        // Three seconds in all, in which heartbeats fail.
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     proxy.hold(Held::None);

@@ -10,6 +10,10 @@ use tokio::net::TcpStream;
 use crate::conditional::drawing;
 use crate::harness::{Client, Protocol, RedisServer, Server, etag, png, record};
 
+long_tests! {
+    #[tokio::test] the_fast_path_answers_exactly_as_the_http_library_does
+}
+
 /// A response as on the wire.
 #[derive(Debug, Clone, PartialEq)]
 struct Raw {
@@ -67,7 +71,6 @@ async fn ask_over_http_2(address: SocketAddr, method: &str, path: &str, fields: 
     Raw { status, fields, body: answer.body.to_vec() }
 }
 
-#[tokio::test]
 async fn the_fast_path_answers_exactly_as_the_http_library_does() {
     let redis = RedisServer::start().await;
     for settings in [

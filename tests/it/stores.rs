@@ -9,6 +9,10 @@ use bytes::Bytes;
 use crate::harness::server::load;
 use crate::harness::{RedisServer, until};
 
+long_tests! {
+    #[tokio::test] the_embedded_store_keeps_the_contract
+}
+
 const LIMIT: usize = 2 * 1024 * 1024;
 
 /// Expected size of a value that is fetched in a batch with others.
@@ -200,7 +204,6 @@ async fn open(settings: &[(&str, &str)]) -> Store {
     Store::open(&load(&all)).await.unwrap()
 }
 
-#[tokio::test]
 async fn the_embedded_store_keeps_the_contract() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().to_str().unwrap();

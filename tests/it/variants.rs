@@ -10,6 +10,10 @@ use image::{DynamicImage, Frame, ImageFormat, Rgb, RgbImage};
 use crate::conditional::drawing;
 use crate::harness::{Answer, Client, RedisServer, Server, etag, get, record, until};
 
+long_tests! {
+    #[tokio::test(flavor = "multi_thread")] five_hundred_requests_for_twenty_variants_cost_twenty_renders
+}
+
 /// A picture with a gradient, so that every corner differs.
 pub(crate) fn picture(seed: u8, width: u32, height: u32) -> DynamicImage {
     let shade = |it: u32, most: u32| u8::try_from(255 * it / most).unwrap();
@@ -358,7 +362,6 @@ async fn variants_of_a_replaced_image_show_the_new_one_at_once() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn five_hundred_requests_for_twenty_variants_cost_twenty_renders() {
     let redis = RedisServer::start().await;
     // An unoptimised build renders slowly.

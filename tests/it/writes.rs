@@ -19,6 +19,12 @@ use crate::harness::server::program;
 use crate::harness::{Answer, Client, Process, RedisServer, Server, etag, png, record, until};
 use crate::variants::{encoded, picture};
 
+long_tests! {
+    #[tokio::test(flavor = "multi_thread")] of_two_writers_with_the_same_etag_exactly_one_wins_in_redis
+    #[tokio::test(flavor = "multi_thread")] of_two_writers_with_the_same_etag_exactly_one_wins_in_the_embedded_store
+    #[tokio::test(flavor = "multi_thread")] a_conditional_write_never_overwrites_a_concurrent_backend_write
+}
+
 const TOKEN: &str = "a-token-of-some-length";
 const BEARER: (&str, &str) = ("authorization", "Bearer a-token-of-some-length");
 const TOKENS: (&str, &str) = ("writes.tokens", r#"["another-one-1234", "a-token-of-some-length"]"#);
@@ -193,21 +199,18 @@ async fn of_two_writers_one_wins_each_time(server: &Server) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn of_two_writers_with_the_same_etag_exactly_one_wins_in_redis() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     of_two_writers_one_wins_each_time(&server).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn of_two_writers_with_the_same_etag_exactly_one_wins_in_the_embedded_store() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(&[("embedded.dir", dir.path().to_str().unwrap())]).await;
     of_two_writers_one_wins_each_time(&server).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_conditional_write_never_overwrites_a_concurrent_backend_write() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
