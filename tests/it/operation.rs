@@ -27,6 +27,7 @@ use crate::harness::{
 };
 
 long_tests! {
+    #[tokio::test(flavor = "multi_thread")] a_stop_under_load_loses_no_request
     #[tokio::test(flavor = "multi_thread")] thousands_of_slow_and_idle_clients_do_not_disturb_the_others
 }
 
@@ -314,7 +315,6 @@ async fn ask_on(client: &mut Client, path: &str, answered: &AtomicU64) -> Result
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_stop_under_load_loses_no_request() {
     let redis = RedisServer::start().await;
     redis.set("a", &record(&png(1, 50_000))).await;
