@@ -1,10 +1,10 @@
-//! What coherence costs and what it gives, on a redis-server that this bench starts and stops.
+//! Cost and effect of coherence, on a redis-server that this bench starts and stops.
 //!
 //! `cargo bench --bench coherence`: a hit against the same hit in unverified mode; a hit with 50, 5,000 and
 //! 50,000 images known and kept, on one thread and on two; and the time from a writer's OK to the first fresh
 //! answer, over 10,000 writes while others read.
 
-#![expect(clippy::unwrap_used, reason = "a bench whose server isn't there has nothing to measure")]
+#![expect(clippy::unwrap_used, reason = "a bench without its server has nothing to measure")]
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -34,7 +34,8 @@ async fn app(redis: &RedisServer, given: &[(&str, &str)]) -> Arc<App> {
     all.extend_from_slice(given);
     let app = App::build(harness::server::load(&all)).await.unwrap();
     if app.settings.redis.tracking {
-        until("coherent", || async { app.index.coherence() == Coherence::Coherent }).await;
+        until("the server is coherent", || async { app.index.coherence() == Coherence::Coherent })
+            .await;
     }
     app
 }
@@ -60,7 +61,7 @@ async fn get(app: &Arc<App>, id: ImageId) -> Answer {
     app.reader.image(request).await.unwrap()
 }
 
-/// Fetches until it is a hit: the push of its own write has come and gone.
+/// Fetches until the image is a hit, so that the push of its own write has been processed.
 async fn warm(app: &Arc<App>, id: &ImageId) {
     while get(app, id.clone()).await.cache_status != CacheStatus::Hit {}
 }
@@ -95,7 +96,7 @@ fn many_images(criterion: &mut Criterion, runtime: &Runtime, redis: &RedisServer
             for number in 0..images {
                 set(&mut connection, number, &record(&png(number as u64, 200))).await;
             }
-            // The pushes of the writes are past, once the last of them is a hit.
+            // Once the last image is a hit, all pushes have been processed.
             warm(&app, &id(images - 1)).await;
             for number in 0..images {
                 warm(&app, &id(number)).await;
@@ -116,7 +117,7 @@ fn many_images(criterion: &mut Criterion, runtime: &Runtime, redis: &RedisServer
                                     runtime.block_on(async {
                                         let mut at = thread * images / 2;
                                         for _ in 0..rounds {
-                                            // A stride that comes by every image, in no order of use.
+                                            // A stride that reaches every image, not in the order of use.
                                             at = (at + 7919) % images;
                                             black_box(get(app, ids[at].clone()).await);
                                         }

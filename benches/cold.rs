@@ -1,7 +1,6 @@
-//! The cold path, stage by stage and whole: what a request for an image costs that nothing is known of.
+//! The cold path, stage by stage and as a whole: the cost of a request for an unknown image.
 //!
-//! `cargo bench --bench cold`. The general decoder of `base64` and `base64-simd` stand beside the one in
-//! use.
+//! `cargo bench --bench cold`. The decoders of `base64` and `base64-simd` are measured beside the one in use.
 
 #![expect(clippy::unwrap_used, reason = "a bench whose parts fail has nothing to measure")]
 

@@ -1,4 +1,4 @@
-//! What pictures cost, beside libvips in the same run, and what a placeholder weighs as WebP, PNG and JPEG.
+//! Cost of rendering pictures, beside libvips in the same run, and size of placeholders as WebP, PNG and JPEG.
 //!
 //! `cargo bench --bench pictures`, with `-- renders` or `-- placeholders` for one half of it. It prints tables in
 //! Markdown. sharp, which is libvips for Node, and a photograph are installed under the target folder when they

@@ -1,16 +1,16 @@
-//! What others have made and the bench needs: installed under the target folder when it is missing.
+//! Third-party parts of the bench, installed under the target folder if missing.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Where it all is.
+/// Folder of these parts.
 pub(crate) fn folder() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("pictures")
 }
 
-/// The script that drives sharp, with the pinned sharp beside it: Node looks for a package from where a script is.
+/// Path of the script that drives sharp. The pinned sharp is installed beside it, where Node looks for packages.
 pub(crate) fn peer() -> Result<PathBuf, String> {
     const PACKAGE: &str = include_str!("package.json");
     let folder = folder().join("peer");
@@ -34,7 +34,7 @@ pub(crate) fn peer() -> Result<PathBuf, String> {
 pub(crate) fn photograph() -> Result<Vec<u8>, String> {
     /// The last release whose wheel has it.
     const WHEEL: &str = "scipy==1.11.4";
-    /// The pixels don't depend on them, but a wheel does.
+    /// Platform of the wheel; the pixels don't depend on it.
     const PLATFORM: [&str; 4] = ["--python-version", "3.11", "--platform", "manylinux_2_17_x86_64"];
     let folder = folder().join("photograph");
     let pixels = folder.join("pixels");
@@ -69,8 +69,8 @@ fn renewed(folder: &Path) -> Result<(), String> {
     fs::create_dir_all(folder).map_err(|error| error.to_string())
 }
 
-/// Runs a program to its end, and ends it where that is too long in coming. What it has to say goes to standard error:
-/// standard output is for tables.
+/// Runs a program to its end, or kills it after a time-out. Its messages go to standard error, since standard output is
+/// for tables.
 fn done(command: &mut Command, name: &str) -> Result<(), String> {
     const LONGEST: Duration = Duration::from_secs(90);
     command.stdin(Stdio::null()).stdout(Stdio::null());

@@ -1,4 +1,4 @@
-//! The other side: a process of Node with sharp, which does one job at a time.
+//! The peer: a Node process with sharp, which does one job at a time.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -17,26 +17,26 @@ pub(crate) struct Peer {
     child: Child,
     input: ChildStdin,
     lines: Receiver<String>,
-    /// Of sharp and of libvips.
+    /// Versions of sharp and libvips.
     pub(crate) versions: (String, String),
 }
 
-/// What became of a job.
+/// Result of a job.
 pub(crate) struct Done {
-    /// In milliseconds, for each image.
+    /// Wall time per image, in milliseconds.
     pub(crate) wall: f64,
-    /// Of all cores together, in milliseconds, for each image.
+    /// Processor time of all cores per image, in milliseconds.
     pub(crate) processor: f64,
-    /// The last image, unless that is nothing but pixels.
+    /// The last product, empty for raw pixels.
     pub(crate) product: Vec<u8>,
 }
 
 impl Peer {
-    /// Starts it, after installing it where that is needed.
+    /// Installs sharp if it is missing, and starts it.
     pub(crate) fn start(cores: usize) -> Result<Peer, String> {
         let mut child = Command::new("node")
             .arg(installed::peer()?)
-            // Node runs as many jobs at a time as this has threads, which are four unless it is told.
+            // Node runs one job per thread of this pool, which has four by default.
             .env("UV_THREADPOOL_SIZE", cores.max(4).to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -57,7 +57,7 @@ impl Peer {
         Ok(peer)
     }
 
-    /// Does a job so many times, and so many at a time.
+    /// Does a job `iterations` times, `parallelism` at a time.
     pub(crate) fn run(
         &mut self,
         file: &Path,
@@ -89,7 +89,9 @@ impl Peer {
     fn ask(&mut self, line: &Value) -> Result<Done, String> {
         writeln!(self.input, "{line}").map_err(|error| format!("sharp has ended: {error}"))?;
         let answer = self.answer()?;
-        let figure = |name: &str| answer[name].as_f64().ok_or(format!("sharp said {answer}"));
+        let figure = |name: &str| {
+            answer[name].as_f64().ok_or(format!("no {name} in sharp's answer {answer}"))
+        };
         let product = answer["product"].as_str().unwrap_or_default();
         Ok(Done {
             wall: figure("wall_ms")?,
@@ -102,7 +104,7 @@ impl Peer {
         /// A round takes less than a second.
         const LONGEST: Duration = Duration::from_secs(20);
         let line = self.lines.recv_timeout(LONGEST);
-        let line = line.map_err(|_late| "sharp has ended or says nothing".to_owned())?;
+        let line = line.map_err(|_late| "sharp has ended or doesn't answer".to_owned())?;
         let answer: Value = serde_json::from_str(&line).map_err(|error| error.to_string())?;
         match answer["error"].as_str() {
             Some(error) => Err(format!("sharp: {error}")),

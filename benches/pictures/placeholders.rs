@@ -1,4 +1,4 @@
-//! What drawn placeholders weigh as WebP, which is how they are sent, and as PNG and JPEG.
+//! Size of drawn placeholders as WebP, as they are sent, and as PNG and JPEG.
 
 use afterimage::picture::RenderLimits;
 use afterimage::picture::placeholder::{Background, Placeholder, draw, webp};
@@ -9,15 +9,15 @@ use crate::table;
 
 const SIZES: [(u32, u32); 6] =
     [(64, 64), (320, 200), (512, 512), (640, 360), (1024, 1024), (1920, 1080)];
-/// Of JPEG; that of WebP, where it is lossy.
+/// Quality of JPEG, and of lossy WebP.
 const QUALITY: u8 = 85;
-/// How much smaller than either of the others WebP is to be, in per cent.
+/// Promised advantage of WebP over each of the others, in per cent.
 const PROMISED: f64 = 30.0;
 
 const LONG: &str =
     "A picture of a mountain at dawn that the model is still working on, seen from afar";
 
-/// A name, a background, an text colour and a text.
+/// Name, background, text colour and text of a placeholder.
 type Kind = (&'static str, Background, Option<Rgb<u8>>, Option<&'static str>);
 
 fn kinds() -> [Kind; 9] {
@@ -40,9 +40,9 @@ fn kinds() -> [Kind; 9] {
 
 pub(crate) fn run() {
     println!(
-        "Placeholders in bytes: WebP as it is sent, PNG and JPEG of quality {QUALITY} at their smallest;"
+        "Placeholders in bytes: WebP as it is sent, PNG and JPEG of quality {QUALITY} as small as possible,"
     );
-    println!("and how much smaller WebP is than each:");
+    println!("and the advantage of WebP over each:");
     let limits = RenderLimits { pixels: u64::MAX, deadline: None };
     let (mut rows, mut missed) = (Vec::new(), Vec::new());
     for (name, background, text_colour, text) in kinds() {
@@ -79,11 +79,11 @@ pub(crate) fn run() {
         rows.len()
     );
     for miss in missed {
-        println!("Missed by {miss}.");
+        println!("Promise missed by {miss}.");
     }
 }
 
-/// Smaller than what is sent as PNG, which is quicker: slow compression, with whichever filter suits the picture.
+/// Encodes the smallest PNG: slow compression, with the filter that suits the picture best.
 fn smallest_png(picture: &RgbImage) -> Vec<u8> {
     let filters = [FilterType::NoFilter, FilterType::Up, FilterType::Paeth, FilterType::Adaptive];
     let all = filters.map(|filter| {
@@ -95,7 +95,7 @@ fn smallest_png(picture: &RgbImage) -> Vec<u8> {
     all.into_iter().min_by_key(Vec::len).unwrap()
 }
 
-/// Smaller than what is sent as JPEG, whose Huffman tables are the standard's.
+/// Encodes the smallest JPEG: with Huffman tables of its own in place of the standard's.
 fn smallest_jpeg(picture: &RgbImage) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = jpeg_encoder::Encoder::new(&mut bytes, QUALITY);
@@ -106,7 +106,7 @@ fn smallest_jpeg(picture: &RgbImage) -> Vec<u8> {
     bytes
 }
 
-/// By how many per cent of the other.
+/// Advantage of WebP in per cent of the other's size.
 #[expect(clippy::cast_precision_loss, reason = "a picture has less than 2^53 bytes")]
 fn smaller(webp: usize, other: usize) -> f64 {
     100.0 - 100.0 * webp as f64 / other as f64

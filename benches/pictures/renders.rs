@@ -1,4 +1,4 @@
-//! Variants, beside those that sharp makes of the same files in the same formats and qualities.
+//! Variants beside sharp's, from the same files in the same formats and qualities.
 
 use std::fs;
 use std::hint::black_box;
@@ -22,19 +22,19 @@ use crate::sources::{self, Source};
 use crate::table;
 
 const LIMITS: RenderLimits = RenderLimits { pixels: 50_000_000, deadline: None };
-/// Of each case: ours, then sharp's.
+/// Rounds of each case; in each round ours runs first, then sharp.
 const ROUNDS: usize = 7;
-/// How long ours takes for one round, or for two images.
+/// Duration of one round of ours, but at least two images.
 const ROUND: Duration = Duration::from_millis(250);
-/// Of each case, to see where the time goes.
+/// Rounds of each case for the stages.
 const STAGED_ROUNDS: usize = 3;
 
 struct Job {
     name: &'static str,
-    asked: Transform,
+    transform: Transform,
 }
 
-/// What is asked for most: a picture for a page in two formats, and a thumbnail.
+/// The most frequent jobs: a picture for a page in two formats, and a thumbnail.
 fn jobs() -> [Job; 3] {
     let page = |format| Transform {
         bounds: Bounds { width: Some(512), height: Some(512), fit: Fit::Contain, enlarge: false },
@@ -44,21 +44,21 @@ fn jobs() -> [Job; 3] {
         effort: Transform::EFFORT,
     };
     [
-        Job { name: "512×512 WebP", asked: page(Format::WebP) },
-        Job { name: "512×512 JPEG", asked: page(Format::Jpeg) },
-        Job { name: "64×64 WebP", asked: Transform::THUMBNAIL },
+        Job { name: "512×512 WebP", transform: page(Format::WebP) },
+        Job { name: "512×512 JPEG", transform: page(Format::Jpeg) },
+        Job { name: "64×64 WebP", transform: Transform::THUMBNAIL },
     ]
 }
 
 impl Job {
     fn variant(&self) -> Variant {
-        match self.asked.resolve(MediaType::Png) {
+        match self.transform.resolve(MediaType::Png) {
             Ok(Resolved::Variant(variant)) => variant,
-            other => panic!("no variant but {other:?}"),
+            other => panic!("expected a variant, not {other:?}"),
         }
     }
 
-    /// As sharp takes it, with the same quality, effort, subsampling and Huffman tables.
+    /// Job for sharp with the same quality, effort, subsampling and Huffman tables.
     fn for_peer(&self) -> Value {
         let variant = self.variant();
         let quality = variant.quality();
@@ -76,14 +76,14 @@ impl Job {
                 });
                 (json!("jpeg"), options)
             }
-            Format::Avif | Format::Png => unreachable!("no job has it"),
+            Format::Avif | Format::Png => unreachable!("no job has this format"),
         };
         job
     }
 
-    /// The same without encoding.
+    /// Job for sharp that resizes without encoding.
     fn size_for_peer(&self) -> Value {
-        let Bounds { width, height, fit, .. } = self.asked.bounds;
+        let Bounds { width, height, fit, .. } = self.transform.bounds;
         let fit = match fit {
             Fit::Contain => "inside",
             Fit::Cover => "cover",
@@ -93,13 +93,13 @@ impl Job {
     }
 }
 
-/// What ours took, in milliseconds for each image.
+/// Time of ours per image, in milliseconds.
 struct Taken {
     wall: f64,
     processor: f64,
 }
 
-/// One case, round by round.
+/// Measurements of one source and job, round by round.
 struct Case<'a> {
     source: &'a Source,
     job: &'a Job,
@@ -111,7 +111,7 @@ pub(crate) fn run() {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let (sources, missing) = sources::all();
     if let Some(why) = missing {
-        println!("There is no photograph: {why}.");
+        println!("The photograph is missing: {why}.");
     }
     let jobs = jobs();
     let mut peer = Peer::start(cores);
@@ -134,7 +134,7 @@ pub(crate) fn run() {
     print_together(&together, cores);
     print_stages(&sources, &jobs, &mut peer);
     if let Err(why) = peer {
-        println!("What sharp would have taken is missing: {why}.\n");
+        println!("Figures of sharp are missing: {why}.\n");
     }
 }
 
@@ -145,9 +145,9 @@ fn measure<'a>(
     peer: &mut Result<Peer, String>,
 ) -> Case<'a> {
     let (variant, for_peer) = (job.variant(), job.for_peer());
-    // The first ones fill caches, and tell how many make a round.
+    // The first images fill caches, and determine the number per round.
     let first = ours(source, variant, parallelism, parallelism);
-    // Each thread makes as many as the others, so that none waits for them at the end.
+    // Each thread makes the same number, so that none waits for the others at the end.
     let iterations = in_a_round(first.wall).max(2).next_multiple_of(parallelism);
     theirs(peer, source, &for_peer, parallelism, parallelism);
     let mut case = Case { source, job, ours: Vec::new(), theirs: Vec::new() };
@@ -187,7 +187,7 @@ fn ours(source: &Source, variant: Variant, iterations: usize, parallelism: usize
     Taken { wall: wall / images, processor: processor / images }
 }
 
-/// `None` when there is no sharp, or from now on.
+/// Runs a job with sharp. `None` if sharp is missing or fails; a failure ends its measurements.
 fn theirs(
     peer: &mut Result<Peer, String>,
     source: &Source,
@@ -199,10 +199,10 @@ fn theirs(
     done.map_err(|why| *peer = Err(why)).ok()
 }
 
-/// How long this thread has been running on a core, in milliseconds, where Linux tells. A render starts no others.
+/// Processor time of this thread in milliseconds, if Linux reports it. A render starts no other threads.
 fn processor_time() -> f64 {
-    let said = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let nanoseconds = said.split(' ').next().and_then(|it| it.parse().ok());
+    let schedstat = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanoseconds = schedstat.split(' ').next().and_then(|it| it.parse().ok());
     nanoseconds.map_or(f64::NAN, |it| milliseconds(Duration::from_nanos(it)))
 }
 
@@ -251,16 +251,16 @@ fn print_together(cases: &[Case], cores: usize) {
     let share = 100.0 * median(shares.collect());
     if share < 90.0 {
         println!(
-            "Others were running as well: ours had {share:.0} % of the cores. Rather believe CPU ×.\n"
+            "Other programs were running: ours had {share:.0} % of the cores. Trust the CPU × column instead.\n"
         );
     }
 }
 
-/// What was made: bytes, and how near its pixels are to what a third party makes of the source without any loss. One
-/// decoder reads both sides' products.
+/// Prints size and PSNR of the products, against a lossless result of a third library. One decoder reads the products of
+/// both sides.
 fn print_products(cases: &[Case], peer: &mut Result<Peer, String>) {
     println!(
-        "What was made: bytes, and PSNR in decibels against the source resized by `image`, Lanczos 3:"
+        "Products: bytes, and PSNR in decibels against the source resized by `image`, Lanczos 3:"
     );
     let head = ["source", "job", "ours, bytes", "sharp, bytes", "×", "ours, dB", "sharp, dB"];
     let rows = cases.iter().map(|case| {
@@ -294,18 +294,18 @@ fn psnr(one: &[u8], other: &[u8]) -> f64 {
     10.0 * (255.0 * 255.0 * size(one) / squares.sum::<f64>()).log10()
 }
 
-/// Not a number where there are no bytes.
+/// Size as a number; NaN without bytes.
 #[expect(clippy::cast_precision_loss, reason = "a picture has less than 2^53 bytes")]
 fn size(bytes: &[u8]) -> f64 {
     if bytes.is_empty() { f64::NAN } else { bytes.len() as f64 }
 }
 
-/// Where the time of one image goes. Ours is the quickest of many, which other programs have disturbed the least. Of
-/// sharp the whole is known, so its stages are differences between what it takes to decode, to decode and resize,
-/// and all of it: it works on some rows of a picture at a time, and hands over all of them where it stops early.
+/// Prints the time of each stage. Ours is the quickest of many runs, which other programs have disturbed the least.
+/// Sharp works on some rows of a picture at a time, so its stages are differences between decoding, decoding and
+/// resizing, and the whole job.
 fn print_stages(sources: &[Source], jobs: &[Job], peer: &mut Result<Peer, String>) {
     println!(
-        "Where the time goes on one thread, in milliseconds (sharp: its CPU time, by differences):"
+        "Time of each stage on one thread, in milliseconds (sharp: CPU time, by differences):"
     );
     let head = [
         "source",
@@ -348,7 +348,7 @@ fn print_stages(sources: &[Source], jobs: &[Job], peer: &mut Result<Peer, String
     table::print(2, &head, &rows);
 }
 
-/// What decoding, resizing and encoding take, as `render` does them.
+/// Time of decoding, resizing and encoding, with the same functions as `render`.
 fn staged(source: &Source, variant: Variant) -> [f64; 3] {
     let begin = Instant::now();
     let picture = decode(&source.bytes, MediaType::Png, LIMITS).unwrap();
@@ -361,12 +361,12 @@ fn staged(source: &Source, variant: Variant) -> [f64; 3] {
 
 impl Case<'_> {
     fn reference(&self) -> RgbImage {
-        let Bounds { width, height, .. } = self.job.asked.bounds;
+        let Bounds { width, height, .. } = self.job.transform.bounds;
         let (width, height) = (width.unwrap(), height.unwrap());
         imageops::resize(&self.source.picture, width, height, FilterType::Lanczos3)
     }
 
-    /// The medians of ours and of theirs, and of their ratios.
+    /// Medians of ours, of theirs, and of their ratios.
     fn compare(&self, ours: impl Fn(&Taken) -> f64, theirs: impl Fn(&Done) -> f64) -> [f64; 3] {
         let ours: Vec<f64> = self.ours.iter().map(ours).collect();
         let theirs: Vec<f64> = self.theirs.iter().map(theirs).collect();
@@ -380,7 +380,7 @@ impl Case<'_> {
     }
 }
 
-/// Not a number where there are none.
+/// Median; NaN without figures.
 fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)

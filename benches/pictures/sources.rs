@@ -1,4 +1,4 @@
-//! The pictures that are measured: 1024×1024 pixels of PNG, the same on every machine.
+//! Source pictures: PNG of 1024×1024 pixels, the same on every machine.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use image::{Rgb, RgbImage};
 
 use crate::installed;
 
-/// Of each picture, in pixels.
+/// Side of each picture, in pixels.
 const SIDE: u32 = 1024;
 
 /// A picture as a file and as its bytes.
@@ -19,7 +19,7 @@ pub(crate) struct Source {
     pub(crate) picture: RgbImage,
 }
 
-/// All of them, and why one is missing.
+/// Returns all source pictures, and the reason if one is missing.
 pub(crate) fn all() -> (Vec<Source>, Option<String>) {
     let mut sources = vec![source("drawn", drawn()), source("synthetic photo", synthetic())];
     let missing = match installed::photograph() {
@@ -44,7 +44,7 @@ fn source(name: &'static str, picture: RgbImage) -> Source {
     Source { name, file, bytes, picture }
 }
 
-/// Rings of light, as the demo images have them, and a hard edge; without grain, so that it compresses well.
+/// Draws rings of light and a hard edge, as in the demo images; without grain, so that it compresses well.
 fn drawn() -> RgbImage {
     const RINGS: [(f32, f32, f32, [f32; 3]); 3] = [
         (0.25, 0.3, 0.14, [30.0, 170.0, 180.0]),
@@ -66,7 +66,7 @@ fn drawn() -> RgbImage {
     })
 }
 
-/// Slopes of light, texture at every scale, and the grain of a sensor.
+/// Draws gradients, texture at every scale, and sensor grain, as in a photograph.
 fn synthetic() -> RgbImage {
     let mut grain = 0x2545_f491_u32;
     paint(|x, y| {
@@ -82,7 +82,7 @@ fn synthetic() -> RgbImage {
         let slope = 150.0 - 110.0 * y + 40.0 * x;
         let light = slope + 55.0 * background;
         [light + 30.0 * tint, light + 8.0 * background, light - 34.0 * tint].map(|value| {
-            // Of three uniform values the sum is nearly normal.
+            // The sum of three uniform values is nearly normal.
             let mut noise = || {
                 grain = grain.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 f32::from((grain >> 24).to_le_bytes()[0]) / 255.0 - 0.5
@@ -92,7 +92,7 @@ fn synthetic() -> RgbImage {
     })
 }
 
-/// From -1 to 1, without a step: random values at whole coordinates, and slopes between them.
+/// Continuous noise from -1 to 1: random values at whole coordinates, interpolated between them.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -117,7 +117,7 @@ fn smooth_noise(x: f32, y: f32, seed: u32) -> f32 {
     mix(above, below, down)
 }
 
-/// The photograph is wide: its last quarter is added upside down, since scaling it up would blur it.
+/// Extends the wide photograph to a square with its mirrored last quarter, since scaling would blur it.
 fn photograph(pixels: &[u8]) -> RgbImage {
     let height = u32::try_from(pixels.len()).unwrap() / 3 / SIDE;
     let photograph = RgbImage::from_raw(SIDE, height, pixels.to_vec()).unwrap();
@@ -126,7 +126,7 @@ fn photograph(pixels: &[u8]) -> RgbImage {
     })
 }
 
-/// Asks for the light at each place in the unit square.
+/// Renders a function of the unit square that gives the light at each point.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,

@@ -1,6 +1,6 @@
-//! Tables in Markdown, whose columns stand under each other on a terminal too.
+//! Markdown tables with aligned columns, readable on a terminal too.
 
-/// Prints a table. What isn't in the first columns is a figure and stands on the right.
+/// Prints a table. The first columns are left-aligned names, the others right-aligned figures.
 pub(crate) fn print(names: usize, head: &[&str], rows: &[Vec<String>]) {
     let head: Vec<String> = head.iter().map(|&it| String::from(it)).collect();
     let all = || std::iter::once(&head).chain(rows);

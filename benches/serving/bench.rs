@@ -1,4 +1,4 @@
-//! What all sections share: the options, a folder, the cores, and free ports.
+//! Shared by all sections: options, a folder, cores, and free ports.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -17,24 +17,24 @@ pub(crate) struct Bench {
     pub(crate) options: Options,
     pub(crate) cores: Cores,
     pub(crate) dir: Arc<TempDir>,
-    /// The program under test, and the one to compare it with.
+    /// The build under test; `against` is the one to compare it with.
     pub(crate) afterimage: PathBuf,
     pub(crate) against: Option<PathBuf>,
-    /// Or why there is none.
+    /// Python interpreter with the peers' packages, or the reason why it is missing.
     pub(crate) python: Result<PathBuf, String>,
 }
 
 impl Bench {
     pub(crate) fn prepare(options: Options) -> Result<Bench> {
         installed::install();
-        // Ten thousand connections are as many files, here and in the server, which inherits the limit.
+        // Ten thousand connections need that many files, here and in the server, which inherits the limit.
         let limit = raise_limit_of_files();
-        eprintln!("{} files may be open", limit.unwrap_or_default());
+        eprintln!("limit of open files: {}", limit.unwrap_or_default());
         let dir = Arc::new(tempfile::tempdir()?);
         fs::write(dir.path().join("one.lua"), include_str!("one.lua"))?;
         let many = [include_str!("many.lua"), include_str!("one.lua")].concat();
         fs::write(dir.path().join("many.lua"), many)?;
-        // Copies: somebody may build while this runs.
+        // Copies, since a build may replace the programs while this runs.
         let programs = Path::new(env!("CARGO_TARGET_TMPDIR")).join("serving");
         fs::create_dir_all(&programs)?;
         let copy = |from: &Path, name: &str| -> Result<PathBuf> {
@@ -56,7 +56,7 @@ impl Bench {
         Ok(Bench { options, cores, dir, afterimage, against, python })
     }
 
-    /// A file of that name, which no other has.
+    /// Returns an unused path that begins with this name.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         let mut number = 0;
         loop {
@@ -68,7 +68,7 @@ impl Bench {
         }
     }
 
-    /// A folder with files for nginx.
+    /// Creates a folder of image files for nginx.
     pub(crate) fn files<'a>(
         &self,
         images: impl Iterator<Item = (String, &'a [u8])>,
@@ -91,7 +91,7 @@ fn raise_limit_of_files() -> std::io::Result<u64> {
     rlimit::increase_nofile_limit(WANTED)
 }
 
-/// An address that nobody listens on at this moment.
+/// Returns an address with a port that is free at this moment.
 pub(crate) fn free_port() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }

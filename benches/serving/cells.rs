@@ -1,4 +1,4 @@
-//! What was measured: figures by load, size, server and round.
+//! Measurements: figures by load, size, server and round.
 
 use std::collections::BTreeMap;
 
@@ -15,14 +15,13 @@ pub(crate) struct Cell {
     pub(crate) load: String,
     pub(crate) size: String,
     pub(crate) server: String,
-    /// In the order of rounds, with the holes that failures left, so that two servers can be compared round by round.
+    /// Figures by round, `None` for a failed one, so that two servers can be compared round by round.
     samples: Vec<Option<Figures>>,
-    /// Why a round has no figures.
+    /// Reason of the last failed round.
     pub(crate) trouble: Option<String>,
 }
 
-/// What a figure was over the rounds: the median, and the 10th and the 90th percentile, which of a few rounds
-/// are the lowest and the highest.
+/// A figure over the rounds: the median, and the 10th and the 90th percentile, which are the extremes of a few rounds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
@@ -55,8 +54,7 @@ impl Cell {
         self.spread(figure).map(|it| it.median)
     }
 
-    /// One of its figures divided by one of another cell's, each round by itself: what slows the whole machine down for
-    /// a while slows both.
+    /// Divides a figure by another cell's, round by round, since a disturbance of the machine affects both.
     pub(crate) fn over(&self, figure: &str, other: &Cell, others: &str) -> Option<Spread> {
         let ratio = |(ours, theirs): (&Option<Figures>, &Option<Figures>)| {
             Some(ours.as_ref()?.get(figure)? / theirs.as_ref()?.get(others)?)
@@ -91,7 +89,7 @@ impl Spread {
         figures.sort_by(f64::total_cmp);
         let median = match figures.len() {
             0 => return None,
-            // A quick run has two rounds, and the upper one would be the worse.
+            // A quick run has two rounds: the mean, since the upper one alone would be the worse.
             even if even % 2 == 0 => f64::midpoint(figures[even / 2 - 1], figures[even / 2]),
             odd => figures[odd / 2],
         };
@@ -128,8 +126,8 @@ impl Results {
     }
 }
 
-/// Measures each cell once in every round. Cells of the same load stand together and so are measured one soon after
-/// another; who of them is first changes from round to round.
+/// Measures each cell once per round. Adjacent cells of the same load are measured in direct succession; their order
+/// rotates from round to round.
 pub(crate) fn take_turns(
     rounds: usize,
     cells: &mut [Cell],
@@ -157,13 +155,13 @@ pub(crate) fn take_turns(
     }
 }
 
-/// A count as a figure.
+/// Converts a count to a figure.
 #[expect(clippy::cast_precision_loss, reason = "counts here are far below 2^53")]
 pub(crate) fn float(count: u64) -> f64 {
     count as f64
 }
 
-/// Of sorted figures the one that a part of them doesn't exceed.
+/// Percentile of sorted figures: the least one that a part of them doesn't exceed.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,

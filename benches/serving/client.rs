@@ -1,4 +1,4 @@
-//! A client of HTTP/1.1 that waits for one answer after the other.
+//! An HTTP/1.1 client with one request at a time.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,19 +8,19 @@ use anyhow::{Context, Result, ensure};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// One connection, kept alive.
+/// A persistent connection.
 #[derive(Debug)]
 pub(crate) struct Client {
     stream: TcpStream,
     address: SocketAddr,
-    /// What has been read and belongs to no answer yet.
+    /// Bytes read beyond the last response.
     read: Vec<u8>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
-    /// With its status line, without the empty line.
+    /// Status line and header fields, without the empty line.
     pub(crate) head: String,
     pub(crate) body: Vec<u8>,
 }
@@ -42,7 +42,7 @@ impl Client {
                 break end;
             }
             let length = self.stream.read(&mut piece)?;
-            ensure!(length > 0, "the connection was closed before an answer");
+            ensure!(length > 0, "the connection was closed before a response");
             self.read.extend_from_slice(&piece[..length]);
         };
         let Head { status, length } = Head::parse(&self.read[..end])?;
@@ -53,14 +53,14 @@ impl Client {
         self.read.drain(..end + there);
         let missing = (length - there) as u64;
         let more = (&self.stream).take(missing).read_to_end(&mut body)?;
-        ensure!(more as u64 == missing, "the connection was closed within an answer");
+        ensure!(more as u64 == missing, "the connection was closed within a response");
         Ok(Answer { status, head, body })
     }
 
-    /// As [`Self::get`], of an answer that must be a 200.
+    /// Sends a GET as [`Self::get`] does, and fails unless the status is 200.
     pub(crate) fn image(&mut self, path: &str) -> Result<Answer> {
         let answer = self.get(path, &[])?;
-        ensure!(answer.status == 200, "{path} is answered {}", answer.status);
+        ensure!(answer.status == 200, "{path}: expected 200, got {}", answer.status);
         Ok(answer)
     }
 }
@@ -80,16 +80,16 @@ pub(crate) fn request(address: SocketAddr, path: &str, headers: &[(&str, &str)])
     text.into_bytes()
 }
 
-/// Where the body begins, once the head is there.
+/// Offset of the body, once the head is complete.
 pub(crate) fn head_end(bytes: &[u8]) -> Option<usize> {
     bytes.windows(4).position(|it| it == b"\r\n\r\n").map(|at| at + 4)
 }
 
-/// What has to be known of an answer's head to find its end.
+/// Parts of a response's head that determine its end.
 #[derive(Debug)]
 pub(crate) struct Head {
     pub(crate) status: u16,
-    /// Of the body that follows.
+    /// Length of the body.
     pub(crate) length: usize,
 }
 

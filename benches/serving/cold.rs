@@ -1,7 +1,7 @@
-//! Images that nobody has asked for: what is between the store and the client.
+//! Cold images: the time between the store and the client.
 //!
-//! Here nobody is kept to one core. Afterimage hashes and decodes at the same time where it can, and a request that waits
-//! for both is what is looked at; all others, the plain connection among them, have as many.
+//! No server is bound to one core here. Afterimage hashes and decodes in parallel if it can, and the latency of a request
+//! includes both; the others, and the plain connection, have the same cores.
 
 use std::hint::black_box;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -21,7 +21,7 @@ use crate::table::{self, figure};
 
 pub(crate) const SECTION: &str = "cold";
 const LOAD: &str = "one request at a time";
-/// What no server can do without.
+/// Lower bound of any server: fetch and hash over a plain connection.
 pub(crate) const PLAIN: &str = "GET + MD5";
 const MEASURED: [&str; 2] = ["50 KB", "1 MB"];
 
@@ -54,8 +54,8 @@ fn all(bench: &Bench, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-/// New images, each asked for once by everybody, and by none of them always first: Redis has the value in the
-/// processor's cache from then on.
+/// Requests new images once from each server, in rotating order, since the first request brings Redis's value into the
+/// processor's cache.
 fn measure(
     size: Size,
     round: usize,
@@ -71,7 +71,7 @@ fn measure(
     for (seed, id) in ids.iter().enumerate() {
         store.set(id, &record(&png((round * IMAGES + seed) as u64, size.bytes)))?;
     }
-    // Afterimage hears of each write. A fetch that crosses the news isn't kept.
+    // The pushes of the writes must arrive first: a fetch that crosses one isn't cached.
     sleep(Duration::from_millis(100));
     let mut clients: Vec<Result<Client>> =
         peers.iter_mut().map(|it| Client::connect(it.server()?.http1)).collect();
@@ -79,7 +79,7 @@ fn measure(
         for turn in 0..cells.len() {
             let at = (turn + image) % cells.len();
             let measured = match clients.get_mut(at) {
-                Some(Ok(client)) => asked(client, id, size),
+                Some(Ok(client)) => request_twice(client, id, size),
                 Some(Err(error)) => Err(anyhow!("{error:#}")),
                 None => plain.fetch(id),
             };
@@ -89,13 +89,18 @@ fn measure(
     store.remove(&ids)
 }
 
-/// Asks for a cold image, and then for the same once more: what of the time is neither of the network nor of the client.
-fn asked(client: &mut Client, id: &str, size: Size) -> Result<Figures> {
+/// Requests a cold image, and then the same once more: the difference is due neither to the network nor to the client.
+fn request_twice(client: &mut Client, id: &str, size: Size) -> Result<Figures> {
     let mut ask = || -> Result<(Answer, Duration)> {
         let begin = Instant::now();
         let answer = client.image(&path(id))?;
         let wall = begin.elapsed();
-        ensure!(answer.body.len() == size.bytes, "an answer of {} bytes", answer.body.len());
+        ensure!(
+            answer.body.len() == size.bytes,
+            "expected {} bytes, got {}",
+            size.bytes,
+            answer.body.len()
+        );
         Ok((answer, wall))
     };
     let (answer, cold) = ask()?;
@@ -115,7 +120,7 @@ fn asked(client: &mut Client, id: &str, size: Size) -> Result<Figures> {
         }
     }
     let part = |name: &str| figures.get(name).copied().unwrap_or_default();
-    // Both begin when the value is there.
+    // Hash and decode begin together, once the value is there.
     let whole = part("store_ms") + part("hash_ms").max(part("decode_ms"));
     figures.insert("server_ms", whole);
     Ok(figures)
@@ -125,7 +130,7 @@ fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
-/// A thread that gets values over a plain connection and hashes them.
+/// A thread that fetches values over a plain connection and hashes them.
 struct Plain {
     ids: Sender<String>,
     fetched: Receiver<Result<Figures>>,
@@ -148,7 +153,7 @@ impl Plain {
     fn fetch(&self, id: &str) -> Result<Figures> {
         const PATIENCE: Duration = Duration::from_secs(30);
         self.ids.send(id.to_owned()).context("the plain connection is gone")?;
-        self.fetched.recv_timeout(PATIENCE).context("the plain connection says nothing")?
+        self.fetched.recv_timeout(PATIENCE).context("the plain connection doesn't answer")?
     }
 }
 
@@ -167,7 +172,7 @@ fn fetch(store: &mut Connection, id: &str) -> Result<Figures> {
     ]))
 }
 
-/// Afterimage's time divided by that of the plain connection: as its `Server-Timing` has it, or as the client sees it.
+/// Afterimage's time divided by that of the plain connection, from `Server-Timing` or as measured by the client.
 pub(crate) fn overhead(results: &Results, size: &str, at_client: bool) -> Option<Spread> {
     let cell = |server| results.find(SECTION, LOAD, size, server);
     let figure = if at_client { "more_ms" } else { "server_ms" };
@@ -176,9 +181,9 @@ pub(crate) fn overhead(results: &Results, size: &str, at_client: bool) -> Option
 
 fn print(results: &Results) {
     println!(
-        "Cold, one request at a time; medians in milliseconds. In the server is the store and then the longer of hash and \
-         decode, which Afterimage does at the same time; more than hot is by how much the client waits longer for the \
-         image than for the same a moment later:"
+        "Cold, one request at a time; medians in milliseconds. \"In the server\" is the store plus the longer of hash and \
+         decode, which Afterimage does in parallel. \"More than hot\" is the client's additional wait compared with a \
+         second request for the same image:"
     );
     let head = [
         "size",
@@ -203,7 +208,7 @@ fn print(results: &Results) {
         };
         let ours = other(AFTERIMAGE).and_then(|it| it.over("wall_ms", cell, "wall_ms"));
         let median = |name: &str| figure(cell.median(name), 2);
-        // What keeps nothing is never hot.
+        // A server without a cache is never hot.
         let kept = |text: String| if cell.server == NAIVE { "–".to_owned() } else { text };
         vec![
             cell.size.clone(),

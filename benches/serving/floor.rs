@@ -1,10 +1,10 @@
-//! The floor under every server here: one read and one write for each request, around epoll, of answers that lie ready.
-//! It looks at the path and for `If-None-Match` in the first bytes that come, and at nothing else.
+//! The floor of every server here: an epoll loop with one read and one write per request, and prepared responses. It
+//! looks only at the path and for `If-None-Match` in the first bytes.
 //!
-//! For HTTP/2 there is the HTTP library with as little behind it, to compare with: it writes each frame by itself, so that
-//! it is no floor for larger images.
+//! For HTTP/2 the comparison is the HTTP library with as little behind it. It writes each frame by itself, so it is no
+//! floor for larger images.
 //!
-//! It runs in a process of its own, this program again, so that what it spends is counted as that of the others.
+//! Both run in a process of their own, this program again, so that their processor time is counted as the others' is.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -31,7 +31,7 @@ use crate::client::Client;
 use crate::process::{Process, command};
 use crate::servers::{FLOOR, LIBRARY, Server};
 
-/// The first argument of the process that serves.
+/// First argument of the serving process.
 pub(crate) const ARGUMENT: &str = "floor";
 
 const LISTENER: Token = Token(usize::MAX);
@@ -42,7 +42,7 @@ pub(crate) fn start(bench: &Bench, folder: &Path) -> Result<Server> {
     Ok(Server { process, http1, http2: None })
 }
 
-/// The same over HTTP/2, by the library that Afterimage uses.
+/// Serves the images of a folder over HTTP/2, with the library that Afterimage uses.
 pub(crate) fn start_library(bench: &Bench, folder: &Path) -> Result<Server> {
     let (process, address) = process(bench, LIBRARY, "library", folder)?;
     Ok(Server { process, http1: address, http2: Some(address) })
@@ -57,22 +57,22 @@ fn process(bench: &Bench, name: &str, kind: &str, folder: &Path) -> Result<(Proc
     Ok((process, address))
 }
 
-/// The process: which of the two, an address, and a folder of images.
+/// Main function of the serving process. Its arguments are the kind, an address, and a folder of images.
 pub(crate) fn serve(arguments: &[String]) -> Result<Infallible> {
     let [kind, address, folder] = arguments else {
-        anyhow::bail!("a kind, an address and a folder are needed")
+        anyhow::bail!("expected a kind, an address and a folder")
     };
     let mut images = HashMap::new();
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
-        let id = entry.file_name().into_string().ok().context("an id is text")?;
+        let id = entry.file_name().into_string().ok().context("an id must be UTF-8")?;
         images.insert(id, fs::read(entry.path())?);
     }
     let address = address.parse()?;
     if kind == "library" { library(address, images) } else { Floor::new(images).run(address) }
 }
 
-/// What an image server has to say of an image, at least.
+/// Header fields that an image server has to send, at least.
 const FIELDS: [(&str, &str); 5] = [
     ("content-type", "image/png"),
     ("cache-control", "public, max-age=3600, immutable"),
@@ -86,13 +86,13 @@ type Answer = Rc<[u8]>;
 struct Floor {
     answers: HashMap<Vec<u8>, Answer>,
     not_modified: Answer,
-    /// By their tokens, which are given once: a bench has some thousand connections.
+    /// Connections by token. Tokens are never reused, since a bench has only some thousand connections.
     connections: Vec<Option<Connection>>,
 }
 
 struct Connection {
     stream: TcpStream,
-    /// What isn't written yet.
+    /// Response in progress, and the number of its bytes that are written.
     answer: Option<(Answer, usize)>,
 }
 
@@ -147,7 +147,7 @@ impl Floor {
         }
     }
 
-    /// Reads a request or writes the rest of an answer. False where the connection has ended.
+    /// Reads a request or continues a response. Returns false once the connection has ended.
     fn go_on(&mut self, index: usize) -> bool {
         let Some(connection) = &mut self.connections[index] else { return true };
         if connection.answer.is_none() {
@@ -184,7 +184,7 @@ impl Connection {
     }
 }
 
-/// The HTTP library with nothing behind it, on one thread.
+/// Serves with the HTTP library and nothing behind it, on one thread.
 fn library(address: SocketAddr, images: HashMap<String, Vec<u8>>) -> Result<Infallible> {
     let fields: HeaderMap = FIELDS
         .iter()

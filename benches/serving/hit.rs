@@ -21,12 +21,12 @@ use crate::servers::{
 use crate::store::Redis;
 
 pub(crate) const SECTION: &str = "hit";
-/// The loads that others look up.
+/// Name of a load that `targets` and `plot` look up.
 pub(crate) const PLAIN: &str = "HTTP/1.1, 16 connections, 200";
 pub(crate) const REVALIDATION: &str = "HTTP/1.1, 16 connections, 304";
 const LOGGED: &str = "HTTP/1.1, 16 connections, 200, a line in a log";
 
-/// With their logs on they are other processes than those that have none.
+/// Servers with an access log, which are processes of their own.
 const LOGGING: [(&str, &str); 2] = [(AFTERIMAGE, "afterimage, logging"), (NGINX, "nginx, logging")];
 
 struct Kind {
@@ -34,12 +34,12 @@ struct Kind {
     connections: usize,
     status: u16,
     sizes: &'static [&'static str],
-    /// The sizes that the peers in Python are asked for, where there is something to learn.
+    /// Sizes that the Python peers are measured with.
     pythons: &'static [&'static str],
 }
 
-/// A 304 has no body, so that only Python, which hashes the value each time, is slower with a larger one; and what many
-/// connections change is seen at one or two sizes.
+/// Loads and sizes. A 304 has no body, so larger images slow down only Python, which hashes the value each time. The effect
+/// of many connections shows at one or two sizes.
 const KINDS: [Kind; 7] = [
     Kind {
         protocol: Protocol::Http1,
@@ -181,12 +181,13 @@ fn cells(bench: &Bench) -> Vec<Cell> {
 
 fn load(kind: &Kind, server: &Server, size: Size) -> Result<Load> {
     let path = path(size.id);
-    // It is in memory after this, if it wasn't.
+    // This loads the image into memory if necessary.
     let answer = Client::connect(server.http1)?.image(&path)?;
     let if_none_match = match kind.status {
         304 => {
-            let tag =
-                answer.header("etag").context("it sends no ETag: nothing can be revalidated")?;
+            let tag = answer
+                .header("etag")
+                .context("the server sends no ETag, so nothing can be revalidated")?;
             Some(tag.to_owned())
         }
         _ => None,
@@ -200,7 +201,7 @@ fn load(kind: &Kind, server: &Server, size: Size) -> Result<Load> {
     })
 }
 
-/// Where those that log write.
+/// Access logs of the logging servers.
 struct Logs {
     afterimage: Option<PathBuf>,
     nginx: PathBuf,
@@ -221,21 +222,21 @@ impl Logs {
         let load = load(&KINDS[0], server, size)?;
         File::options().write(true).open(log)?.set_len(0)?;
         let mut figures = measure(bench, server, redis, &load)?;
-        // Whoever writes in the background has to be done.
+        // A background writer needs time to finish.
         sleep(Duration::from_millis(300));
-        // A logger that can't keep up may leave lines out, and would look quick.
+        // A logger that drops lines would look quick.
         figures.insert("lines_per_request", lines(log)? / figures["requests"]);
         Ok(figures)
     }
 }
 
 fn lines(log: &Path) -> Result<f64> {
-    // The last of the pieces is what follows the last line.
+    // The last piece follows the last newline, and is no line.
     let pieces = fs::read(log)?.split(|&byte| byte == b'\n').count();
     Ok(float(pieces as u64 - 1))
 }
 
-/// How many bytes of headers each sends with an image, since whoever says less has less to do.
+/// Prints the size of each server's response head, since a smaller one costs less.
 fn print_heads(peers: &mut [Peer]) {
     let heads = peers.iter_mut().filter(|it| !it.name.ends_with("logging")).map(|peer| {
         let mut head = || -> Result<usize> {

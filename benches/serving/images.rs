@@ -1,10 +1,10 @@
-//! The images: bytes that can't be compressed, beginning as a PNG does, and their records.
+//! Test images: incompressible bytes with a PNG signature, and their records.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
-/// A length that is measured.
+/// An image size that is measured.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Size {
     pub(crate) name: &'static str,
@@ -19,12 +19,12 @@ pub(crate) const SIZES: [Size; 4] = [
     Size { name: "1 MB", id: "1mb", bytes: 1_000_000 },
 ];
 
-/// Where every server has an image.
+/// Path of an image on every server.
 pub(crate) fn path(id: &str) -> String {
     format!("/images/{id}")
 }
 
-/// Different for each seed.
+/// Creates an image, different for each seed.
 pub(crate) fn png(seed: u64, length: usize) -> Vec<u8> {
     let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
     let mut random = fastrand::Rng::with_seed(seed);
@@ -33,7 +33,7 @@ pub(crate) fn png(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// As a backend writes it.
+/// Creates the record of an image as a backend does.
 pub(crate) fn record(image: &[u8]) -> Vec<u8> {
     json!({"mime_type": "image/png", "base64_data": STANDARD.encode(image)})
         .to_string()

@@ -1,4 +1,4 @@
-//! The programs that the bench needs beside Afterimage: found, or installed where this user may.
+//! Programs that the bench needs besides Afterimage: found, or installed as root.
 
 use std::env;
 use std::fs;
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::run;
 
-/// A program, and Debian's package that has it.
+/// A program and its Debian package.
 const NEEDED: [(&str, &str); 7] = [
     ("redis-server", "redis-server"),
     ("nginx", "nginx"),
@@ -22,14 +22,14 @@ const NEEDED: [(&str, &str); 7] = [
     ("python3", "python3"),
 ];
 
-/// Where a program is. The folders of administrators are not on everybody's path.
+/// Finds a program in `PATH` and in the folders for administrators, which may not be on it.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
     folders.map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
-/// Where a program is, or how to get it.
+/// Finds a program, or fails with the command that installs it.
 pub(crate) fn need(program: &str) -> Result<PathBuf> {
     find(program).with_context(|| {
         let package = NEEDED.iter().find(|it| it.0 == program).map_or(program, |it| it.1);
@@ -41,7 +41,7 @@ pub(crate) fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|it| it.uid() == 0)
 }
 
-/// Installs what is missing. Whatever can't be is missed by the part that needs it.
+/// Installs missing programs. Without one, the part that needs it fails.
 pub(crate) fn install() {
     let missing: Vec<&str> =
         NEEDED.iter().filter(|it| find(it.0).is_none()).map(|it| it.1).collect();
@@ -65,7 +65,7 @@ fn packages(names: &[&str]) -> Result<()> {
     run("apt-get install", install, Duration::from_mins(10)).map(drop)
 }
 
-/// A Python that has what its peers need: that of the tests where it is there, or one that is made now.
+/// Finds a Python with the packages of its peers: that of the tests, or a new environment.
 pub(crate) fn python() -> Result<PathBuf> {
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target");
     let wanted = wanted()?;
@@ -90,11 +90,11 @@ pub(crate) fn python() -> Result<PathBuf> {
     pip.args(["install", "--quiet", "--disable-pip-version-check"]).args(&wanted);
     run("pip install", pip, Duration::from_mins(5))?;
     let python = own.join("bin/python");
-    ensure!(has(&python, &wanted), "pip has installed something else than {}", wanted.join(", "));
+    ensure!(has(&python, &wanted), "pip has installed other versions than {}", wanted.join(", "));
     Ok(python)
 }
 
-/// The versions that the tests have.
+/// Packages in the versions that the tests pin.
 fn wanted() -> Result<Vec<String>> {
     const PINNED: &str = include_str!("../../tests/it/requirements.txt");
     ["fastapi", "uvicorn", "redis"]
@@ -114,16 +114,16 @@ fn has(python: &Path, wanted: &[String]) -> bool {
     python.exists() && run("python", ask, Duration::from_secs(20)).is_ok()
 }
 
-/// What a program says of its version.
+/// First line that a program prints about its version.
 pub(crate) fn version(program: &str, argument: &str) -> String {
-    let asked = || -> Result<String> {
+    let printed = || -> Result<String> {
         let output = Command::new(need(program)?).arg(argument).output()?;
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
         match text.lines().next() {
             Some(line) => Ok(line.trim().to_owned()),
-            None => bail!("{program} doesn't say"),
+            None => bail!("{program} prints no version"),
         }
     };
-    asked().unwrap_or_else(|error| format!("{error:#}"))
+    printed().unwrap_or_else(|error| format!("{error:#}"))
 }

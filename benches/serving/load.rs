@@ -1,7 +1,7 @@
-//! The load generators: wrk for HTTP/1.1 and h2load for HTTP/2, and what a server spends while they run.
+//! Load generators (wrk for HTTP/1.1, h2load for HTTP/2), and a server's processor time while they run.
 //!
-//! Both are closed loops: a connection sends its next request when the answer has come. A server that stalls for a
-//! second delays one request for each connection, and that is all that the percentiles see of it.
+//! Both are closed loops: a connection sends its next request after the response. A stall of a second delays one request
+//! per connection, and the percentiles show no more of it.
 
 use std::fs;
 use std::path::Path;
@@ -32,14 +32,14 @@ impl Protocol {
     }
 }
 
-/// What is asked for.
+/// Requested addresses.
 #[derive(Debug)]
 pub(crate) enum Addresses {
     One {
         path: String,
         if_none_match: Option<String>,
     },
-    /// `/images/i0` and so on, by `zipf` or `uniform` chance.
+    /// `/images/i0` and so on, in random order with `zipf` or `uniform` distribution.
     Many {
         chance: &'static str,
         count: usize,
@@ -52,7 +52,7 @@ pub(crate) struct Load {
     pub(crate) protocol: Protocol,
     pub(crate) connections: usize,
     pub(crate) addresses: Addresses,
-    /// Of each body, if one is to be expected.
+    /// Expected length of each body; `None` for a 304.
     pub(crate) body: Option<usize>,
 }
 
@@ -60,12 +60,12 @@ pub(crate) struct Load {
 struct Done {
     requests: u64,
     seconds: f64,
-    /// In milliseconds.
+    /// Percentiles in milliseconds.
     p50: f64,
     p99: f64,
 }
 
-/// Loads a server, and looks at what that takes.
+/// Loads a server, and measures throughput, latency and processor time.
 pub(crate) fn measure(
     bench: &Bench,
     server: &mut Server,
@@ -99,7 +99,7 @@ impl Load {
 
     fn wrk(&self, bench: &Bench, server: &Server) -> Result<Done> {
         let mut command = command(bench.cores.load.as_deref(), need("wrk")?);
-        // One thread loads more than one worker can serve, and several would have to be kept from asking in lockstep.
+        // One thread saturates one worker, and several would send requests in lockstep.
         command.args(["-t1", "--timeout", "10s"]);
         command.arg(format!("-c{}", self.connections));
         command.arg(format!("-d{}s", bench.options.seconds()));
@@ -118,9 +118,9 @@ impl Load {
                 command.args([count.to_string(), seed.to_string()]);
             }
         }
-        let said = run("wrk", command, Self::limit(bench))?;
-        let line = said.lines().find(|line| line.starts_with('{'));
-        let line = line.with_context(|| format!("wrk has no figures: {said}"))?;
+        let output = run("wrk", command, Self::limit(bench))?;
+        let line = output.lines().find(|line| line.starts_with('{'));
+        let line = line.with_context(|| format!("wrk printed no figures: {output}"))?;
         let figures: Value = serde_json::from_str(line)?;
         let figure =
             |name: &str| figures[name].as_u64().with_context(|| format!("{line}: no {name}"));
@@ -129,13 +129,13 @@ impl Load {
         let (refused, broken) = (figure("status")?, figure("socket")?);
         ensure!(
             refused + broken == 0,
-            "{refused} errors were answered, {broken} connections broke"
+            "{refused} responses were errors, {broken} connections broke"
         );
-        // wrk takes whatever is answered. A 304 in place of a 200 would be very quick.
+        // wrk accepts any response. A 304 in place of a 200 would be very quick.
         let mean = figure("bytes")? / requests;
         match self.body {
-            Some(body) => ensure!(mean >= body as u64, "answers of {mean} bytes are no images"),
-            None => ensure!(mean < 1500, "answers of {mean} bytes are no 304s"),
+            Some(body) => ensure!(mean >= body as u64, "responses of {mean} bytes are no images"),
+            None => ensure!(mean < 1500, "responses of {mean} bytes are no 304s"),
         }
         Ok(Done {
             requests,
@@ -147,13 +147,13 @@ impl Load {
 
     fn h2load(&self, bench: &Bench, server: &Server) -> Result<Done> {
         let Addresses::One { path, if_none_match } = &self.addresses else {
-            anyhow::bail!("h2load asks for one address only");
+            anyhow::bail!("h2load takes one address only");
         };
-        let address = server.http2.context("it has no HTTP/2")?;
+        let address = server.http2.context("the server has no HTTP/2")?;
         let log = bench.dir.path().join("h2load");
         let _ = fs::remove_file(&log);
         let mut command = command(bench.cores.load.as_deref(), need("h2load")?);
-        // One stream on each connection: as many requests are under way as over HTTP/1.1.
+        // One stream per connection, so that as many requests are in flight as over HTTP/1.1.
         command.args(["-t1", "-m1"]);
         command.arg(format!("-c{}", self.connections));
         command.arg(format!("-D{}", bench.options.seconds()));
@@ -162,10 +162,10 @@ impl Load {
             command.arg("-H").arg(format!("if-none-match: {tag}"));
         }
         command.arg(format!("http://{address}{path}"));
-        let said = run("h2load", command, Self::limit(bench))?;
+        let output = run("h2load", command, Self::limit(bench))?;
         let (requests, mut times) = times(&log, if self.body.is_some() { "200" } else { "304" })?;
-        ensure!(requests > 0, "no request was answered: {said}");
-        ensure!(said.contains(" 0 failed, 0 errored, 0 timeout"), "h2load met errors: {said}");
+        ensure!(requests > 0, "no request was answered: {output}");
+        ensure!(output.contains(" 0 failed, 0 errored, 0 timeout"), "h2load met errors: {output}");
         times.sort_by(f64::total_cmp);
         Ok(Done {
             requests,
@@ -176,14 +176,14 @@ impl Load {
     }
 }
 
-/// How many requests a log of h2load has and how long each took, in milliseconds. It prints no percentiles itself.
+/// Reads the number of requests and their times in milliseconds from h2load's log. It prints no percentiles itself.
 fn times(log: &Path, status: &str) -> Result<(u64, Vec<f64>)> {
-    let text = fs::read_to_string(log).context("h2load has left no log")?;
+    let text = fs::read_to_string(log).context("h2load wrote no log")?;
     let mut times = Vec::new();
     for line in text.lines() {
         let mut columns = line.split('\t').skip(1);
         let (Some(found), Some(time)) = (columns.next(), columns.next()) else { continue };
-        ensure!(found == status, "an answer is {found} and not {status}");
+        ensure!(found == status, "expected {status}, got {found}");
         times.push(time.parse::<f64>()? / 1e3);
     }
     Ok((times.len() as u64, times))

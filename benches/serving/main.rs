@@ -1,8 +1,8 @@
-//! Afterimage beside nginx, Varnish and two backends in Python, on this machine and in one run.
+//! Afterimage beside nginx, Varnish and two Python backends, on this machine and in one run.
 //!
 //! `cargo bench --bench serving`, with `-- quick` for a first look, `-- only=hit,cold,zipf,open,memory` for some of its
-//! sections, `-- against=PATH` for another program of Afterimage as one more peer. `benches/README.md` says what is
-//! measured, and how.
+//! sections, `-- against=PATH` for another build of Afterimage as one more peer. `benches/README.md` describes the
+//! measurements.
 
 mod bench;
 mod cells;
@@ -44,9 +44,9 @@ fn main() -> ExitCode {
     if let Some((floor::ARGUMENT, served)) = arguments.split_first().map(|it| (&**it.0, it.1)) {
         return done(floor::serve(served).map(|never| match never {}));
     }
-    // Cargo adds this to a bench. A test of all targets doesn't, and isn't meant to take half an hour.
+    // `cargo bench` adds `--bench`. A test of all targets doesn't, and shouldn't take half an hour.
     if !arguments.iter().any(|it| it == "--bench") {
-        println!("To be run by `cargo bench --bench serving`.");
+        println!("Run this with `cargo bench --bench serving`.");
         return ExitCode::SUCCESS;
     }
     let options = Options::parse(arguments.into_iter().filter(|it| it != "--bench"));
@@ -79,7 +79,7 @@ fn run(bench: &Bench) -> Result<()> {
             Section::Memory => memory::run(bench, &mut results),
         };
         if let Err(error) = done {
-            println!("Not measured to its end: {error:#}.\n");
+            println!("This section stopped early: {error:#}.\n");
         }
         eprintln!("{} took {:.0?}", section.name(), section_begin.elapsed());
     }
@@ -125,13 +125,13 @@ fn machine(bench: &Bench) -> Value {
     };
     let program = |path: &Path| installed::version(&path.to_string_lossy(), "--version");
     let cores = |list: Option<&String>| {
-        list.map_or("all, since there is one, or no taskset", |it| it.as_str()).to_owned()
+        list.map_or("all (only one core, or no taskset)", |it| it.as_str()).to_owned()
     };
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     json!({
         "afterimage": program(&bench.afterimage),
         "afterimage, against": bench.against.as_deref().map_or_else(|| "none".to_owned(), program),
-        // Half of it is enough to spoil what follows: see benches/README.md.
+        // A load of 0.5 is enough to spoil the figures: see benches/README.md.
         "load average before": load.split(' ').next(),
         "processor": model.map_or("unknown", |it| it.1),
         "kernel": kernel.trim(),
@@ -153,9 +153,9 @@ fn print_machine(machine: &Value, bench: &Bench) {
         println!("- {name}: {value}");
     }
     println!(
-        "\n{} rounds of {} s, the servers taking turns in each; medians. A ratio is of the rounds one by one, with the \
-         lowest and the highest in parentheses. CPU is that of a server's processes, without Redis's, which stands \
-         beside it. p50 and p99 are of a closed loop unless it says otherwise: stalls hardly show in them.",
+        "\n{} rounds of {} s, with the servers taking turns in each round; medians. Ratios are taken round by round, with \
+         the lowest and the highest in parentheses. CPU is the processor time of a server's processes; Redis's has a \
+         column of its own. p50 and p99 come from a closed loop unless stated otherwise, which hardly shows stalls.",
         bench.options.rounds(),
         bench.options.seconds(),
     );

@@ -1,4 +1,4 @@
-//! What memory is used, and what it costs to have much in it.
+//! Resident memory, and the cost of hits among many images.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
@@ -32,7 +32,7 @@ pub(crate) fn run(bench: &Bench, results: &mut Results) -> Result<()> {
     many(bench, results)
 }
 
-/// As many as the documented figure is for, or fewer where it has to be quick.
+/// Number of images: as many as the documented figure is for, or fewer in a quick run.
 pub(crate) fn flood_size(bench: &Bench) -> usize {
     if bench.options.quick { 1_000 } else { 10_000 }
 }
@@ -52,7 +52,7 @@ fn flood(bench: &Bench, results: &mut Results) -> Result<()> {
         results.cells.push(cell);
     }
     println!(
-        "Resident memory in MB (10⁶ bytes) before, after and at most, after so many images of 1 MB:"
+        "Resident memory in MB (10⁶ bytes) before, after and at most, for a number of images of 1 MB:"
     );
     report::print(results, SECTION, FLOOD, &COLUMNS);
     Ok(())
@@ -73,7 +73,7 @@ fn memory(server: &Server, before: u64) -> Figures {
     ])
 }
 
-/// Writes images and asks for them, four at a time. An image is removed long after it has left the cache.
+/// Writes and requests images in four threads. Each image is deleted long after it has left the cache.
 fn pass_through(server: &Server, redis: &Redis, images: usize) -> Result<()> {
     const AT_ONCE: usize = 16;
     let template = record(&png(1, 1_000_000));
@@ -90,16 +90,16 @@ fn pass_through(server: &Server, redis: &Redis, images: usize) -> Result<()> {
             let ids: Vec<String> =
                 (first..images.min(first + AT_ONCE)).map(|it| format!("m{it}")).collect();
             for (image, id) in (first..).zip(&ids) {
-                // Digits are of base64's alphabet: another image, for the price of eight bytes.
+                // Digits are in base64's alphabet, so eight new bytes make another image.
                 let middle = value.len() / 2;
                 value[middle..middle + 8].copy_from_slice(format!("{image:08}").as_bytes());
                 store.set(id, &value)?;
             }
-            // The news of the writes has to be past, or what is fetched isn't kept.
+            // The pushes of the writes must arrive first, or the fetched images aren't cached.
             sleep(Duration::from_millis(5));
             for id in &ids {
                 let length = client.image(&path(id))?.body.len();
-                ensure!(length == 1_000_000, "an image of {length} bytes");
+                ensure!(length == 1_000_000, "expected an image of 1 MB, got {length} bytes");
             }
             written.push(ids);
             if written.len() > 3 {
@@ -123,7 +123,7 @@ fn idle(bench: &Bench, results: &mut Results) -> Result<()> {
     let folder = bench.files(std::iter::once(("2kb".to_owned(), image.as_slice())))?;
     let mut peers = servers::afterimages(bench, &redis, &[]);
     peers.push(Peer::new(NGINX, nginx(bench, &folder, false)));
-    // Its own end of each connection is an open file of this process, too.
+    // This process has an open file for each connection too.
     let allowed = rlimit::Resource::NOFILE.get_soft()?.saturating_sub(500);
     let connections = CONNECTIONS.min(usize::try_from(allowed)?);
     for peer in &mut peers {
@@ -140,14 +140,14 @@ fn idle(bench: &Bench, results: &mut Results) -> Result<()> {
             let mut clients: Vec<Client> = (0..connections).map(open).collect::<Result<_>>()?;
             let figures = memory(server, before);
             for client in [clients.first_mut()].into_iter().flatten() {
-                client.image(&path("2kb")).context("the first connection isn't open any more")?;
+                client.image(&path("2kb")).context("the first connection was closed")?;
             }
             Ok(figures)
         }));
         results.cells.push(cell);
     }
     println!(
-        "Resident memory in MB before, with so many idle connections that made one request each, and at most:"
+        "Resident memory in MB before, with a number of idle connections after one request each, and at most:"
     );
     report::print(results, SECTION, IDLE, &COLUMNS);
     Ok(())
@@ -199,7 +199,7 @@ fn many(bench: &Bench, results: &mut Results) -> Result<()> {
         Ok(figures)
     });
     results.cells.extend(cells);
-    println!("Hits on images of 200 bytes, asked for in no order, of which so many are in memory:");
+    println!("Hits on images of 200 bytes in random order, by the number of images in memory:");
     let mut columns = Vec::from(report::usual(AFTERIMAGE));
     columns.push(Column::Median { title: "fetched from Redis", figure: "fetches", digits: 0 });
     report::print(results, SECTION, MANY, &columns);
@@ -218,7 +218,7 @@ pub(crate) fn with_connections(results: &Results) -> Option<Spread> {
     cells.next()?.spread("rss_mb")
 }
 
-/// The processor time of a hit among many divided by that of one among few.
+/// Processor time of a hit among many images divided by that among few.
 pub(crate) fn among_many(results: &Results, server: &str) -> Option<Spread> {
     let cell = |size| results.find(SECTION, MANY, size, server);
     cell(MANY_IMAGES[0].0)?.over("cpu_us", cell(MANY_IMAGES[1].0)?, "cpu_us")

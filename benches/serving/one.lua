@@ -1,4 +1,4 @@
--- Said once and in a form that programs read.
+-- Prints the figures as one line of JSON.
 done = function(summary, latency)
     local errors = summary.errors
     io.write(string.format(

@@ -1,4 +1,4 @@
-//! Latency under an open load: requests come when they come, whether the last was answered or not.
+//! Latency in an open loop: requests are sent on schedule, whether or not earlier ones are answered.
 
 use std::time::Duration;
 
@@ -63,7 +63,7 @@ pub(crate) fn run(bench: &Bench, results: &mut Results) -> Result<()> {
         let cell = results.find(SECTION, CAPACITY, SIZE, server);
         cell.and_then(|it| it.median("requests_per_second"))
     };
-    // The slower of the two that are compared.
+    // Capacity of the slower of the two servers that are compared.
     let shared = capacity(AFTERIMAGE).into_iter().chain(capacity(NGINX)).reduce(f64::min);
     let mut open = cells(HALF, &names);
     open.extend(cells(MOST, &names));
@@ -72,7 +72,7 @@ pub(crate) fn run(bench: &Bench, results: &mut Results) -> Result<()> {
     take_turns(rounds, &mut open, |cell, _| {
         let share = if cell.load == HALF { 0.5 } else { 0.8 };
         let capacity = if cell.load == SAME { shared } else { capacity(&cell.server) };
-        let rate = share * capacity.context("its capacity isn't known")?;
+        let rate = share * capacity.context("its capacity wasn't measured")?;
         latency(bench, named(&mut peers, &cell.server)?, rate)
     });
     results.cells.extend(open);
@@ -100,7 +100,7 @@ fn latency(bench: &Bench, server: &mut Server, rate: f64) -> Result<Figures> {
     ]))
 }
 
-/// The 99th percentile of Afterimage's divided by nginx's.
+/// Afterimage's 99th percentile divided by nginx's.
 pub(crate) fn beside_nginx(results: &Results, own: bool) -> Option<Spread> {
     let load = if own { MOST } else { SAME };
     let cell = |server| results.find(SECTION, load, SIZE, server);
@@ -121,7 +121,7 @@ fn print(results: &Results) {
         median("generator's longest pause, ms", "pause_ms", 2),
     ];
     for load in [HALF, MOST, SAME] {
-        println!("Open loop at {load}; latency from when a request was due:");
+        println!("Open loop at {load}; latency counts from the time when a request was due:");
         report::print(results, SECTION, load, &columns);
     }
 }

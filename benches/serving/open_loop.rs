@@ -1,9 +1,8 @@
-//! A generator of requests at a fixed rate, whatever becomes of them.
+//! An open-loop load generator: requests at a fixed rate, independent of the responses.
 //!
-//! Each request has a time at which it is due, and its latency counts from then: a server that stalls delays all that
-//! fall due meanwhile, as it would delay users who don't wait for one another. The connections are looked at in turn
-//! without ever sleeping, since a timer of a millisecond would send thirty requests at once where one every thirty
-//! microseconds is due.
+//! The latency of each request counts from the time when it was due. So a stall delays all requests that fall due
+//! meanwhile, as it delays independent users. The connections are polled in turn without sleeping: with a timer of a
+//! millisecond, thirty requests would go out at once in place of one every thirty microseconds.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -20,29 +19,29 @@ pub(crate) struct Schedule {
     pub(crate) address: SocketAddr,
     pub(crate) path: String,
     pub(crate) connections: usize,
-    /// Requests a second.
+    /// Requests per second.
     pub(crate) rate: f64,
     pub(crate) duration: Duration,
-    /// Whether the generator has a core of its own, so that it may use all of it.
+    /// True if the generator has a core of its own and may spin on it.
     pub(crate) alone: bool,
 }
 
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// In milliseconds, the shortest first.
+    /// Latencies in milliseconds, sorted.
     pub(crate) latencies: Vec<f64>,
-    /// Requests that were due and not answered at the end, which comes when twice the time has passed.
+    /// Requests that were due and not answered at the end, after twice the duration.
     pub(crate) missed: f64,
-    /// The longest that the generator itself was elsewhere, in milliseconds: what is longer than this was the server.
+    /// Longest pause of the generator itself, in milliseconds. Longer latencies are due to the server.
     pub(crate) pause: f64,
 }
 
 struct Connection {
     stream: TcpStream,
-    /// Of the request under way.
+    /// Due time of the current request.
     due: Instant,
     head: Vec<u8>,
-    /// Bytes of the body that have yet to come, once the head is there.
+    /// Missing bytes of the body, once the head is complete.
     missing: Option<usize>,
 }
 
@@ -52,7 +51,11 @@ struct Connection {
     reason = "a count of requests is small and positive"
 )]
 pub(crate) fn run(schedule: &Schedule) -> Result<Outcome> {
-    ensure!(schedule.rate.is_finite() && schedule.rate > 0.0, "a rate of {}", schedule.rate);
+    ensure!(
+        schedule.rate.is_finite() && schedule.rate > 0.0,
+        "the rate must be positive, not {}",
+        schedule.rate
+    );
     let request = request(schedule.address, &schedule.path, &[]);
     let open = |_| Connection::open(schedule.address);
     let mut connections: Vec<Connection> =
@@ -75,7 +78,7 @@ pub(crate) fn run(schedule: &Schedule) -> Result<Outcome> {
             break;
         }
         if next < total && due(next) <= now {
-            // The one that has been idle for longest: all of them are used.
+            // The connection that has been idle for longest, so that all are used.
             if let Some(free) = idle.pop_front() {
                 connections[free].send(&request, due(next))?;
                 active.push(free);
@@ -114,11 +117,11 @@ impl Connection {
         self.due = due;
         self.head.clear();
         self.missing = None;
-        // An empty socket takes the few bytes of a request.
+        // An empty socket buffer takes a whole request.
         Ok(self.stream.write_all(request)?)
     }
 
-    /// Takes what is there. True once the answer is whole.
+    /// Reads available bytes. Returns true once the response is complete.
     fn receive(&mut self, piece: &mut [u8]) -> Result<bool> {
         let mut length = match self.stream.read(piece) {
             Ok(0) => bail!("the server has closed a connection"),
@@ -130,12 +133,12 @@ impl Connection {
             self.head.extend_from_slice(&piece[..length]);
             let Some(end) = head_end(&self.head) else { return Ok(false) };
             let Head { status, length: body } = Head::parse(&self.head[..end])?;
-            ensure!(status == 200, "a request is answered {status}");
+            ensure!(status == 200, "expected 200, got {status}");
             length = self.head.len() - end;
             self.missing = Some(body);
         }
         let missing = self.missing.unwrap_or_default();
-        ensure!(length <= missing, "an answer is longer than it said");
+        ensure!(length <= missing, "a response is longer than its Content-Length");
         self.missing = Some(missing - length);
         Ok(missing == length)
     }

@@ -1,4 +1,4 @@
-//! What the command line asks for.
+//! Options of the command line.
 
 use std::path::PathBuf;
 
@@ -33,7 +33,7 @@ impl Section {
 pub(crate) struct Options {
     pub(crate) quick: bool,
     pub(crate) only: Vec<Section>,
-    /// Another program of Afterimage, to compare with.
+    /// Another build of Afterimage to compare with.
     pub(crate) against: Option<PathBuf>,
 }
 
@@ -50,7 +50,7 @@ impl Options {
                     options.against = Some(path);
                 }
                 _ => bail!(
-                    "{argument:?} is not understood: quick, only=hit,cold,zipf,open,memory, against=PATH"
+                    "unknown argument {argument:?}: expected quick, only=hit,cold,zipf,open,memory or against=PATH"
                 ),
             }
         }
@@ -61,7 +61,7 @@ impl Options {
         if self.quick { 2 } else { 5 }
     }
 
-    /// How long one measurement takes.
+    /// Duration of one measurement, in seconds.
     pub(crate) fn seconds(&self) -> u32 {
         if self.quick { 1 } else { 3 }
     }

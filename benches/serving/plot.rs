@@ -1,4 +1,4 @@
-//! A picture of what a hit costs: processor time by size and server, on a logarithmic scale.
+//! A chart of the processor time of a hit by size and server, on a logarithmic scale.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ use crate::cells::Results;
 use crate::hit;
 use crate::servers::{AFTERIMAGE, AGAINST, CACHED, NAIVE, NGINX, VARNISH};
 
-/// A server and its colour. They can be told apart by those who see no red or no green (Okabe and Ito's).
+/// Servers and their colours, from Okabe and Ito's palette for colour-blind readers.
 const SERVERS: [(&str, &str); 6] = [
     (AFTERIMAGE, "#0072b2"),
     (AGAINST, "#56b4e9"),
@@ -32,7 +32,7 @@ const RIGHT: f64 = 985.0;
 const TOP: f64 = 90.0;
 const BOTTOM: f64 = 460.0;
 
-/// None where no hit was measured.
+/// Draws the chart as SVG; `None` without measured hits.
 pub(crate) fn svg(results: &Results) -> Option<String> {
     let of = |(_, load, size): (&str, &str, &str), server: &str| {
         results.find(hit::SECTION, load, size, server)?.median("cpu_us").filter(|it| *it > 0.0)

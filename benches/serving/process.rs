@@ -1,4 +1,4 @@
-//! Processes of the bench's own: on which cores they run, what they use, and that they end.
+//! Processes of the bench: their cores, their use of processor time and memory, and their end.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::installed::find;
 
-/// Which cores servers run on and which what loads them, as `taskset -c` takes them. Neither where there is one core.
+/// Cores for servers and for load generators, in the syntax of `taskset -c`. Both `None` on a single core.
 #[derive(Debug, Clone)]
 pub(crate) struct Cores {
     pub(crate) servers: Option<String>,
@@ -21,7 +21,7 @@ pub(crate) struct Cores {
 }
 
 impl Cores {
-    /// The first core that this process may use is for servers, the others are for load.
+    /// Gives the first allowed core to servers, and the others to load generators.
     pub(crate) fn split() -> Cores {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let all = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
@@ -40,7 +40,7 @@ impl Cores {
         }
     }
 
-    /// Moves this process to where load comes from, and with it all that it starts and doesn't move elsewhere.
+    /// Moves this process, and with it later child processes, to the cores of load generators.
     pub(crate) fn move_this_process(&self) -> Result<()> {
         self.load.as_ref().map_or(Ok(()), |cores| taskset(cores))
     }
@@ -50,7 +50,7 @@ impl Cores {
         self.load.as_ref().map_or(Ok(()), |_| taskset(&self.all))
     }
 
-    /// For what is to run wherever this process may.
+    /// Cores for processes that may run on all allowed cores.
     pub(crate) fn everywhere(&self) -> Cores {
         Cores { servers: None, load: None, all: self.all.clone() }
     }
@@ -63,7 +63,7 @@ fn taskset(cores: &str) -> Result<()> {
     Ok(())
 }
 
-/// A program on some cores, which is told to end when this bench is killed.
+/// Command that runs a program on some cores, and stops it when this bench is killed.
 pub(crate) fn command(cores: Option<&str>, program: impl AsRef<OsStr>) -> Command {
     let mut words: Vec<&OsStr> = Vec::new();
     if find("setpriv").is_some() {
@@ -78,25 +78,25 @@ pub(crate) fn command(cores: Option<&str>, program: impl AsRef<OsStr>) -> Comman
     command
 }
 
-/// A process that ends with this value, and all that it started with it.
+/// A process that is killed on drop, with all its descendants.
 #[derive(Debug)]
 pub(crate) struct Process {
     name: String,
     child: Child,
-    /// What it printed.
+    /// File with its output.
     pub(crate) log: PathBuf,
 }
 
 impl Process {
     pub(crate) fn start(name: &str, mut command: Command, log: &Path) -> Result<Process> {
-        // A log is cut to nothing while it is open, and what is appended then begins at the front.
+        // Opened for appending, since the log is truncated while it is open.
         let file = File::options().create(true).append(true).open(log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let child = command.spawn().with_context(|| format!("{name} can't be started"))?;
         Ok(Process { name: name.to_owned(), child, log: log.to_owned() })
     }
 
-    /// Fails once it has ended by itself, with the last that it said.
+    /// Fails with the last line of output if the process has ended by itself.
     pub(crate) fn alive(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
             bail!("{} has ended ({status}): {}", self.name, last_line(&self.log));
@@ -104,7 +104,7 @@ impl Process {
         Ok(())
     }
 
-    /// Asks until the answer is yes.
+    /// Polls until the process is ready.
     pub(crate) fn until(&mut self, mut ready: impl FnMut() -> bool) -> Result<()> {
         const PATIENCE: Duration = Duration::from_secs(20);
         let begin = Instant::now();
@@ -141,7 +141,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         const GRACE: Duration = Duration::from_secs(5);
         let members = tree(self.child.id());
-        // Killed outright, the masters of nginx and Varnish would leave their workers behind.
+        // SIGTERM first: killed at once, the masters of nginx and Varnish would leave their workers behind.
         let _ = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
         let begin = Instant::now();
         while begin.elapsed() < GRACE && matches!(self.child.try_wait(), Ok(None)) {
@@ -160,27 +160,27 @@ impl Drop for Process {
     }
 }
 
-/// Of a program that wrote a log.
+/// Last line of a log that isn't empty.
 pub(crate) fn last_line(log: &Path) -> String {
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let last = text.lines().rev().find(|line| !line.trim().is_empty());
-    last.unwrap_or("it said nothing").trim().to_owned()
+    last.unwrap_or("it printed nothing").trim().to_owned()
 }
 
-/// Runs a program to its end, or ends it where that is too long in coming. Gives what it printed.
+/// Runs a program to its end, or kills it after a time limit. Returns its standard output.
 pub(crate) fn run(name: &str, mut command: Command, limit: Duration) -> Result<String> {
-    // Files, since a pipe that nobody reads meanwhile fills up.
+    // Files, since a pipe without a reader fills up.
     let dir = tempfile::tempdir()?;
-    let (said, complained) = (dir.path().join("out"), dir.path().join("err"));
-    command.stdin(Stdio::null()).stdout(File::create(&said)?).stderr(File::create(&complained)?);
+    let (output, errors) = (dir.path().join("out"), dir.path().join("err"));
+    command.stdin(Stdio::null()).stdout(File::create(&output)?).stderr(File::create(&errors)?);
     let mut child = command.spawn().with_context(|| format!("{name} can't be started"))?;
     let status = wait(&mut child, limit).with_context(|| name.to_owned())?;
-    let text = fs::read(&said)?;
+    let text = fs::read(&output)?;
     ensure!(
         status.success(),
         "{name} ended with {status}: {}",
-        last_line(if fs::metadata(&complained)?.len() > 0 { &complained } else { &said })
+        last_line(if fs::metadata(&errors)?.len() > 0 { &errors } else { &output })
     );
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
@@ -200,20 +200,20 @@ fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
     }
 }
 
-/// A process and when it was born, since its number may be given to another one.
+/// A process and its start time, since its id may be reused.
 #[derive(Debug, Clone, Copy)]
 struct Member {
     pid: u32,
     parent: u32,
     born: u64,
-    /// User and system time, its ended threads' included, in hundredths of a second.
+    /// User and system time including ended threads, in hundredths of a second.
     ticks: u64,
 }
 
 impl Member {
     fn read(pid: u32) -> Option<Member> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name stands in parentheses, and may contain some.
+        // The name is in parentheses, and may contain some.
         let (_, rest) = stat.rsplit_once(") ")?;
         let fields: Vec<&str> = rest.split(' ').collect();
         let number = |field: usize| fields.get(field)?.parse::<u64>().ok();
@@ -226,7 +226,7 @@ impl Member {
     }
 }
 
-/// A process and all that descend from it.
+/// Returns a process and all its descendants.
 fn tree(root: u32) -> Vec<Member> {
     let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = pids.filter_map(|it| it.file_name().to_str()?.parse().ok());
@@ -240,10 +240,10 @@ fn tree(root: u32) -> Vec<Member> {
     members
 }
 
-/// How long a tree of processes has been on a core.
+/// Processor time of a tree of processes.
 #[derive(Debug)]
 pub(crate) struct CpuTime {
-    /// By process and thread, in nanoseconds.
+    /// Nanoseconds by process and thread.
     threads: HashMap<(u32, String), u64>,
     ticks: u64,
 }
@@ -254,8 +254,9 @@ impl CpuTime {
         for member in members {
             let tasks = fs::read_dir(format!("/proc/{}/task", member.pid)).into_iter().flatten();
             for task in tasks.flatten() {
-                let said = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-                if let Some(time) = said.split(' ').next().and_then(|it| it.parse().ok()) {
+                let schedstat =
+                    fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+                if let Some(time) = schedstat.split(' ').next().and_then(|it| it.parse().ok()) {
                     let thread = task.file_name().to_string_lossy().into_owned();
                     threads.insert((member.pid, thread), time);
                 }
@@ -266,7 +267,7 @@ impl CpuTime {
 
     pub(crate) fn since(&self, before: &CpuTime) -> Duration {
         const TICK: u64 = 10_000_000;
-        // A thread that has ended took its nanoseconds with it; in the ticks of its process it is still there.
+        // An ended thread is missing from the nanoseconds, but not from the ticks of its process.
         let complete = before.threads.keys().all(|thread| self.threads.contains_key(thread));
         if self.threads.is_empty() || !complete {
             return Duration::from_nanos(self.ticks.saturating_sub(before.ticks) * TICK);

@@ -3,17 +3,17 @@
 use crate::cells::{Cell, Results, Spread};
 use crate::table::{self, figure};
 
-/// What stands in a column beside the size and the server.
+/// A column of figures beside the size and the server.
 pub(crate) enum Column {
-    /// The median of a figure, with so many digits.
+    /// Median of a figure, with a number of digits.
     Median { title: &'static str, figure: &'static str, digits: usize },
-    /// A figure of the reference's divided by the row's.
+    /// The reference's figure divided by the row's.
     Ratio { title: &'static str, figure: &'static str, reference: &'static str },
 }
 
 use Column::{Median, Ratio};
 
-/// Throughput, processor time and latency, beside those of a reference.
+/// Usual columns: throughput, processor time and latency, with ratios to a reference.
 pub(crate) const fn usual(reference: &'static str) -> [Column; 8] {
     [
         Median { title: "requests/s", figure: "requests_per_second", digits: 0 },
@@ -27,7 +27,7 @@ pub(crate) const fn usual(reference: &'static str) -> [Column; 8] {
     ]
 }
 
-/// All that was measured under one load.
+/// Prints all measurements under one load.
 pub(crate) fn print<'a>(
     results: &Results,
     section: &str,
@@ -63,7 +63,7 @@ pub(crate) fn print<'a>(
     table::print(2, &head, &rows);
 }
 
-/// The median, and between which the rounds were.
+/// Formats a ratio: the median and the range of the rounds.
 pub(crate) fn ratio(spread: Option<Spread>) -> String {
     spread.map_or_else(
         || "–".to_owned(),

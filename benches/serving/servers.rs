@@ -1,4 +1,4 @@
-//! The servers that are compared, each with one worker, and no line in a log unless that is what is measured.
+//! The compared servers: each has one worker, and writes no access log unless the log is what is measured.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -14,9 +14,9 @@ use crate::process::{Process, command};
 use crate::store::Redis;
 
 pub(crate) const AFTERIMAGE: &str = "afterimage";
-/// The other program of Afterimage that was given.
+/// The other build of Afterimage.
 pub(crate) const AGAINST: &str = "afterimage, against";
-/// The least that a server has to spend that sends bytes of its memory.
+/// Lower bound: a server that only sends prepared bytes.
 pub(crate) const FLOOR: &str = "floor";
 /// The HTTP library that Afterimage uses, with nothing behind it.
 pub(crate) const LIBRARY: &str = "hyper alone";
@@ -25,16 +25,16 @@ pub(crate) const VARNISH: &str = "Varnish";
 pub(crate) const CACHED: &str = "Python, cached";
 pub(crate) const NAIVE: &str = "Python, naive";
 
-/// A server that answers.
+/// A running server.
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) process: Process,
     pub(crate) http1: SocketAddr,
-    /// Where it speaks HTTP/2 in clear text.
+    /// Address for HTTP/2 in clear text.
     pub(crate) http2: Option<SocketAddr>,
 }
 
-/// A server, or why there is none.
+/// A server, or the reason why it is missing.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) name: String,
@@ -57,13 +57,13 @@ impl Peer {
     }
 }
 
-/// The one of a name.
+/// Finds a server by name.
 pub(crate) fn named<'a>(peers: &'a mut [Peer], name: &str) -> Result<&'a mut Server> {
     let peer = peers.iter_mut().find(|it| it.name == name);
-    peer.with_context(|| format!("{name} isn't there"))?.server()
+    peer.with_context(|| format!("there is no server {name}"))?.server()
 }
 
-/// The program under test and the one to compare it with, by the same settings.
+/// Starts the build under test and the one to compare it with, with the same settings.
 pub(crate) fn afterimages(bench: &Bench, redis: &Redis, settings: &[(&str, &str)]) -> Vec<Peer> {
     let mut peers =
         vec![Peer::new(AFTERIMAGE, afterimage(bench, &bench.afterimage, redis, settings))];
@@ -73,7 +73,7 @@ pub(crate) fn afterimages(bench: &Bench, redis: &Redis, settings: &[(&str, &str)
     peers
 }
 
-/// On a Redis, with the given settings: `("cache.images", "3")`.
+/// Starts Afterimage on a Redis, with settings such as `("cache.images", "3")`.
 pub(crate) fn afterimage(
     bench: &Bench,
     program: &Path,
@@ -91,7 +91,7 @@ pub(crate) fn afterimage(
     command.env("TOKIO_WORKER_THREADS", "1");
     let (listen, store) = (address.to_string(), format!("redis://{}", redis.address));
     let all = [("http.listen", &*listen), ("redis.url", &*store), ("log.access", "false")];
-    // The later one of two counts.
+    // A given setting replaces a default one.
     let given = |name: &str| settings.iter().any(|it| it.0 == name);
     for (name, value) in all.iter().filter(|it| !given(it.0)).chain(settings) {
         command.arg(format!("--{}", name.replace(['.', '_'], "-"))).arg(value);
@@ -104,7 +104,7 @@ pub(crate) fn afterimage(
     Ok(Server { process, http1: address, http2: Some(address) })
 }
 
-/// Serves a folder, with a line in `access.log` of that folder for each request, or without.
+/// Starts nginx on a folder, with or without `access.log` in it.
 pub(crate) fn nginx(bench: &Bench, folder: &Path, logging: bool) -> Result<Server> {
     let (http1, http2) = (free_port()?, free_port()?);
     let filled = include_str!("nginx.conf")
@@ -121,9 +121,10 @@ pub(crate) fn nginx(bench: &Bench, folder: &Path, logging: bool) -> Result<Serve
     Ok(Server { process, http1, http2: Some(http2) })
 }
 
-/// In front of a server.
+/// Starts Varnish in front of a server.
 pub(crate) fn varnish(bench: &Bench, origin: &Result<SocketAddr>) -> Result<Server> {
-    let origin = origin.as_ref().map_err(|why| anyhow!("no nginx to be in front of: {why:#}"))?;
+    let origin =
+        origin.as_ref().map_err(|why| anyhow!("Varnish needs nginx behind it: {why:#}"))?;
     let address = free_port()?;
     let filled = include_str!("varnish.vcl")
         .replace("{host}", &origin.ip().to_string())
@@ -131,7 +132,7 @@ pub(crate) fn varnish(bench: &Bench, origin: &Result<SocketAddr>) -> Result<Serv
     let config = bench.file("varnish.vcl");
     fs::write(&config, filled)?;
     let mut command = command(bench.cores.servers.as_deref(), need("varnishd")?);
-    // Without a jail: what changes its user is not told any more when this bench is killed.
+    // Without a jail: a process that changes its user gets no signal when this bench is killed.
     command.args(["-j", "none", "-F", "-T", "none", "-s", "malloc,1g", "-a", &address.to_string()]);
     command.arg("-n").arg(bench.file("varnish-work")).arg("-f").arg(&config);
     for parameter in ["http_gzip_support=off", "feature=+http2"] {
@@ -142,7 +143,7 @@ pub(crate) fn varnish(bench: &Bench, origin: &Result<SocketAddr>) -> Result<Serv
     Ok(Server { process, http1: address, http2: Some(address) })
 }
 
-/// A backend in Python: `naive` or `cached`.
+/// Starts a Python backend of kind `naive` or `cached`.
 pub(crate) fn python(bench: &Bench, redis: &Redis, kind: &str) -> Result<Server> {
     let python = bench.python.as_ref().map_err(|why| anyhow!("{why}"))?;
     let address = free_port()?;
@@ -151,7 +152,7 @@ pub(crate) fn python(bench: &Bench, redis: &Redis, kind: &str) -> Result<Server>
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/serving"));
     command.args(["--host", "127.0.0.1", "--port", &address.port().to_string()]);
     command.args(["--no-access-log", "--log-level", "warning"]);
-    // What it would choose by itself depends on what else is installed.
+    // Fixed, since the default depends on installed packages.
     command.args(["--http", "h11", "--loop", "asyncio"]);
     command.env("PEER", kind).env("REDIS_PORT", redis.address.port().to_string());
     command.env("PYTHONDONTWRITEBYTECODE", "1");
@@ -161,8 +162,8 @@ pub(crate) fn python(bench: &Bench, redis: &Redis, kind: &str) -> Result<Server>
 }
 
 impl Server {
-    /// Asks for each image, so that it is in whatever memory the server has for it; and then again, since a server may
-    /// prepare something when it first answers from there.
+    /// Requests each image twice: once so that it is in the server's memory, and once more since a server may prepare
+    /// something at the first hit.
     pub(crate) fn warm(
         &self,
         ids: impl Iterator<Item = String> + Clone,
@@ -171,12 +172,12 @@ impl Server {
         let mut client = Client::connect(self.http1)?;
         for id in ids.clone().chain(ids) {
             let found = client.image(&path(&id))?.body.len();
-            ensure!(found == length, "{id} has {found} bytes and not {length}");
+            ensure!(found == length, "{id} has {found} bytes; expected {length}");
         }
         Ok(())
     }
 
-    /// One of Afterimage's metrics. Others have none.
+    /// Fetches one of Afterimage's metrics; `None` for other servers.
     pub(crate) fn metric(&self, name: &str) -> Option<f64> {
         let page = Client::connect(self.http1).ok()?.get("/metrics", &[]).ok()?;
         let page = String::from_utf8_lossy(&page.body).into_owned();

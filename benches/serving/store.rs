@@ -1,7 +1,7 @@
-//! A redis-server of the bench's own, and a plain connection to it.
+//! The bench's redis-server, and a plain connection to it.
 //!
-//! The connection is written out, since its GET is what a cold image is compared with: whatever a library does beside
-//! that would flatter Afterimage.
+//! The connection is written by hand, since its GET is the reference for cold images: the overhead of a library would
+//! flatter Afterimage.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -24,7 +24,7 @@ impl Redis {
         let address = free_port()?;
         let mut command = command(cores, need("redis-server")?);
         command.args(["--bind", "127.0.0.1", "--port", &address.port().to_string()]);
-        // Nothing goes to the disk.
+        // No persistence.
         command.args(["--save", "", "--appendonly", "no", "--dir"]).arg(bench.dir.path());
         let process = Process::start("redis-server", command, &bench.file("redis"))?;
         let mut redis = Redis { process, address };
@@ -62,7 +62,7 @@ impl Connection {
         self.line().map(drop)
     }
 
-    /// Many at once, without waiting for each.
+    /// Stores many images, pipelined.
     pub(crate) fn set_all(&mut self, images: &[(String, Vec<u8>)]) -> Result<()> {
         for some in images.chunks(64) {
             for (id, value) in some {
@@ -111,7 +111,7 @@ impl Connection {
         self.stream.read_line(&mut line)?;
         match line.trim_end() {
             "" if line.is_empty() => bail!("Redis has closed the connection"),
-            error if error.starts_with('-') => bail!("Redis says {error}"),
+            error if error.starts_with('-') => bail!("Redis answered {error}"),
             line => Ok(line.to_owned()),
         }
     }

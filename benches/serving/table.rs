@@ -1,9 +1,9 @@
-//! Tables in Markdown, whose columns stand under each other on a terminal too.
+//! Markdown tables with aligned columns, readable on a terminal too.
 
-/// The column that says why there are holes.
+/// Title of the column that explains missing figures.
 pub(crate) const TROUBLE: &str = "trouble";
 
-/// Prints a table. What isn't in the first columns is a figure and stands on the right.
+/// Prints a table. The first columns are left-aligned names, the others right-aligned figures.
 pub(crate) fn print(names: usize, head: &[&str], rows: &[Vec<String>]) {
     let head: Vec<String> = head.iter().map(|&it| String::from(it)).collect();
     let cell = |row: &[String], column: usize| row.get(column).cloned().unwrap_or_default();
@@ -31,7 +31,7 @@ pub(crate) fn print(names: usize, head: &[&str], rows: &[Vec<String>]) {
     println!();
 }
 
-/// A figure with so many digits, or a dash where there is none.
+/// Formats a figure with a number of digits, or as a dash if there is none.
 pub(crate) fn figure(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
 }

@@ -1,4 +1,4 @@
-//! What is wanted of Afterimage, and what was measured. A figure that is missed is shown and fails nothing.
+//! Targets for Afterimage and the measured figures. A missed target is shown, and is no failure.
 
 use serde_json::{Value, json};
 
@@ -9,10 +9,10 @@ use crate::{cold, hit, memory, open, table};
 
 pub(crate) struct Target {
     what: String,
-    /// At most this is wanted.
+    /// Largest figure that meets the target.
     limit: f64,
     measured: Option<Spread>,
-    /// What it would be of a server that did nothing but read and write.
+    /// Figure of a server that only reads and writes.
     floor: Option<Spread>,
     digits: usize,
 }
@@ -121,9 +121,7 @@ pub(crate) fn all(bench: &Bench, results: &Results) -> Vec<Target> {
 }
 
 pub(crate) fn print(targets: &[Target]) {
-    println!(
-        "What is wanted, and what was measured; medians of the rounds, and between which they were:"
-    );
+    println!("Targets and measured figures: medians of the rounds, and their range:");
     let rows = targets.iter().map(|target| {
         let number = |value: f64| format!("{value:.*}", target.digits);
         let (median, range) = target.measured.map_or_else(

@@ -1,4 +1,4 @@
-//! A thousand images of 50 KB, of which few are asked for often and many seldom.
+//! A thousand images of 50 KB, requested with Zipf's distribution.
 
 use anyhow::Result;
 
@@ -14,7 +14,7 @@ const SECTION: &str = "zipf";
 const LOAD: &str = "1,000 images by Zipf, s = 1";
 const IMAGES: usize = 1_000;
 const LENGTH: usize = 50_000;
-/// By default 50 images are kept.
+/// Afterimage with its default cache of 50 images.
 const DEFAULT: &str = "afterimage, 50 kept";
 const ALL: &str = "afterimage, all kept";
 
@@ -53,7 +53,7 @@ pub(crate) fn run(bench: &Bench, results: &mut Results) -> Result<()> {
         let load = Load {
             protocol: Protocol::Http1,
             connections: 16,
-            // The same images in the same order for everybody in a round.
+            // The same images in the same order for every server of a round.
             addresses: Addresses::Many { chance: "zipf", count: IMAGES, seed: round + 1 },
             body: Some(LENGTH),
         };
@@ -66,8 +66,8 @@ pub(crate) fn run(bench: &Bench, results: &mut Results) -> Result<()> {
     });
     results.cells.extend(cells);
     println!(
-        "1,000 images of 50 KB by Zipf's law (s = 1), HTTP/1.1, 16 connections; the ratios are of the afterimage that \
-         keeps all:"
+        "1,000 images of 50 KB by Zipf's law (s = 1), HTTP/1.1, 16 connections; ratios refer to the Afterimage that \
+         caches all images:"
     );
     let mut columns = Vec::from(report::usual(ALL));
     let fetched = Column::Median { title: "fetched from Redis", figure: "fetches", digits: 3 };

@@ -2,14 +2,14 @@
 //
 //   node concepts.mjs FOLDER CHROMIUM PAGE SCREENSHOT
 //
-// Prints a line of JSON when all images are made and drawn: what each showed, in turn. Then each line that it reads is
-// answered by another one, when all of them are drawn in another version.
+// Prints a line of JSON once all images are made and drawn: the addresses that each showed, in order. For each line that
+// it reads then, it prints another one once all images are drawn in another version.
 import { createRequire } from "node:module";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 
 const [folder, executablePath, url, screenshot] = process.argv.slice(2);
-// NODE_PATH means nothing to `import`.
+// `import` ignores NODE_PATH.
 const { chromium } = createRequire(join(resolve(folder), "package.json"))("playwright-core");
 
 const browser = await chromium.launch({
@@ -20,7 +20,7 @@ const browser = await chromium.launch({
 const page = await browser.newPage({ viewport: { width: 1000, height: 560 } });
 page.setDefaultTimeout(60_000);
 await page.addInitScript(() => {
-  // What each image of the page was set to, in turn.
+  // Addresses that each image of the page was set to, in order.
   window.shown = {};
   const { set, get } = Object.getOwnPropertyDescriptor(HTMLImageElement.prototype, "src");
   Object.defineProperty(HTMLImageElement.prototype, "src", {
@@ -37,19 +37,19 @@ await page.goto(url);
 const [answer] = await Promise.all([page.waitForResponse(/concepts/), page.click("button")]);
 const { job } = await answer.json();
 
-/** Asks the page again until it says yes; the test around this gives up at some time. */
+/** Polls the page until the condition holds; the test around this script has a deadline. */
 async function until(ask, argument) {
   while (!(await page.evaluate(ask, argument))) await page.waitForTimeout(100);
 }
 
-/** Waits until each image is drawn in full, in the version that the server has now, which isn't one of those before. */
+/** Waits until each image is drawn in full, in the server's current version, which must differ from those before. */
 async function drawn(before = []) {
   await until(async (before) => {
     const all = [...document.querySelectorAll("figure img")];
     const newest = await Promise.all(all.map(async (img, index) => {
       if (!img.complete || img.naturalWidth !== 512 || img.src === before[index]) return false;
-      const asked = fetch(img.src.split("?")[0], { method: "HEAD", cache: "no-store" });
-      const answer = await asked.catch(() => null);
+      const head = fetch(img.src.split("?")[0], { method: "HEAD", cache: "no-store" });
+      const answer = await head.catch(() => null);
       return answer?.ok && img.src.endsWith(answer.headers.get("etag").replaceAll('"', ""));
     }));
     return newest.length === 3 && newest.every(Boolean);
@@ -60,7 +60,7 @@ async function drawn(before = []) {
   }));
 }
 
-// Rough first, then finished: the backend says when.
+// First the rough images, then the finished ones; the backend reports when.
 await until(async (job) => (await (await fetch(`/concepts/${job}`)).json()).done === 3, job);
 let state = await drawn();
 await page.screenshot({ path: screenshot });

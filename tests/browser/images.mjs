@@ -1,22 +1,22 @@
-// Does in a real Chromium what it is told, and says what it saw. Started by tests/it/browser.rs:
+// Performs actions in a real Chromium, and reports images and requests. Started by tests/it/browser.rs:
 //
 //   node images.mjs FOLDER CHROMIUM PROFILE
 //
-// FOLDER is where playwright-core is installed, CHROMIUM the program, PROFILE a folder for the user data, which
-// has the browser's disk cache. Every line of standard input is an action, {"open": "http://…"}; it is answered
-// by one line of JSON on standard output. The end of standard input closes the browser.
+// FOLDER is the folder with playwright-core, CHROMIUM the program, PROFILE a folder for the user data and the browser's
+// disk cache. Each line of standard input is an action, {"open": "http://…"}; its result is a line of JSON on standard
+// output. The end of standard input closes the browser.
 import { createRequire } from "node:module";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 
 const [folder, executablePath, profile] = process.argv.slice(2);
-// NODE_PATH means nothing to `import`.
+// `import` ignores NODE_PATH.
 const { chromium } = createRequire(join(resolve(folder), "package.json"))("playwright-core");
 
-/** How long anything may take, in milliseconds. The test around this gives up later. */
+/** Longest duration of anything, in milliseconds. The test around this script gives up later. */
 const patience = 60_000;
 
-// Nothing may be intercepted here (page.route): it would switch the browser's cache off.
+// No interception (page.route): it would turn the browser's cache off.
 const browser = await chromium.launchPersistentContext(profile, {
   executablePath,
   headless: true,
@@ -34,7 +34,7 @@ const browser = await chromium.launchPersistentContext(profile, {
 });
 browser.setDefaultTimeout(patience);
 
-/** The tab that the actions are about, and a session of DevTools with it. */
+/** The current tab, and its DevTools session. */
 let tab, session;
 
 /** The requests for images in the tab since `requests` was last emptied, by DevTools' id. */
@@ -59,13 +59,13 @@ async function newTab() {
     const it = request(event.requestId);
     it.answered = true;
     if (fromDiskCache) it.cache ??= "disk";
-    // Out of memory comes the event of the first time: nothing more follows, whatever it says.
+    // From the memory cache comes the event of the first load: no extra event follows, whatever this one says.
     it.more = event.hasExtraInfo && it.cache !== "memory";
   });
   session.on("Network.loadingFailed", (event) => {
     Object.assign(request(event.requestId), { answered: true, failed: event.errorText });
   });
-  // The events above tell what the renderer was given: 200 for a 304, too. These tell what was on the wire.
+  // The events above show what the renderer got: 200 even for a 304. These show the response on the wire.
   session.on("Network.requestWillBeSentExtraInfo", (event) => {
     const names = Object.keys(event.headers).map((name) => name.toLowerCase());
     request(event.requestId).conditional = names.includes("if-none-match");
@@ -77,7 +77,7 @@ async function newTab() {
   await old?.close();
 }
 
-/** Loads something, and tells of its images once they are drawn and all is known about their requests. */
+/** Loads a page, and returns its images and their requests once they are drawn and complete. */
 async function load(how) {
   requests.clear();
   await how();
@@ -97,19 +97,19 @@ async function load(how) {
 async function until(ready) {
   const end = Date.now() + patience;
   while (!ready()) {
-    if (Date.now() > end) throw new Error(`in vain: ${ready} ${JSON.stringify([...requests.values()])}`);
+    if (Date.now() > end) throw new Error(`waited in vain for ${ready}: ${JSON.stringify([...requests.values()])}`);
     await new Promise((done) => setTimeout(done, 5));
   }
 }
 
 const actions = {
-  /** In a tab of its own. */
+  /** Opens a page in a new tab. */
   async open(url) {
     await newTab();
     return load(() => tab.goto(url));
   },
   reload: () => load(() => tab.reload()),
-  /** As with Ctrl+Shift+R. */
+  /** Reloads past the cache, as Ctrl+Shift+R does. */
   reload_past_cache: () =>
     load(async () => {
       const loaded = tab.waitForEvent("load");
@@ -120,7 +120,7 @@ const actions = {
     await tab.goto("data:text/html,elsewhere");
     return load(() => tab.goBack());
   },
-  /** What a script in the page gets from `fetch`. */
+  /** Result of `fetch` in a script of the page. */
   fetch: ([url, headers]) =>
     tab.evaluate(
       async ([url, headers]) => {
@@ -134,7 +134,7 @@ const actions = {
       },
       [url, headers],
     ),
-  /** What a script in the page may know of how its images were loaded. */
+  /** Resource timings of the images, as a script in the page sees them. */
   timings: () =>
     tab.evaluate(() =>
       performance
@@ -159,6 +159,6 @@ for await (const line of createInterface({ input: process.stdin })) {
   }
   console.log(JSON.stringify(answer));
 }
-// A browser that doesn't close must not keep the test: it ends with this process.
+// A browser that doesn't close must not block the test: it ends with this process.
 setTimeout(() => process.exit(1), 10_000).unref();
 await browser.close();

@@ -1,10 +1,10 @@
-"""What REDbot notes about an answer, for programs: its own command writes for people, and can't send a field.
+"""REDbot's notes about a response as JSON. Its own command prints text only, and can't send header fields.
 
     redbot_notes.py URL [NAME:VALUE ...]
 
-Requests the URL with these fields and, where the answer is fit for it, again as REDbot does: with the validators, for
-a part, and compressed. Prints an array in JSON with an object for each answer: `check` (`default` is the request
-itself), `status`, and `notes`, each with its `level` (good, info, warning, bad), `name`, `subject` and `summary`.
+Requests the URL with these fields and, if the response allows it, again as REDbot does: with the validators, for a
+range, and compressed. Prints a JSON array with an object for each response: `check` (`default` is the request itself),
+`status`, and `notes`, each with `level` (good, info, warning, bad), `name`, `subject` and `summary`.
 """
 
 import json
@@ -19,17 +19,17 @@ from redbot.resource import HttpResource
 def main() -> None:
     url, fields = sys.argv[1], [tuple(field.split(":", 1)) for field in sys.argv[2:]]
     config = ConfigParser()
-    # Otherwise REDbot asks nobody on this machine.
+    # Without this REDbot refuses local addresses.
     config["redbot"] = {"enable_local_access": "True"}
     resource = HttpResource(config["redbot"])
     resource.set_request(url, headers=fields)
     resource.on("check_done", thor.stop)
     resource.check()
-    # An answer that came at once has stopped the loop already.
+    # A response that came at once has stopped the loop already.
     if not resource.check_done:
         thor.run()
-    asked = [resource, *resource.subreqs.values()]
-    json.dump([answer(it) for it in asked if it.fetch_started], sys.stdout, indent=1)
+    requests = [resource, *resource.subreqs.values()]
+    json.dump([answer(it) for it in requests if it.fetch_started], sys.stdout, indent=1)
 
 
 def answer(fetched) -> dict:

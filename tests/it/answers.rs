@@ -1,4 +1,4 @@
-//! What a client is answered, and with which headers.
+//! Responses to reads and writes of an image: statuses, headers and problem details.
 
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
@@ -54,7 +54,7 @@ async fn head_is_get_without_the_body() {
 }
 
 #[tokio::test]
-async fn a_client_that_has_the_version_gets_304_with_what_a_304_repeats() {
+async fn a_client_with_the_current_version_gets_304_with_the_required_headers() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let value = record(&png(1, 5000));
@@ -86,7 +86,7 @@ async fn a_client_that_has_the_version_gets_304_with_what_a_304_repeats() {
 }
 
 #[tokio::test]
-async fn without_tracking_a_replaced_image_is_seen_by_the_very_next_request() {
+async fn without_tracking_the_very_next_request_sees_a_replaced_image() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("redis.tracking", "false")]).await;
     let mut client = Client::connect(server.address).await;
@@ -101,8 +101,8 @@ async fn without_tracking_a_replaced_image_is_seen_by_the_very_next_request() {
 }
 
 #[tokio::test]
-async fn a_bad_id_is_400_before_any_store_is_asked() {
-    // Nothing listens there: a store that is asked would make it 503.
+async fn a_bad_id_is_400_without_a_store_request() {
+    // Nothing listens on this port: a request to the store would give 503.
     let server = Server::start(&[("redis.url", "redis://127.0.0.1:1")]).await;
     server.get("/images/good").await.problem(503, "store-unavailable");
     let long = format!("/images/{}", "x".repeat(10_240));
@@ -130,12 +130,12 @@ async fn a_bad_id_is_400_before_any_store_is_asked() {
         let members = server.get(path).await.problem(400, "bad-id");
         assert!(members["detail"].as_str().unwrap().contains("id"), "{members}");
     }
-    // An encoded character that an id may have is that character.
+    // A percent-encoded character that is valid in an id is accepted.
     server.get("/images/a%3ab").await.problem(503, "store-unavailable");
 }
 
 #[tokio::test]
-async fn a_parameter_that_means_nothing_is_400_and_not_the_original_for_an_hour() {
+async fn an_unknown_parameter_is_400_instead_of_the_original_image() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     redis.set("a", &record(&png(1, 100))).await;
@@ -144,7 +144,7 @@ async fn a_parameter_that_means_nothing_is_400_and_not_the_original_for_an_hour(
 }
 
 #[tokio::test]
-async fn what_is_absent_is_404_and_other_methods_are_405_with_allow() {
+async fn an_absent_image_is_404_and_an_unsupported_method_is_405_with_allow() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     server.get("/images/missing").await.problem(404, "absent");
@@ -157,7 +157,7 @@ async fn what_is_absent_is_404_and_other_methods_are_405_with_allow() {
 }
 
 #[tokio::test]
-async fn a_store_that_does_not_answer_in_time_is_504() {
+async fn a_store_timeout_is_504() {
     let redis = RedisServer::start().await;
     let settings = [("redis.response_timeout", "300ms"), ("redis.connections", "1")];
     let server = Server::on(&redis, &settings).await;
@@ -166,14 +166,14 @@ async fn a_store_that_does_not_answer_in_time_is_504() {
     redis.signal("STOP");
     server.get("/images/a").await.problem(504, "store-timeout");
     redis.signal("CONT");
-    crate::harness::until("it answers again", || async {
+    crate::harness::until("Redis answers again", || async {
         server.get("/images/a").await.status == StatusCode::OK
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_put_is_taken_from_this_machine_only() {
+async fn without_tokens_a_put_is_accepted_from_this_machine_only() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let value = Bytes::from(record(&png(1, 2000)));
@@ -198,8 +198,8 @@ async fn a_put_is_taken_from_this_machine_only() {
     ] {
         put(vec![json, foreign], "/images/b", value.clone()).await.problem(403, "not-from-here");
     }
-    let shouted = ("content-type", "Application/JSON; charset=utf-8");
-    assert_eq!(put(vec![shouted], "/images/c", value.clone()).await.status, StatusCode::CREATED);
+    let mixed_case = ("content-type", "Application/JSON; charset=utf-8");
+    assert_eq!(put(vec![mixed_case], "/images/c", value.clone()).await.status, StatusCode::CREATED);
     put(vec![json], "/images/b", Bytes::from("{}")).await.problem(400, "not-an-image");
     put(vec![json], "/images/-b", value.clone()).await.problem(400, "bad-id");
     server.get("/images/b").await.problem(404, "absent");
@@ -214,7 +214,7 @@ async fn a_put_over_the_limit_is_413() {
     let answer = server.send(Method::PUT, "/images/a", &json, value).await;
     let members = answer.problem(413, "body-too-large");
     assert!(members["detail"].as_str().unwrap().contains("65536"));
-    // What says so is refused before it is sent.
+    // A body whose declared length is too large is refused before it is sent.
     let mut stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
     let head = "PUT /images/a HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
         Content-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n";
@@ -225,14 +225,14 @@ async fn a_put_over_the_limit_is_413() {
 }
 
 #[tokio::test]
-async fn the_probes_tell_life_from_readiness() {
+async fn healthz_reports_liveness_and_readyz_reports_readiness() {
     let mut redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     assert_eq!(server.get("/healthz").await.body, "ok\n");
     assert_eq!(server.get("/readyz").await.status, StatusCode::OK);
     redis.kill();
     assert_eq!(server.get("/healthz").await.status, StatusCode::OK);
-    // The state of coherence as members of the problem (RFC 9457 §3.2).
+    // Extension members of the problem name the state of coherence (RFC 9457 §3.2).
     let members = server.get("/readyz").await.problem(503, "store-unavailable");
     assert!(["unverified", "unreachable"].contains(&members["coherence"].as_str().unwrap()));
     assert!(members["reason"].is_string());
@@ -246,7 +246,7 @@ async fn a_stop_lets_requests_in_progress_finish() {
     redis.signal("STOP");
     let address = server.address;
     let waiting = tokio::spawn(async move { get(address, "/images/a", &[]).await });
-    crate::harness::until("the request is in the server", || async {
+    crate::harness::until("the request has reached the server", || async {
         server.metric("afterimage_fetches_total").await == 1
     })
     .await;

@@ -1,7 +1,7 @@
-//! What a browser does with the answers: a real Chromium shows a page with three images.
+//! Browser caching: a real Chromium shows a page with three images.
 //!
-//! How often Afterimage was asked is read from its own metrics; what the browser says of its cache is only a
-//! second witness.
+//! The number of requests is read from Afterimage's metrics; the browser's own reports about its cache are only a second
+//! source.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -27,10 +27,10 @@ use tokio::task::JoinHandle;
 
 use crate::harness::{Client, RedisServer, Server, etag, record, until};
 
-/// Where Debian has it.
+/// Path of Debian's Chromium.
 pub(crate) const CHROMIUM: &str = "/usr/bin/chromium";
 
-/// How long an action of the browser may take. The script gives up before, and says at what.
+/// Longest duration of a browser action. The script gives up earlier, and reports at which step.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 const IDS: [&str; 3] = ["hero_abc123", "logo_def456", "photo_ghi789"];
@@ -39,14 +39,14 @@ const WIDTH: u32 = 160;
 const HEIGHT: u32 = 120;
 
 #[tokio::test]
-async fn a_page_of_another_site_shows_its_images_again_without_a_request() {
+async fn a_cross_site_page_shows_its_images_again_without_a_request() {
     let shelf = Shelf::start(&[]).await;
     let images_at = format!("http://{}", shelf.server.address);
     shows_its_images_again_without_a_request(&shelf, &images_at).await;
 }
 
 #[tokio::test]
-async fn a_page_that_passes_images_on_as_a_development_server_does_needs_no_request_either() {
+async fn a_page_behind_a_development_proxy_shows_its_images_again_without_a_request() {
     let shelf = Shelf::start(&[]).await;
     shows_its_images_again_without_a_request(&shelf, "").await;
 }
@@ -80,7 +80,7 @@ async fn shows_its_images_again_without_a_request(shelf: &Shelf, images_at: &str
 }
 
 #[tokio::test]
-async fn an_image_in_its_own_tab_is_revalidated_by_a_reload_and_fetched_by_a_forced_one() {
+async fn a_reload_revalidates_an_image_in_its_own_tab_and_a_forced_reload_fetches_it() {
     let shelf = Shelf::start(&[]).await;
     let mut chromium = Chromium::start();
     let url = format!("http://{}/images/{}", shelf.server.address, IDS[0]);
@@ -89,7 +89,7 @@ async fn an_image_in_its_own_tab_is_revalidated_by_a_reload_and_fetched_by_a_for
     let first = chromium.loads(&open).await;
     assert_eq!(first.wire(), [Some(200)]);
     assert_eq!((first.images[0].width, first.images[0].height), (WIDTH, HEIGHT));
-    // Another tab takes it from the cache; `immutable` or not, a reload of the document itself asks.
+    // Another tab takes it from the cache. A reload of the document itself revalidates it, `immutable` or not.
     for (action, wire, conditional, answered) in [
         (&open, None, false, counts(&[("GET 200", 1)])),
         (&json!({ "reload": null }), Some(304), true, counts(&[("GET 200", 1), ("GET 304", 1)])),
@@ -140,7 +140,7 @@ async fn a_replaced_image_is_fetched_once_under_its_new_version() {
 }
 
 #[tokio::test]
-async fn a_replaced_image_shows_under_its_plain_address_once_its_tab_is_reloaded() {
+async fn a_reload_shows_a_replaced_image_under_its_plain_url() {
     let mut shelf = Shelf::start(&[]).await;
     let mut chromium = Chromium::start();
     let url = format!("http://{}/images/{}", shelf.server.address, IDS[0]);
@@ -157,7 +157,7 @@ async fn a_replaced_image_shows_under_its_plain_address_once_its_tab_is_reloaded
 }
 
 #[tokio::test]
-async fn a_page_of_another_site_may_know_how_long_its_images_took() {
+async fn a_cross_site_page_can_read_the_timing_of_its_images() {
     let shelf = Shelf::start(&[]).await;
     let site = Site::start(shelf.server.address).await;
     let mut chromium = Chromium::start();
@@ -171,7 +171,7 @@ async fn a_page_of_another_site_may_know_how_long_its_images_took() {
         assert_eq!(timings.as_array().unwrap().len(), 3, "{timings}");
     }
     for (id, picture) in IDS.iter().zip(&shelf.pictures) {
-        // They are listed as they finished.
+        // The entries are in the order in which the loads finished.
         let of = |timings: &Value| {
             let mut listed = timings.as_array().unwrap().iter();
             listed.find(|it| it["name"].as_str().unwrap().ends_with(id)).unwrap().clone()
@@ -182,7 +182,7 @@ async fn a_page_of_another_site_may_know_how_long_its_images_took() {
         assert!(number("transferSize") > number("encodedBodySize"), "{first}");
         let moments = ["fetchStart", "requestStart", "responseStart", "responseEnd"].map(number);
         assert!(moments[0] > 0.0 && moments.is_sorted(), "{first}");
-        // A cold image: it was got, hashed and decoded.
+        // The image was cold: it was fetched, hashed and decoded.
         let parts: Vec<_> = first["serverTiming"].as_array().unwrap().iter().collect();
         let names: Vec<_> = parts.iter().map(|it| it["name"].as_str().unwrap()).collect();
         assert_eq!(names, ["store", "hash", "decode"], "{first}");
@@ -194,8 +194,8 @@ async fn a_page_of_another_site_may_know_how_long_its_images_took() {
 }
 
 #[tokio::test]
-async fn a_script_of_another_site_reads_images_where_the_settings_let_it() {
-    // Its origin is known before the server starts, but not where that will listen.
+async fn a_cross_origin_script_reads_images_if_cors_allows_it() {
+    // The site starts first, since the server's settings need its origin. It has no server to forward to yet.
     for listed in [false, true] {
         let site = Site::start(([127, 0, 0, 1], 1).into()).await;
         let origins = if listed { json!([site.origin()]) } else { json!(["*"]) }.to_string();
@@ -212,7 +212,7 @@ async fn a_script_of_another_site_reads_images_where_the_settings_let_it() {
         assert_eq!(unconditional["length"], length);
         assert_eq!(unconditional["headers"]["etag"], known);
 
-        // Of the image that the browser has, and of one that it hasn't: it makes the first 206 itself.
+        // Ranges of a cached image and of an uncached one. The browser makes the first 206 itself.
         for (index, url) in [(0, &urls[0]), (1, &format!("{}?v=1", urls[1]))] {
             let Picture { bytes, value, .. } = &shelf.pictures[index];
             let range = chromium.fetches(url, &json!({ "range": "bytes=10-109" })).await;
@@ -223,16 +223,16 @@ async fn a_script_of_another_site_reads_images_where_the_settings_let_it() {
             assert_eq!(range["headers"]["etag"], etag(value));
         }
         assert_eq!(shelf.answered().await["GET 206"], 1);
-        // None of these needs leave that is asked for first.
+        // None of these requests needs a preflight.
         assert!(!shelf.answered().await.contains_key("OPTIONS 200"));
 
-        // Others do, and leave that was given is remembered.
+        // A custom header needs a preflight, whose result the browser remembers.
         for _ in 0..2 {
             let named = chromium.fetches(&urls[0], &json!({ "x-request-id": "a-1" })).await;
             assert_eq!(named["status"], 200, "{named}");
             assert_eq!(shelf.answered().await["OPTIONS 200"], 1);
         }
-        // Chromium asks again for this one: a condition of the script's own goes past all of its caches.
+        // Chromium sends this request: a script's own condition bypasses its caches.
         let unchanged = chromium.fetches(&urls[0], &json!({ "if-none-match": known })).await;
         assert_eq!(unchanged["status"], 304, "{unchanged}");
         assert_eq!(unchanged["headers"]["etag"], known);
@@ -240,7 +240,7 @@ async fn a_script_of_another_site_reads_images_where_the_settings_let_it() {
 }
 
 #[tokio::test]
-async fn a_script_of_another_site_is_refused_without_the_setting_and_the_image_still_shown() {
+async fn without_cors_a_cross_origin_script_is_refused_and_the_image_is_still_shown() {
     let other = r#"["https://elsewhere.example"]"#;
     for settings in [&[][..], &[("http.cors_origins", other)]] {
         let shelf = Shelf::start(settings).await;
@@ -256,7 +256,7 @@ async fn a_script_of_another_site_is_refused_without_the_setting_and_the_image_s
             let refused = chromium.fetches(&urls[0], &headers).await;
             assert_eq!(refused["error"], "TypeError: Failed to fetch", "{headers}: {refused}");
         }
-        // The same script may, where the image comes from its own site.
+        // The same script may read an image of its own origin.
         let own = chromium.fetches(&format!("/images/{}", IDS[0]), &json!({})).await;
         assert_eq!(own["status"], 200, "{own}");
     }
@@ -281,12 +281,12 @@ impl Shelf {
         Shelf { redis, server, pictures }
     }
 
-    /// The backend writes another one, and Afterimage hears of it.
+    /// Replaces an image as a backend does, and waits until Afterimage serves the new version.
     async fn replace(&mut self, index: usize, picture: Picture) {
         self.redis.set(IDS[index], &picture.value).await;
         let path = format!("/images/{}", IDS[index]);
         until("the new image is served", || async {
-            // `answered` doesn't count a HEAD.
+            // A HEAD, since `answered` doesn't count it.
             let head = self.server.send(Method::HEAD, &path, &[], Bytes::new()).await;
             head.header("etag") == etag(&picture.value)
         })
@@ -294,7 +294,7 @@ impl Shelf {
         self.pictures[index] = picture;
     }
 
-    /// The addresses that the backend gives out: of this version, which it has the MD5 of.
+    /// Versioned addresses as a backend gives them out, with the MD5 of the record.
     fn versions(&self) -> [String; 3] {
         [0, 1, 2].map(|index| {
             let etag = etag(&self.pictures[index].value);
@@ -302,7 +302,7 @@ impl Shelf {
         })
     }
 
-    /// How many requests for images were answered, by method and status, but for those of the test itself.
+    /// Number of image requests answered, by method and status, without the test's own HEADs.
     async fn answered(&self) -> BTreeMap<String, u64> {
         let page = self.server.get("/metrics").await;
         let counted = r#"afterimage_requests_total{route="/images/{id}",method=""#;
@@ -314,7 +314,7 @@ impl Shelf {
                 let (status, count) = rest.split_once("\"} ")?;
                 Some((format!("{method} {status}"), count.parse().unwrap()))
             })
-            // Some are there from the start, at nought.
+            // Some counters exist from the start, at zero.
             .filter(|(what, count)| !what.starts_with("HEAD ") && *count > 0)
             .collect()
     }
@@ -324,7 +324,7 @@ fn counts(expected: &[(&str, u64)]) -> BTreeMap<String, u64> {
     expected.iter().map(|&(what, count)| (what.to_owned(), count)).collect()
 }
 
-/// An image that can be decoded, and what it shows.
+/// A decodable image and its pixels.
 struct Picture {
     bytes: Vec<u8>,
     /// The record in Redis.
@@ -333,7 +333,7 @@ struct Picture {
 }
 
 impl Picture {
-    /// Each its own colours, and enough in it to be no trifle when compressed.
+    /// Draws a picture with its own colours and enough detail not to compress to a trifle.
     fn new(number: usize, format: ImageFormat) -> Picture {
         let colours = [[220, 40, 40], [30, 160, 60], [40, 80, 220], [230, 200, 30], [150, 40, 180]];
         let pixels = RgbImage::from_fn(WIDTH, HEIGHT, |x, y| {
@@ -351,7 +351,7 @@ impl Picture {
         let mut bytes = Cursor::new(vec![]);
         DynamicImage::from(pixels).write_to(&mut bytes, format).unwrap();
         let bytes = bytes.into_inner();
-        // What a JPEG shows isn't quite what was put in.
+        // A JPEG's pixels differ a little from those that were encoded.
         let pixels = image::load_from_memory(&bytes).unwrap().into_rgb8();
         Picture { value: record(&bytes), bytes, pixels }
     }
@@ -363,9 +363,9 @@ impl From<RgbImage> for Picture {
     }
 }
 
-/// A site whose page shows three images, and which passes `/images` on, as a front end's development server does.
+/// A site whose page shows three images, and which forwards `/images` as a front end's development server does.
 struct Site {
-    /// The page. Its site is another than that of 127.0.0.1: not only the port differs.
+    /// Address of the page. It is cross-site to 127.0.0.1: the host differs, not only the port.
     url: String,
     html: Arc<Mutex<String>>,
     serving: JoinHandle<()>,
@@ -378,14 +378,14 @@ impl Site {
         let html = Arc::new(Mutex::new(String::new()));
         let page = Arc::clone(&html);
         let routes = Router::new()
-            // Not kept: to come back to it is to load it, and its images, again.
+            // `no-store`, so that coming back to the page loads it and its images again.
             .route(
                 "/",
                 get(async move || {
                     ([("cache-control", "no-store")], Html(page.lock().unwrap().clone()))
                 }),
             )
-            .route("/images/{id}", get(pass_on))
+            .route("/images/{id}", get(forward))
             .with_state(afterimage);
         let serving = tokio::spawn(async { axum::serve(listener, routes).await.unwrap() });
         Site { url, html, serving }
@@ -395,7 +395,7 @@ impl Site {
         self.url.trim_end_matches('/')
     }
 
-    /// From now on the page shows these, side by side.
+    /// Makes the page show these images side by side.
     fn shows(&self, images: [String; 3]) {
         let mut html = String::from(
             "<!doctype html><link rel=icon href='data:,'><style>img { position: absolute; top: 0 }</style>",
@@ -413,8 +413,8 @@ impl Drop for Site {
     }
 }
 
-/// As it came, both ways; only the connection is another.
-async fn pass_on(State(afterimage): State<SocketAddr>, request: Request) -> Response {
+/// Forwards a request and its response unchanged, on a connection of its own.
+async fn forward(State(afterimage): State<SocketAddr>, request: Request) -> Response {
     let headers: Vec<_> = request
         .headers()
         .iter()
@@ -429,16 +429,16 @@ async fn pass_on(State(afterimage): State<SocketAddr>, request: Request) -> Resp
 
 /// A browser with a profile of its own, moved by `tests/browser/images.mjs`.
 struct Chromium {
-    /// It ends before its profile is removed.
+    /// Declared first, so that it ends before its profile is removed.
     script: Script,
     profile: tempfile::TempDir,
 }
 
-/// What a load led to.
+/// Images and requests of one page load.
 #[derive(Debug, Deserialize)]
 struct Loaded {
     images: Vec<Shown>,
-    requests: Vec<Transform>,
+    requests: Vec<ImageRequest>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -447,14 +447,14 @@ struct Shown {
     height: u32,
 }
 
-/// A request for an image, whether or not it left the browser.
+/// A request for an image, including those that the browser's cache answered.
 #[derive(Debug, Deserialize)]
-struct Transform {
+struct ImageRequest {
     address: String,
-    /// The status on the wire, if it was there.
+    /// Status of the response on the wire; `None` if the request didn't leave the browser.
     wire: Option<u16>,
     conditional: bool,
-    /// Which of the browser's caches answered.
+    /// Cache of the browser that answered, if one did.
     cache: Option<String>,
 }
 
@@ -471,7 +471,7 @@ impl Chromium {
         Chromium { script, profile }
     }
 
-    /// `{"restart": url}` opens it after the browser was closed and started again.
+    /// Performs an action that loads a page. `{"restart": url}` restarts the browser first, then opens the page.
     async fn loads(&mut self, action: &Value) -> Loaded {
         let Some(url) = action.get("restart") else {
             return serde_json::from_value(self.acts(action).await).unwrap();
@@ -481,7 +481,7 @@ impl Chromium {
         serde_json::from_value(self.acts(&json!({ "open": url })).await).unwrap()
     }
 
-    /// A script's `fetch` in the page.
+    /// Calls `fetch` from a script in the page.
     async fn fetches(&mut self, url: &str, headers: &Value) -> Value {
         self.acts(&json!({ "fetch": [url, headers] })).await
     }
@@ -492,7 +492,7 @@ impl Chromium {
         answer
     }
 
-    /// Asserts that these are what is on the screen, each where it has to be.
+    /// Asserts that the screen shows these pictures, each in its place.
     async fn draws(&mut self, loaded: &Loaded, pictures: &[Picture; 3]) {
         let sizes: Vec<_> = loaded.images.iter().map(|it| (it.width, it.height)).collect();
         assert_eq!(sizes, [(WIDTH, HEIGHT); 3]);
@@ -502,7 +502,7 @@ impl Chromium {
         for (left, picture) in (0..).step_by(WIDTH as usize).zip(pictures) {
             let differs = picture.pixels.enumerate_pixels().find(|(x, y, pixel)| {
                 let drawn = screen.get_pixel(left + x, *y);
-                // Decoders of JPEG may round as they like.
+                // JPEG decoders may round differently.
                 drawn.0.iter().zip(pixel.0).any(|(drawn, pixel)| drawn.abs_diff(pixel) > 8)
             });
             assert_eq!(differs, None, "at {left}");
@@ -510,7 +510,7 @@ impl Chromium {
     }
 }
 
-/// The running script: a line for each action, a line for what was seen.
+/// The running script. It reads one line per action and writes one line per result.
 struct Script {
     child: Child,
     actions: Option<ChildStdin>,
@@ -544,15 +544,15 @@ impl Script {
     }
 
     async fn acts(&mut self, action: &Value) -> Value {
-        // A script that has ended takes none: then there is no line either.
+        // Writing to a script that has ended fails; the missing line is reported below.
         let _ = writeln!(self.actions.as_mut().unwrap(), "{action}");
         let line = tokio::time::timeout(PATIENCE, self.seen.recv()).await;
-        let line = line.unwrap_or_else(|_| panic!("in vain: {action}"));
+        let line = line.unwrap_or_else(|_| panic!("no result within {PATIENCE:?}: {action}"));
         serde_json::from_str(&line.unwrap_or_else(|| panic!("the script ended at {action}")))
             .unwrap()
     }
 
-    /// Closes the browser and waits until it has written what it keeps.
+    /// Closes the browser, and waits until it has written its profile.
     fn end(&mut self) {
         drop(self.actions.take());
         let _ = self.child.wait();

@@ -1,11 +1,9 @@
-//! The checker of coherence: writers and readers side by side, and a history that says which answers were
-//! possible.
+//! The coherence checker: writers and readers run side by side, and a history tells which responses were possible.
 //!
-//! Every value carries a number. One writer issues the operations one after the other and notes, for each
-//! key, between which two moments it changed to what. A read was right if what it found was under the key at
-//! some moment from the bound before the request to the end of the answer, and no reader goes back to an
-//! older number. After each burst everything must
-//! settle on the last state: an entry that is stale for ever can't.
+//! Every value carries a number. One writer issues operations one after the other and records, for each key, the new
+//! state and the interval in which it took effect. A read is right if its value was stored under the key at some moment
+//! between `BOUND` before the request and the end of the response, and if its reader has seen no newer number before.
+//! After each burst both servers must settle on the last state, so an entry that is stale for ever is found.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,18 +18,18 @@ use crate::coherence::on_every_server;
 use crate::harness::server::load;
 use crate::harness::{Answer, Client, Flavour, RedisServer, Server, png, record};
 
-/// What the contract allows is one push, well under a millisecond. The machine that tests run on may stop a
-/// thread for longer than that.
+/// Largest allowed staleness. The contract allows one push, well under a millisecond, but the test machine may suspend a
+/// thread for longer.
 const BOUND: Duration = Duration::from_millis(250);
 
-/// An entry that is stale for ever is stale for longer than this.
+/// Staleness from which an entry counts as stale for ever.
 const FOR_EVER: Duration = Duration::from_secs(3);
 
 const KEYS: usize = 6;
 
 on_every_server! {
     three_thousand_races_of_a_write_and_a_read_leave_nothing_stale
-    no_answer_is_older_than_the_bound_under_writes_deletes_expiries_renames_and_flushes
+    no_response_is_older_than_the_bound_under_concurrent_changes
 }
 
 async fn three_thousand_races_of_a_write_and_a_read_leave_nothing_stale(flavour: Flavour) {
@@ -40,9 +38,7 @@ async fn three_thousand_races_of_a_write_and_a_read_leave_nothing_stale(flavour:
     assert_eq!(stale, 0);
 }
 
-async fn no_answer_is_older_than_the_bound_under_writes_deletes_expiries_renames_and_flushes(
-    flavour: Flavour,
-) {
+async fn no_response_is_older_than_the_bound_under_concurrent_changes(flavour: Flavour) {
     for seed in [1, 2] {
         let redis = RedisServer::start_flavour(flavour, &[]).await;
         let wrong = check(&redis, Guard::On, seed, 12).await;
@@ -51,7 +47,7 @@ async fn no_answer_is_older_than_the_bound_under_writes_deletes_expiries_renames
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_races_find_a_server_whose_guard_is_switched_off() {
+async fn the_races_detect_a_disabled_guard() {
     let redis = RedisServer::start().await;
     let stale = races(&redis, Guard::Off, 300).await;
     println!("{stale} of 300 races left a stale image without the guard");
@@ -59,14 +55,14 @@ async fn the_races_find_a_server_whose_guard_is_switched_off() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_checker_finds_a_server_whose_guard_is_switched_off() {
+async fn the_checker_detects_a_disabled_guard() {
     let redis = RedisServer::start().await;
     let wrong = check(&redis, Guard::Off, 1, 12).await;
     println!("{} answers were wrong without the guard, such as {:?}", wrong.len(), wrong.first());
     assert!(!wrong.is_empty());
 }
 
-/// A small generator of numbers, the same for the same seed.
+/// A small pseudo-random generator with a fixed seed.
 struct Random(u64);
 
 impl Random {
@@ -77,7 +73,7 @@ impl Random {
         self.0 % limit
     }
 
-    /// Up to some microseconds, by turns of the runtime: timers are too coarse.
+    /// Yields to the runtime for a random time up to a limit. Timers are too coarse for microseconds.
     async fn pause(&mut self, microseconds: u64) {
         let end = Instant::now() + Duration::from_micros(self.below(microseconds));
         while Instant::now() < end {
@@ -86,14 +82,14 @@ impl Random {
     }
 }
 
-/// An image that carries a number; large enough for its reply to take longer than a push.
+/// A record whose image carries a number, large enough for its reply to take longer than a push.
 fn value(number: u64) -> Vec<u8> {
     let mut bytes = png(number, 150_000);
     bytes[8..16].copy_from_slice(&number.to_le_bytes());
     record(&bytes)
 }
 
-/// The number of the image in an answer; 0 where there is none.
+/// Returns the number of the image in a response; 0 for 404.
 fn number(answer: &Answer) -> u64 {
     match answer.status.as_u16() {
         200 => u64::from_le_bytes(answer.body[8..16].try_into().unwrap()),
@@ -111,7 +107,7 @@ async fn two_servers(redis: &RedisServer, guard: Guard) -> [Server; 2] {
     [start().await, start().await]
 }
 
-/// Races a write with a read on each of two servers, and counts after how many one of them never came to the
+/// Races a write with a read on each of two servers, and counts the rounds after which one of them never serves the
 /// new version.
 async fn races(redis: &RedisServer, guard: Guard, rounds: u64) -> u64 {
     let servers = two_servers(redis, guard).await;
@@ -123,7 +119,7 @@ async fn races(redis: &RedisServer, guard: Guard, rounds: u64) -> u64 {
     }
     let mut random = Random(42);
     for round in 1..=rounds {
-        // A key of its own for each round without the guard, whose stale ones would stay.
+        // Without the guard each round has its own key, since a stale entry would stay.
         let path = format!("/images/k{}", if guard == Guard::On { 0 } else { round });
         let key = path.replace("/images/", "image:");
         let set = |number| {
@@ -161,7 +157,7 @@ async fn races(redis: &RedisServer, guard: Guard, rounds: u64) -> u64 {
             }
         }
         stale += u64::from(late);
-        // Enough to show that they are found.
+        // Three are enough to show that stale entries are found.
         if stale >= 3 {
             break;
         }
@@ -169,7 +165,7 @@ async fn races(redis: &RedisServer, guard: Guard, rounds: u64) -> u64 {
     stale
 }
 
-/// Between `from` and `to` a key came to hold `number`.
+/// A change of a key: it came to hold `number` between `from` and `to`.
 #[derive(Debug, Clone, Copy)]
 struct Step {
     from: Instant,
@@ -179,7 +175,7 @@ struct Step {
 
 type History = Arc<Mutex<HashMap<usize, Vec<Step>>>>;
 
-/// Runs bursts of writes beside readers on two servers, and gives the answers that were not possible.
+/// Runs bursts of writes beside readers on two servers, and returns the responses that were not possible.
 async fn check(redis: &RedisServer, guard: Guard, seed: u64, bursts: usize) -> Vec<String> {
     let servers = two_servers(redis, guard).await;
     let history = History::default();
@@ -213,7 +209,7 @@ async fn check(redis: &RedisServer, guard: Guard, seed: u64, bursts: usize) -> V
         for reader in readers {
             let mut newest = HashMap::new();
             for seen in reader.await.unwrap() {
-                // Numbers only grow, so nobody who has seen one may be shown an older one afterwards.
+                // Numbers only grow, so a reader must never see a smaller one later.
                 let newest = newest.entry(seen.key).or_insert(0);
                 if seen.number != 0 && seen.number < *newest {
                     wrong.push(format!("{newest} was seen before {seen:?}"));
@@ -232,7 +228,7 @@ async fn check(redis: &RedisServer, guard: Guard, seed: u64, bursts: usize) -> V
     wrong
 }
 
-/// Waits until both servers answer the last state of every key, and says which don't.
+/// Waits until both servers serve the last state of every key, and returns the keys that don't settle.
 async fn settle(servers: &[Server; 2], writer: &mut Writer) -> Vec<String> {
     let deadline = Instant::now() + FOR_EVER;
     let mut wrong = Vec::new();
@@ -256,7 +252,7 @@ async fn settle(servers: &[Server; 2], writer: &mut Writer) -> Vec<String> {
     wrong
 }
 
-/// One answer.
+/// A response that a reader got.
 #[derive(Debug)]
 struct Seen {
     key: usize,
@@ -292,13 +288,13 @@ fn was_possible(steps: &[Step], seen: &Seen) -> bool {
     })
 }
 
-/// Issues one operation after the other and notes what it did.
+/// Issues one operation after the other, and records each in the history.
 struct Writer {
     connection: MultiplexedConnection,
     history: History,
     random: Random,
     next: u64,
-    /// Keys with an expiry, which their next state has to take note of.
+    /// Keys with an expiry still to come, and the interval in which it takes effect.
     expiring: HashMap<usize, (Instant, Instant)>,
 }
 
@@ -319,7 +315,7 @@ impl Writer {
                 let mut set = redis::cmd("SET");
                 self.run(set.arg(&name).arg(value(number)).arg("PX").arg(life)).await;
                 self.note(key, from, number);
-                // The same millisecond on two clocks, and what Redis rounds.
+                // Two milliseconds more for two clocks and for rounding in Redis.
                 let life = Duration::from_millis(life);
                 let gone = (from + life, Instant::now() + life + Duration::from_millis(2));
                 self.push(key, Step { from: gone.0, to: gone.1, number: 0 });
@@ -330,7 +326,7 @@ impl Writer {
                 self.note(key, from, 0);
             }
             18 => {
-                // Written elsewhere, and moved here by its name.
+                // Written under another name, then renamed to this key.
                 let number = self.number();
                 self.run(redis::cmd("SET").arg("other").arg(value(number))).await;
                 let from = Instant::now();
@@ -355,8 +351,7 @@ impl Writer {
         command.exec_async(&mut self.connection).await.unwrap();
     }
 
-    /// Notes a state that an operation begun at `from` brought about. An expiry that lies in the future will
-    /// not come about any more.
+    /// Records the state after an operation that began at `from`. It cancels an expiry that is still to come.
     fn note(&mut self, key: usize, from: Instant, number: u64) {
         let to = Instant::now();
         if let Some((gone, _)) = self.expiring.remove(&key)

@@ -1,4 +1,4 @@
-//! The program as it is called.
+//! The command line: its arguments, environment variables, exit statuses and messages.
 
 use std::process::Output;
 
@@ -15,7 +15,7 @@ fn error(output: &Output) -> String {
 }
 
 #[test]
-fn wrong_settings_stop_the_start_with_their_name_their_place_and_what_was_expected() {
+fn a_wrong_setting_stops_the_start_with_its_name_place_and_expected_value() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("my.toml");
     std::fs::write(&file, "[cache]\nimages = 5\nimage = 5\n").unwrap();
@@ -79,7 +79,7 @@ async fn a_first_start_logs_no_warning() {
 }
 
 #[tokio::test]
-async fn redis_url_and_port_are_honoured_and_health_asks_the_running_server() {
+async fn redis_url_and_port_are_honoured_and_health_queries_the_running_server() {
     let redis = RedisServer::start().await;
     let port = free_port().to_string();
     assert!(error(&run(&["health"], &[("PORT", &port)])).contains("no answer from a server"));
@@ -90,7 +90,7 @@ async fn redis_url_and_port_are_honoured_and_health_asks_the_running_server() {
     let address = process.address.to_string();
     assert!(run(&["health", "--http-listen", &address], &[]).status.success());
 
-    // `put` writes the record as a backend would.
+    // `put` writes the same record as a backend.
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("picture");
     std::fs::write(&file, png(3, 1000)).unwrap();

@@ -1,4 +1,4 @@
-//! The backend and the page of the examples, in a real Chromium: images appear as they are made.
+//! The example backend and page in a real Chromium: images appear while they are made.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::harness::server::program;
 use crate::harness::{Process, RedisServer, etag, record, until};
 use crate::variants::{encoded, picture};
 
-/// A program of the test's, which ends with it.
+/// A child process that is killed with the test.
 struct Ends(Child);
 
 impl Drop for Ends {
@@ -23,12 +23,12 @@ impl Drop for Ends {
     }
 }
 
-/// What the page shows.
+/// State of the page.
 #[derive(Debug, Deserialize)]
 struct State {
     job: String,
     sources: Vec<String>,
-    /// What each image was set to, in turn.
+    /// Addresses that each image was set to, in order.
     shown: Vec<Vec<String>>,
 }
 
@@ -43,7 +43,7 @@ fn the_backend_of_the_examples_is_short() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_draws_thumbnails_then_images_and_a_cut_connection_loses_nothing() {
+async fn a_page_shows_thumbnails_then_images_and_misses_no_change_after_a_reconnect() {
     let redis = RedisServer::start().await;
     let (backend_port, port) = (free_port(), free_port());
     let page = format!("http://127.0.0.1:{backend_port}");
@@ -90,7 +90,7 @@ async fn a_page_draws_thumbnails_then_images_and_a_cut_connection_loses_nothing(
     let first = tokio::task::block_in_place(&mut shown);
     assert_eq!(first.sources.len(), 3);
     for (number, shown) in first.shown.iter().enumerate() {
-        // The rough one and the finished one: of each, the thumbnail came with the event, before the image.
+        // The rough and the finished image: the event's thumbnail comes before each image.
         let path = format!("/images/concept_{}_{number}?v=", first.job);
         assert!(shown.len() >= 2, "{shown:?}");
         assert_eq!(shown[0], "data:image/webp;base64", "{shown:?}");
@@ -98,7 +98,7 @@ async fn a_page_draws_thumbnails_then_images_and_a_cut_connection_loses_nothing(
     }
     assert!(screenshot.metadata().unwrap().len() > 10_000);
 
-    // While the server is away all three are replaced; the page connects again by itself, and shows them.
+    // All three are replaced while the server is down; the page reconnects by itself, and shows them.
     afterimage.kill();
     let mut connection = redis.connect().await;
     let mut tags = Vec::new();

@@ -1,4 +1,4 @@
-//! Conditional requests and ranges (RFC 9110 §13 and §14), as one table over both protocols.
+//! Conditional requests and ranges (RFC 9110 §13 and §14): one table, over both protocols.
 
 use bytes::Bytes;
 use hyper::Method;
@@ -7,19 +7,19 @@ use crate::harness::{Answer, Client, Protocol, RedisServer, Server, etag, png, r
 
 const LENGTH: usize = 1000;
 
-/// When the dated image was made, and its neighbours in time.
+/// Creation time of the dated image, in Unix seconds; below as an HTTP date, with its neighbours.
 const MADE: i64 = 1_761_998_400;
 const DATE: &str = "Sat, 01 Nov 2025 12:00:00 GMT";
 const EARLIER: &str = "Sat, 01 Nov 2025 11:59:59 GMT";
 const LATER: &str = "Sat, 01 Nov 2025 12:00:01 GMT";
-/// `DATE` in the two formats that only old clients write (§5.6.7).
+/// `DATE` in the two obsolete formats (§5.6.7).
 const DATE_RFC850: &str = "Saturday, 01-Nov-25 12:00:00 GMT";
 const DATE_ASCTIME: &str = "Sat Nov  1 12:00:00 2025";
 
-/// What is asked for. `dated` has `created_at`, `plain` has not, `drawn` is an SVG that is sent as br; `corrupt` and
-/// `absent` are what their names say.
+/// A row: RFC section, method, image, header fields, expected response. `dated` has `created_at`, `plain` has none,
+/// `drawn` is an SVG that is sent as br; `corrupt` and `absent` are as named.
 type Case = (
-    // The section of RFC 9110 that decides it.
+    // Section of RFC 9110.
     &'static str,
     &'static str,
     &'static str,
@@ -43,7 +43,7 @@ use Expected::{NotModified, Part, PreconditionFailed, Status, Unsatisfiable, Who
 
 #[rustfmt::skip]
 const TABLE: &[Case] = &[
-    // If-None-Match: lists, weak comparison, `*`, and what is malformed.
+    // If-None-Match: lists, weak comparison, `*`, and malformed values.
     ("9.3.1", "GET", "dated", &[], Whole),
     ("9.3.2", "HEAD", "dated", &[], Whole),
     ("13.1.2", "GET", "dated", &[("if-none-match", "\"{E}\"")], NotModified),
@@ -75,7 +75,7 @@ const TABLE: &[Case] = &[
     ("8.8.3.2", "GET", "dated", &[("if-match", "W/\"{E}\"")], PreconditionFailed),
     ("13.1.1", "GET", "dated", &[("if-match", "{E}")], PreconditionFailed),
     ("13.1.1", "GET", "dated", &[("if-match", "")], PreconditionFailed),
-    // If-Modified-Since: only with a date, in three formats, and one of them.
+    // If-Modified-Since: only for an image with a date; three date formats; a repeated field is ignored.
     ("13.1.3", "GET", "dated", &[("if-modified-since", DATE)], NotModified),
     ("13.1.3", "HEAD", "dated", &[("if-modified-since", DATE)], NotModified),
     ("13.1.3", "GET", "dated", &[("if-modified-since", LATER)], NotModified),
@@ -101,7 +101,7 @@ const TABLE: &[Case] = &[
     ("13.2.2", "GET", "dated", &[("if-unmodified-since", EARLIER), ("if-none-match", "\"{E}\"")], PreconditionFailed),
     ("13.2.2", "GET", "dated", &[("range", "bytes=0-9"), ("if-none-match", "\"{E}\"")], NotModified),
     ("13.2.2", "GET", "dated", &[("range", "bytes=2000-"), ("if-match", "\"x\"")], PreconditionFailed),
-    // §13.2.1: an answer that would be no success is given whatever the preconditions say.
+    // §13.2.1: without preconditions the response would be an error, so they are ignored.
     ("13.2.1", "GET", "absent", &[("if-match", "*")], Status(404)),
     ("13.2.1", "GET", "absent", &[("if-none-match", "*")], Status(404)),
     ("13.2.1", "HEAD", "absent", &[("if-match", "\"x\"")], Status(404)),
@@ -135,7 +135,7 @@ const TABLE: &[Case] = &[
     ("13.1.5", "GET", "dated", &[("range", "bytes=2000-"), ("if-range", "\"x\"")], Whole),
     ("13.1.5", "GET", "dated", &[("if-range", "\"x\"")], Whole),
     ("13.1.5", "HEAD", "dated", &[("range", "bytes=0-9"), ("if-range", "\"{E}\"")], Whole),
-    // A coded representation has validators and ranges of its own.
+    // A compressed representation has its own validators and ranges.
     ("8.8.3.3", "GET", "drawn", &[("accept-encoding", "br"), ("if-none-match", "\"{E}-br1\"")], NotModified),
     ("8.8.3.3", "GET", "drawn", &[("accept-encoding", "br"), ("if-none-match", "\"{E}\"")], Whole),
     ("8.8.3.3", "GET", "drawn", &[("accept-encoding", "br"), ("if-match", "\"{E}\"")], PreconditionFailed),
@@ -144,7 +144,7 @@ const TABLE: &[Case] = &[
 ];
 
 #[tokio::test]
-async fn every_case_of_the_table_is_answered_as_its_section_says_over_both_protocols() {
+async fn conditional_and_range_requests_follow_rfc_9110_over_both_protocols() {
     assert!(TABLE.len() >= 60);
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
@@ -185,7 +185,7 @@ async fn every_case_of_the_table_is_answered_as_its_section_says_over_both_proto
     }
 }
 
-/// What an answer must be, given the whole image as it is answered without conditions.
+/// Checks a response against the expectation and the 200 response to the same request without conditions.
 fn check(answer: &Answer, whole: &Answer, method: &Method, expected: Expected, what: &str) {
     let same = |names: &[&str]| {
         for name in names {
@@ -198,7 +198,7 @@ fn check(answer: &Answer, whole: &Answer, method: &Method, expected: Expected, w
         let sent: &[u8] = if method == Method::HEAD { b"" } else { body };
         assert!(answer.body == sent, "{what}");
     };
-    // Whatever the status (§12.5.5).
+    // Sent with every status (§12.5.5).
     assert_eq!(answer.header("vary"), "Accept-Encoding", "{what}");
     assert!(!answer.header("date").is_empty(), "{what}");
     match expected {
@@ -210,7 +210,7 @@ fn check(answer: &Answer, whole: &Answer, method: &Method, expected: Expected, w
             assert_eq!(answer.header("content-range"), "", "{what}");
         }
         Part(first, last) => {
-            // §15.3.7: what a 200 would say of the representation, a 206 says too.
+            // §15.3.7: a 206 repeats the representation fields of the 200.
             body(206, &whole.body[first..=last]);
             same(&["content-type", "content-encoding", "etag", "last-modified", "cache-control"]);
             let range = format!("bytes {first}-{last}/{length}");
@@ -219,7 +219,7 @@ fn check(answer: &Answer, whole: &Answer, method: &Method, expected: Expected, w
             assert_eq!(answer.header("content-length"), partial, "{what}");
         }
         NotModified => {
-            // §15.4.5, and §8.6: the length of the 200, or none.
+            // §15.4.5; §8.6: Content-Length is that of the 200, or absent.
             body(304, b"");
             same(&["etag", "last-modified", "cache-control"]);
             assert_eq!(answer.header("content-type"), "", "{what}");
@@ -241,7 +241,7 @@ fn check(answer: &Answer, whole: &Answer, method: &Method, expected: Expected, w
     }
 }
 
-/// An SVG that is worth compressing.
+/// An SVG that compresses well.
 pub(crate) fn drawing() -> String {
     let circles = "<circle cx='50' cy='50' r='40' fill='#888'/>".repeat(50);
     format!("<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 100 100'>{circles}</svg>")

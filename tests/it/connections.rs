@@ -1,4 +1,4 @@
-//! What clients may do to the server: time-outs, limits, and what is refused before it is routed.
+//! Connections: time-outs, limits, and requests that are refused before they are routed.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -15,14 +15,20 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::harness::server::metric;
 use crate::harness::{Client, PATIENCE, Protocol, RedisServer, Server, get, png, record, until};
 
-/// What opens an HTTP/2 connection (RFC 9113 §3.4), with an empty SETTINGS frame.
+long_tests! {
+    #[tokio::test] a_client_that_reads_nothing_is_disconnected_after_the_send_timeout
+    #[tokio::test] a_gallery_over_one_slow_connection_arrives_whole
+    #[tokio::test] bytes_held_by_slow_clients_count_against_the_fetch_budget
+}
+
+/// The HTTP/2 connection preface (RFC 9113 §3.4), with an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// Reads until the server closes the connection, and gives what it sent and when it closed.
+/// Reads until the server closes the connection. Returns the bytes and the time of the close.
 async fn until_closed(stream: &mut TcpStream) -> (Vec<u8>, Instant) {
     let mut sent = Vec::new();
     let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut sent)).await;
-    // Reset is closed as well.
+    // A reset counts as closed.
     let _ = read.expect("the connection stays open");
     (sent, Instant::now())
 }
@@ -34,12 +40,12 @@ pub(crate) async fn exchange(address: SocketAddr, request: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_connection_without_a_request_is_closed_after_its_time_and_not_before() {
+async fn an_idle_connection_is_closed_after_the_idle_timeout_and_not_before() {
     let settings = [("http.idle_timeout", "600ms"), ("http.header_timeout", "100ms")];
     let server =
         Server::start(&[("redis.url", "redis://127.0.0.1:1"), settings[0], settings[1]]).await;
     let start = Instant::now();
-    // One that never said a word, one that has had an answer, over either protocol.
+    // A connection that sends nothing, and one after a response, over either protocol.
     let mut silent = TcpStream::connect(server.address).await.unwrap();
     let mut used = TcpStream::connect(server.address).await.unwrap();
     used.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
@@ -61,7 +67,7 @@ async fn a_connection_without_a_request_is_closed_after_its_time_and_not_before(
 }
 
 #[tokio::test]
-async fn a_head_that_comes_byte_by_byte_is_not_waited_for() {
+async fn a_head_sent_byte_by_byte_is_cut_off_by_the_header_timeout() {
     let settings = [("redis.url", "redis://127.0.0.1:1"), ("http.header_timeout", "300ms")];
     let server = Server::start(&settings).await;
     let drip = |begin: &'static [u8]| async move {
@@ -79,17 +85,17 @@ async fn a_head_that_comes_byte_by_byte_is_not_waited_for() {
     };
     drip(b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: ").await;
     drip(b"G").await;
-    // Of HTTP/2 a part of the preface, and a head whose end never comes.
+    // An incomplete HTTP/2 preface.
     drip(b"PRI * HTTP/2.0\r\n\r\nSM").await;
 }
 
 #[tokio::test]
-async fn an_http_2_preface_alone_holds_no_connection() {
+async fn an_http_2_preface_alone_does_not_keep_a_connection_open() {
     let settings = [("redis.url", "redis://127.0.0.1:1"), ("http.idle_timeout", "300ms")];
     let server = Server::start(&settings).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     stream.write_all(PREFACE).await.unwrap();
-    // It is told that it is closed: GOAWAY (RFC 9113 §6.8) is a frame of type 7.
+    // The server announces the close with GOAWAY, a frame of type 7 (RFC 9113 §6.8).
     let (sent, _) = until_closed(&mut stream).await;
     let mut frames = &sent[..];
     let mut types = Vec::new();
@@ -100,8 +106,7 @@ async fn an_http_2_preface_alone_holds_no_connection() {
     assert!(types.contains(&7), "{types:?}");
 }
 
-#[tokio::test]
-async fn a_client_that_takes_nothing_of_its_answer_is_let_go() {
+async fn a_client_that_reads_nothing_is_disconnected_after_the_send_timeout() {
     let redis = RedisServer::start().await;
     let settings = [("http.send_timeout", "500ms"), ("http.idle_timeout", "1min")];
     let server = Server::on(&redis, &settings).await;
@@ -111,12 +116,11 @@ async fn a_client_that_takes_nothing_of_its_answer_is_let_go() {
     socket.set_recv_buffer_size(4096).unwrap();
     let mut stalled = socket.connect(server.address).await.unwrap();
     stalled.write_all(b"GET /images/a HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
-    // Over HTTP/2 with a window of 65,535 bytes that is never opened further, and a ping now and then.
+    // Over HTTP/2 the window of 65,535 bytes is never opened further; PINGs and other requests keep the connection busy.
     let mut pinging = TcpStream::connect(server.address).await.unwrap();
     pinging.write_all(PREFACE).await.unwrap();
     pinging.write_all(&request_frame(1, "GET", "/images/a")).await.unwrap();
     let (mut from, mut to) = pinging.into_split();
-    // And other requests on the same connection.
     let pings = tokio::spawn(async move {
         let mut stream = 3;
         while to.write_all(b"\0\0\x08\x06\0\0\0\0\0abcdefgh").await.is_ok() {
@@ -132,11 +136,11 @@ async fn a_client_that_takes_nothing_of_its_answer_is_let_go() {
         let _ = from.read_to_end(&mut all).await;
         all.len()
     });
-    until("both are being answered", || async {
+    until("both requests are in flight", || async {
         server.metric("afterimage_requests_in_flight").await == 2
     })
     .await;
-    until("both are let go", || async {
+    until("both clients are disconnected", || async {
         let page = server.get("/metrics").await;
         metric(&page, "afterimage_requests_in_flight") == 0
             && metric(&page, "afterimage_connections") == 1
@@ -144,7 +148,7 @@ async fn a_client_that_takes_nothing_of_its_answer_is_let_go() {
     .await;
     assert!(tokio::time::timeout(PATIENCE, reads).await.unwrap().unwrap() < 200_000);
     pings.abort();
-    // Nothing of it stays in memory: it is too large to be kept.
+    // No bytes stay in flight, and the image is too large for the cache.
     assert_eq!(server.metric("afterimage_in_flight_bytes").await, 0);
     drop(stalled);
 }
@@ -164,7 +168,7 @@ fn request_frame(stream: u32, method: &str, path: &str) -> Vec<u8> {
     frame
 }
 
-/// A connection over which no more comes than a slow line carries.
+/// A connection that limits the rate of reads, as a slow line does.
 struct SlowLine(TcpStream, Pin<Box<tokio::time::Sleep>>);
 
 impl AsyncRead for SlowLine {
@@ -173,7 +177,7 @@ impl AsyncRead for SlowLine {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        // 16 KiB in 5 ms are three megabytes a second.
+        // 16 KiB per 5 ms: three megabytes per second.
         ready!(self.1.as_mut().poll(context));
         let mut piece = [0; 16 * 1024];
         let length = buffer.remaining().min(piece.len());
@@ -209,7 +213,6 @@ impl AsyncWrite for SlowLine {
     }
 }
 
-#[tokio::test]
 async fn a_gallery_over_one_slow_connection_arrives_whole() {
     const IMAGES: u64 = 40;
     let redis = RedisServer::start().await;
@@ -220,7 +223,7 @@ async fn a_gallery_over_one_slow_connection_arrives_whole() {
     }
     let stream = TcpStream::connect(server.address).await.unwrap();
     let line = SlowLine(stream, Box::pin(tokio::time::sleep(Duration::ZERO)));
-    // The windows that a browser opens.
+    // Windows as large as a browser's.
     let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
         .initial_stream_window_size(6 << 20)
         .initial_connection_window_size(15 << 20)
@@ -241,11 +244,14 @@ async fn a_gallery_over_one_slow_connection_arrives_whole() {
     for fetch in fetches.collect::<Vec<_>>() {
         assert_eq!(fetch.await.unwrap(), 300_000);
     }
-    assert!(start.elapsed() > Duration::from_secs(3), "the line was not slow");
+    assert!(
+        start.elapsed() > Duration::from_secs(3),
+        "the line must be slow for this test to mean anything"
+    );
 }
 
 #[tokio::test]
-async fn clients_that_leave_can_not_make_the_store_work_without_bound() {
+async fn abandoned_requests_cause_a_bounded_number_of_fetches() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("limits.requests", "20")]).await.coherent().await;
     redis.signal("STOP");
@@ -254,14 +260,15 @@ async fn clients_that_leave_can_not_make_the_store_work_without_bound() {
         let request = format!("GET /images/i{number} HTTP/1.1\r\nHost: a\r\n\r\n");
         client.write_all(request.as_bytes()).await.unwrap();
     }
-    until("all have left", || async { server.metric("afterimage_connections").await == 1 }).await;
+    until("all clients have left", || async { server.metric("afterimage_connections").await == 1 })
+        .await;
     let fetches = server.metric("afterimage_fetches_total").await;
-    assert!(fetches <= 40, "{fetches} fetches for 20 requests at a time");
+    assert!(fetches <= 40, "{fetches} fetches; at most 20 requests run at a time");
     redis.signal("CONT");
 }
 
 #[tokio::test]
-async fn a_refusal_of_a_head_has_no_body_over_either_protocol() {
+async fn a_refused_head_request_has_no_body_over_either_protocol() {
     let server = Server::start(&[("redis.url", "redis://127.0.0.1:1")]).await;
     let mut multiplexed = Client::speaking(Protocol::Http2, server.address).await;
     let fields = [("host", "b")];
@@ -273,7 +280,7 @@ async fn a_refusal_of_a_head_has_no_body_over_either_protocol() {
 }
 
 #[tokio::test]
-async fn a_slow_client_that_goes_on_taking_gets_its_whole_answer() {
+async fn a_slow_client_that_keeps_reading_gets_the_whole_response() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("http.send_timeout", "1s")]).await;
     let image = png(1, 20_000_000);
@@ -291,31 +298,35 @@ async fn a_slow_client_that_goes_on_taking_gets_its_whole_answer() {
             break;
         }
         all.extend_from_slice(&piece[..length]);
+        // The pauses make the client slow for longer than the send time-out.
         if start.elapsed() < Duration::from_millis(2500) {
             tokio::time::sleep(Duration::from_millis(30)).await;
         }
     }
-    assert!(start.elapsed() > Duration::from_secs(2), "it was not slow");
+    assert!(
+        start.elapsed() > Duration::from_secs(2),
+        "the client must be slow for this test to mean anything"
+    );
     assert!(all.ends_with(&image));
 }
 
 #[tokio::test]
-async fn a_body_that_pauses_for_too_long_is_408() {
+async fn a_stalled_request_body_is_408() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("http.body_timeout", "200ms")]).await;
     let head = "PUT /images/a HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
         Content-Length: 1000\r\n\r\n{";
     let answer = exchange(server.address, head).await;
-    // RFC 9110 §15.5.9: the rest of it is not waited for.
+    // RFC 9110 §15.5.9: the server closes instead of waiting for the rest.
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     assert!(answer.contains("connection: close\r\n"), "{answer}");
     assert!(answer.contains("urn:problem:afterimage:body-timeout"), "{answer}");
-    // One that never comes whole changes nothing.
+    // An incomplete body changes nothing.
     server.get("/images/a").await.problem(404, "absent");
 }
 
 #[tokio::test]
-async fn a_request_that_does_not_say_once_and_well_formed_for_which_host_it_is_is_400() {
+async fn a_missing_repeated_or_malformed_host_is_400() {
     let server = Server::start(&[("redis.url", "redis://127.0.0.1:1")]).await;
     let ask = |host: &'static str| async move {
         let request = format!("GET /healthz HTTP/1.1\r\n{host}Connection: close\r\n\r\n");
@@ -339,10 +350,10 @@ async fn a_request_that_does_not_say_once_and_well_formed_for_which_host_it_is_i
         assert!(answer.starts_with("HTTP/1.1 400 "), "{bad:?}: {answer}");
         assert!(answer.contains("urn:problem:afterimage:bad-host"), "{answer}");
     }
-    // HTTP/1.0 had none.
+    // HTTP/1.0 requires no Host.
     let old = exchange(server.address, "GET /healthz HTTP/1.0\r\n\r\n").await;
     assert!(old.starts_with("HTTP/1.0 200 ") || old.starts_with("HTTP/1.1 200 "), "{old}");
-    // The host of an absolute address doesn't replace the field (RFC 9112 §3.2.2).
+    // The host of an absolute target doesn't replace the field (RFC 9112 §3.2.2).
     let absolute = "GET http://a/healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
     assert!(exchange(server.address, absolute).await.starts_with("HTTP/1.1 200 "));
     let mut multiplexed = Client::speaking(Protocol::Http2, server.address).await;
@@ -351,14 +362,14 @@ async fn a_request_that_does_not_say_once_and_well_formed_for_which_host_it_is_i
 }
 
 #[tokio::test]
-async fn a_head_over_the_limit_is_refused() {
+async fn a_request_head_over_the_limit_is_refused() {
     let settings = [("redis.url", "redis://127.0.0.1:1"), ("limits.header_bytes", "8KiB")];
     let server = Server::start(&settings).await;
     let long = "x".repeat(9000);
     let answer = get(server.address, "/healthz", &[("x", &long)]).await;
     assert_eq!(answer.status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
     let mut multiplexed = Client::speaking(Protocol::Http2, server.address).await;
-    // Over HTTP/2 the stream is refused (RFC 9113 §8.1.1), or answered so.
+    // Over HTTP/2 the stream is reset (RFC 9113 §8.1.1) or gets the same status.
     match multiplexed.send(Method::GET, "/healthz", &[("x", &long)], Bytes::new()).await {
         Ok(answer) => assert_eq!(answer.status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
         Err(error) => assert!(!error.is_timeout(), "{error}"),
@@ -387,7 +398,7 @@ async fn connections_over_the_limit_get_503_and_leave_the_others_alone() {
     assert_eq!(metric(&page, "afterimage_shed_total{limit=\"connections\"}"), 1);
     assert_eq!(metric(&page, "afterimage_connections"), 3);
     held.pop();
-    until("one that leaves makes room", || async {
+    until("a closed connection makes room", || async {
         let request = "GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
         exchange(server.address, request).await.starts_with("HTTP/1.1 200 ")
     })
@@ -395,7 +406,7 @@ async fn connections_over_the_limit_get_503_and_leave_the_others_alone() {
 }
 
 #[tokio::test]
-async fn requests_over_the_limit_get_503_while_operators_are_answered() {
+async fn requests_over_the_limit_get_503_while_health_checks_are_answered() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("limits.requests", "2"), ("limits.h2_streams", "10")]).await;
     redis.set("a", &record(&png(1, 100))).await;
@@ -406,7 +417,7 @@ async fn requests_over_the_limit_get_503_while_operators_are_answered() {
         .map(|path| tokio::spawn(async move { get(address, path, &[]).await }))
         .into_iter()
         .collect();
-    until("both are in the server", || async {
+    until("both requests have reached the server", || async {
         server.metric("afterimage_requests_in_flight").await == 2
     })
     .await;
@@ -423,7 +434,7 @@ async fn requests_over_the_limit_get_503_while_operators_are_answered() {
 }
 
 #[tokio::test]
-async fn no_more_streams_are_open_on_a_connection_than_may_be() {
+async fn the_limit_of_http_2_streams_is_announced_in_settings() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("limits.h2_streams", "2")]).await;
     redis.set("a", &record(&png(1, 100))).await;
@@ -437,10 +448,9 @@ async fn no_more_streams_are_open_on_a_connection_than_may_be() {
     assert!(settings[..length].chunks(6).any(|it| it == [0, 3, 0, 0, 0, 2]), "{settings:?}");
 }
 
-#[tokio::test]
-async fn memory_that_slow_clients_hold_is_not_given_out_twice() {
+async fn bytes_held_by_slow_clients_count_against_the_fetch_budget() {
     let redis = RedisServer::start().await;
-    // The cache keeps one image, and there is room for two and a half beside it.
+    // The cache keeps one image, and the fetch budget has room for two and a half more.
     let settings =
         [("cache.images", "1"), ("limits.fetch_bytes", "25MB"), ("cache.bytes", "100MiB")];
     let server = Server::on(&redis, &settings).await;
@@ -454,7 +464,7 @@ async fn memory_that_slow_clients_hold_is_not_given_out_twice() {
         let mut stream = socket.connect(server.address).await.unwrap();
         let request = format!("GET /images/i{number} HTTP/1.1\r\nHost: a\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
-        // The head has come, so the image is in memory, and most of it has nowhere to go.
+        // The head has arrived, so the image is in memory, and most of it can't be sent.
         stream.readable().await.unwrap();
         slow.push(stream);
     }
@@ -463,7 +473,7 @@ async fn memory_that_slow_clients_hold_is_not_given_out_twice() {
     assert_eq!(refused.header("retry-after"), "1");
     assert!(members["detail"].as_str().unwrap().contains("no room"), "{members}");
     assert!(server.metric("afterimage_shed_total{limit=\"fetch_bytes\"}").await >= 1);
-    // Nor do many at once get in together.
+    // Many requests at once don't exceed the budget either.
     let many = (0..12).map(|number| {
         let address = server.address;
         tokio::spawn(async move {
@@ -482,7 +492,7 @@ async fn memory_that_slow_clients_hold_is_not_given_out_twice() {
     let in_flight = server.metric("afterimage_in_flight_bytes").await;
     assert!((16_000_000..=50_000_000).contains(&in_flight), "{in_flight}");
     drop(slow);
-    until("what nobody holds makes room", || async {
+    until("released bytes make room", || async {
         server.get("/images/i4").await.status == StatusCode::OK
     })
     .await;

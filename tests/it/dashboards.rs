@@ -1,4 +1,4 @@
-//! What operators' tools make of the metrics: Prometheus, its alerts, and the queries of the dashboard.
+//! Metrics in operators' tools: Prometheus, its alerts, and the queries of the dashboard.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,13 +15,13 @@ use crate::harness::redis::free_port;
 use crate::harness::{Client, PATIENCE, RedisServer, Server, get, png, record, until};
 
 #[test]
-fn promtool_finds_nothing_wrong_with_the_shipped_configuration() {
+fn promtool_accepts_the_shipped_configuration() {
     promtool("check config", &[&shipped("prometheus.yml")], "");
     promtool("check rules", &[&shipped("prometheus-rules.yml")], "");
 }
 
 #[tokio::test]
-async fn promtool_finds_nothing_wrong_with_names_and_help_of_the_metrics() {
+async fn promtool_accepts_the_names_and_help_of_the_metrics() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     traffic(&server, &redis, 0).await;
@@ -30,14 +30,14 @@ async fn promtool_finds_nothing_wrong_with_names_and_help_of_the_metrics() {
 }
 
 #[tokio::test]
-async fn the_dashboard_shows_every_metric_and_the_alerts_know_each_that_they_name() {
+async fn the_dashboard_shows_every_metric_and_alerts_use_only_existing_ones() {
     let mut redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
-    // A family with labels is on the page once it has counted something.
+    // A family with labels appears on the page once it has counted something.
     traffic(&server, &redis, 0).await;
     redis.kill();
     let page = RefCell::new(String::new());
-    until("an error of the store is counted", || async {
+    until("a store error is counted", || async {
         server.get("/images/lost").await;
         let body = server.get("/metrics").await.body;
         *page.borrow_mut() = String::from_utf8(body.into()).unwrap();
@@ -50,7 +50,7 @@ async fn the_dashboard_shows_every_metric_and_the_alerts_know_each_that_they_nam
     let rules = names(&read("prometheus-rules.yml"));
     let exposed: BTreeSet<&String> = families.values().flatten().collect();
     let unknown: Vec<_> = dashboard.union(&rules).filter(|it| !exposed.contains(it)).collect();
-    assert!(unknown.is_empty(), "nothing exposes {unknown:?}");
+    assert!(unknown.is_empty(), "no such metrics: {unknown:?}");
     for (family, samples) in &families {
         let shown = samples.iter().any(|sample| dashboard.contains(sample));
         assert!(shown, "the dashboard doesn't show {family}");
@@ -58,13 +58,13 @@ async fn the_dashboard_shows_every_metric_and_the_alerts_know_each_that_they_nam
 }
 
 #[test]
-fn every_panel_says_what_it_shows_and_in_which_unit() {
+fn every_panel_has_a_description_and_a_unit() {
     let (dashboard, mut ids, mut taken) = (dashboard(), BTreeSet::new(), BTreeSet::new());
     for panel in dashboard["panels"].as_array().unwrap() {
         let title = panel["title"].as_str().unwrap();
-        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}: its id is another's");
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}: its id must be unique");
         let [x, y, w, h] = ["x", "y", "w", "h"].map(|key| panel["gridPos"][key].as_u64().unwrap());
-        assert!(x + w <= 24, "{title}: Grafana's grid has 24 columns");
+        assert!(x + w <= 24, "{title} must fit into Grafana's grid of 24 columns");
         for cell in (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y))) {
             assert!(taken.insert(cell), "{title} covers another panel");
         }
@@ -77,7 +77,7 @@ fn every_panel_says_what_it_shows_and_in_which_unit() {
 }
 
 #[test]
-fn each_alert_is_raised_by_what_it_names_and_by_nothing_else() {
+fn each_alert_fires_for_its_own_fault_and_for_no_other() {
     type Changes = &'static [(&'static str, &'static str)];
     const UNAVAILABLE: &str = r#"requests_total{route="/images/{id}",method="GET",status="503"}"#;
     const COHERENT: &str = r#"coherence{state="coherent"}"#;
@@ -86,7 +86,7 @@ fn each_alert_is_raised_by_what_it_names_and_by_nothing_else() {
     const TIMEOUTS: &str = r#"store_errors_total{kind="timeout"}"#;
     const FAST: &str = r#"request_duration_seconds_bucket{route="/images/{id}",le="0.01"}"#;
     const HITS: &str = r#"reads_total{served="hit"}"#;
-    // What happens each minute when all is well: a value, or by how much a counter grows.
+    // Series of a healthy server: a value for each minute, or the growth of a counter.
     let well = BTreeMap::from([
         ("up", "1+0x30"),
         (COHERENT, "1+0x30"),
@@ -99,7 +99,7 @@ fn each_alert_is_raised_by_what_it_names_and_by_nothing_else() {
         (HITS, "0+5900x30"),
         (SHED, "0+0x30"),
     ]);
-    // What is otherwise, and which alerts are raised.
+    // Deviations from that, and the alerts that fire.
     let cases: [(Changes, &[&str]); 7] = [
         (&[], &[]),
         (&[("up", "0+0x30")], &["Down"]),
@@ -110,7 +110,7 @@ fn each_alert_is_raised_by_what_it_names_and_by_nothing_else() {
             &["Failing"],
         ),
         (&[(SHED, "0+1x30")], &["Sheds"]),
-        // Slow answers could all be misses until there are fewer fast ones than hits.
+        // There are fewer fast responses than hits, so some hits are slow. Otherwise all slow ones could be misses.
         (&[(FAST, "0+5800x30")], &["SlowHits"]),
     ];
     let tests = cases.map(|(changes, raised)| {
@@ -146,12 +146,12 @@ fn each_alert_is_raised_by_what_it_names_and_by_nothing_else() {
 }
 
 #[tokio::test]
-async fn prometheus_evaluates_every_expression_of_the_dashboard_and_of_the_alerts() {
+async fn prometheus_evaluates_every_expression_of_the_dashboard_and_the_alerts() {
     let mut redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let prometheus = Prometheus::scraping(&server).await;
 
-    // Each panel shows something: those about errors once the store is gone, the others under traffic.
+    // Each panel must have data: those about errors once the store is down, the others under traffic.
     let (mut errors, mut others): (Vec<_>, Vec<_>) =
         panels(&server).into_iter().partition(|panel| panel.expression.contains("store_errors"));
     let (mut round, began) = (0, Instant::now());
@@ -162,7 +162,7 @@ async fn prometheus_evaluates_every_expression_of_the_dashboard_and_of_the_alert
         others = prometheus.without_data(others).await;
     }
     // There is a corrupt record in the traffic.
-    until("no other alert is on its way than the one about failures", || async {
+    until("the alert about failures is the only one pending", || async {
         prometheus.alerts().await.iter().all(|name| name == "AfterimageFailing")
     })
     .await;
@@ -179,21 +179,21 @@ async fn prometheus_evaluates_every_expression_of_the_dashboard_and_of_the_alert
         let expression = format!("afterimage_requests_total{{status=\"{status}\"}}");
         until(&expression, || async { !prometheus.query(&expression).await.is_empty() }).await;
     }
-    until("an alert about the killed store is on its way", || async {
+    until("an alert about the killed store is pending", || async {
         prometheus.alerts().await.contains("AfterimageNotCoherent")
     })
     .await;
 
-    // No label and no value of one is misspelt: what is chosen from is there.
+    // Each selector matches a series, so no label and no value is misspelt.
     let rules = prometheus.rules().await;
     let expressions: Vec<String> = rules.into_values().collect();
     let shown = panels(&server).into_iter().map(|panel| panel.expression);
     for selector in shown.chain(expressions).flat_map(|expression| selectors(&expression)) {
-        assert!(!prometheus.query(&selector).await.is_empty(), "nothing is {selector}");
+        assert!(!prometheus.query(&selector).await.is_empty(), "no series matches {selector}");
     }
 }
 
-/// One of every kind of request that there is.
+/// Sends one request of each kind.
 async fn traffic(server: &Server, redis: &RedisServer, round: u64) {
     if round == 0 {
         redis.set("corrupt", b"{}").await;
@@ -212,7 +212,7 @@ async fn traffic(server: &Server, redis: &RedisServer, round: u64) {
     server.get("/readyz").await;
 }
 
-/// A Prometheus that is stopped with the test, by its own process id.
+/// A Prometheus that is stopped with the test, by its process id.
 struct Prometheus {
     child: Child,
     port: u16,
@@ -220,7 +220,7 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    /// With the shipped configuration, but for the address of the target and how often it is asked.
+    /// Starts Prometheus with the shipped configuration, except for the target's address and the scrape interval.
     async fn scraping(server: &Server) -> Prometheus {
         let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
         let config = replaced(&read("prometheus.yml"), "127.0.0.1:8000", &address(server));
@@ -244,31 +244,32 @@ impl Prometheus {
             let up = prometheus.query("up{job=\"afterimage\"} == 1").await;
             let targets = prometheus.get("/api/v1/targets").await.unwrap_or_default();
             let error = targets["data"]["activeTargets"][0]["lastError"].as_str().unwrap_or("");
-            // A scrape may take no longer than the interval, and this machine may be busy.
+            // A scrape must end within the interval, which a busy machine may miss.
             let readable = error.is_empty() || error.contains("deadline exceeded");
-            assert!(readable, "what it was sent can't be read: {error}");
+            assert!(readable, "Prometheus can't parse the page: {error}");
             !up.is_empty()
         })
         .await;
         prometheus
     }
 
-    /// What its API answers, or nothing while it isn't ready.
+    /// Response of its API; `None` while it isn't ready.
     async fn get(&self, path: &str) -> Option<Value> {
         let answer = Client::connect(([127, 0, 0, 1], self.port).into()).await.get(path, &[]).await;
         let json = serde_json::from_slice(&answer.body).unwrap_or_default();
         answer.status.is_success().then_some(json)
     }
 
-    /// The series that an expression gives at this moment.
+    /// Series that an expression evaluates to now.
     async fn query(&self, expression: &str) -> Vec<Value> {
         let path = format!("/api/v1/query?query={}", encoded(expression));
-        let answer = self.get(&path).await.unwrap_or_else(|| panic!("an error: {expression}"));
+        let answer =
+            self.get(&path).await.unwrap_or_else(|| panic!("the query failed: {expression}"));
         assert_eq!(answer["data"]["resultType"], "vector", "{expression}");
         answer["data"]["result"].as_array().unwrap().clone()
     }
 
-    /// Those panels that show no number yet. One that shows some has the labels that its legend names.
+    /// Returns the panels without data so far. Asserts that the others have the labels that their legends name.
     async fn without_data(&self, panels: Vec<Panel>) -> Vec<Panel> {
         let mut without = Vec::new();
         for panel in panels {
@@ -286,7 +287,7 @@ impl Prometheus {
         without
     }
 
-    /// The expressions of the alerts by name, once each has been evaluated without an error.
+    /// Expressions of the alerts by name, once all have been evaluated without an error.
     async fn rules(&self) -> BTreeMap<String, String> {
         let rules = || async {
             let answer = self.get("/api/v1/rules").await.unwrap();
@@ -303,7 +304,7 @@ impl Prometheus {
         rules().await.iter().map(|rule| (text(&rule["name"]), text(&rule["query"]))).collect()
     }
 
-    /// The alerts that are raised or about to be, once all have been evaluated.
+    /// Names of the alerts that are pending or firing, once all have been evaluated.
     async fn alerts(&self) -> BTreeSet<String> {
         self.rules().await;
         let answer = self.get("/api/v1/alerts").await.unwrap();
@@ -369,19 +370,19 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(shipped(name)).unwrap()
 }
 
-/// The text with all of something replaced that must be there.
+/// Replaces all occurrences of a text, of which there must be one.
 fn replaced(text: &str, from: &str, to: &str) -> String {
     assert!(text.contains(from), "no {from:?} in {text}");
     text.replace(from, to)
 }
 
-/// The metrics of Afterimage that are named in a text.
+/// Names of Afterimage's metrics in a text.
 fn names(text: &str) -> BTreeSet<String> {
     let words = text.split(|it: char| !it.is_ascii_alphanumeric() && it != '_');
     words.filter(|word| word.starts_with("afterimage_")).map(str::to_owned).collect()
 }
 
-/// The selectors of an expression that have matchers: `name{label="value"}`.
+/// Selectors with matchers in an expression: `name{label="value"}`.
 fn selectors(expression: &str) -> Vec<String> {
     let is_name = |it: char| it.is_ascii_alphanumeric() || it == '_';
     let mut quoted = false;
@@ -399,7 +400,7 @@ fn selectors(expression: &str) -> Vec<String> {
     selectors
 }
 
-/// The families of a page of metrics, each with the names that its samples may have in Prometheus.
+/// Metric families of a page, each with the sample names that it may have in Prometheus.
 fn families(page: &str) -> BTreeMap<String, BTreeSet<String>> {
     let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     let families = types.map(|(family, kind)| {
@@ -408,7 +409,7 @@ fn families(page: &str) -> BTreeMap<String, BTreeSet<String>> {
             "gauge" => &[""],
             "histogram" => &["_bucket", "_sum", "_count"],
             "info" => &["_info"],
-            _ => panic!("what is a {kind}?"),
+            _ => panic!("unknown metric type: {kind}"),
         };
         let samples = suffixes.iter().map(|suffix| format!("{family}{suffix}")).collect();
         (family.to_owned(), samples)
@@ -416,8 +417,8 @@ fn families(page: &str) -> BTreeMap<String, BTreeSet<String>> {
     families.collect()
 }
 
-/// The page in the text format from before OpenMetrics, which is all that promtool's linter reads: counters and
-/// infos are called there what their samples are called, and there are no units and no end.
+/// Converts the page to the text format before OpenMetrics, the only one that promtool's linter reads: counters and
+/// infos have the names of their samples there, and there are no units and no end marker.
 fn older_format(page: &str) -> String {
     let families = families(page);
     let lines = page.lines().filter(|line| !line.starts_with("# UNIT ") && *line != "# EOF");
@@ -431,13 +432,13 @@ fn older_format(page: &str) -> String {
     lines.collect()
 }
 
-/// As in the query of an address (RFC 3986 §2.1).
+/// Percent-encodes a text for a query (RFC 3986 §2.1).
 fn encoded(text: &str) -> String {
     let digit = |it: u8| char::from_digit(it.into(), 16).unwrap();
     text.bytes().flat_map(|byte| ['%', digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
-/// Runs promtool, which must be content and silent about errors.
+/// Runs promtool, which must succeed.
 fn promtool(command: &str, files: &[&Path], input: &str) {
     let mut child = Command::new("promtool")
         .args(command.split(' '))

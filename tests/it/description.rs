@@ -1,4 +1,4 @@
-//! What testers that read the standards make of the service, and of its own description.
+//! `/openapi.json` against the service, and the service against testers that know the standards.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -14,9 +14,16 @@ use serde_json::{Value, json};
 use crate::harness::{RedisServer, Server, get, record};
 use crate::variants::{encoded, picture};
 
-/// What schemathesis can't know. It must not call these answers failures; everything else is as it comes.
+long_tests! {
+    #[tokio::test(flavor = "multi_thread")] the_description_and_the_server_accept_the_same_ids
+    #[tokio::test(flavor = "multi_thread")] schemathesis_finds_no_failure
+    #[tokio::test(flavor = "multi_thread")] redbot_finds_no_fault_in_an_image_its_304_and_its_206
+    #[tokio::test(flavor = "multi_thread")] redbot_finds_no_fault_in_errors_and_operator_routes
+}
+
+/// Configuration of schemathesis: statuses that are right and that it can't derive from the description.
 const CONFIG: &str = r#"
-# What is asked for is there, every other time; and is known to the client now and then.
+# Every other request is for a stored image, and some clients have it already.
 [dictionaries.stored]
 values = ["picture", "drawing", "corrupt", "offloaded"]
 [dictionaries.any]
@@ -26,14 +33,14 @@ values = ["*"]
 include-operation-id = ["getImage", "headImage", "getThumbnail", "headThumbnail", "getInfo", "headInfo"]
 parameters."path.id" = { dictionary = "stored", probability = 0.5 }
 parameters."header.If-None-Match" = { dictionary = "any", probability = 0.3 }
-# 502 of the corrupt record and of the one that is nowhere is the right answer; any other 5xx is a failure.
+# 502 is right for the corrupt record and for the offloaded one without an object; any other 5xx is a failure.
 checks.not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 502]
-# A valid request may meet no image, or one that its preconditions or its range don't fit; 400 is a failure.
+# A valid request may be for an absent image, or its preconditions or range may not match; 400 is a failure.
 checks.positive_data_acceptance.expected-statuses = ["2xx", 304, 404, 406, 412, 416, 502]
 
 [[operations]]
 include-operation-id = ["putImage", "postImage"]
-# JSON Schema can say what base64 looks like, but not that there is an image in it, nor what a duration is.
+# JSON Schema describes base64, but neither that an image is inside nor the syntax of a duration.
 checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 412]
 
 [[operations]]
@@ -42,15 +49,15 @@ parameters."header.If-None-Match" = { dictionary = "any", probability = 0.3 }
 checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 412]
 "#;
 
-/// What `REDbot` still warns of, and why it stays.
+/// Accepted warning of `REDbot` about `public`, which it finds unnecessary.
 ///
-/// `public` lets shared caches keep the answer to a request with `Authorization`, which a browser sends along where the
-/// site around the images asks for a password (RFC 9111 §3.5). Its own requests have none.
+/// `public` lets shared caches store the response to a request with `Authorization`, which a browser sends if the site
+/// around the images asks for a password (RFC 9111 §3.5). `REDbot`'s requests have none.
 const PUBLIC: &str = "warning STORE_PUBLIC_UNNECESSARY";
-/// `'unsafe-inline'` stands in `style-src` only, where drawings need it. `REDbot` looks for the word in every directive
-/// and says that scripts are allowed; `default-src 'none'` and `sandbox` forbid them.
+/// Accepted warning of `REDbot` about inline scripts. It looks for `'unsafe-inline'` in every directive; here it is in
+/// `style-src` only, which drawings need, and `default-src 'none'` and `sandbox` forbid scripts.
 const INLINE_STYLE: &str = "warning CSP_UNSAFE_INLINE";
-/// It warns of every 400, which is what a request for a bad id has to get.
+/// Accepted warning of `REDbot` about every 400, which is right for a bad id.
 const BAD_REQUEST: &str = "warning STATUS_BAD_REQUEST";
 
 /// A picture that can be rendered.
@@ -59,7 +66,7 @@ fn drawable() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn the_description_is_json_and_says_which_version_it_is_of() {
+async fn the_description_is_json_and_names_the_crate_version() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let answer = server.get("/openapi.json").await;
@@ -115,7 +122,7 @@ async fn the_description_has_every_route_with_its_methods_and_no_other() {
 }
 
 #[tokio::test]
-async fn the_description_says_which_addresses_move_to_the_operators_listener() {
+async fn the_description_marks_the_routes_that_move_to_the_admin_listener() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("admin.listen", "127.0.0.1:0")]).await;
     redis.set("a", &record(&drawable())).await;
@@ -128,7 +135,7 @@ async fn the_description_says_which_addresses_move_to_the_operators_listener() {
         let (here, elsewhere) =
             if moves { (server.admin, server.address) } else { (server.address, server.admin) };
         let path = path.replace("{id}", "a").replace("{size}", "64x64");
-        // One is for POST, and a stream without end says what it lacks.
+        // `/images` takes POST only, and `/events` without ids is 400 at once in place of an endless stream.
         let status = match path.as_str() {
             "/images" => StatusCode::METHOD_NOT_ALLOWED,
             "/events" => StatusCode::BAD_REQUEST,
@@ -157,7 +164,7 @@ async fn the_description_has_every_type_of_problem_and_no_other() {
     assert_eq!(described, known);
     assert_eq!(known.len(), ProblemKind::ALL.len());
 
-    // And each belongs to an answer of its status, or to what is no operation.
+    // Each type belongs to a described response or is not specific to an operation.
     let mut answered: BTreeSet<String> = ["method-not-allowed", "unknown-address"]
         .map(|it| format!("urn:problem:afterimage:{it}"))
         .into();
@@ -190,8 +197,7 @@ async fn the_description_has_every_type_of_image_and_no_other() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_description_takes_for_an_id_what_the_server_takes() {
+async fn the_description_and_the_server_accept_the_same_ids() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let long = ["x".repeat(128), "x".repeat(129)];
@@ -199,7 +205,7 @@ async fn the_description_takes_for_an_id_what_the_server_takes() {
     ids.extend([".a", ":a", "~a", "-a", "a@", "a+b", "a,b", "a*", "a.webp", "a.avif", "a.jpg"]);
     ids.extend([".png", "a.png", &*long[1]]);
 
-    // Schemathesis tells by this library whether a value is valid.
+    // Schemathesis validates values with this library.
     let script = "import json, jsonschema_rs, sys; schema, *ids = map(json.loads, sys.argv[1:]); \
         json.dump([jsonschema_rs.is_valid(schema, id) for id in ids], sys.stdout)";
     let schema = &described(&server).await["components"]["schemas"]["ImageId"];
@@ -209,14 +215,13 @@ async fn the_description_takes_for_an_id_what_the_server_takes() {
     let valid: Vec<bool> = serde_json::from_slice(&output(command).await).unwrap();
 
     for (id, valid) in ids.iter().zip(valid) {
-        // Under an address that takes no format at its end.
+        // An address without a format extension.
         let answer = server.get(&format!("/images/{id}/info")).await;
         let (status, kind) = if valid { (404, "absent") } else { (400, "bad-id") };
         answer.problem(status, kind);
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn schemathesis_finds_no_failure() {
     let program = python("schemathesis");
     let redis = RedisServer::start().await;
@@ -231,11 +236,11 @@ async fn schemathesis_finds_no_failure() {
     // Every check, every phase; the same requests each time.
     command.args(["--seed", "20261122", "--max-examples", "60", "--generation-database", "none"]);
     command.args(["--request-timeout", "10", "--continue-on-failure"]);
-    // A stream has no end that it could wait for.
+    // An event stream never ends.
     command.args(["--exclude-path", "/events"]);
     output(command).await;
 
-    // It has been where it was sent.
+    // Its requests have reached the interesting cases.
     let page = server.get("/metrics").await;
     let counted = std::str::from_utf8(&page.body).unwrap();
     for (method, statuses) in [
@@ -253,14 +258,13 @@ async fn schemathesis_finds_no_failure() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn redbot_has_nothing_to_say_against_an_image_its_304_and_its_part() {
+async fn redbot_finds_no_fault_in_an_image_its_304_and_its_206() {
     let redis = RedisServer::start().await;
     let server = with_images(&redis).await;
     let known = format!("If-None-Match:{}", server.get("/images/picture").await.header("etag"));
     let picture = "/images/picture";
     for (path, fields, answers) in [
-        // It asks again, compressed, for a part, and with each validator.
+        // REDbot repeats the request compressed, for a range, and with each validator.
         (
             picture,
             &[][..],
@@ -281,14 +285,13 @@ async fn redbot_has_nothing_to_say_against_an_image_its_304_and_its_part() {
             ("200".into(), whole.clone()),
             ("conneg 200".into(), whole.clone()),
             ("range 206".into(), whole),
-            // It repeats no policy: the stored answer has it.
+            // A 304 repeats no Content-Security-Policy: the stored response has it.
             ("etag_validate 304".into(), set(&[PUBLIC])),
         ])
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn redbot_has_nothing_to_say_against_an_error_or_the_operators_answers() {
+async fn redbot_finds_no_fault_in_errors_and_operator_routes() {
     let redis = RedisServer::start().await;
     let server = with_images(&redis).await;
     for (path, fields, status, against) in [
@@ -310,7 +313,7 @@ async fn redbot_has_nothing_to_say_against_an_error_or_the_operators_answers() {
     }
 }
 
-/// A server with a picture that has a date, a drawing that can be compressed, and two records that are no image.
+/// Starts a server with a dated picture, an SVG that compresses, and two records without an image.
 async fn with_images(redis: &RedisServer) -> Server {
     use base64::Engine;
     let coded = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
@@ -332,8 +335,8 @@ async fn with_images(redis: &RedisServer) -> Server {
     Server::on(redis, &[]).await.coherent().await
 }
 
-/// What `REDbot` warns of or calls bad, in the answer to a request and in those to the further ones that it makes. The
-/// key of each is what it checks, if it isn't the request itself, and the status.
+/// `REDbot`'s warnings and errors about the response to a request and to its own further requests. The keys are the name
+/// of the check, empty for the request itself, and the status.
 async fn objections(
     server: &Server,
     path: &str,
@@ -362,16 +365,16 @@ async fn objections(
         .collect()
 }
 
-/// What a program writes. It must succeed; otherwise the test shows all it said.
+/// Runs a program and returns its standard output. Fails with all its output if the program fails.
 async fn output(mut command: Command) -> Vec<u8> {
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let text = String::from_utf8_lossy;
-    let said = || format!("{}\n{}", text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "{}", said());
+    let printed = || format!("{}\n{}", text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{}", printed());
     output.stdout
 }
 
-/// A program of the Python environment.
+/// Path of a program in the Python environment.
 fn python(name: &str) -> PathBuf {
     let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin").join(name);
     assert!(
@@ -385,7 +388,7 @@ async fn described(server: &Server) -> Value {
     serde_json::from_slice(&server.get("/openapi.json").await.body).unwrap()
 }
 
-/// The methods of a path, in capitals.
+/// Methods of a described path, in capitals.
 fn methods(item: &Value) -> BTreeSet<String> {
     let operations =
         item.as_object().unwrap().iter().filter(|(_, it)| it.get("responses").is_some());

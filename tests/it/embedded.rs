@@ -1,4 +1,4 @@
-//! The store that needs no Redis: what a first start shows, and what survives.
+//! The embedded store: demo images at the first start, durability, and reuse of space.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -11,8 +11,13 @@ use hyper::{Method, StatusCode};
 use crate::harness::server::{load, program};
 use crate::harness::{Client, Process, Server, get, png, record, until};
 
+long_tests! {
+    #[tokio::test] every_acknowledged_image_survives_kill_9_during_a_thousand_writes
+    #[tokio::test] the_space_of_expired_records_is_reused_and_released
+}
+
 #[tokio::test]
-async fn a_first_start_has_the_demo_images_and_a_second_one_the_same() {
+async fn a_first_start_stores_the_demo_images_and_a_second_one_keeps_them() {
     let dir = tempfile::tempdir().unwrap();
     let mut etags = Vec::new();
     for _ in 0..2 {
@@ -38,12 +43,11 @@ async fn a_first_start_has_the_demo_images_and_a_second_one_the_same() {
     assert_eq!(etags[0], etags[1]);
 }
 
-#[tokio::test]
-async fn every_acknowledged_image_survives_kill_9_in_the_middle_of_a_thousand_writes() {
+async fn every_acknowledged_image_survives_kill_9_during_a_thousand_writes() {
     let dir = tempfile::tempdir().unwrap();
     let acknowledged = Arc::new(AtomicUsize::new(0));
     let image = |number: usize| png(number as u64, 2_000 + number * 37 % 60_000);
-    // Killed and started again three times on the way.
+    // The process is killed and restarted three times on the way.
     for stop_at in [150, 480, 800, 1000] {
         let mut process = Process::embedded(dir.path());
         let address = process.address;
@@ -61,8 +65,10 @@ async fn every_acknowledged_image_survives_kill_9_in_the_middle_of_a_thousand_wr
                 done.store(number + 1, Ordering::SeqCst);
             }
         });
-        until("enough is written", || async { acknowledged.load(Ordering::SeqCst) >= stop_at })
-            .await;
+        until("enough images are written", || async {
+            acknowledged.load(Ordering::SeqCst) >= stop_at
+        })
+        .await;
         process.kill();
         writer.await.unwrap();
     }
@@ -75,8 +81,7 @@ async fn every_acknowledged_image_survives_kill_9_in_the_middle_of_a_thousand_wr
     }
 }
 
-#[tokio::test]
-async fn the_space_of_expired_records_is_used_again_and_given_back() {
+async fn the_space_of_expired_records_is_reused_and_released() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_str().unwrap().to_owned();
     let settings = [
@@ -89,14 +94,14 @@ async fn the_space_of_expired_records_is_used_again_and_given_back() {
     let mut client = Client::connect(server.address).await;
     let value = Bytes::from(record(&png(1, 500_000)));
     let mut largest = 0;
-    // 200 times 0.67 MB, of which few live at the same time.
+    // 200 records of 0.67 MB, of which few are alive at the same time.
     for number in 0..200 {
         let json = [("content-type", "application/json")];
         let path = format!("/images/n{number}?ttl=50ms");
         client.send(Method::PUT, &path, &json, value.clone()).await.unwrap();
         largest = largest.max(size());
     }
-    assert!(largest < 60_000_000, "{largest} bytes for 133 MB written");
+    assert!(largest < 60_000_000, "the file grew to {largest} bytes for 133 MB written");
     until("the last one expires", || async {
         client_status(server.address, "/images/n199").await == StatusCode::NOT_FOUND
     })
@@ -105,7 +110,7 @@ async fn the_space_of_expired_records_is_used_again_and_given_back() {
     server.stop().await;
     until("the store is closed", || async { Store::open(&load(&settings)).await.is_ok() }).await;
     let server = Server::start(&settings).await;
-    assert!(size() < 10_000_000, "{} bytes for nothing", size());
+    assert!(size() < 10_000_000, "the file has {} bytes without a record", size());
     server.get("/images/n0").await.problem(404, "absent");
 }
 
@@ -136,7 +141,7 @@ async fn put_writes_with_and_without_a_running_server() {
     for id in ["before", "during"] {
         assert_eq!(get(process.address, &format!("/images/{id}"), &[]).await.body, bytes, "{id}");
     }
-    // Another server on the same store is told what is wrong.
+    // Another server on the same store fails with a clear message.
     let second = program()
         .arg("--embedded-dir")
         .arg(&store)

@@ -1,4 +1,4 @@
-//! What a page is told while its images appear and change.
+//! Event streams: current states on connect, changes afterwards, and their limits.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -25,14 +25,21 @@ use crate::harness::{
 };
 use crate::variants::{encoded, picture};
 
-/// One stream of events, read as it comes.
+long_tests! {
+    #[tokio::test(flavor = "multi_thread")] a_new_stream_never_gets_an_older_state_after_a_newer_one
+    #[tokio::test(flavor = "multi_thread")] a_thumbnail_that_missed_the_render_timeout_is_sent_later
+    #[tokio::test] a_slow_reader_gets_the_newest_state_instead_of_every_event
+    #[tokio::test(flavor = "multi_thread")] a_thousand_streams_get_the_newest_state_under_a_hundred_writes_a_second
+}
+
+/// An event stream, read as it arrives.
 pub(crate) struct Events {
     body: Incoming,
     text: String,
     headers: HeaderMap,
 }
 
-/// An event, with the lines that it has.
+/// An event with its fields.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Event {
     pub(crate) name: String,
@@ -64,7 +71,7 @@ impl Events {
         events
     }
 
-    /// The next block of lines, or nothing at the end.
+    /// Reads the next block of lines; `None` at the end of the stream.
     pub(crate) async fn block(&mut self) -> Option<String> {
         loop {
             if let Some(end) = self.text.find("\n\n") {
@@ -72,13 +79,15 @@ impl Events {
                 let block = std::mem::replace(&mut self.text, rest);
                 return Some(block.trim_end().to_owned());
             }
-            let frame = tokio::time::timeout(PATIENCE, self.body.frame()).await.expect("silence");
+            let frame = tokio::time::timeout(PATIENCE, self.body.frame())
+                .await
+                .expect("nothing arrives on the stream");
             let data = frame?.ok()?.into_data().unwrap();
             self.text.push_str(std::str::from_utf8(&data).unwrap());
         }
     }
 
-    /// The next event; comments are passed over.
+    /// Reads the next event, skipping comments.
     pub(crate) async fn next(&mut self) -> Event {
         loop {
             let block = self.block().await.expect("the stream has ended");
@@ -88,7 +97,7 @@ impl Events {
         }
     }
 
-    /// The next event of each of some ids, whatever else comes.
+    /// Reads until there is an event for each of these ids, ignoring others.
     async fn next_of(&mut self, ids: &[&str]) -> HashMap<String, Event> {
         let mut found = HashMap::new();
         while found.len() < ids.len() {
@@ -122,7 +131,7 @@ impl Event {
     }
 }
 
-/// The bytes in a data URL.
+/// Decodes the bytes in a data URL.
 fn inlined(url: &Value, media_type: &str) -> Vec<u8> {
     let prefix = format!("data:{media_type};base64,");
     STANDARD.decode(url.as_str().unwrap().strip_prefix(&prefix).expect(&prefix)).unwrap()
@@ -133,7 +142,7 @@ fn drawn(seed: u8) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_page_is_told_what_there_is_and_whatever_changes() {
+async fn a_stream_sends_the_current_state_and_every_change() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let first = drawn(1);
@@ -156,7 +165,7 @@ async fn a_page_is_told_what_there_is_and_whatever_changes() {
     let absent = json!({"type": "concept_absent", "data": {"concept_id": "b"}});
     assert_eq!(known["b"].data, absent);
 
-    // Written, replaced, written with the same content, removed, and expired.
+    // Written, replaced, written again with the same value, removed, and expired.
     redis.set("b", &record(&drawn(2))).await;
     assert_eq!(events.next().await.of(), "b");
     redis.set("a", &record(&drawn(3))).await;
@@ -170,14 +179,14 @@ async fn a_page_is_told_what_there_is_and_whatever_changes() {
     expiring.exec_async(&mut redis.connect().await).await.unwrap();
     assert_eq!(events.next().await.name, "concept_progress");
     assert_eq!(events.next().await.data, absent);
-    // What is no image isn't shown, and what is nobody's isn't told.
+    // A corrupt record counts as absent, and another image's changes aren't sent.
     redis.set("c", &record(&drawn(5))).await;
     redis.set("a", b"{}").await;
     assert_eq!(events.next().await.name, "concept_absent");
 }
 
 #[tokio::test]
-async fn an_image_stands_in_its_event_as_far_as_it_is_asked_for_and_small_enough() {
+async fn an_image_is_inlined_if_requested_and_small_enough() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("events.inline_bytes", "2KiB")]).await.coherent().await;
     let (small, large) = (drawn(1), png(2, 2049));
@@ -195,14 +204,14 @@ async fn an_image_stands_in_its_event_as_far_as_it_is_asked_for_and_small_enough
     let full = Events::of(server.address, "ids=small,large&inline=full").await.next_of(&ids).await;
     assert_eq!(inlined(&full["small"].data["data"]["image_data"], "image/png"), small);
     assert!(full["small"].data["data"]["thumbnail"].is_string());
-    // One that isn't inlined has its address all the same, and one that can't be drawn no thumbnail.
+    // An image that isn't inlined still has its URL; an undecodable one has no thumbnail.
     let large = &full["large"].data["data"];
     assert!(large["image_data"].is_null() && large["thumbnail"].is_null());
     assert_eq!(large["full"], format!("/images/large?v={}", full["large"].id));
 }
 
 #[tokio::test]
-async fn a_prefix_names_images_that_are_there_and_those_that_come() {
+async fn a_prefix_follows_existing_and_new_images() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     for id in ["concept_0", "concept_1", "other"] {
@@ -216,7 +225,7 @@ async fn a_prefix_names_images_that_are_there_and_those_that_come() {
     assert_eq!(events.next().await.of(), "concept_2");
     redis.set("concept_0", &record(&drawn(4))).await;
     assert_eq!(events.next().await.id, etag(&record(&drawn(4))).trim_matches('"'));
-    // What comes while nobody tells of changes.
+    // A flush names no keys.
     let flush = redis::cmd("FLUSHALL");
     flush.exec_async(&mut redis.connect().await).await.unwrap();
     let gone = events.next_of(&["concept_0", "concept_1", "concept_2"]).await;
@@ -224,7 +233,7 @@ async fn a_prefix_names_images_that_are_there_and_those_that_come() {
 }
 
 #[tokio::test]
-async fn what_can_not_be_followed_is_400_and_says_why() {
+async fn a_bad_subscription_is_400_with_the_reason() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("events.ids", "3")]).await;
     for (query, kind, says) in [
@@ -242,7 +251,7 @@ async fn what_can_not_be_followed_is_400_and_says_why() {
         let problem = answer.problem(400, kind);
         assert!(problem["detail"].as_str().unwrap().contains(says), "{query}: {problem}");
     }
-    // The same id twice is one.
+    // A repeated id counts once.
     Events::of(server.address, "ids=a,b,c,a,b,c").await.next_of(&["a", "b", "c"]).await;
 }
 
@@ -258,14 +267,15 @@ async fn a_stream_over_the_limit_gets_503_until_another_one_ends() {
     assert_eq!(server.metric("afterimage_event_streams").await, 2);
     assert_eq!(server.metric("afterimage_shed_total{limit=\"event_streams\"}").await, 1);
     drop(first);
-    until("one is free", || async { server.metric("afterimage_event_streams").await == 1 }).await;
+    until("a stream is free", || async { server.metric("afterimage_event_streams").await == 1 })
+        .await;
     Events::of(server.address, "ids=a").await.next().await;
 }
 
 #[tokio::test]
 async fn an_idle_stream_has_a_heartbeat_and_ends_with_the_server() {
     let redis = RedisServer::start().await;
-    // A client that takes nothing would be let go after the time-out; one that is told nothing is not.
+    // The send time-out closes clients that don't read, and must not close a stream without events.
     let settings = [("events.heartbeat", "10min"), ("http.send_timeout", "400ms")];
     let server = Server::on(&redis, &settings).await.coherent().await;
     let mut events = Events::of(server.address, "ids=a").await;
@@ -285,7 +295,7 @@ async fn an_idle_stream_has_a_heartbeat_and_ends_with_the_server() {
 }
 
 #[tokio::test]
-async fn a_connection_that_was_cut_loses_nothing() {
+async fn a_reconnecting_stream_misses_no_change() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     redis.set("a", &record(&drawn(0))).await;
@@ -296,15 +306,17 @@ async fn a_connection_that_was_cut_loses_nothing() {
         assert_eq!(known["a"].id, etag(&record(&drawn(round - 1))).trim_matches('"'));
         drop(events);
         redis.set("a", &record(&drawn(round))).await;
-        // The push of it has come.
+        // The push has arrived once the new version is served.
         let tag = etag(&record(&drawn(round)));
-        until("it is served", || async { server.get("/images/a").await.header("etag") == tag })
-            .await;
+        until("the new version is served", || async {
+            server.get("/images/a").await.header("etag") == tag
+        })
+        .await;
     }
 }
 
 #[tokio::test]
-async fn what_changes_while_redis_is_away_or_silent_is_told_afterwards() {
+async fn changes_during_a_redis_outage_are_sent_afterwards() {
     let redis = RedisServer::start().await;
     let proxy = Proxy::to(redis.port).await;
     let url = format!("redis://{}", proxy.address);
@@ -327,7 +339,7 @@ async fn what_changes_while_redis_is_away_or_silent_is_told_afterwards() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_told_of_changes_looks_for_them() {
+async fn without_tracking_the_server_polls_for_changes() {
     let redis = RedisServer::start().await;
     let settings = [("redis.tracking", "false"), ("events.heartbeat", "200ms")];
     let server = Server::on(&redis, &settings).await;
@@ -338,29 +350,31 @@ async fn a_server_that_is_not_told_of_changes_looks_for_them() {
     assert_eq!(events.next().await.id, etag(&record(&drawn(2))).trim_matches('"'));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_page_that_is_loaded_again_is_never_told_an_older_state_after_a_newer_one() {
+async fn a_new_stream_never_gets_an_older_state_after_a_newer_one() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
-    // Its thumbnail takes its time.
+    // Its thumbnail takes long.
     let slow = record(&encoded(&picture(1, 3000, 3000), ImageFormat::Png));
     redis.set("a", &slow).await;
     let left = Events::of(server.address, "ids=a").await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    until("the image is decoded, after which its thumbnail is rendered", || async {
+        server.metric("afterimage_decodes_total").await == 1
+    })
+    .await;
     drop(left);
     let quick = record(&drawn(2));
     redis.set("a", &quick).await;
     let mut events = Events::of(server.address, "ids=a").await;
     let newest = etag(&quick).trim_matches('"').to_owned();
     while events.next().await.id != newest {}
-    // Until the first thumbnail would be there.
+    // Longer than the first thumbnail takes; no event may follow in this time.
     let late = tokio::time::timeout(Duration::from_secs(4), events.next()).await;
     assert!(late.is_err(), "{late:?}");
     assert_eq!(Events::of(server.address, "ids=a").await.next().await.id, newest);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_that_come_and_go_keep_nobody_from_being_told_what_is_there() {
+async fn short_lived_streams_do_not_delay_the_state_sent_to_others() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let mut connection = redis.connect().await;
@@ -384,7 +398,7 @@ async fn streams_that_come_and_go_keep_nobody_from_being_told_what_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_prefix_with_more_images_than_a_stream_may_name_misses_no_change() {
+async fn a_prefix_with_more_images_than_the_id_limit_misses_no_change() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("events.ids", "10")]).await.coherent().await;
     let mut events = Events::of(server.address, "prefix=n&inline=none").await;
@@ -403,13 +417,12 @@ async fn a_prefix_with_more_images_than_a_stream_may_name_misses_no_change() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_can_not_be_drawn_in_time_is_told_when_it_can() {
+async fn a_thumbnail_that_missed_the_render_timeout_is_sent_later() {
     let redis = RedisServer::start().await;
     let settings = [("pictures.timeout", "300ms")];
     let server = Server::on(&redis, &settings).await.coherent().await;
     redis.set("a", &record(&drawn(1))).await;
-    // Something else takes all the cores.
+    // Other renders occupy all cores.
     redis.set("busy", &record(&encoded(&picture(1, 3000, 3000), ImageFormat::Png))).await;
     let address = server.address;
     let busy: Vec<_> = ["?w=16", "?w=32", "?w=48", "?w=64", ".webp?w=16", ".webp?w=32"]
@@ -425,7 +438,7 @@ async fn what_can_not_be_drawn_in_time_is_told_when_it_can() {
 }
 
 #[tokio::test]
-async fn an_unchanged_image_is_not_drawn_again_while_it_is_looked_for() {
+async fn polling_does_not_render_an_unchanged_image_again() {
     let redis = RedisServer::start().await;
     let settings =
         [("redis.tracking", "false"), ("events.heartbeat", "100ms"), ("cache.images", "1")];
@@ -440,12 +453,11 @@ async fn an_unchanged_image_is_not_drawn_again_while_it_is_looked_for() {
     assert_eq!(server.metric("afterimage_renders_total").await, 2);
 }
 
-#[tokio::test]
-async fn a_slow_reader_gets_the_newest_state_and_not_every_one() {
+async fn a_slow_reader_gets_the_newest_state_instead_of_every_event() {
     const WRITES: u64 = 200;
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
-    // The kernel takes some, the rest waits for the reader.
+    // The kernel buffers little, the rest waits in the server.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut slow = socket.connect(server.address).await.unwrap();
@@ -459,24 +471,24 @@ async fn a_slow_reader_gets_the_newest_state_and_not_every_one() {
         let value = record(&png(seed, 250_000));
         redis.set("a", &value).await;
         etag(&value).trim_matches('"').clone_into(&mut newest);
-        // Who reads is told of it, whoever doesn't.
+        // The other stream gets each event in spite of the slow one.
         while quick.next().await.id != newest {}
     }
     let (mut text, mut buffer) = (String::new(), vec![0; 1 << 20]);
     let end = format!("/images/a?v={newest}");
     while !text.contains(&end) {
         let read = tokio::time::timeout(PATIENCE, slow.read(&mut buffer)).await;
-        let length = read.expect("the newest one doesn't come").unwrap();
+        let length = read.expect("the newest state doesn't arrive").unwrap();
         assert!(length > 0, "the stream has ended");
         text.push_str(&String::from_utf8_lossy(&buffer[..length]));
     }
     let events = text.matches("event: concept_progress").count();
-    println!("{events} of {WRITES} events went to who didn't read");
-    assert!(events < 100, "{events} of {WRITES} events were kept for it");
+    println!("{events} of {WRITES} events went to the slow reader");
+    assert!(events < 100, "{events} of {WRITES} events were queued for the slow reader");
 }
 
-/// What a thousand pages see of twenty images that a hundred writes a second replace, for some seconds.
-async fn a_thousand_pages_are_told(seconds: u64) {
+/// Checks the events of a thousand streams while a hundred writes per second replace twenty images.
+async fn check_a_thousand_streams(seconds: u64) {
     const PAGES: usize = 1000;
     const IMAGES: usize = 20;
     const EACH: usize = 5;
@@ -508,7 +520,7 @@ async fn a_thousand_pages_are_told(seconds: u64) {
         });
         pages.push((ids, newest, task));
     }
-    // Two that never read.
+    // Two clients that never read.
     let mut stuck = Vec::new();
     for _ in 0..2 {
         let mut stream = TcpStream::connect(address).await.unwrap();
@@ -537,7 +549,7 @@ async fn a_thousand_pages_are_told(seconds: u64) {
             ids.iter().all(|id| newest.get(id) == values.get(id))
         };
         let in_time = tokio::time::timeout(Duration::from_mins(1), newest.wait_for(all)).await;
-        in_time.expect("a page has an old image").unwrap();
+        in_time.expect("a stream misses the newest state").unwrap();
     }
     let (resident, page) = (process.resident() >> 20, get(address, "/metrics", &[]).await);
     let (events, renders) =
@@ -545,7 +557,7 @@ async fn a_thousand_pages_are_told(seconds: u64) {
     println!(
         "{writes} writes at {rate} a second: {events} events to {PAGES} pages, {renders} renders, {resident} MiB resident"
     );
-    // One encoding for all, whose thumbnail is made once.
+    // All streams share one thumbnail for each version.
     assert!(renders <= writes, "{renders} renders of {writes} images");
     assert!(resident < 300, "{resident} MiB");
     drop(stuck);
@@ -554,8 +566,7 @@ async fn a_thousand_pages_are_told(seconds: u64) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_pages_get_the_newest_state_of_each_image_under_a_hundred_writes_a_second() {
+async fn a_thousand_streams_get_the_newest_state_under_a_hundred_writes_a_second() {
     let seconds = std::env::var("AFTERIMAGE_TEST_EVENTS_SECONDS").ok();
-    a_thousand_pages_are_told(seconds.map_or(15, |it| it.parse().unwrap())).await;
+    check_a_thousand_streams(seconds.map_or(15, |it| it.parse().unwrap())).await;
 }

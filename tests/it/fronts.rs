@@ -1,4 +1,4 @@
-//! Caches in front: nginx and Varnish, each run from the configuration that is shipped for it.
+//! Caches in front: nginx and Varnish, each with the configuration that is shipped for it.
 
 use std::fs::{self, File, Permissions};
 use std::io::Read;
@@ -18,7 +18,7 @@ use crate::harness::redis::free_port;
 use crate::harness::server::program;
 use crate::harness::{Answer, Client, Process, RedisServer, Server, etag, get, png, record, until};
 
-/// Each test on each cache.
+/// Runs each test behind each front.
 macro_rules! behind_every_front {
     ($($test:ident)*) => {
         behind_every_front!(@module nginx, Kind::Nginx, $($test)*);
@@ -39,37 +39,37 @@ macro_rules! behind_every_front {
 
 behind_every_front! {
     a_second_request_is_answered_by_the_front_alone
-    an_image_whose_freshness_is_over_is_revalidated_and_not_sent_again
-    a_replaced_image_is_shown_when_its_freshness_is_over
-    a_removed_image_is_gone_when_its_freshness_is_over
-    a_new_image_has_a_new_address_and_needs_no_purge
-    an_address_of_an_unknown_version_is_asked_for_each_time
-    a_404_is_not_kept
-    codings_are_kept_apart_and_each_is_revalidated_by_its_own_tag
-    codings_are_kept_apart_where_answers_differ_by_origin_as_well
-    simultaneous_requests_for_a_cold_image_are_one_get
-    an_image_outlives_afterimage_which_is_found_again
-    an_image_outlives_redis
-    an_image_outlives_an_afterimage_that_has_only_503_for_it
-    a_write_is_refused_and_operators_addresses_are_not_public
-    a_write_that_a_front_lets_through_is_refused_by_afterimage
-    a_request_has_one_name_on_both_sides
-    events_pass_as_they_come
+    a_stale_copy_is_revalidated_and_not_sent_again
+    a_replaced_image_appears_once_the_copy_is_stale
+    a_removed_image_is_gone_once_the_copy_is_stale
+    a_versioned_url_shows_a_new_image_without_a_purge
+    a_url_with_an_unknown_version_always_reaches_afterimage
+    a_404_is_not_cached
+    each_coding_is_cached_apart_and_revalidated_by_its_own_etag
+    codings_are_cached_apart_if_responses_also_vary_by_origin
+    simultaneous_requests_for_a_cold_image_cost_one_get
+    the_front_serves_its_copy_while_afterimage_is_down_and_recovers
+    images_stay_available_while_redis_is_down
+    the_front_serves_its_copy_if_afterimage_answers_503
+    writes_are_refused_and_operator_routes_are_not_public
+    a_write_forwarded_by_the_front_is_refused_by_afterimage
+    a_request_has_the_same_id_in_the_front_and_in_afterimage
+    events_pass_the_front_unbuffered
 }
 
-/// Which cache.
+/// Kind of front.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Nginx,
     Varnish,
 }
 
-/// How each configuration tells writes from reads.
+/// Pattern by which both configurations tell reads from writes.
 const METHODS: &str = r#""^(GET|HEAD|OPTIONS)$""#;
 
 const BRIEF: (&str, &str) = ("http.max_age", "1s");
 
-/// A cache in front of Afterimage, which is stopped with the test, by its own process id.
+/// A cache in front of Afterimage, stopped with the test, by its process id.
 struct Front {
     kind: Kind,
     child: Child,
@@ -82,14 +82,14 @@ impl Front {
         Front::configured(kind, origin, |text| text).await
     }
 
-    /// With a change to the shipped configuration, beside the ports.
+    /// Starts a front with the shipped configuration, except for the ports and a change.
     async fn configured(
         kind: Kind,
         origin: SocketAddr,
         change: impl FnOnce(String) -> String,
     ) -> Front {
         let dir = tempfile::tempdir().unwrap();
-        // Started by root, both work as somebody else.
+        // Both drop root's rights, and must still read the folder.
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let (name, ports) = match kind {
@@ -132,7 +132,7 @@ impl Front {
                 let mut command = Command::new("varnishd");
                 command.args(["-F", "-T", "none", "-s", "malloc,64m", "-a", &address.to_string()]);
                 command.arg("-n").arg(dir.path().join("varnish")).arg("-f").arg(&config);
-                // The first as the configuration says; the others make it a small one.
+                // The first is what the configuration's comment asks for; the others make it a small instance.
                 for parameter in ["http_gzip_support=off", "thread_pool_min=10", "vsl_space=1M"] {
                     command.args(["-p", parameter]);
                 }
@@ -175,7 +175,7 @@ impl Front {
         Client::connect(self.address).await.send(method, path, headers, body).await.unwrap()
     }
 
-    /// What the front itself says of where the answer came from, in the last member of `Cache-Status`.
+    /// The front's own member of `Cache-Status`, which is the last one, without its name.
     fn says(&self, answer: &Answer) -> String {
         let name = match self.kind {
             Kind::Nginx => "nginx; ",
@@ -191,7 +191,7 @@ impl Front {
         self.says(answer).starts_with("hit")
     }
 
-    /// Whether it is an old copy that is given since there is nothing better.
+    /// Tells if the response is a stale copy, served in place of an error.
     fn stale(&self, answer: &Answer) -> bool {
         match self.kind {
             Kind::Nginx => self.says(answer) == "fwd=stale; detail=origin-failed",
@@ -206,7 +206,7 @@ impl Front {
 
 impl Drop for Front {
     fn drop(&mut self) {
-        // Both have children of their own, whom a SIGKILL would leave behind.
+        // SIGTERM first: both have child processes, which a SIGKILL would leave behind.
         let _ = Command::new("kill").arg(self.child.id().to_string()).status();
         let start = Instant::now();
         while let Ok(None) = self.child.try_wait() {
@@ -220,7 +220,7 @@ impl Drop for Front {
     }
 }
 
-/// How many GETs of images Afterimage has answered with this status.
+/// Number of image GETs that Afterimage has answered with this status.
 async fn answered(server: &Server, status: u16) -> u64 {
     let page = server.get("/metrics").await;
     let name = format!(
@@ -230,7 +230,7 @@ async fn answered(server: &Server, status: u16) -> u64 {
     text.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok()).unwrap_or(0)
 }
 
-/// Asserts that a front gives the image.
+/// Asserts that the response is this image.
 fn is_image(answer: &Answer, bytes: &[u8], etag: &str) {
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     assert!(answer.body == bytes, "other bytes: {:?}", answer.headers);
@@ -267,7 +267,7 @@ async fn a_second_request_is_answered_by_the_front_alone(kind: Kind) {
     assert_eq!(part.body, bytes[1000..2000]);
     let head = front.send(Method::HEAD, "/images/a", &[], Bytes::new()).await;
     assert_eq!((head.status, head.header("content-length")), (StatusCode::OK, "300000"));
-    // Whoever the client says to be, it is the same image.
+    // Cookies and credentials make no difference.
     let cookie = [("cookie", "a=b"), ("authorization", "Basic eDp5")];
     assert!(front.hit(&front.get("/images/a", &cookie).await));
     for status in [200, 206, 304] {
@@ -275,7 +275,7 @@ async fn a_second_request_is_answered_by_the_front_alone(kind: Kind) {
     }
 }
 
-async fn an_image_whose_freshness_is_over_is_revalidated_and_not_sent_again(kind: Kind) {
+async fn a_stale_copy_is_revalidated_and_not_sent_again(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[BRIEF]).await;
     let front = Front::of(kind, server.address).await;
@@ -285,7 +285,7 @@ async fn an_image_whose_freshness_is_over_is_revalidated_and_not_sent_again(kind
     front.until_hit("/images/a", &[]).await;
     let sent = answered(&server, 200).await;
 
-    until("it was revalidated twice", || async {
+    until("the copy was revalidated twice", || async {
         is_image(&front.get("/images/a", &[]).await, &bytes, &etag(&value));
         answered(&server, 304).await >= 2
     })
@@ -293,7 +293,7 @@ async fn an_image_whose_freshness_is_over_is_revalidated_and_not_sent_again(kind
     assert_eq!(answered(&server, 200).await, sent);
 }
 
-async fn a_replaced_image_is_shown_when_its_freshness_is_over(kind: Kind) {
+async fn a_replaced_image_appears_once_the_copy_is_stale(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[BRIEF]).await;
     let front = Front::of(kind, server.address).await;
@@ -309,24 +309,24 @@ async fn a_replaced_image_is_shown_when_its_freshness_is_over(kind: Kind) {
         is_new
     })
     .await;
-    // And from now on.
+    // The old image never returns.
     for _ in 0..20 {
         is_image(&front.get("/images/a", &[]).await, &new, &etag(&record(&new)));
     }
 }
 
-async fn a_removed_image_is_gone_when_its_freshness_is_over(kind: Kind) {
+async fn a_removed_image_is_gone_once_the_copy_is_stale(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[BRIEF]).await;
     let front = Front::of(kind, server.address).await;
     redis.set("a", &record(&png(1, 5000))).await;
     front.until_hit("/images/a", &[]).await;
     redis.connect().await.del("image:a").await.unwrap();
-    until("it is gone", || async {
+    until("the image is gone", || async {
         front.get("/images/a", &[]).await.status == StatusCode::NOT_FOUND
     })
     .await;
-    // Also for those who ask at the same time.
+    // Simultaneous requests don't bring it back.
     for _ in 0..10 {
         let asked = (0..10).map(|_| tokio::spawn(get(front.address, "/images/a", &[])));
         for answer in asked.collect::<Vec<_>>() {
@@ -335,7 +335,7 @@ async fn a_removed_image_is_gone_when_its_freshness_is_over(kind: Kind) {
     }
 }
 
-async fn a_new_image_has_a_new_address_and_needs_no_purge(kind: Kind) {
+async fn a_versioned_url_shows_a_new_image_without_a_purge(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let front = Front::of(kind, server.address).await;
@@ -356,14 +356,14 @@ async fn a_new_image_has_a_new_address_and_needs_no_purge(kind: Kind) {
     assert_eq!(answer.header("cache-control"), "public, max-age=31536000, immutable");
     front.until_hit(&versioned(&new_tag), &[]).await;
 
-    // What is at the other addresses is what was there.
+    // The other addresses still give the old image.
     let answer = front.get(&versioned(&old_tag), &[]).await;
     is_image(&answer, &old, &old_tag);
     assert_eq!(answer.header("cache-control"), "public, max-age=31536000, immutable");
     is_image(&front.get("/images/a", &[]).await, &old, &old_tag);
 }
 
-async fn an_address_of_an_unknown_version_is_asked_for_each_time(kind: Kind) {
+async fn a_url_with_an_unknown_version_always_reaches_afterimage(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let front = Front::of(kind, server.address).await;
@@ -372,7 +372,7 @@ async fn an_address_of_an_unknown_version_is_asked_for_each_time(kind: Kind) {
     let path = format!("/images/a?v={}", new_tag.trim_matches('"'));
     redis.set("a", &record(&old)).await;
 
-    // A page that names the new version before it is written gets the old one, and nobody keeps that.
+    // A page that names the new version before it is written gets the old one, and the front doesn't store that.
     for requests in 1..=3 {
         let answer = front.get(&path, &[]).await;
         is_image(&answer, &old, &etag(&record(&old)));
@@ -388,7 +388,7 @@ async fn an_address_of_an_unknown_version_is_asked_for_each_time(kind: Kind) {
     front.until_hit(&path, &[]).await;
 }
 
-async fn a_404_is_not_kept(kind: Kind) {
+async fn a_404_is_not_cached(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let front = Front::of(kind, server.address).await;
@@ -406,7 +406,7 @@ async fn a_404_is_not_kept(kind: Kind) {
     front.until_hit("/images/a", &[]).await;
 }
 
-/// What clients say that they accept, and the coding that they get.
+/// Values of `Accept-Encoding`, and the coding of the response.
 const CODINGS: [(&str, &str); 5] = [
     ("br", "br"),
     ("gzip", "gzip"),
@@ -420,7 +420,7 @@ fn svg() -> Vec<u8> {
     format!("<svg xmlns='http://www.w3.org/2000/svg'>{paths}</svg>").into_bytes()
 }
 
-/// Asserts that it is the drawing in a coding.
+/// Asserts that the response is the SVG in this coding.
 fn is_coded(answer: &Answer, coding: &str) {
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     assert_eq!(answer.header("content-encoding"), coding, "{:?}", answer.headers);
@@ -439,7 +439,7 @@ fn is_coded(answer: &Answer, coding: &str) {
     assert!(decoded == svg(), "other bytes: {:?}", answer.headers);
 }
 
-async fn codings_are_kept_apart_and_each_is_revalidated_by_its_own_tag(kind: Kind) {
+async fn each_coding_is_cached_apart_and_revalidated_by_its_own_etag(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[BRIEF]).await;
     let front = Front::of(kind, server.address).await;
@@ -467,7 +467,7 @@ async fn codings_are_kept_apart_and_each_is_revalidated_by_its_own_tag(kind: Kin
     assert_eq!(answered(&server, 200).await, sent);
 }
 
-async fn codings_are_kept_apart_where_answers_differ_by_origin_as_well(kind: Kind) {
+async fn codings_are_cached_apart_if_responses_also_vary_by_origin(kind: Kind) {
     let redis = RedisServer::start().await;
     let origins = r#"["https://a.example", "https://b.example"]"#;
     let server = Server::on(&redis, &[("http.cors_origins", origins)]).await;
@@ -497,7 +497,7 @@ async fn codings_are_kept_apart_where_answers_differ_by_origin_as_well(kind: Kin
     }
 }
 
-async fn simultaneous_requests_for_a_cold_image_are_one_get(kind: Kind) {
+async fn simultaneous_requests_for_a_cold_image_cost_one_get(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let front = Front::of(kind, server.address).await;
@@ -511,7 +511,7 @@ async fn simultaneous_requests_for_a_cold_image_are_one_get(kind: Kind) {
     assert_eq!(server.metric("afterimage_fetches_total").await, 1);
 }
 
-async fn an_image_outlives_afterimage_which_is_found_again(kind: Kind) {
+async fn the_front_serves_its_copy_while_afterimage_is_down_and_recovers(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[BRIEF]).await;
     let front = Front::of(kind, server.address).await;
@@ -541,7 +541,7 @@ async fn an_image_outlives_afterimage_which_is_found_again(kind: Kind) {
     is_image(&front.get("/images/a", &[]).await, &new, &etag(&record(&new)));
 }
 
-async fn an_image_outlives_redis(kind: Kind) {
+async fn images_stay_available_while_redis_is_down(kind: Kind) {
     let mut redis = RedisServer::start().await;
     let server = Server::on(&redis, &[BRIEF]).await.coherent().await;
     let front = Front::of(kind, server.address).await;
@@ -550,7 +550,7 @@ async fn an_image_outlives_redis(kind: Kind) {
     redis.set("a", &value).await;
     redis.set("b", &value).await;
     front.until_hit("/images/a", &[]).await;
-    // In Afterimage's memory, and not in the front.
+    // `b` is in Afterimage's memory, and not in the front's.
     assert_eq!(server.get("/images/b").await.status, StatusCode::OK);
 
     redis.kill();
@@ -560,7 +560,7 @@ async fn an_image_outlives_redis(kind: Kind) {
         let text = str::from_utf8(&page.body).unwrap();
         text.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok()).unwrap_or(0_u64)
     };
-    until("Afterimage has to say that it is stale", || async {
+    until("Afterimage serves stale images", || async {
         is_image(&front.get("/images/a", &[]).await, &bytes, &etag(&value));
         count("stale").await >= 2
     })
@@ -580,8 +580,8 @@ async fn an_image_outlives_redis(kind: Kind) {
         answer.header("etag") == etag(&record(&new))
     })
     .await;
-    // Of the outage nothing is left either where the image is the same as before.
-    until("the answers are those of a store that is reached", || async {
+    // An unchanged image carries no trace of the outage either.
+    until("the responses no longer mention the outage", || async {
         let answer = front.get("/images/b", &[]).await;
         is_image(&answer, &bytes, &etag(&value));
         answer.header("cache-control") == "public, max-age=1, immutable"
@@ -594,13 +594,13 @@ async fn an_image_outlives_redis(kind: Kind) {
     .await;
 }
 
-async fn an_image_outlives_an_afterimage_that_has_only_503_for_it(kind: Kind) {
+async fn the_front_serves_its_copy_if_afterimage_answers_503(kind: Kind) {
     outlives_503(kind, |text| text).await;
 }
 
-/// As it is where the first to ask comes more than ten seconds after freshness is over.
+/// Covers a first request that comes more than ten seconds after the copy became stale: without a grace period.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn varnish_asks_first_where_a_copy_is_old_and_gives_it_in_place_of_an_error() {
+async fn varnish_serves_a_copy_past_its_grace_only_in_place_of_an_error() {
     outlives_503(Kind::Varnish, |text| {
         assert!(text.contains("set req.grace = 10s;"));
         text.replace("set req.grace = 10s;", "set req.grace = 0s;")
@@ -617,7 +617,7 @@ async fn outlives_503(kind: Kind, change: impl FnOnce(String) -> String) {
     redis.set("a", &value).await;
     front.until_hit("/images/a", &[]).await;
 
-    // Started anew without its store, it knows no image.
+    // A new Afterimage without its store knows no image.
     redis.kill();
     let address = server.address.to_string();
     server.stop().await;
@@ -628,14 +628,14 @@ async fn outlives_503(kind: Kind, change: impl FnOnce(String) -> String) {
         front.stale(&answer) && answered(&server, 503).await >= 3
     })
     .await;
-    // Nor is it there, before the front knows that it isn't.
+    // Afterimage goes away, and the front hasn't noticed yet.
     server.stop().await;
     for _ in 0..20 {
         is_image(&front.get("/images/a", &[]).await, &bytes, &etag(&value));
     }
 }
 
-async fn a_write_is_refused_and_operators_addresses_are_not_public(kind: Kind) {
+async fn writes_are_refused_and_operator_routes_are_not_public(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let front = Front::of(kind, server.address).await;
@@ -652,13 +652,13 @@ async fn a_write_is_refused_and_operators_addresses_are_not_public(kind: Kind) {
         let answer = front.get(path, &[]).await;
         assert!(answer.status.is_client_error(), "{path} {answer:?}");
     }
-    // Of all that, one request came through.
+    // No write came through.
     let page = server.get("/metrics").await;
     let text = str::from_utf8(&page.body).unwrap();
     assert!(!text.contains(r#"method="PUT""#), "{text}");
 }
 
-async fn a_write_that_a_front_lets_through_is_refused_by_afterimage(kind: Kind) {
+async fn a_write_forwarded_by_the_front_is_refused_by_afterimage(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let front = Front::configured(kind, server.address, |text| {
@@ -670,12 +670,12 @@ async fn a_write_that_a_front_lets_through_is_refused_by_afterimage(kind: Kind) 
     let headers = [("content-type", "application/json"), ("host", "localhost")];
     let answer = front.send(Method::PUT, "/images/a", &headers, value.clone()).await;
     answer.problem(403, "not-from-here");
-    // It is the front that gives it away: the same request is taken from the machine itself.
+    // The front's headers cause the refusal: the same request is accepted without the front.
     let answer = server.send(Method::PUT, "/images/a", &headers, value).await;
     assert_eq!(answer.status, StatusCode::CREATED);
 }
 
-async fn events_pass_as_they_come(kind: Kind) {
+async fn events_pass_the_front_unbuffered(kind: Kind) {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("events.heartbeat", "500ms")]).await.coherent().await;
     let front = Front::of(kind, server.address).await;
@@ -688,11 +688,11 @@ async fn events_pass_as_they_come(kind: Kind) {
         assert_eq!(events.next().await.id, tag.trim_matches('"'));
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     }
-    // And a sign of life.
+    // Heartbeats pass too.
     assert_eq!(events.block().await.unwrap(), ":");
 }
 
-async fn a_request_has_one_name_on_both_sides(kind: Kind) {
+async fn a_request_has_the_same_id_in_the_front_and_in_afterimage(kind: Kind) {
     let redis = RedisServer::start().await;
     redis.set("a", &record(&png(1, 5000))).await;
     let log = tempfile::NamedTempFile::new().unwrap();
@@ -713,7 +713,7 @@ async fn a_request_has_one_name_on_both_sides(kind: Kind) {
         })
         .await;
     }
-    // A copy doesn't bring along the name of the request that it was made for.
+    // A cached copy doesn't carry the id of the request that filled the cache.
     front.until_hit("/images/a", &[]).await;
     let (first, second) = (front.get("/images/a", &[]).await, front.get("/images/a", &[]).await);
     assert!(front.hit(&first) && front.hit(&second));

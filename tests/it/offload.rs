@@ -1,4 +1,4 @@
-//! Images in an object store: how they get there, how they are served from there, and that none is lost on the way.
+//! Offload: images move to an object store, are served from there, and none is lost on the way.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ async fn server(redis: &RedisServer, s3_port: u16, more: &[(&str, &str)]) -> Ser
     Server::on(redis, &all).await.coherent().await
 }
 
-/// Settings with which objects are swept as soon as may be: a write takes no more than a second in all.
+/// Settings with which objects are swept as soon as possible, since a write takes at most a second.
 fn sweeping(interval: &'static str) -> [(&'static str, &'static str); 4] {
     [
         ("offload.sweep_interval", interval),
@@ -65,7 +65,7 @@ async fn a_written_image_goes_to_the_object_store_and_is_served_from_there() {
     let keys = s3.keys().await;
     let [key] = &keys[..] else { panic!("{keys:?}") };
     let version = key.strip_prefix("shown/a/").and_then(|it| it.strip_suffix(".png"));
-    // The version that it came in, and the upload.
+    // The name has the version and an id of the upload.
     let named = version.and_then(|it| it.split_once('-'));
     assert!(named.is_some_and(|(it, upload)| (it.len(), upload.len()) == (32, 16)), "{key}");
     assert_eq!(json["object"], key.strip_prefix("shown/").unwrap());
@@ -75,7 +75,7 @@ async fn a_written_image_goes_to_the_object_store_and_is_served_from_there() {
     assert_eq!(object.header("content-type"), "image/png");
     assert_eq!(object.header("cache-control"), "public, max-age=31536000, immutable");
 
-    // Who wrote it has it in memory; another server fetches it once, whoever asks.
+    // The server that wrote the image has it in memory; another one fetches it once for all clients.
     assert_eq!(first.get("/images/a").await.body, bytes);
     assert_eq!(first.metric("afterimage_offload_fetches_total").await, 0);
     let second = server(&redis, s3.port, &[]).await;
@@ -101,10 +101,10 @@ async fn a_written_image_goes_to_the_object_store_and_is_served_from_there() {
     let part = client.get("/images/a", &[("range", "bytes=0-3")]).await;
     assert_eq!((part.status.as_u16(), &part.body[..]), (206, &bytes[..4]));
 
-    // A replaced one is another object, and a removed one is none.
+    // A replaced image has a new object; a removed one has none.
     let newer = png(2, 1000);
     assert_eq!(put(&first, "/images/a", &newer).await.status, StatusCode::NO_CONTENT);
-    until("the other server has heard of it", || async {
+    until("the other server serves the new version", || async {
         second.get("/images/a").await.body == newer
     })
     .await;
@@ -115,7 +115,7 @@ async fn a_written_image_goes_to_the_object_store_and_is_served_from_there() {
 }
 
 #[tokio::test]
-async fn what_a_backend_wrote_is_moved_behind_its_back() {
+async fn an_image_written_by_a_backend_is_offloaded_in_the_background() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let picture = encoded(&picture(1, 400, 200), ImageFormat::Png);
     let mut set = redis::cmd("SET");
@@ -125,9 +125,9 @@ async fn what_a_backend_wrote_is_moved_behind_its_back() {
     redis.set("after", &record(&picture)).await;
     redis.set("broken", b"{}").await;
     for id in ["before", "after"] {
-        until("it is moved", || is_moved(&redis, id)).await;
+        until("the image is offloaded", || is_moved(&redis, id)).await;
         let (value, json) = stored(&redis, id).await;
-        // What else the backend wrote is there still.
+        // The backend's other fields are kept.
         assert_eq!(json["prompt"], "what stays when the light is gone");
         let answer = server.get(&format!("/images/{id}")).await;
         assert_eq!(answer.body, picture);
@@ -141,7 +141,7 @@ async fn what_a_backend_wrote_is_moved_behind_its_back() {
         .await;
     server.get("/images/broken").await.problem(502, "corrupt-record");
 
-    // What is made of an image is made of one that is elsewhere, too.
+    // Derived representations of an offloaded image work too.
     let other = self::server(&redis, s3.port, &[]).await;
     let thumbnail = other.get("/images/after/thumbnail").await;
     assert_eq!(thumbnail.header("content-type"), "image/webp");
@@ -153,7 +153,7 @@ async fn what_a_backend_wrote_is_moved_behind_its_back() {
 }
 
 #[tokio::test]
-async fn a_client_is_sent_to_the_public_address_and_what_is_made_here_is_sent_from_here() {
+async fn originals_redirect_to_the_public_url_and_variants_are_served_directly() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let base = format!("http://127.0.0.1:{}/{BUCKET}/shown", s3.port);
     let redirecting = [("offload.public_url", base.as_str()), ("offload.serve", "redirect")];
@@ -178,7 +178,7 @@ async fn a_client_is_sent_to_the_public_address_and_what_is_made_here_is_sent_fr
     assert_eq!(again.header("cache-status"), "afterimage; hit");
     let head = client.send(Method::HEAD, path, &[], Bytes::new()).await.unwrap();
     assert_eq!((head.status.as_u16(), head.header("location")), (307, location.as_str()));
-    // Not for ever, though the address names the version: the object goes some day.
+    // Not immutable, even for a versioned address: the object will be swept some day.
     let version = created.header("etag").trim_matches('"');
     let versioned = client.get(&format!("{path}?v={version}"), &[]).await;
     assert_eq!(versioned.header("cache-control"), "public, max-age=3600, immutable");
@@ -191,16 +191,16 @@ async fn a_client_is_sent_to_the_public_address_and_what_is_made_here_is_sent_fr
         assert_eq!(answer.status, StatusCode::OK, "{made} {answer:?}");
     }
     assert_eq!(reader.metric("afterimage_offload_fetches_total").await, 1);
-    // SVG is sandboxed, which an object store doesn't do.
+    // SVG is served directly, with a sandbox, which an object store doesn't set.
     redis.set("svg", &record(drawing().as_bytes())).await;
-    until("it is moved", || is_moved(&redis, "svg")).await;
+    until("the image is offloaded", || is_moved(&redis, "svg")).await;
     let svg = client.get("/images/svg", &[("accept-encoding", "gzip")]).await;
     assert_eq!((svg.status.as_u16(), svg.header("content-encoding")), (200, "gzip"));
     assert!(svg.header("content-security-policy").contains("sandbox"));
 }
 
 #[tokio::test]
-async fn no_address_is_asked_that_is_not_configured_and_nobody_is_sent_there() {
+async fn a_url_outside_the_configured_store_is_neither_fetched_nor_redirected_to() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let stranger = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = stranger.local_addr().unwrap().port();
@@ -237,8 +237,8 @@ async fn no_address_is_asked_that_is_not_configured_and_nobody_is_sent_there() {
         }
     }
     let asked = tokio::time::timeout(Duration::from_millis(200), stranger.accept()).await;
-    assert!(asked.is_err(), "a stranger was asked");
-    // Without an object store there is no place at all.
+    assert!(asked.is_err(), "the foreign server got a connection");
+    // Without an object store every such address is refused.
     let without = Server::on(&redis, &[]).await.coherent().await;
     let value = format!("{{\"url\": \"s3://{BUCKET}/shown/a/0.png\"}}");
     redis.set("b", value.as_bytes()).await;
@@ -246,7 +246,7 @@ async fn no_address_is_asked_that_is_not_configured_and_nobody_is_sent_there() {
 }
 
 #[tokio::test]
-async fn while_the_object_store_is_away_nothing_is_lost_and_no_wrong_image_is_served() {
+async fn an_object_store_outage_loses_nothing_and_serves_no_wrong_image() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let proxy = Proxy::to(s3.port).await;
     let port = proxy.address.port();
@@ -257,7 +257,7 @@ async fn while_the_object_store_is_away_nothing_is_lost_and_no_wrong_image_is_se
     let fresh = self::server(&redis, port, &more).await;
 
     proxy.hold(Held::All);
-    // What is in memory is served, what isn't can't be, and what is written stays in Redis.
+    // Images in memory are served, other offloaded ones are 502, and new images stay in Redis.
     assert_eq!(server.get("/images/before").await.body, before);
     let answer = fresh.get("/images/before").await;
     answer.problem(502, "origin-failed");
@@ -272,8 +272,8 @@ async fn while_the_object_store_is_away_nothing_is_lost_and_no_wrong_image_is_se
         .await;
 
     proxy.hold(Held::None);
-    until("it is moved", || is_moved(&redis, "during")).await;
-    until("all are served", || async {
+    until("the image is offloaded", || is_moved(&redis, "during")).await;
+    until("all images are served", || async {
         fresh.get("/images/before").await.body == before
             && fresh.get("/images/during").await.body == newer
     })
@@ -284,7 +284,7 @@ async fn while_the_object_store_is_away_nothing_is_lost_and_no_wrong_image_is_se
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_written_while_its_predecessor_is_moved_wins() {
+async fn a_write_during_the_offload_of_the_previous_version_wins() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let server = server(&redis, s3.port, &[]).await;
     let mut backend = redis.connect().await;
@@ -292,7 +292,7 @@ async fn what_is_written_while_its_predecessor_is_moved_wins() {
     for round in 0..300_u64 {
         last = png(round, 2000);
         backend.set("image:a", record(&last)).await.unwrap();
-        // About as long as a move takes.
+        // The pause is the race's subject: about as long as an offload takes.
         tokio::time::sleep(Duration::from_micros(round * 997 % 25_000)).await;
         let now = server.get("/images/a").await;
         assert_eq!(now.body, last, "round {round}");
@@ -303,14 +303,14 @@ async fn what_is_written_while_its_predecessor_is_moved_wins() {
     assert_eq!(fresh.get("/images/a").await.body, last);
     let moved = server.metric("afterimage_offloaded_total").await;
     println!(
-        "{moved} of 300 were moved before they were replaced, {} objects",
+        "{moved} of 300 were offloaded before they were replaced, {} objects",
         s3.keys().await.len()
     );
-    assert!((1..300).contains(&moved), "nothing raced: {moved}");
+    assert!((1..300).contains(&moved), "{moved} of 300 were offloaded in time: nothing raced");
 }
 
 #[tokio::test]
-async fn an_object_that_is_not_what_its_record_says_is_not_served() {
+async fn an_object_that_does_not_match_its_record_is_not_served() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let writer = server(&redis, s3.port, &[]).await;
     let bytes = png(1, 5000);
@@ -325,7 +325,7 @@ async fn an_object_that_is_not_what_its_record_says_is_not_served() {
     server.get("/images/a").await.problem(502, "origin-failed");
     s3.send(Method::PUT, &key, &bytes).await;
     assert_eq!(server.get("/images/a").await.body, bytes);
-    // A record that another program wrote need not say what is there, as long as it is an image.
+    // A record by another program may lack type, length and version, as long as the object is an image.
     let value = format!("{{\"url\": \"s3://{BUCKET}/{key}\"}}");
     redis.set("b", value.as_bytes()).await;
     let other = server.get("/images/b").await;
@@ -343,13 +343,13 @@ async fn objects_without_a_record_are_swept_and_others_stay() {
     let server = server(&redis, s3.port, &sweeping).await;
     let keep = png(1, 1000);
     put(&server, "/images/keep", &keep).await;
-    // Replaced, expired, of a move that wasn't finished, and of nobody.
+    // Objects of a replaced image, of an expired one, and of an unfinished offload.
     put(&server, "/images/keep2", &png(2, 1000)).await;
     put(&server, "/images/keep2", &png(3, 1000)).await;
     put(&server, "/images/gone?ttl=200ms", &png(4, 1000)).await;
     let name = "0123456789abcdef0123456789abcdef-0123456789abcdef.png";
     s3.send(Method::PUT, &format!("shown/lost/{name}"), &png(5, 1000)).await;
-    // What isn't named as ours are is somebody else's.
+    // Objects with other names belong to other programs.
     let others = [
         "elsewhere/a/1.png".to_owned(),
         "shown/README".to_owned(),
@@ -360,7 +360,7 @@ async fn objects_without_a_record_are_swept_and_others_stay() {
     for key in &others {
         s3.send(Method::PUT, key, b"of somebody else").await;
     }
-    until("only what is referred to is there", || async {
+    until("only referenced objects are left", || async {
         let (own, foreign): (Vec<_>, Vec<_>) =
             s3.keys().await.into_iter().partition(|key| !others.contains(key));
         let beginnings = ["shown/keep/", "shown/keep2/"];
@@ -373,7 +373,7 @@ async fn objects_without_a_record_are_swept_and_others_stay() {
 }
 
 #[tokio::test]
-async fn an_object_stays_while_a_record_may_refer_to_it_whatever_the_settings_say_now() {
+async fn a_referenced_object_is_kept_after_the_public_url_changed() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let sweeping = sweeping("100ms");
     let bytes = encoded(&picture(1, 96, 64), ImageFormat::Png);
@@ -383,7 +383,7 @@ async fn an_object_stays_while_a_record_may_refer_to_it_whatever_the_settings_sa
         put(&server, "/images/a", &bytes).await;
         let (_, json) = stored(&redis, "a").await;
         assert!(json["url"].as_str().unwrap().starts_with("https://one.example/shown/a/"));
-        // Another program's record, which says nothing but an address that was public once.
+        // A record by another program, with nothing but a former public address.
         let url = format!("https://two.example/shown/{}", json["object"].as_str().unwrap());
         let value = serde_json::json!({"url": url}).to_string();
         redis.set("b", value.as_bytes()).await;
@@ -394,17 +394,20 @@ async fn an_object_stays_while_a_record_may_refer_to_it_whatever_the_settings_sa
         [("offload.public_url", "https://three.example/shown"), ("offload.serve", "redirect")];
     let more: Vec<_> = more.into_iter().chain(sweeping).collect();
     let server = server(&redis, s3.port, &more).await;
-    // The name of the object outlives the public address.
+    // The record names the object itself, so a changed public address doesn't matter.
     let sent = server.get("/images/a").await;
     assert!(sent.header("location").starts_with("https://three.example/shown/a/"), "{sent:?}");
     assert_eq!(server.get("/images/a/thumbnail").await.status, StatusCode::OK);
     put(&server, "/images/c?ttl=100ms", &bytes).await;
-    until("it has swept", || async { server.metric("afterimage_swept_total").await > 0 }).await;
+    until("a sweep has removed an object", || async {
+        server.metric("afterimage_swept_total").await > 0
+    })
+    .await;
     assert_eq!(s3.keys().await.len(), 2);
 }
 
 #[tokio::test]
-async fn a_record_that_was_copied_does_not_take_the_object_of_another_image_along() {
+async fn deleting_a_copied_record_keeps_the_object_of_the_original() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let server = server(&redis, s3.port, &[]).await;
     let bytes = png(1, 1000);
@@ -419,7 +422,7 @@ async fn a_record_that_was_copied_does_not_take_the_object_of_another_image_alon
 }
 
 #[tokio::test]
-async fn a_record_that_would_become_too_large_stays_as_it_is() {
+async fn a_record_that_would_exceed_the_limit_is_not_offloaded() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let server = server(&redis, s3.port, &[("records.max_value", "1KiB")]).await;
     let bytes = png(1, 100);
@@ -446,7 +449,7 @@ async fn a_record_that_would_become_too_large_stays_as_it_is() {
 }
 
 #[tokio::test]
-async fn what_is_no_readable_record_can_be_removed_and_replaced() {
+async fn an_unreadable_record_can_be_deleted_and_replaced() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let server = server(&redis, s3.port, &[("records.max_value", "4KiB")]).await;
     let bytes = png(1, 1000);
@@ -468,18 +471,19 @@ async fn what_is_no_readable_record_can_be_removed_and_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_that_is_written_again_while_its_object_is_swept_is_never_lost() {
+async fn a_rewrite_during_the_sweep_of_its_object_never_loses_the_image() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let sweeping = sweeping("5ms");
     let server = server(&redis, s3.port, &sweeping).await;
     let bytes = png(1, 1000);
     let value = record(&bytes);
     let json = [("content-type", "application/json")];
-    // The same record, and so the same object, comes and goes.
+    // The same record, and so the same object, is written and removed again and again.
     for round in 0..200 {
         let created = server.send(Method::PUT, "/images/a", &json, value.clone().into()).await;
         assert!(created.status.is_success(), "{created:?}");
         redis.connect().await.del("image:a").await.unwrap();
+        // The pause moves the second write through the sweep, round by round.
         tokio::time::sleep(Duration::from_millis(round % 20)).await;
         let created = server.send(Method::PUT, "/images/a", &json, value.clone().into()).await;
         assert!(created.status.is_success(), "{created:?}");
@@ -513,7 +517,7 @@ async fn no_acknowledged_image_is_lost_by_kill_9_at_two_hundred_random_points() 
     let mut cut = 0;
     for cycle in 0..200_u64 {
         let mut process = start();
-        // By HTTP, and by a backend whose records are moved.
+        // Writes over HTTP, and by a backend whose records are offloaded.
         let writing: Vec<_> = (0..3)
             .map(|number| {
                 let (address, seed) = (process.address, 10 * cycle + number);
@@ -533,6 +537,7 @@ async fn no_acknowledged_image_is_lost_by_kill_9_at_two_hundred_random_points() 
         let (id, bytes) = (format!("b{cycle}"), png(cycle, 20_000));
         redis.set(&id, &record(&bytes)).await;
         acknowledged.insert(id, bytes);
+        // The process is killed at a random moment.
         tokio::time::sleep(Duration::from_micros(chance.u64(0..60_000))).await;
         process.kill();
         for written in writing {
@@ -549,10 +554,14 @@ async fn no_acknowledged_image_is_lost_by_kill_9_at_two_hundred_random_points() 
         assert_eq!(answer.status, StatusCode::OK, "{id}: {answer:?}");
         assert_eq!(answer.body, bytes, "{id}");
     }
-    println!("{} images acknowledged, {cut} writes cut", acknowledged.len());
-    assert!(cut > 20 && acknowledged.len() > 250, "{cut} cut, {}", acknowledged.len());
-    // And what was left half done is finished.
-    until("every record is moved", || async {
+    println!("{} images acknowledged, {cut} writes cut off", acknowledged.len());
+    assert!(
+        cut > 20 && acknowledged.len() > 250,
+        "{cut} cut off, {} acknowledged",
+        acknowledged.len()
+    );
+    // Interrupted offloads are finished.
+    until("every record is offloaded", || async {
         for id in acknowledged.keys() {
             if !is_moved(&redis, id).await {
                 return false;
@@ -561,7 +570,7 @@ async fn no_acknowledged_image_is_lost_by_kill_9_at_two_hundred_random_points() 
         true
     })
     .await;
-    // One after the other, several requests each: moto takes its time.
+    // Sweeping takes several requests to moto for each object, so the deadline is longer than `PATIENCE`.
     let began = Instant::now();
     let mut connection = redis.connect().await;
     loop {
@@ -577,14 +586,17 @@ async fn no_acknowledged_image_is_lost_by_kill_9_at_two_hundred_random_points() 
             break;
         }
         let left = over.len();
-        assert!(began.elapsed() < Duration::from_mins(3), "{left} objects left over: {over:?}");
+        assert!(
+            began.elapsed() < Duration::from_mins(3),
+            "{left} unreferenced objects are left: {over:?}"
+        );
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    println!("nothing left over after {:?}", began.elapsed());
+    println!("no unreferenced object is left after {:?}", began.elapsed());
 }
 
 #[tokio::test]
-async fn images_may_be_moved_to_a_folder() {
+async fn images_can_be_offloaded_to_a_folder() {
     let (redis, folder) = (RedisServer::start().await, tempfile::tempdir().unwrap());
     let url = format!("file://{}", folder.path().join("shown").display());
     let server = Server::on(&redis, &[("offload.url", &url)]).await.coherent().await;
@@ -596,13 +608,13 @@ async fn images_may_be_moved_to_a_folder() {
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
     let other = Server::on(&redis, &[("offload.url", &url)]).await.coherent().await;
     assert_eq!(other.get("/images/a").await.body, bytes);
-    // A link out of the folder doesn't help.
+    // An address outside the folder is refused.
     redis.set("b", br#"{"url": "file:///etc/passwd"}"#).await;
     other.get("/images/b").await.problem(502, "corrupt-record");
 }
 
 #[tokio::test]
-async fn the_images_of_the_embedded_store_are_moved_as_well() {
+async fn images_of_the_embedded_store_are_offloaded_too() {
     let (dir, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let url = format!("file://{}", folder.path().display());
     let start = |offload: bool| {
@@ -622,13 +634,16 @@ async fn the_images_of_the_embedded_store_are_moved_as_well() {
     put(&server, "/images/a", &bytes).await;
     server.stop().await;
     let server = start(true).await;
-    until("it is moved", || async { server.metric("afterimage_offloaded_total").await == 1 }).await;
+    until("the image is offloaded", || async {
+        server.metric("afterimage_offloaded_total").await == 1
+    })
+    .await;
     assert_eq!(server.get("/images/a").await.body, bytes);
     assert!(folder.path().join("a").is_dir());
 }
 
 #[test]
-fn an_object_store_that_can_not_be_used_stops_the_start() {
+fn a_misconfigured_object_store_stops_the_start() {
     let dir = tempfile::tempdir().unwrap();
     for (arguments, says) in [
         (vec!["--offload-url", "ftp://a/b"], "expected s3://, gs://, az:// or file:///"),
@@ -644,7 +659,7 @@ fn an_object_store_that_can_not_be_used_stops_the_start() {
     ] {
         let output =
             program().args(&arguments).arg("--embedded-dir").arg(dir.path()).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && said.contains(says), "{arguments:?}: {said}");
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && message.contains(says), "{arguments:?}: {message}");
     }
 }

@@ -1,4 +1,4 @@
-//! What an operator needs: TLS, sockets, a listener of one's own, a clean stop, and a log that says what happened.
+//! Operation: TLS, sockets, the admin listener, graceful shutdown, logs and metrics.
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -25,6 +25,11 @@ use crate::harness::{
     Client, PATIENCE, Process, Protocol, RedisServer, Server, certificates, etag, get, png, record,
     until,
 };
+
+long_tests! {
+    #[tokio::test(flavor = "multi_thread")] a_stop_under_load_loses_no_request
+    #[tokio::test(flavor = "multi_thread")] thousands_of_slow_and_idle_clients_do_not_disturb_the_others
+}
 
 #[tokio::test]
 async fn tls_serves_both_protocols_and_a_renewed_certificate_without_a_restart() {
@@ -59,11 +64,11 @@ async fn tls_serves_both_protocols_and_a_renewed_certificate_without_a_restart()
         assert_eq!(client.get("/images/a", &[]).await.status, StatusCode::OK);
     }
 
-    // A key that doesn't fit, as while the files are being replaced, changes nothing.
+    // A key that doesn't match, as while the files are being replaced, changes nothing.
     std::fs::copy(second.path().join("server.pem"), path("server.pem")).unwrap();
     assert!(handshake(server.address, first.path(), vec![]).await.is_ok());
     install(second.path());
-    until("the new certificate is shown", || async {
+    until("the new certificate is in use", || async {
         handshake(server.address, second.path(), vec![]).await.is_ok()
     })
     .await;
@@ -90,7 +95,7 @@ async fn handshake(
 }
 
 #[test]
-fn a_certificate_that_can_not_be_used_stops_the_start_with_its_setting() {
+fn an_unusable_certificate_stops_the_start_and_the_error_names_its_setting() {
     let (first, second) = (certificates(), certificates());
     let dir = tempfile::tempdir().unwrap();
     let (pem, key) = (first.path().join("server.pem"), second.path().join("server.key"));
@@ -113,7 +118,7 @@ fn a_certificate_that_can_not_be_used_stops_the_start_with_its_setting() {
 }
 
 #[tokio::test]
-async fn a_unix_socket_serves_reads_and_no_writes_and_outlives_a_kill() {
+async fn a_unix_socket_serves_reads_only_and_is_replaced_after_a_kill() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("afterimage.sock");
     let listen = format!("unix:{}", socket.display());
@@ -138,7 +143,7 @@ async fn a_unix_socket_serves_reads_and_no_writes_and_outlives_a_kill() {
     let health = program().args(["health", "--http-listen", &listen]).output().unwrap();
     assert!(health.status.success(), "{}", String::from_utf8_lossy(&health.stderr));
 
-    // Nobody else takes the socket of one that runs; one that was left behind is replaced.
+    // A second server can't take the socket of a running one. A socket left behind by a killed one is replaced.
     let mut second = program();
     second.arg("--embedded-dir").arg(dir.path().join("other")).args(["--http-listen", &listen]);
     let second = second.output().unwrap();
@@ -153,12 +158,12 @@ async fn a_unix_socket_serves_reads_and_no_writes_and_outlives_a_kill() {
 }
 
 #[tokio::test]
-async fn a_socket_that_was_handed_over_is_served_in_place_of_a_bound_one() {
+async fn a_socket_passed_by_systemd_replaces_the_configured_listener() {
     let dir = tempfile::tempdir().unwrap();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
-    // What systemd does: descriptor 3 listens, and LISTEN_PID says for whom.
+    // As systemd does: descriptor 3 listens, and LISTEN_PID names the process that it is for.
     let script = "import os, socket, sys\n\
         s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n\
         s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); os.dup2(s.fileno(), 3); os.set_inheritable(3, True)\n\
@@ -167,14 +172,14 @@ async fn a_socket_that_was_handed_over_is_served_in_place_of_a_bound_one() {
     let mut command = Command::new("python3");
     command.args(["-c", script, &address.port().to_string(), env!("CARGO_BIN_EXE_afterimage")]);
     command.arg("--embedded-dir").arg(dir.path());
-    // The setting is one that nobody could listen on.
+    // The configured address can't be bound.
     let process = Process::listening(command, "192.0.2.1:80");
     assert_eq!(process.address, address);
     assert_eq!(get(address, "/healthz", &[]).await.status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn operators_may_have_a_listener_of_their_own() {
+async fn operator_routes_can_have_their_own_listener() {
     let redis = RedisServer::start().await;
     redis.set("a", &record(&png(1, 100))).await;
     let settings = [("admin.listen", "127.0.0.1:0"), ("limits.connections", "2")];
@@ -185,13 +190,13 @@ async fn operators_may_have_a_listener_of_their_own() {
     }
     assert_eq!(server.get("/images/a").await.status, StatusCode::OK);
     get(server.admin, "/images/a", &[]).await.problem(404, "unknown-address");
-    // They get in when nobody else does.
-    until("those before have left", || async {
+    // The admin listener works while the main one is full.
+    until("earlier connections are closed", || async {
         metric(&get(server.admin, "/metrics", &[]).await, "afterimage_connections") == 0
     })
     .await;
     let held = (Client::connect(server.address).await, Client::connect(server.address).await);
-    until("there is no room for others", || async {
+    until("the main listener is full", || async {
         let request = "GET /images/a HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
         crate::connections::exchange(server.address, request).await.starts_with("HTTP/1.1 503 ")
     })
@@ -201,7 +206,7 @@ async fn operators_may_have_a_listener_of_their_own() {
 }
 
 #[tokio::test]
-async fn a_stop_that_is_announced_turns_readiness_off_first_and_asks_clients_to_go() {
+async fn an_announced_stop_fails_readiness_first_and_asks_clients_to_close() {
     let redis = RedisServer::start().await;
     redis.set("a", &record(&png(1, 100))).await;
     let mut server = Server::on(&redis, &[("http.shutdown_delay", "500ms")]).await;
@@ -210,22 +215,23 @@ async fn a_stop_that_is_announced_turns_readiness_off_first_and_asks_clients_to_
     assert_eq!(kept.get("/images/a", &[]).await.header("connection"), "");
     assert_eq!(multiplexed.get("/images/a", &[]).await.status, StatusCode::OK);
     server.begin_to_stop(Stop::Announced);
-    until("it says that it isn't ready", || async {
+    until("the server reports that it isn't ready", || async {
         server.get("/readyz").await.status == StatusCode::SERVICE_UNAVAILABLE
     })
     .await;
     server.get("/readyz").await.problem(503, "stopping");
-    // It answers all the same, and asks not to be asked here again.
+    // Requests are still answered, with `Connection: close`.
     let last = kept.get("/images/a", &[]).await;
     assert_eq!((last.status, last.header("connection")), (StatusCode::OK, "close"));
     assert_eq!(server.get("/images/a").await.status, StatusCode::OK);
     assert_eq!(multiplexed.get("/images/a", &[]).await.status, StatusCode::OK);
-    until("it is gone", || async { TcpStream::connect(server.address).await.is_err() }).await;
+    until("the listener is closed", || async { TcpStream::connect(server.address).await.is_err() })
+        .await;
     server.ended().await;
 }
 
 #[tokio::test]
-async fn a_request_that_does_not_end_holds_a_stop_no_longer_than_its_deadline() {
+async fn an_unfinished_request_delays_a_stop_no_longer_than_the_shutdown_timeout() {
     let redis = RedisServer::start().await;
     redis.set("a", &record(&png(1, 100))).await;
     let server = Server::on(&redis, &[("http.shutdown_timeout", "300ms")]).await;
@@ -244,8 +250,8 @@ async fn a_request_that_does_not_end_holds_a_stop_no_longer_than_its_deadline() 
     redis.signal("CONT");
 }
 
-/// Closed-loop clients that keep their connections as long as they may, behind a balancer that asks `/readyz` and
-/// makes no new ones to a server that isn't ready.
+/// Closed-loop clients that keep their connections as long as possible, behind a load balancer that polls `/readyz` and
+/// opens no new connections to a server that isn't ready.
 struct Load {
     ready: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
@@ -279,7 +285,7 @@ impl Load {
         Load { ready, answered, clients }
     }
 
-    /// What was lost.
+    /// Descriptions of the lost requests, once all clients have ended.
     async fn losses(self) -> Vec<String> {
         assert!(!self.ready.load(Ordering::Relaxed));
         let mut losses = Vec::new();
@@ -290,7 +296,7 @@ impl Load {
     }
 }
 
-/// Asks until the server says that it is the last time, or until a request is lost.
+/// Sends requests until the server asks to close, or until a request is lost.
 async fn ask_on(client: &mut Client, path: &str, answered: &AtomicU64) -> Result<(), String> {
     loop {
         match client.send(Method::GET, path, &[], Bytes::new()).await {
@@ -301,7 +307,7 @@ async fn ask_on(client: &mut Client, path: &str, answered: &AtomicU64) -> Result
                 }
             }
             Ok(answer) => return Err(format!("{answer:?}")),
-            // What was never sent can be sent elsewhere; and so can a stream that GOAWAY left out (RFC 9113 §6.8).
+            // A request that was never sent can be retried elsewhere, and so can a stream that GOAWAY excludes (RFC 9113 §6.8).
             Err(error) if error.is_canceled() || error.is_closed() => return Ok(()),
             Err(error) if format!("{error:?}").contains("GoAway(b\"\", NO_ERROR") => return Ok(()),
             Err(error) => return Err(format!("{error:?}")),
@@ -309,8 +315,7 @@ async fn ask_on(client: &mut Client, path: &str, answered: &AtomicU64) -> Result
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_told_to_stop_under_load_loses_no_request() {
+async fn a_stop_under_load_loses_no_request() {
     let redis = RedisServer::start().await;
     redis.set("a", &record(&png(1, 50_000))).await;
     for protocol in [Protocol::Http1, Protocol::Http2] {
@@ -334,8 +339,7 @@ async fn a_server_that_is_told_to_stop_under_load_loses_no_request() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn slow_and_idle_clients_by_the_thousand_leave_the_others_alone() {
+async fn thousands_of_slow_and_idle_clients_do_not_disturb_the_others() {
     const SLOW: usize = 2000;
     const IDLE: usize = 5000;
     rlimit::increase_nofile_limit(20_000).unwrap();
@@ -357,7 +361,7 @@ async fn slow_and_idle_clients_by_the_thousand_leave_the_others_alone() {
     let mut client = Client::connect(server.address).await;
     let mut steps = HashMap::new();
     let mut step = async |name: &'static str| {
-        // They are served while all of this goes on.
+        // Requests are served all the while.
         for _ in 0..200 {
             let answer = client.get("/images/a", &[]).await;
             assert_eq!(answer.status, StatusCode::OK);
@@ -381,6 +385,7 @@ async fn slow_and_idle_clients_by_the_thousand_leave_the_others_alone() {
         let mut stream = TcpStream::connect(server.address).await.unwrap();
         tokio::spawn(async move {
             use tokio::io::AsyncWriteExt;
+            // A byte each half second, until the header time-out.
             stream.write_all(b"GET /images/a HTTP/1.1\r\nHost: a\r\nX: ").await.unwrap();
             while stream.write_all(b"x").await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(500)).await;
@@ -390,22 +395,26 @@ async fn slow_and_idle_clients_by_the_thousand_leave_the_others_alone() {
     }
     step("with 2,000 slow heads as well").await;
     while slow.load(Ordering::Relaxed) < SLOW as u64 {
-        assert!(start.elapsed() < 3 * PATIENCE, "{} were let go", slow.load(Ordering::Relaxed));
-        step("while the slow ones are let go").await;
+        assert!(
+            start.elapsed() < 3 * PATIENCE,
+            "{} slow clients were disconnected",
+            slow.load(Ordering::Relaxed)
+        );
+        step("while the slow ones are disconnected").await;
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     step("when the slow ones are gone").await;
-    // The idle ones are there still, and answered.
+    // The idle connections are still open and served.
     for other in idle.iter_mut().step_by(100) {
         assert_eq!(other.get("/images/a", &[]).await.status, StatusCode::OK);
     }
     drop(idle);
-    until("all are gone", || async { connections().await <= 2 }).await;
+    until("all connections are closed", || async { connections().await <= 2 }).await;
     step("at last").await;
 }
 
 #[tokio::test]
-async fn every_answer_has_a_request_id_the_clients_own_where_it_sent_one() {
+async fn every_response_has_the_request_id_of_its_client_or_a_new_one() {
     let server = Server::start(&[("redis.url", "redis://127.0.0.1:1")]).await;
     let own = get(server.address, "/images/a", &[("x-request-id", "abc-1/2")]).await;
     assert_eq!(own.header("x-request-id"), "abc-1/2");
@@ -416,7 +425,7 @@ async fn every_answer_has_a_request_id_the_clients_own_where_it_sent_one() {
     assert_eq!(unfit.header("x-request-id").len(), 32);
 }
 
-/// The program with its log in a file.
+/// The program, with its log in a file.
 struct Logging {
     process: Process,
     file: PathBuf,
@@ -432,7 +441,7 @@ impl Logging {
         Logging { process: Process::start(command), file, _dir: dir }
     }
 
-    /// Everything that was logged, once the program has ended.
+    /// Stops the program, and returns its whole log.
     fn end(mut self) -> String {
         self.process.signal("INT");
         assert!(self.process.child.wait().unwrap().success());
@@ -443,7 +452,7 @@ impl Logging {
 }
 
 #[tokio::test]
-async fn the_log_has_one_line_a_request_for_people_or_as_json_and_no_secret() {
+async fn the_log_has_one_line_per_request_as_text_or_json_and_no_secret() {
     let redis = RedisServer::start_with(&["--requirepass", "hunter2"]).await;
     let url = format!("redis://:hunter2@127.0.0.1:{}", redis.port);
     let value = record(&png(1, 3000));
@@ -490,7 +499,7 @@ async fn the_log_has_one_line_a_request_for_people_or_as_json_and_no_secret() {
 }
 
 #[tokio::test]
-async fn a_failure_is_logged_once_with_its_request_even_where_requests_are_not() {
+async fn a_failure_is_logged_once_with_its_request_even_without_an_access_log() {
     let server = Logging::start(&[
         "--redis-url",
         "redis://127.0.0.1:1",
@@ -502,7 +511,7 @@ async fn a_failure_is_logged_once_with_its_request_even_where_requests_are_not()
     let address = server.process.address;
     let answer = get(address, "/images/a", &[("x-request-id", "unlucky")]).await;
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
-    // The client isn't told which host is behind it; the operator is.
+    // The client doesn't see the store's host; the operator's log does.
     assert!(!String::from_utf8_lossy(&answer.body).contains("127.0.0.1"));
     get(address, "/images/-", &[("x-request-id", "wrong")]).await.problem(400, "bad-id");
     let log = server.end();
@@ -515,7 +524,7 @@ async fn a_failure_is_logged_once_with_its_request_even_where_requests_are_not()
 }
 
 #[tokio::test]
-async fn the_metrics_count_requests_and_reads_and_time_what_the_store_tells() {
+async fn the_metrics_count_requests_and_reads_and_time_pushes_and_heartbeats() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let value = record(&png(1, 3000));
@@ -545,7 +554,7 @@ async fn the_metrics_count_requests_and_reads_and_time_what_the_store_tells() {
     let seconds = "afterimage_request_duration_seconds_count{route=\"/images/{id}\"}";
     assert_eq!(metric(&page, seconds), 6);
     assert!(metric(&page, "afterimage_response_bytes_total") >= 9000);
-    until("the store has told of the write", || async {
+    until("the push of the write has arrived", || async {
         server.metric("afterimage_push_latency_seconds_count").await == 1
     })
     .await;

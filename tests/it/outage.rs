@@ -1,4 +1,4 @@
-//! Redis goes away, goes silent and comes back while requests go on.
+//! Outages: Redis goes away, goes silent and comes back while requests go on.
 
 use std::time::{Duration, Instant};
 
@@ -11,22 +11,32 @@ use crate::harness::{
 };
 
 on_every_server! {
-    a_wire_that_goes_silent_is_noticed_within_two_seconds
-    a_killed_tracking_connection_leaves_nothing_stale
-    a_redis_killed_and_started_again_without_its_data_has_no_images
-    a_redis_killed_and_started_again_with_its_data_has_the_same_images
-    a_paused_redis_is_noticed_and_found_again
-    tracking_alone_that_hangs_leaves_every_answer_fresh
-    data_connections_that_hang_are_given_up
-    an_address_that_leads_to_another_server_leaves_nothing_of_the_old_one
+    a_silent_connection_is_noticed_within_two_seconds
+    a_redis_restarted_without_its_data_has_no_images
+    a_redis_restarted_with_its_data_has_the_same_images
+    a_paused_redis_is_noticed_and_the_server_recovers
+    hanging_data_connections_are_replaced
+    after_the_address_leads_to_another_server_nothing_old_is_served
 }
 
-/// How an answer about a known image may look while its store can't be reached.
+mod long {
+    use super::{
+        a_hanging_tracking_connection_leaves_every_response_fresh,
+        a_killed_tracking_connection_leaves_nothing_stale, on_every_server,
+    };
+
+    on_every_server! {
+        a_killed_tracking_connection_leaves_nothing_stale
+        a_hanging_tracking_connection_leaves_every_response_fresh
+    }
+}
+
+/// `Cache-Status` of a known image while its store can't be reached.
 const STALE: &str = "afterimage; fwd=stale; detail=store-unreachable";
 
 async fn until_version(server: &Server, value: &[u8]) {
     let etag = etag(value);
-    // A hit: nothing more is to be told of it.
+    // A hit, so that its push has been processed.
     until("the version is served from memory as current", || async {
         let answer = server.get("/images/a").await;
         answer.header("etag") == etag && answer.header("cache-status") == "afterimage; hit"
@@ -35,13 +45,13 @@ async fn until_version(server: &Server, value: &[u8]) {
 }
 
 async fn until_stale(server: &Server) {
-    until("the last known version is marked", || async {
+    until("the last known version is served as stale", || async {
         server.get("/images/a").await.header("cache-status") == STALE
     })
     .await;
 }
 
-async fn a_wire_that_goes_silent_is_noticed_within_two_seconds(flavour: Flavour) {
+async fn a_silent_connection_is_noticed_within_two_seconds(flavour: Flavour) {
     let redis = RedisServer::start_flavour(flavour, &[]).await;
     let proxy = Proxy::to(redis.port).await;
     let url = format!("redis://{}", proxy.address);
@@ -54,7 +64,7 @@ async fn a_wire_that_goes_silent_is_noticed_within_two_seconds(flavour: Flavour)
     let silent = Instant::now();
     redis.set("a", &new).await;
     let mut client = Client::connect(server.address).await;
-    // The bound of two seconds, and one more for a machine that has other things to do.
+    // The bound of two seconds, and one more for a busy machine.
     while silent.elapsed() < Duration::from_secs(3) {
         let answer = client.get("/images/a", &[]).await;
         assert_eq!(answer.header("etag"), etag(&old), "{:?} {answer:?}", silent.elapsed());
@@ -84,7 +94,7 @@ async fn a_killed_tracking_connection_leaves_nothing_stale(flavour: Flavour) {
         until_version(&server, &value).await;
         let list: String =
             redis::cmd("CLIENT").arg("LIST").query_async(&mut connection).await.unwrap();
-        // `B` among the flags: tracks by broadcast.
+        // Flag `B`: broadcast tracking.
         let tracking = list.lines().find_map(|line| {
             let flags = line.split("flags=").nth(1)?.split(' ').next()?;
             let id = line.strip_prefix("id=")?.split(' ').next()?;
@@ -92,7 +102,7 @@ async fn a_killed_tracking_connection_leaves_nothing_stale(flavour: Flavour) {
         });
         let tracking = tracking.unwrap();
         kills += 1;
-        // Killed and written in one go: the push has nobody to go to.
+        // Killed and written in one pipeline, so that the push can't be delivered.
         let replaced = record(&png(1000 + round, 5000));
         let _: (i64, String) = redis::pipe()
             .cmd("CLIENT")
@@ -112,7 +122,7 @@ async fn a_killed_tracking_connection_leaves_nothing_stale(flavour: Flavour) {
     assert_eq!(kills, 20);
 }
 
-async fn tracking_alone_that_hangs_leaves_every_answer_fresh(flavour: Flavour) {
+async fn a_hanging_tracking_connection_leaves_every_response_fresh(flavour: Flavour) {
     let redis = RedisServer::start_flavour(flavour, &[]).await;
     let proxy = Proxy::to(redis.port).await;
     let url = format!("redis://{}", proxy.address);
@@ -120,24 +130,26 @@ async fn tracking_alone_that_hangs_leaves_every_answer_fresh(flavour: Flavour) {
     let value = record(&png(1, 5000));
     redis.set("a", &value).await;
     until_version(&server, &value).await;
-    // All data connections are open: new ones hang as well.
+    // Open all data connections first, since new ones would hang too.
     for number in 0..8 {
         server.get(&format!("/images/n{number}")).await.problem(404, "absent");
     }
     proxy.hold(Held::Tracking);
-    until("the loss is noticed", || async { server.coherence().await == "unverified" }).await;
+    until("the loss of tracking is noticed", || async { server.coherence().await == "unverified" })
+        .await;
     for round in 0..300 {
         let value = record(&png(100 + round, 5000));
         redis.set("a", &value).await;
         let answer = server.get("/images/a").await;
         assert_eq!(answer.header("etag"), etag(&value), "{answer:?}");
+        // Three seconds in all, in which heartbeats fail.
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     proxy.hold(Held::None);
     until("it is coherent again", || async { server.coherence().await == "coherent" }).await;
 }
 
-async fn data_connections_that_hang_are_given_up(flavour: Flavour) {
+async fn hanging_data_connections_are_replaced(flavour: Flavour) {
     let redis = RedisServer::start_flavour(flavour, &[]).await;
     let proxy = Proxy::to(redis.port).await;
     let url = format!("redis://{}", proxy.address);
@@ -160,7 +172,7 @@ async fn data_connections_that_hang_are_given_up(flavour: Flavour) {
     assert_eq!(server.coherence().await, "coherent");
 }
 
-async fn an_address_that_leads_to_another_server_leaves_nothing_of_the_old_one(flavour: Flavour) {
+async fn after_the_address_leads_to_another_server_nothing_old_is_served(flavour: Flavour) {
     let first = RedisServer::start_flavour(flavour, &[]).await;
     let second = RedisServer::start_flavour(flavour, &[]).await;
     let proxy = Proxy::to(first.port).await;
@@ -170,13 +182,13 @@ async fn an_address_that_leads_to_another_server_leaves_nothing_of_the_old_one(f
     first.set("a", &old).await;
     second.set("a", &new).await;
     until_version(&server, &old).await;
-    // Every data connection is open to the first, which goes on running.
+    // Open every data connection to the first server, which keeps running.
     for number in 0..8 {
         server.get(&format!("/images/n{number}")).await.problem(404, "absent");
     }
     proxy.lead_to(second.port);
     let mut kill = redis::cmd("CLIENT");
-    // Only the tracking connection dies: it is the one that reconnects.
+    // Only the tracking connection is killed, so only it reconnects.
     let list: String =
         redis::cmd("CLIENT").arg("LIST").query_async(&mut first.connect().await).await.unwrap();
     let tracking = list.lines().find(|line| {
@@ -189,7 +201,7 @@ async fn an_address_that_leads_to_another_server_leaves_nothing_of_the_old_one(f
     until_version(&server, &newer).await;
 }
 
-async fn a_redis_killed_and_started_again_without_its_data_has_no_images(flavour: Flavour) {
+async fn a_redis_restarted_without_its_data_has_no_images(flavour: Flavour) {
     let mut redis = RedisServer::start_flavour(flavour, &[]).await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let bytes = png(1, 5000);
@@ -201,13 +213,13 @@ async fn a_redis_killed_and_started_again_without_its_data_has_no_images(flavour
     assert_eq!((answer.status, answer.body), (StatusCode::OK, bytes.into()));
     server.get("/images/unknown").await.problem(503, "store-unavailable");
     redis.restart().await;
-    until("what is gone is gone", || async {
+    until("the image is absent", || async {
         server.get("/images/a").await.status == StatusCode::NOT_FOUND
     })
     .await;
 }
 
-async fn a_redis_killed_and_started_again_with_its_data_has_the_same_images(flavour: Flavour) {
+async fn a_redis_restarted_with_its_data_has_the_same_images(flavour: Flavour) {
     let arguments = ["--appendonly", "yes", "--appendfsync", "always"];
     let mut redis = RedisServer::start_flavour(flavour, &arguments).await;
     let server = Server::on(&redis, &[]).await.coherent().await;
@@ -223,7 +235,7 @@ async fn a_redis_killed_and_started_again_with_its_data_has_the_same_images(flav
     assert_eq!(server.metric("afterimage_hashes_total").await, 1);
 }
 
-async fn a_paused_redis_is_noticed_and_found_again(flavour: Flavour) {
+async fn a_paused_redis_is_noticed_and_the_server_recovers(flavour: Flavour) {
     let redis = RedisServer::start_flavour(flavour, &[]).await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let value = record(&png(1, 5000));
@@ -239,21 +251,21 @@ async fn a_paused_redis_is_noticed_and_found_again(flavour: Flavour) {
 }
 
 #[tokio::test]
-async fn past_stale_if_error_the_last_known_version_is_not_served() {
+async fn a_stale_version_is_not_served_past_the_configured_limit() {
     let mut redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("cache.serve_stale_for", "700ms")]).await.coherent().await;
     redis.set("a", &record(&png(1, 5000))).await;
     server.get("/images/a").await;
     redis.kill();
     until_stale(&server).await;
-    until("it is too long ago", || async {
+    until("the limit has passed", || async {
         server.get("/images/a").await.status == StatusCode::SERVICE_UNAVAILABLE
     })
     .await;
 }
 
 #[tokio::test]
-async fn what_is_known_to_be_replaced_is_never_served_however_unreachable_redis_is() {
+async fn an_invalidated_image_is_never_served_during_an_outage() {
     let mut redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     redis.set("a", &record(&png(1, 5000))).await;
@@ -272,11 +284,11 @@ async fn what_is_known_to_be_replaced_is_never_served_however_unreachable_redis_
 }
 
 #[tokio::test]
-async fn redis_stopped_under_requests_is_503_with_retry_after_and_recovers_by_itself() {
+async fn a_redis_outage_under_load_is_503_with_retry_after_and_recovers() {
     let mut redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let address = server.address;
-    // Each request is for an image that nothing is known of.
+    // Each request is for an unknown image.
     let requests = tokio::spawn(async move {
         let mut client = Client::connect(address).await;
         let (mut refused, mut absent_after) = (0, 0);
@@ -310,7 +322,7 @@ async fn redis_stopped_under_requests_is_503_with_retry_after_and_recovers_by_it
 }
 
 #[tokio::test]
-async fn a_redis_that_is_full_still_serves_what_it_has() {
+async fn a_full_redis_still_serves_its_images() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let bytes = png(1, 5000);
@@ -322,18 +334,21 @@ async fn a_redis_that_is_full_still_serves_what_it_has() {
 }
 
 #[tokio::test]
-async fn a_server_may_start_before_its_redis() {
+async fn the_server_can_start_before_redis() {
     let mut redis = RedisServer::start().await;
     redis.kill();
     let server = Server::on(&redis, &[]).await;
     server.get("/images/a").await.problem(503, "store-unavailable");
     redis.restart().await;
     redis.set("a", &record(&png(1, 100))).await;
-    until("it recovers", || async { server.get("/images/a").await.status == StatusCode::OK }).await;
+    until("the server recovers", || async {
+        server.get("/images/a").await.status == StatusCode::OK
+    })
+    .await;
 }
 
 #[tokio::test]
-async fn a_password_that_was_wrong_and_is_right_now_needs_no_restart() {
+async fn a_corrected_redis_password_needs_no_restart() {
     let redis = RedisServer::start_with(&["--requirepass", "old"]).await;
     let url = format!("redis://:new@127.0.0.1:{}", redis.port);
     let server = Server::start(&[("redis.url", &url)]).await;
@@ -342,7 +357,7 @@ async fn a_password_that_was_wrong_and_is_right_now_needs_no_restart() {
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
     let mut set = redis::cmd("CONFIG");
     set.arg("SET").arg("requirepass").arg("new").exec_async(&mut connection).await.unwrap();
-    until("it is let in", || async {
+    until("the password is accepted", || async {
         server.get("/images/a").await.status == StatusCode::NOT_FOUND
     })
     .await;
@@ -350,12 +365,12 @@ async fn a_password_that_was_wrong_and_is_right_now_needs_no_restart() {
 }
 
 #[tokio::test]
-async fn connections_that_redis_closed_while_they_were_idle_cost_no_request() {
+async fn idle_connections_closed_by_redis_fail_no_request() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let mut own = redis.connect().await;
     for round in 0..5 {
-        // All of them in use, then all closed by the other side.
+        // Use all connections, then have Redis close them.
         for number in 0..8 {
             let path = format!("/images/r{round}n{number}");
             assert_eq!(get(server.address, &path, &[]).await.status, StatusCode::NOT_FOUND);

@@ -1,4 +1,4 @@
-//! Pictures: their pixels against those of Pillow, and files that were made to do harm.
+//! Pictures: their pixels against Pillow's, and hostile files.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -18,34 +18,34 @@ use afterimage::picture::{self, PictureError, RenderLimits};
 use tempfile::TempDir;
 
 const LIMITS: RenderLimits = RenderLimits { pixels: 50_000_000, deadline: None };
-/// Those that are decoded here as well. The rest, which is AVIF, Pillow alone can read.
+/// Formats that this build can decode. AVIF products are read by Pillow alone.
 const READABLE: [Format; 3] = [Format::WebP, Format::Jpeg, Format::Png];
 const AS_IT_IS: Bounds = Bounds { width: None, height: None, fit: Fit::Contain, enlarge: false };
 
-/// How far below the PSNR of libwebp's and libjpeg-turbo's own products that of a lossy product may be, in decibels.
+/// Largest allowed distance of a lossy product's PSNR below that of libwebp or libjpeg-turbo, in decibels.
 const BELOW_PEER: f64 = 1.0;
 
-/// How far a product may be from what Pillow makes of the same file: no channel of a pixel by more than
-/// `difference`, and all of them together by no less than `psnr`, in decibels.
+/// Allowed distance of a product from Pillow's: the largest difference of a pixel's channel, and the least PSNR of the
+/// picture, in decibels.
 #[derive(Clone, Copy, Debug)]
 struct Bound {
     difference: u64,
     psnr: f64,
 }
 
-/// Formats that lose nothing.
+/// Bound of lossless formats.
 const EXACT: Bound = Bound { difference: 0, psnr: 99.0 };
-/// Two ways of rounding.
+/// Bound of formats whose decoders may round differently.
 const ROUNDED: Bound = Bound { difference: 1, psnr: 48.0 };
-/// Two inverse transforms and two colour transforms, neither of which a standard fixes to the last bit.
+/// Bound of JPEG. No standard fixes the inverse transform and the colour transform to the last bit.
 const LOSSY: Bound = Bound { difference: 6, psnr: 56.0 };
-/// Besides that, colours at half of the resolution, which each decoder interpolates in its own way.
+/// Bound of JPEG with subsampled colours, which each decoder interpolates differently.
 const SUBSAMPLED: Bound = Bound { difference: 10, psnr: 48.0 };
 
-/// The same filter in another order of rounding and clipping, which shows where white lines are on black.
+/// Bound of resized pictures: the same filter with another order of rounding and clipping, visible at white lines on black.
 const RESIZED: Bound = Bound { difference: 48, psnr: 42.0 };
-/// For lossy products, of which a single pixel on an edge may be off by much. It is the bound of AVIF alone, whose
-/// qualities mean something else to each encoder; [`BELOW_PEER`] is that of the others.
+/// Bound of lossy products, where a single pixel at an edge may differ much. The PSNR applies to AVIF alone, whose quality
+/// means something else to each encoder; [`BELOW_PEER`] applies to the others.
 const ENCODED: Bound = Bound { difference: 255, psnr: 30.0 };
 
 struct Case {
@@ -57,7 +57,7 @@ struct Case {
 }
 
 impl Case {
-    /// As PNG, so that nothing is lost on the way.
+    /// Renders the source as PNG, without loss.
     fn of(source: &str, bound: Bound) -> Case {
         Case {
             source: source.to_owned(),
@@ -83,9 +83,9 @@ impl References {
         fs::read(self.0.path().join(name)).unwrap()
     }
 
-    /// Makes the products, has Pillow measure them, and fails with a table of those that are off.
+    /// Renders the products, measures them with Pillow, and fails with a list of those out of bounds.
     fn compare(&self, cases: &[Case]) {
-        let mut asked = Vec::new();
+        let mut products = Vec::new();
         for (number, case) in cases.iter().enumerate() {
             let bytes = self.read(&case.source);
             let media_type = sniff(&bytes).unwrap();
@@ -101,7 +101,7 @@ impl References {
                 Bounds { fit: Fit::Cover, .. } => Some("cover"),
                 Bounds { fit: Fit::Fill, .. } => Some("fill"),
             };
-            asked.push(serde_json::json!({
+            products.push(serde_json::json!({
                 "source": case.source,
                 "product": name,
                 "fit": fit,
@@ -111,8 +111,8 @@ impl References {
                 "quality": case.quality,
             }));
         }
-        let asked = serde_json::to_vec(&asked).unwrap();
-        let measured = reference("measure", self.0.path(), Some(&asked));
+        let products = serde_json::to_vec(&products).unwrap();
+        let measured = reference("measure", self.0.path(), Some(&products));
         let measured: Vec<serde_json::Value> = serde_json::from_slice(&measured).unwrap();
         assert_eq!(measured.len(), cases.len());
         let mut off = String::new();
@@ -143,23 +143,23 @@ impl References {
 }
 
 fn variant(bounds: Bounds, format: Format, quality: u8, media_type: MediaType) -> Variant {
-    // With a quality nothing is the original, even where nothing changes.
+    // With a quality the result is a variant, even if nothing else changes.
     let format = RequestedFormat::Exactly(format);
     let effort = Transform::EFFORT;
-    let asked =
+    let transform =
         Transform { bounds, format, quality: Some(quality), default_quality: quality, effort };
-    as_asked(asked, media_type)
+    resolved(transform, media_type)
 }
 
-/// What `/images/{id}/thumbnail` gives.
+/// Variant of `/images/{id}/thumbnail`.
 fn thumbnail(media_type: MediaType) -> Variant {
-    as_asked(Transform::THUMBNAIL, media_type)
+    resolved(Transform::THUMBNAIL, media_type)
 }
 
-fn as_asked(asked: Transform, media_type: MediaType) -> Variant {
-    match asked.resolve(media_type).unwrap() {
+fn resolved(transform: Transform, media_type: MediaType) -> Variant {
+    match transform.resolve(media_type).unwrap() {
         Resolved::Variant(variant) => variant,
-        Resolved::Original => panic!("the original"),
+        Resolved::Original => panic!("expected a variant, not the original"),
     }
 }
 
@@ -188,7 +188,7 @@ fn reference(step: &str, folder: &Path, input: Option<&[u8]>) -> Vec<u8> {
 }
 
 #[test]
-fn every_format_is_decoded_to_the_pixels_that_pillow_sees() {
+fn every_format_is_decoded_to_the_same_pixels_as_by_pillow() {
     let exact = [
         "rgb.png",
         "rgba.png",
@@ -239,7 +239,7 @@ fn every_format_is_decoded_to_the_pixels_that_pillow_sees() {
 }
 
 #[test]
-fn a_picture_in_a_frame_has_the_pixels_that_pillow_gives_it() {
+fn a_resized_picture_has_the_same_pixels_as_by_pillow() {
     let mut cases = Vec::new();
     for fit in [Fit::Contain, Fit::Cover, Fit::Fill] {
         for (width, height) in [(64, 64), (100, 30), (17, 111), (193, 64), (1, 1)] {
@@ -260,7 +260,7 @@ fn a_picture_in_a_frame_has_the_pixels_that_pillow_gives_it() {
                 cases.push(Case { bounds, ..Case::of(source, bound) });
             }
         }
-        // Larger than it is.
+        // Enlarged.
         let bounds = Bounds { width: Some(301), height: Some(299), fit, enlarge: true };
         for source in ["rgb.png", "rgba.png"] {
             cases.push(Case { bounds, ..Case::of(source, RESIZED) });
@@ -270,18 +270,18 @@ fn a_picture_in_a_frame_has_the_pixels_that_pillow_gives_it() {
 }
 
 #[test]
-fn a_picture_is_upright_whichever_of_the_eight_ways_it_was_kept() {
+fn all_eight_exif_orientations_are_rendered_upright() {
     let small = Bounds { width: Some(60), height: Some(60), ..AS_IT_IS };
     let mut cases = Vec::new();
     for turn in 1..=8 {
         for (kind, bound) in [("jpg", LOSSY), ("png", EXACT), ("webp", EXACT), ("tif", EXACT)] {
             let source = format!("turn-{turn}.{kind}");
             cases.push(Case::of(&source, bound));
-            // The bounds is that of the upright picture.
+            // The bounds are those of the upright picture.
             cases.push(Case { bounds: small, ..Case::of(&source, RESIZED) });
         }
     }
-    // As some writers do, with the mark before the data that EXIF has in JPEG alone.
+    // Some writers put the `Exif` mark before the data, as in JPEG.
     cases.extend((1..=8).map(|turn| Case::of(&format!("turn-{turn}-marked.webp"), EXACT)));
     let references = References::make();
     references.compare(&cases);
@@ -295,8 +295,8 @@ fn a_picture_is_upright_whichever_of_the_eight_ways_it_was_kept() {
 }
 
 #[test]
-fn colours_are_those_of_the_embedded_profile() {
-    // A table of 8 bits between two curves, in each of the two libraries.
+fn colours_follow_the_embedded_profile() {
+    // Both libraries convert through 8-bit tables.
     let converted = Bound { difference: 2, psnr: 55.0 };
     let lossy = Bound { difference: 24, psnr: 50.0 };
     let mut cases = Vec::new();
@@ -315,7 +315,7 @@ fn colours_are_those_of_the_embedded_profile() {
 }
 
 #[test]
-fn red_that_is_transparent_does_not_bleed_into_what_is_blue() {
+fn transparent_red_does_not_bleed_into_blue() {
     let references = References::make();
     let bounds = |fit| Bounds { width: Some(31), height: Some(23), fit, enlarge: false };
     let mut cases = Vec::new();
@@ -332,7 +332,7 @@ fn red_that_is_transparent_does_not_bleed_into_what_is_blue() {
                 for (x, y, pixel) in shown.enumerate_pixels() {
                     let [red, green, blue, alpha] = pixel.0.map(i32::from);
                     let ground = if format == Format::Jpeg { green } else { 0 };
-                    // On white, red is what green is; elsewhere there is none. Lossy formats move both a little.
+                    // On white, red equals green; elsewhere there is no red. Lossy formats change both a little.
                     let bled = alpha > 16 && red > ground + 24;
                     assert!(!bled, "{source} {format:?} {x},{y}: {red} {green} {blue} {alpha}");
                 }
@@ -343,14 +343,14 @@ fn red_that_is_transparent_does_not_bleed_into_what_is_blue() {
 }
 
 #[test]
-fn lossy_formats_lose_no_more_than_those_of_libwebp_and_libjpeg_turbo() {
+fn lossy_encoders_lose_no_more_than_libwebp_and_libjpeg_turbo() {
     let mut cases = Vec::new();
     let small = Bounds { width: Some(96), height: Some(96), ..AS_IT_IS };
     for source in ["rgb.png", "rgba.png", "grey.png", "palette-transparent.png", "baseline.jpg"] {
         for bounds in [AS_IT_IS, small] {
             for quality in [40, 85, 95] {
                 for format in [Format::Avif, Format::WebP, Format::Jpeg] {
-                    // Of AVIF less is left at 40 than of the others.
+                    // AVIF at quality 40 loses more than the other formats.
                     let psnr = if quality < 85 { 25.0 } else { ENCODED.psnr };
                     let bound = Bound { psnr, ..ENCODED };
                     cases.push(Case { bounds, format, quality, ..Case::of(source, bound) });
@@ -362,14 +362,14 @@ fn lossy_formats_lose_no_more_than_those_of_libwebp_and_libjpeg_turbo() {
 }
 
 #[test]
-fn nothing_but_pixels_comes_out() {
+fn a_rendered_picture_carries_no_metadata() {
     let references = References::make();
     let mark = b"what stays when the light is gone";
     let holds = |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).any(|it| it == part);
     let mut cases = Vec::new();
     for source in ["told.png", "told.jpg", "told.webp", "told.tif", "told.gif"] {
         let bytes = references.read(source);
-        assert!(holds(&bytes, mark), "{source} tells nothing");
+        assert!(holds(&bytes, mark), "{source} must carry metadata");
         let media_type = sniff(&bytes).unwrap();
         for format in Format::ALL {
             let lossy = Bound { difference: 24, psnr: 46.0 };
@@ -388,7 +388,7 @@ fn nothing_but_pixels_comes_out() {
                     b"xmp",
                     b"XMP ",
                 ] {
-                    assert!(!holds(&product, part), "{source} as {format:?} tells {part:?}");
+                    assert!(!holds(&product, part), "{source} as {format:?} carries {part:?}");
                 }
             }
         }
@@ -397,14 +397,14 @@ fn nothing_but_pixels_comes_out() {
 }
 
 #[test]
-fn of_an_animation_the_first_frame_is_shown() {
+fn an_animation_is_rendered_as_its_first_frame() {
     let references = References::make();
     let moving = ["moving.png", "moving.gif", "moving.webp", "covered.png"];
     references.compare(&moving.map(|it| Case::of(it, EXACT)));
     for entry in fs::read_dir(references.0.path()).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap();
-        // What was measured lies there too.
+        // Products are in the same folder.
         if name.starts_with(|it: char| it.is_ascii_digit()) {
             continue;
         }
@@ -414,13 +414,13 @@ fn of_an_animation_the_first_frame_is_shown() {
     }
 }
 
-/// Tells the process that takes the hostile files where they are, and where it writes what becomes of them.
+/// Environment variable that names the folder of hostile files and of the report to the child process.
 const CHILD: &str = "AFTERIMAGE_TEST_HOSTILE_FILES";
-/// The largest picture that process takes.
+/// Limits of the child process.
 const HOSTILE: RenderLimits = RenderLimits { pixels: 10_000_000, deadline: None };
-/// In MiB: sixteen bytes for each of those pixels, and what a process has anyway.
+/// Largest allowed peak of memory in MiB: sixteen bytes per pixel, and the process's own.
 const MOST_MEMORY: u64 = 16 * 10 + 64;
-/// Far above what any of them takes.
+/// Longest allowed time for a file, far above what any takes.
 const LONGEST: Duration = Duration::from_mins(1);
 
 #[test]
@@ -430,8 +430,7 @@ fn a_hostile_file_gives_a_picture_or_a_clear_error_in_bounded_memory_and_time() 
         take_hostile_files(Path::new(&folder));
         return;
     }
-    // A process of its own: the peak of its memory is that of these files, and if one of them ends the process, the
-    // report names it.
+    // A process of its own: its peak of memory is due to these files, and the report names a file that kills it.
     let folder = tempfile::tempdir().unwrap();
     let (bombs_folder, sources) = (folder.path().join("bombs"), folder.path().join("sources"));
     fs::create_dir(&bombs_folder).unwrap();
@@ -461,7 +460,10 @@ fn a_hostile_file_gives_a_picture_or_a_clear_error_in_bounded_memory_and_time() 
     };
     let report = fs::read_to_string(folder.path().join("report")).unwrap();
     let last = report.lines().last().unwrap_or_default();
-    assert!(status.is_some_and(|it| it.success()), "ended by {status:?} at {last}");
+    assert!(
+        status.is_some_and(|it| it.success()),
+        "the child process ended with {status:?} at {last}"
+    );
 
     let mut off = String::new();
     let mut all = 0;
@@ -480,7 +482,7 @@ fn a_hostile_file_gives_a_picture_or_a_clear_error_in_bounded_memory_and_time() 
         let wanted = named.is_none_or(|(wanted, _)| outcome.starts_with(wanted));
         let slow = u128::from(milliseconds) > LONGEST.as_millis();
         let panicked = outcome.contains(", panic ");
-        // The decoder's own, which is caught; no other panic is.
+        // The TIFF decoder panics on these files, and the panic is caught. No other panic is allowed.
         let known = name.contains("/tiff_tiled_planar_") && outcome.starts_with("broken");
         if (panicked && !known) || !wanted || slow || mebibytes > MOST_MEMORY {
             writeln!(off, "{name}: {outcome}, {milliseconds} ms, {mebibytes} MiB").unwrap();
@@ -493,12 +495,12 @@ fn a_hostile_file_gives_a_picture_or_a_clear_error_in_bounded_memory_and_time() 
     assert!(taken > 6_000 && pictures > 2_000, "{taken} files, {pictures} pictures");
 }
 
-/// Takes each file as the service would, and says what became of it: its name before, the rest after.
+/// Renders each file as the service would. Reports its name before, and the outcome after.
 fn take_hostile_files(folder: &Path) {
     let mut report = File::create(folder.join("report")).unwrap();
-    // Not the bound, but a wall for what would run into it: memory that is asked for, and not used, counts too.
+    // A hard stop well above the bound: this limit also counts memory that is reserved and not used.
     rlimit::Resource::AS.set(4 << 30, 4 << 30).unwrap();
-    // A panic that is caught on the way is one nevertheless.
+    // Caught panics are recorded too.
     let panicked = Arc::new(Mutex::new(String::new()));
     panic::set_hook(Box::new({
         let panicked = Arc::clone(&panicked);
@@ -509,7 +511,7 @@ fn take_hostile_files(folder: &Path) {
         forget_peak();
         let start = Instant::now();
         let outcome = panic::catch_unwind(AssertUnwindSafe(|| outcome(bytes)));
-        let outcome = outcome.unwrap_or_else(|_| "nothing".to_owned());
+        let outcome = outcome.unwrap_or_else(|_| "none".to_owned());
         let panicked = std::mem::take(&mut *panicked.lock().unwrap());
         let outcome =
             if panicked.is_empty() { outcome } else { format!("{outcome}, panic {panicked}") };
@@ -525,7 +527,7 @@ fn take_hostile_files(folder: &Path) {
     let mut chance = fastrand::Rng::with_seed(5);
     for path in files(&folder.join("sources")) {
         let (name, bytes) = (path.file_name().unwrap().to_str().unwrap(), fs::read(&path).unwrap());
-        // The other turns are the same files but for a byte.
+        // The other orientations differ in a byte only.
         if name.starts_with("turn-") && !name.starts_with("turn-6") {
             continue;
         }
@@ -538,7 +540,7 @@ fn take_hostile_files(folder: &Path) {
         }
         for number in 0..30 {
             let mut bytes = bytes.clone();
-            // The headers are where the traps are.
+            // Half of the damage goes to the header, where most traps are.
             let reach = if number % 2 == 0 { 200 } else { bytes.len() };
             for _ in 0..=number % 4 {
                 let at = chance.usize(..reach.min(bytes.len()));
@@ -556,7 +558,7 @@ fn take_hostile_files(folder: &Path) {
     }
 }
 
-/// What the service would do with bytes that a writer stored, and each decoder with bytes that aren't for it.
+/// Outcome of a render of these bytes. Each other decoder gets the bytes too, and must survive them.
 fn outcome(bytes: &[u8]) -> String {
     const ALL: [MediaType; 7] = [
         MediaType::Png,
@@ -590,7 +592,7 @@ fn outcome(bytes: &[u8]) -> String {
     }
 }
 
-/// In the order of their names, with those of the folders inside.
+/// Lists the files of a folder recursively, sorted by name.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten() {
@@ -605,20 +607,20 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// `proc_pid_clear_refs(5)`: 5 sets the peak of the resident memory to what it is now.
+/// Resets the peak of resident memory to its present value: 5 in `proc_pid_clear_refs(5)`.
 fn forget_peak() {
     fs::write("/proc/self/clear_refs", "5").unwrap();
 }
 
-/// In KiB.
+/// Peak of resident memory in KiB.
 fn peak() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|it| it.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// Files that take little and ask for much. The name begins with what has to become of it.
-#[expect(clippy::too_many_lines, reason = "a list, and what is needed to write it")]
+/// Small files that demand much memory or time. The name begins with the expected outcome, if only one is right.
+#[expect(clippy::too_many_lines, reason = "a list of files, and the functions that write them")]
 fn bombs() -> Vec<(String, Vec<u8>)> {
     let le16 = |number: u16| number.to_le_bytes();
     let le32 = |number: u32| number.to_le_bytes();
@@ -674,7 +676,7 @@ fn bombs() -> Vec<(String, Vec<u8>)> {
     add(": PNG of 100,000 frames", png(8, 8, 8, 6, &chunks, &zeros(8 * 33)));
 
     // GIF.
-    let bounds = |width: u16, height: u16| {
+    let frame = |width: u16, height: u16| {
         [&b","[..], &[0; 4], &le16(width), &le16(height), &[0, 2, 2, 0x4c, 1, 0]].concat()
     };
     let gif = |width: u16, height: u16, frames: &[u8]| {
@@ -682,20 +684,20 @@ fn bombs() -> Vec<(String, Vec<u8>)> {
             [&b"GIF89a"[..], &le16(width), &le16(height), &[0x80, 0, 0, 0, 0, 0, 255, 255, 255]];
         [head.concat(), frames.to_vec(), b";".to_vec()].concat()
     };
-    add("picture: GIF of 100,000 frames", gif(1, 1, &bounds(1, 1).repeat(100_000)));
+    add("picture: GIF of 100,000 frames", gif(1, 1, &frame(1, 1).repeat(100_000)));
     add(
         "large: GIF with a screen of 65,535 by 65,535",
-        gif(u16::MAX, u16::MAX, &bounds(1, 1).repeat(3)),
+        gif(u16::MAX, u16::MAX, &frame(1, 1).repeat(3)),
     );
     add(
-        "broken: GIF with a bounds of 65,535 by 65,535",
-        gif(1, 1, &bounds(u16::MAX, u16::MAX).repeat(3)),
+        "broken: GIF with a frame of 65,535 by 65,535",
+        gif(1, 1, &frame(u16::MAX, u16::MAX).repeat(3)),
     );
-    add(": GIF whose pixels are missing", gif(3_000, 3_000, &bounds(3_000, 3_000)));
+    add(": GIF whose pixels are missing", gif(3_000, 3_000, &frame(3_000, 3_000)));
     add("broken: GIF without frames", gif(8, 8, &[]));
     let comment =
         [&b"!\xfe"[..], &[&[255_u8][..], &[b'a'; 255]].concat().repeat(80_000), &[0]].concat();
-    add("picture: GIF with 20 MiB of comment", gif(1, 1, &[comment, bounds(1, 1)].concat()));
+    add("picture: GIF with 20 MiB of comment", gif(1, 1, &[comment, frame(1, 1)].concat()));
 
     // JPEG.
     let jpeg = |width: u16, height: u16, sof: u8, components: u8, rest: &[u8]| {
@@ -734,7 +736,7 @@ fn bombs() -> Vec<(String, Vec<u8>)> {
         jpeg(3_000, 3_000, 0xc2, 3, &scan(0, 0, 0, &[0; 99])),
     );
     add("broken: JPEG without height", jpeg(3_000, 0, 0xc0, 1, &scan(0, 63, 0, &[0; 99])));
-    // A few bytes make the decoder walk over all of the picture again: one code that ends 32,767 blocks at once.
+    // A few bytes make the decoder pass over the whole picture again: one code ends 32,767 blocks at once.
     let end = [&b"\xff\xc4\0\x14\x10\x01"[..], &[0; 15], &[0xe0]].concat();
     let passes = scan(1, 63, 0, &[0; 20]).repeat(40_000);
     let scans = [scan(0, 0, 0, &vec![0; 40_000]), end, passes].concat();
@@ -845,7 +847,7 @@ fn bombs() -> Vec<(String, Vec<u8>)> {
     let extended = |flags: u8, width: u32, height: u32| {
         part(b"VP8X", 10, &[vec![flags, 0, 0, 0], le24(width - 1), le24(height - 1)].concat())
     };
-    // One code of no bits for each channel: a picture of one colour.
+    // Each channel has one code of no bits: a picture of one colour.
     let lossless = |side: u32| {
         let head = (side - 1) | ((side - 1) << 14);
         let mut body = vec![0x2f];
@@ -876,10 +878,10 @@ fn bombs() -> Vec<(String, Vec<u8>)> {
     let body = [le24(0), le24(0), le24(7), le24(7), le24(100), vec![0], inner].concat();
     let frames = part(b"ANMF", length(&body), &body).repeat(100_000);
     add(": WebP of 100,000 frames", riff(&[extended(2, 8, 8), animation.clone(), frames].concat()));
-    let bounds = part(b"ANMF", length(&body), &body);
+    let frame = part(b"ANMF", length(&body), &body);
     add(
-        ": WebP of a bounds on a large canvas",
-        riff(&[extended(2, 3_000, 3_000), animation, bounds].concat()),
+        ": WebP of a small frame on a large canvas",
+        riff(&[extended(2, 3_000, 3_000), animation, frame].concat()),
     );
     all
 }
@@ -902,7 +904,7 @@ fn chunk(kind: [u8; 4], body: &[u8]) -> Vec<u8> {
     [&length.to_be_bytes()[..], &kind, body, &crc.sum().to_be_bytes()].concat()
 }
 
-/// So many zeros, compressed.
+/// Compresses a number of zero bytes.
 fn zeros(length: usize) -> Vec<u8> {
     let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
     let block = vec![0; 1 << 16];

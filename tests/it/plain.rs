@@ -1,4 +1,4 @@
-//! Requests that are read without the HTTP library, against the same ones that aren't: nobody should see a difference.
+//! The HTTP/1.1 fast path against the HTTP library: their responses must not differ.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,11 +10,15 @@ use tokio::net::TcpStream;
 use crate::conditional::drawing;
 use crate::harness::{Client, Protocol, RedisServer, Server, etag, png, record};
 
-/// An answer as it stands on the wire.
+long_tests! {
+    #[tokio::test] the_fast_path_answers_exactly_as_the_http_library_does
+}
+
+/// A response as on the wire.
 #[derive(Debug, Clone, PartialEq)]
 struct Raw {
     status: String,
-    /// Without what differs each time.
+    /// Header fields, without those that differ for each response.
     fields: BTreeMap<String, String>,
     body: Vec<u8>,
 }
@@ -48,7 +52,7 @@ async fn ask(address: SocketAddr, request: &str) -> Raw {
     read(&mut stream, request.starts_with("HEAD")).await
 }
 
-/// As it would stand on the wire of HTTP/1.1.
+/// Sends the request over HTTP/2, and returns the response as it would be over HTTP/1.1.
 async fn ask_over_http_2(address: SocketAddr, method: &str, path: &str, fields: &[String]) -> Raw {
     let mut client = Client::speaking(Protocol::Http2, address).await;
     let fields = fields.iter().flat_map(|it| it.split("\r\n"));
@@ -67,8 +71,7 @@ async fn ask_over_http_2(address: SocketAddr, method: &str, path: &str, fields: 
     Raw { status, fields, body: answer.body.to_vec() }
 }
 
-#[tokio::test]
-async fn a_plain_request_is_answered_as_the_http_library_answers_it() {
+async fn the_fast_path_answers_exactly_as_the_http_library_does() {
     let redis = RedisServer::start().await;
     for settings in [
         vec![],
@@ -137,25 +140,25 @@ async fn a_plain_request_is_answered_as_the_http_library_answers_it() {
                 let mut lines = vec![format!("{method} {path} HTTP/1.1"), "Host: a.example".into()];
                 lines.extend_from_slice(&fields);
                 let plain = lines.join("\r\n") + "\r\n\r\n";
-                // An upgrade that nobody knows is passed over; but it is no plain request any more.
+                // An unknown upgrade is ignored, but keeps the request off the fast path.
                 let other = plain.replace("\r\n\r\n", "\r\nUpgrade: nothing\r\n\r\n");
-                // Transform for once, so that it is known.
+                // One request first, so that the image is known.
                 ask(server.address, &other).await;
                 let library = ask(server.address, &other).await;
-                // The first answer is the router's, those after it repeat what it said, over whichever protocol it was.
+                // The first response is the router's; later ones repeat its cached head, over both protocols.
                 for turn in 0..4 {
                     let mut library = library.clone();
                     let answer = if (number + turn) % 2 == 0 {
                         ask(server.address, &plain).await
                     } else {
-                        // Of HTTP/1 only.
+                        // `Connection` exists over HTTP/1 only.
                         library.fields.remove("connection");
                         ask_over_http_2(server.address, method, &path, &fields).await
                     };
                     assert_eq!(answer.status, library.status, "{turn} {plain}");
                     let timed = |raw: &Raw| {
                         let mut fields = raw.fields.clone();
-                        // Of what isn't a hit the times differ.
+                        // Timings differ unless the response is a hit.
                         let timing = fields.remove("server-timing");
                         (fields, timing.as_deref() == Some("store;dur=0"))
                     };
@@ -168,7 +171,7 @@ async fn a_plain_request_is_answered_as_the_http_library_answers_it() {
 }
 
 #[tokio::test]
-async fn requests_that_are_sent_ahead_are_answered_in_their_order() {
+async fn pipelined_requests_are_answered_in_order() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     for (id, length) in [("a", 10), ("b", 300_000), ("c", 5000)] {
@@ -192,7 +195,7 @@ async fn requests_that_are_sent_ahead_are_answered_in_their_order() {
 }
 
 #[tokio::test]
-async fn a_request_that_comes_in_pieces_is_answered_and_the_connection_goes_on() {
+async fn a_request_in_pieces_is_answered_and_the_connection_stays_open() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     redis.set("a", &record(&png(1, 5000))).await;
@@ -202,10 +205,11 @@ async fn a_request_that_comes_in_pieces_is_answered_and_the_connection_goes_on()
         stream.set_nodelay(true).unwrap();
         for _ in 0..2 {
             stream.write_all(&request.as_bytes()[..cut]).await.unwrap();
+            // The pause lets the server read the first piece alone.
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
             stream.write_all(&request.as_bytes()[cut..]).await.unwrap();
             assert_eq!(read(&mut stream, false).await.body, png(1, 5000));
-            // And a whole one.
+            // A request in one piece.
             stream.write_all(request.as_bytes()).await.unwrap();
             assert_eq!(read(&mut stream, false).await.body, png(1, 5000));
         }
@@ -213,7 +217,7 @@ async fn a_request_that_comes_in_pieces_is_answered_and_the_connection_goes_on()
 }
 
 #[tokio::test]
-async fn what_is_said_to_who_names_another_version_is_not_said_to_who_names_the_right_one() {
+async fn a_head_cached_for_a_wrong_v_is_not_replayed_for_the_right_one() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     for (id, protocol) in [("a", Protocol::Http1), ("b", Protocol::Http2)] {
@@ -234,8 +238,11 @@ async fn what_is_said_to_who_names_another_version_is_not_said_to_who_names_the_
             }
             for _ in 0..3 {
                 let answer = client.get(&format!("/images/{id}?v={version}"), &fields).await;
-                let said = answer.header("cache-control");
-                assert_eq!(said, "public, max-age=31536000, immutable", "{protocol:?} {fields:?}");
+                let cache_control = answer.header("cache-control");
+                assert_eq!(
+                    cache_control, "public, max-age=31536000, immutable",
+                    "{protocol:?} {fields:?}"
+                );
                 assert_eq!(answer.header("vary"), "Accept-Encoding");
             }
         }
@@ -243,7 +250,7 @@ async fn what_is_said_to_who_names_another_version_is_not_said_to_who_names_the_
 }
 
 #[tokio::test]
-async fn what_was_said_of_an_image_is_not_said_of_its_successor_over_http_2() {
+async fn a_cached_head_is_not_replayed_for_the_next_version_over_http_2() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let mut client = Client::speaking(Protocol::Http2, server.address).await;
@@ -252,7 +259,7 @@ async fn what_was_said_of_an_image_is_not_said_of_its_successor_over_http_2() {
         let value = record(&image);
         redis.set("a", &value).await;
         let tag = etag(&value);
-        // As soon as the push has come; and then each time.
+        // The new version comes as soon as the push has arrived, and stays.
         while client.get("/images/a", &[]).await.header("etag") != tag {}
         for _ in 0..3 {
             let answer = client.get("/images/a", &[]).await;
@@ -264,7 +271,7 @@ async fn what_was_said_of_an_image_is_not_said_of_its_successor_over_http_2() {
 }
 
 #[tokio::test]
-async fn what_was_said_of_an_image_is_not_said_of_its_successor() {
+async fn a_cached_head_is_not_replayed_for_the_next_version_over_http_1() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
@@ -272,7 +279,7 @@ async fn what_was_said_of_an_image_is_not_said_of_its_successor() {
         let value = record(&png(seed, 1000 + usize::try_from(seed).unwrap()));
         redis.set("a", &value).await;
         let tag = etag(&value);
-        // As soon as the push has come; and then each time.
+        // The new version comes as soon as the push has arrived, and stays.
         loop {
             let request = "GET /images/a HTTP/1.1\r\nHost: a.example\r\n\r\n";
             stream.write_all(request.as_bytes()).await.unwrap();

@@ -1,4 +1,4 @@
-//! A Python backend with redis-py writes, curl reads: the users' own way.
+//! A Python backend writes with redis-py, and curl reads.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::harness::{RedisServer, Server};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_python_backend_writes_is_what_curl_gets() {
+async fn curl_gets_the_images_that_a_python_backend_writes() {
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python");
     assert!(
         python.exists(),

@@ -1,4 +1,4 @@
-//! Every form of record that a backend may write, and every way for one to be corrupt.
+//! Records: every form that a backend may write, and every kind of corruption.
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
@@ -8,10 +8,10 @@ use redis::AsyncTypedCommands;
 use crate::harness::{RedisServer, Server, etag, png};
 
 #[tokio::test]
-async fn every_form_of_record_is_the_same_image() {
+async fn every_form_of_record_gives_the_same_image() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
-    // Two lengths: one decoded where it is, one on another thread.
+    // Two lengths: the short value is decoded on the async worker, the long one on a blocking thread.
     for length in [1000, 200_000] {
         let bytes = png(7, length);
         let standard = STANDARD.encode(&bytes);
@@ -38,7 +38,7 @@ async fn every_form_of_record_is_the_same_image() {
 }
 
 #[tokio::test]
-async fn each_type_is_told_from_the_bytes_and_never_from_what_the_writer_says() {
+async fn the_media_type_is_sniffed_from_the_bytes_whatever_the_record_declares() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let bmp = [b"BM".as_slice(), &[0; 12], &[40, 0, 0, 0], &[0; 40]].concat();
@@ -106,7 +106,7 @@ async fn a_corrupt_record_is_502_counted_and_never_cached() {
     }
     assert_eq!(server.metric("afterimage_corrupt_records_total").await, 10);
     assert_eq!(server.metric("afterimage_cache_images").await, 0);
-    // Mended, it is served at once.
+    // A repaired record is served at once.
     redis.set("a", &crate::harness::record(&png(1, 100))).await;
     assert_eq!(server.get("/images/a").await.status, StatusCode::OK);
 }

@@ -1,4 +1,4 @@
-//! The contract of `store::Store`, which both stores have to keep.
+//! The contract of `store::Store`, which Redis and the embedded store keep.
 
 use std::time::Duration;
 
@@ -9,15 +9,19 @@ use bytes::Bytes;
 use crate::harness::server::load;
 use crate::harness::{RedisServer, until};
 
+long_tests! {
+    #[tokio::test] the_embedded_store_keeps_the_contract
+}
+
 const LIMIT: usize = 2 * 1024 * 1024;
 
-/// Of values that are fetched together with others.
+/// Expected size of a value that is fetched in a batch with others.
 const SMALL: u64 = 0;
 
-/// Of values that are fetched alone.
+/// Expected size of a value that is fetched alone.
 const LARGE: u64 = u64::MAX;
 
-/// Whichever way values are fetched that have the given size.
+/// Asserts the contract, fetching values with the given expected size.
 async fn keeps_the_contract(store: &Store, size: u64) {
     let id = |text: &str| ImageId::parse(text).unwrap();
     let minute = Expiry::In(Duration::from_mins(1));
@@ -32,21 +36,21 @@ async fn keeps_the_contract(store: &Store, size: u64) {
     };
     store.ping().await.unwrap();
 
-    // What was never put is absent.
+    // A key that was never put is absent.
     assert_eq!(store.get(&id("a"), size).await.unwrap(), None);
 
-    // What was put is read back byte for byte, whatever the bytes are.
+    // Any value is read back byte for byte.
     let all_bytes: Bytes = (0..=255).cycle().take(1_000_003).collect::<Vec<u8>>().into();
     for value in [Bytes::new(), Bytes::from("{}"), all_bytes] {
         put("a", value.clone(), minute).await;
         assert_eq!(store.get(&id("a"), size).await.unwrap().unwrap().value, value);
     }
 
-    // Ids that differ are different.
+    // Ids are distinguished by case and by every character.
     assert_eq!(store.get(&id("A"), size).await.unwrap(), None);
     assert_eq!(store.get(&id("a:"), size).await.unwrap(), None);
 
-    // A put tells creation from replacement, and sets the expiry anew.
+    // A put reports creation or replacement, and sets a new expiry.
     let one = Bytes::from("1");
     assert_eq!(put("b", one.clone(), minute).await, Replaced::Nothing);
     let left = store.get(&id("b"), size).await.unwrap().unwrap().time_to_live.unwrap();
@@ -54,13 +58,13 @@ async fn keeps_the_contract(store: &Store, size: u64) {
     assert_eq!(put("b", one.clone(), Expiry::Never).await, Replaced::Value);
     assert_eq!(store.get(&id("b"), size).await.unwrap().unwrap().time_to_live, None);
 
-    // Past its time there is no value, and one put then is new.
+    // An expired value is absent, and the next put creates it.
     put("c", one.clone(), soon).await;
     assert!(store.get(&id("c"), size).await.unwrap().is_some());
     until("c expires", || async { store.get(&id("c"), size).await.unwrap().is_none() }).await;
     assert_eq!(put("c", one.clone(), minute).await, Replaced::Nothing);
 
-    // A new life is not cut short by the expiry of the old one.
+    // A new expiry replaces the old one: `d` lives on past the first. The passage of time is what is tested.
     put("d", one.clone(), soon).await;
     put("d", one.clone(), minute).await;
     put("e", one.clone(), soon).await;
@@ -77,7 +81,7 @@ async fn keeps_the_contract(store: &Store, size: u64) {
     put("f", Bytes::from(vec![b'x'; LIMIT]), minute).await;
     assert_eq!(store.get(&id("f"), size).await.unwrap().unwrap().value.len(), LIMIT);
 
-    // Readers see a whole value, the old or the new, while it is replaced.
+    // Readers see the old or the new value as a whole during a replacement.
     let (old, new) = (Bytes::from(vec![b'o'; 100_000]), Bytes::from(vec![b'n'; 100_000]));
     put("g", old.clone(), minute).await;
     let writing = async {
@@ -106,7 +110,7 @@ async fn writes_on_conditions_and_lists(store: &Store, size: u64) {
         store.put(&id(name), value, expiry, &Condition::Always).await.unwrap();
     };
 
-    // A condition is looked at and the write made as one; where it fails nothing is changed.
+    // Conditional writes are atomic, and change nothing if the condition fails.
     let write = async |condition: Condition| {
         store.put(&id("h"), one.clone(), minute, &condition).await.unwrap()
     };
@@ -121,7 +125,7 @@ async fn writes_on_conditions_and_lists(store: &Store, size: u64) {
     assert_eq!(write(is(b"1")).await, Written::Done(Replaced::Value));
     assert_eq!(write(Condition::is(|_| true)).await, Written::Done(Replaced::Value));
 
-    // An expiry can be kept, and there may be none to keep.
+    // A write can keep the expiry, or the absence of one.
     let left = async |name: &str| {
         store.get(&id(name), size).await.unwrap().unwrap().time_to_live.map(|it| it.as_secs())
     };
@@ -133,7 +137,7 @@ async fn writes_on_conditions_and_lists(store: &Store, size: u64) {
     put("i", Bytes::from("2"), minute).await;
     assert_eq!(write(is(b"2")).await, Written::Done(Replaced::Value));
 
-    // What is removed is absent; what isn't there, or isn't what it was thought to be, isn't removed.
+    // A removed value is absent. A failed condition removes nothing.
     let remove = async |condition: Condition| store.remove(&id("h"), &condition).await.unwrap();
     assert_eq!(remove(is(b"2")).await, Written::ConditionFailed);
     assert_eq!(remove(Condition::Absent).await, Written::ConditionFailed);
@@ -147,14 +151,16 @@ async fn writes_on_conditions_and_lists(store: &Store, size: u64) {
     assert_eq!(remove(Condition::Present).await, Written::Done(Replaced::Value));
     assert_eq!(store.get(&id("h"), size).await.unwrap(), None);
 
-    // A listing has every id with a beginning, and none that is gone.
+    // A listing has every id with the prefix, and no expired one.
     for number in 0..2500 {
         put(&format!("list_{number}"), one.clone(), Expiry::Never).await;
     }
     put("lisp", one.clone(), Expiry::Never).await;
     put("list_soon", one.clone(), soon).await;
-    until("it expires", || async { store.get(&id("list_soon"), size).await.unwrap().is_none() })
-        .await;
+    until("list_soon expires", || async {
+        store.get(&id("list_soon"), size).await.unwrap().is_none()
+    })
+    .await;
     for (beginning, number) in [("list_", 2500), ("list_1", 1111), ("list_77", 11), ("lis", 2501)] {
         let (mut found, mut from) = (std::collections::HashSet::new(), None);
         loop {
@@ -169,7 +175,7 @@ async fn writes_on_conditions_and_lists(store: &Store, size: u64) {
         assert!(found.iter().all(|id| id.as_str().starts_with(beginning)));
     }
 
-    // Of those who make the same value their condition one alone writes.
+    // Of several racing writes with the same condition exactly one succeeds.
     for round in 0..50 {
         put("j", Bytes::from("0"), minute).await;
         let mut writers = Vec::new();
@@ -198,7 +204,6 @@ async fn open(settings: &[(&str, &str)]) -> Store {
     Store::open(&load(&all)).await.unwrap()
 }
 
-#[tokio::test]
 async fn the_embedded_store_keeps_the_contract() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().to_str().unwrap();
@@ -215,7 +220,7 @@ async fn redis_keeps_the_contract() {
 }
 
 #[tokio::test]
-async fn values_are_read_whichever_connections_redis_has_closed() {
+async fn values_are_read_after_redis_closed_idle_connections() {
     let redis = RedisServer::start().await;
     let store = open(&[("redis.url", &redis.url())]).await;
     let id = ImageId::parse("a").unwrap();
@@ -322,7 +327,7 @@ async fn redis_keeps_the_contract_over_tls_with_certificates_on_both_sides() {
     ])
     .await;
     keeps_the_contract(&store, LARGE).await;
-    // An authority that isn't known is not trusted.
+    // A certificate by an unknown authority is not trusted.
     let stranger = open(&[("redis.url", &url)]).await;
     assert!(stranger.ping().await.is_err());
 }

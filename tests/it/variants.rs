@@ -1,4 +1,4 @@
-//! Other sizes, formats and qualities of an image, thumbnails, what is known of it, and placeholders.
+//! Variants: sizes, formats and qualities of an image, thumbnails, info, and placeholders.
 
 use std::io::Cursor;
 
@@ -10,7 +10,11 @@ use image::{DynamicImage, Frame, ImageFormat, Rgb, RgbImage};
 use crate::conditional::drawing;
 use crate::harness::{Answer, Client, RedisServer, Server, etag, get, record, until};
 
-/// A picture with something in every corner.
+long_tests! {
+    #[tokio::test(flavor = "multi_thread")] five_hundred_requests_for_twenty_variants_cost_twenty_renders
+}
+
+/// A picture with a gradient, so that every corner differs.
 pub(crate) fn picture(seed: u8, width: u32, height: u32) -> DynamicImage {
     let shade = |it: u32, most: u32| u8::try_from(255 * it / most).unwrap();
     DynamicImage::ImageRgb8(RgbImage::from_fn(width, height, |x, y| {
@@ -51,7 +55,7 @@ async fn accepting(server: &Server, path: &str, accept: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn a_variant_has_the_size_the_format_and_an_entity_tag_of_its_own() {
+async fn a_variant_has_the_requested_size_and_format_and_its_own_etag() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let value = record(&encoded(&picture(1, 400, 200), ImageFormat::Png));
@@ -64,7 +68,7 @@ async fn a_variant_has_the_size_the_format_and_an_entity_tag_of_its_own() {
         ("a?w=128&h=128&fit=fill", "image/png", (128, 128)),
         ("a?w=128&h=128", "image/png", (128, 64)),
         ("a?w=128&dpr=2", "image/png", (256, 128)),
-        // Nothing is enlarged.
+        // Images are never enlarged.
         ("a?w=1920", "image/png", (400, 200)),
         ("a.webp", "image/webp", (400, 200)),
         ("a.jpg?w=128&q=50", "image/jpeg", (128, 64)),
@@ -79,7 +83,7 @@ async fn a_variant_has_the_size_the_format_and_an_entity_tag_of_its_own() {
         assert_eq!(size(&answer), dimensions, "{address}");
         assert_eq!(answer.header("cache-control"), "public, max-age=3600, immutable");
         let tag = answer.header("etag").to_owned();
-        // The format that it has already, in its own size, is the image as it is.
+        // The image's own format in its own size is the original.
         let original = address == "a.png";
         assert_eq!(tag == format!("\"{version}\""), original, "{address}: {tag}");
         assert!(tag.contains(&version), "{tag}");
@@ -108,7 +112,7 @@ async fn a_304_of_a_variant_needs_no_rendering() {
     let server = Server::on(&redis, &[]).await.coherent().await;
     redis.set("a", &record(&encoded(&picture(1, 400, 200), ImageFormat::Png))).await;
     let tag = server.get("/images/a?w=128").await.header("etag").to_owned();
-    // Another server, which has rendered nothing.
+    // Another server that has rendered nothing.
     let other = Server::on(&redis, &[]).await.coherent().await;
     let known = get(other.address, "/images/a?w=128", &[("if-none-match", &tag)]).await;
     assert_eq!(known.status, StatusCode::NOT_MODIFIED);
@@ -116,7 +120,7 @@ async fn a_304_of_a_variant_needs_no_rendering() {
 }
 
 #[tokio::test]
-async fn addresses_that_mean_the_same_bytes_are_rendered_once() {
+async fn equivalent_urls_are_rendered_once() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     redis.set("a", &record(&encoded(&picture(1, 400, 200), ImageFormat::Png))).await;
@@ -139,7 +143,7 @@ async fn addresses_that_mean_the_same_bytes_are_rendered_once() {
 }
 
 #[tokio::test]
-async fn what_is_not_allowed_is_400_and_says_what_is() {
+async fn a_bad_parameter_is_400_and_lists_the_allowed_values() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("pictures.widths", "[64, 128]")]).await;
     redis.set("a", &record(&encoded(&picture(1, 400, 200), ImageFormat::Png))).await;
@@ -179,7 +183,7 @@ async fn what_is_not_allowed_is_400_and_says_what_is() {
 }
 
 #[tokio::test]
-async fn a_negotiated_format_follows_accept_and_every_status_varies_by_it() {
+async fn format_auto_follows_accept_and_every_status_varies_by_it() {
     const CHROME: &str = "image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8";
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
@@ -215,7 +219,7 @@ async fn a_negotiated_format_follows_accept_and_every_status_varies_by_it() {
             (status, "Accept-Encoding, Accept")
         );
     }
-    // An address that names its format needs no negotiation, and its answers don't vary by it.
+    // An address with a format isn't negotiated, so its responses don't vary by Accept.
     assert_eq!(
         accepting(&server, "/images/a.webp", "image/png").await.header("vary"),
         "Accept-Encoding"
@@ -223,26 +227,26 @@ async fn a_negotiated_format_follows_accept_and_every_status_varies_by_it() {
 }
 
 #[tokio::test]
-async fn avif_is_written_where_the_settings_say_so() {
+async fn avif_is_encoded_only_if_the_settings_enable_it() {
     let redis = RedisServer::start().await;
     redis.set("a", &record(&encoded(&picture(1, 96, 64), ImageFormat::Png))).await;
     let without = Server::on(&redis, &[]).await;
     without.get("/images/a.avif").await.problem(406, "not-acceptable");
     without.get("/images/a?format=avif").await.problem(400, "bad-parameter");
-    let like = "image/avif,image/webp,*/*;q=0.8";
-    let answer = accepting(&without, "/images/a?format=auto", like).await;
+    let accept = "image/avif,image/webp,*/*;q=0.8";
+    let answer = accepting(&without, "/images/a?format=auto", accept).await;
     assert_eq!(answer.header("content-type"), "image/webp");
 
     let with = Server::on(&redis, &[("pictures.avif", "true")]).await;
     for path in ["/images/a.avif", "/images/a?format=avif&w=64", "/images/a?format=auto"] {
-        let answer = accepting(&with, path, like).await;
+        let answer = accepting(&with, path, accept).await;
         assert_eq!(answer.header("content-type"), "image/avif", "{path}");
         assert_eq!(&answer.body[4..12], b"ftypavif");
     }
 }
 
 #[tokio::test]
-async fn what_can_not_be_decoded_is_sent_as_it_is_and_in_no_other_format() {
+async fn an_undecodable_image_is_served_unchanged_and_in_no_other_format() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let avif = b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf".to_vec();
@@ -270,7 +274,7 @@ async fn what_can_not_be_decoded_is_sent_as_it_is_and_in_no_other_format() {
 }
 
 #[tokio::test]
-async fn moving_pictures_go_on_moving_unless_they_are_resized() {
+async fn an_animation_stays_animated_unless_it_is_resized() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let moving = animation();
@@ -301,7 +305,7 @@ async fn a_moving_picture_stays_one_for_format_auto_after_somebody_asked_for_a_s
 }
 
 #[tokio::test]
-async fn a_picture_that_is_broken_or_too_large_is_an_error_that_says_so() {
+async fn a_broken_or_oversized_picture_is_an_error_with_the_reason() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("pictures.max_pixels", "5000")]).await;
     let whole = encoded(&picture(1, 60, 60), ImageFormat::Png);
@@ -314,14 +318,14 @@ async fn a_picture_that_is_broken_or_too_large_is_an_error_that_says_so() {
         large["detail"].as_str().unwrap().contains("100×51 pixels, the limit is 5000"),
         "{large}"
     );
-    // The originals are served all the same.
+    // The originals are still served.
     for id in ["broken", "large"] {
         assert_eq!(server.get(&format!("/images/{id}")).await.status, StatusCode::OK);
     }
 }
 
 #[tokio::test]
-async fn a_picture_that_is_broken_is_decoded_once_and_its_successor_is_rendered() {
+async fn a_broken_picture_is_decoded_once_and_its_replacement_is_rendered() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let whole = encoded(&picture(1, 60, 60), ImageFormat::Png);
@@ -334,26 +338,26 @@ async fn a_picture_that_is_broken_is_decoded_once_and_its_successor_is_rendered(
     assert_eq!(details.len(), 1, "{details:?}");
     assert_eq!(server.metric("afterimage_renders_total").await, 1);
     redis.set("a", &record(&whole)).await;
-    until("the new one is rendered", || async {
+    until("the new image is rendered", || async {
         server.get("/images/a?w=16").await.status == StatusCode::OK
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_picture_that_takes_too_long_gets_503_and_is_not_held_against_it() {
+async fn a_render_timeout_is_503_and_is_not_cached() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("pictures.timeout", "20ms")]).await.coherent().await;
     redis.set("large", &record(&encoded(&picture(1, 4000, 4000), ImageFormat::Png))).await;
     redis.set("small", &record(&encoded(&picture(1, 16, 16), ImageFormat::Png))).await;
-    // Each time anew: what was too slow under load may be quick enough later.
+    // The time-out isn't cached: a render that was too slow under load may succeed later.
     for _ in 0..2 {
         let answer = server.get("/images/large.webp").await;
         let problem = answer.problem(503, "render-timeout");
         assert!(problem["detail"].as_str().unwrap().contains("[pictures] timeout"), "{problem}");
         assert_eq!(answer.header("retry-after"), "1");
     }
-    // Those who gave up left no core behind at work.
+    // A timed-out render frees its core.
     until("a small picture is made in time", || async {
         server.get("/images/small.webp").await.status == StatusCode::OK
     })
@@ -363,7 +367,7 @@ async fn a_picture_that_takes_too_long_gets_503_and_is_not_held_against_it() {
 }
 
 #[tokio::test]
-async fn a_variant_of_a_replaced_image_is_of_the_new_one_at_once() {
+async fn variants_of_a_replaced_image_show_the_new_one_at_once() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     for seed in 0..20 {
@@ -380,10 +384,9 @@ async fn a_variant_of_a_replaced_image_is_of_the_new_one_at_once() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn five_hundred_requests_for_twenty_variants_are_twenty_renders() {
+async fn five_hundred_requests_for_twenty_variants_cost_twenty_renders() {
     let redis = RedisServer::start().await;
-    // They are made one after the other, by an unoptimised build.
+    // An unoptimised build renders slowly.
     let server = Server::on(&redis, &[("pictures.timeout", "5min")]).await.coherent().await;
     redis.set("a", &record(&encoded(&picture(1, 1024, 1024), ImageFormat::Png))).await;
     let widths = [16, 32, 48, 64, 96, 128, 256, 320, 384, 512];
@@ -406,7 +409,7 @@ async fn five_hundred_requests_for_twenty_variants_are_twenty_renders() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn renders_past_the_queue_get_503_with_retry_after() {
+async fn renders_over_the_queue_limit_get_503_with_retry_after() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("limits.renders", "1")]).await.coherent().await;
     redis.set("a", &record(&encoded(&picture(1, 2000, 2000), ImageFormat::Png))).await;
@@ -429,14 +432,14 @@ async fn renders_past_the_queue_get_503_with_retry_after() {
     }
     assert!(shed > 0);
     assert_eq!(server.metric("afterimage_shed_total{limit=\"renders\"}").await, shed);
-    until("they are rendered when there is room", || async {
+    until("there is room for another render", || async {
         server.get(&paths[5]).await.status == StatusCode::OK
     })
     .await;
 }
 
 #[tokio::test]
-async fn what_is_known_of_an_image_is_told_as_json() {
+async fn info_describes_an_image_as_json() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let bytes = encoded(&picture(1, 400, 200), ImageFormat::Png);
@@ -457,9 +460,9 @@ async fn what_is_known_of_an_image_is_told_as_json() {
     assert!((7100..=7200).contains(&info["expires_in"].as_u64().unwrap()), "{info}");
     let thumbnail = info["thumbnail"].as_str().unwrap();
     assert!(thumbnail.starts_with("data:image/webp;base64,"));
-    // Some 25 bytes of which a script makes a picture.
+    // A ThumbHash of about 25 bytes, from which a script draws a preview.
     assert!((20..=40).contains(&info["thumbhash"].as_str().unwrap().len()), "{info}");
-    // All of that once.
+    // Another request renders nothing.
     server.get("/images/a/info").await;
     assert_eq!(server.metric("afterimage_renders_total").await, 2);
     server.get("/images/absent/info").await.problem(404, "absent");
@@ -489,7 +492,7 @@ async fn a_placeholder_is_drawn_in_any_allowed_size() {
 }
 
 #[tokio::test]
-async fn a_placeholder_stands_in_for_an_image_that_is_not_there() {
+async fn a_placeholder_is_the_fallback_for_a_missing_image() {
     let mut redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let shown = |answer: &Answer, status: u16| {
@@ -503,16 +506,16 @@ async fn a_placeholder_stands_in_for_an_image_that_is_not_there() {
     assert_eq!(shown(&absent, 404), (512, 512));
     let absent = server.get("/images/a?fallback=placeholder&w=320&h=200").await;
     assert_eq!(shown(&absent, 404), (320, 200));
-    // What is wrong with the address is not hidden.
+    // A bad address is still an error.
     server.get("/images/-?fallback=placeholder").await.problem(400, "bad-id");
-    // As soon as there is an image it is shown.
+    // Once the image exists it is served.
     redis.set("a", &record(&encoded(&picture(1, 100, 50), ImageFormat::Png))).await;
     until("the image is shown", || async {
         server.get("/images/a?fallback=placeholder").await.header("content-type") == "image/png"
     })
     .await;
     redis.kill();
-    until("the store is known to be away", || async {
+    until("the outage is noticed", || async {
         let answer = server.get("/images/b?fallback=placeholder").await;
         answer.status == StatusCode::SERVICE_UNAVAILABLE && shown(&answer, 503) == (512, 512)
     })

@@ -1,4 +1,4 @@
-//! Writes over HTTP: what is stored, who may, and on what conditions.
+//! Writes over HTTP: records, authorisation, preconditions and limits.
 
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -19,6 +19,12 @@ use crate::harness::server::program;
 use crate::harness::{Answer, Client, Process, RedisServer, Server, etag, png, record, until};
 use crate::variants::{encoded, picture};
 
+long_tests! {
+    #[tokio::test(flavor = "multi_thread")] of_two_writers_with_the_same_etag_exactly_one_wins_in_redis
+    #[tokio::test(flavor = "multi_thread")] of_two_writers_with_the_same_etag_exactly_one_wins_in_the_embedded_store
+    #[tokio::test(flavor = "multi_thread")] a_conditional_write_never_overwrites_a_concurrent_backend_write
+}
+
 const TOKEN: &str = "a-token-of-some-length";
 const BEARER: (&str, &str) = ("authorization", "Bearer a-token-of-some-length");
 const TOKENS: (&str, &str) = ("writes.tokens", r#"["another-one-1234", "a-token-of-some-length"]"#);
@@ -34,7 +40,7 @@ async fn delete(server: &Server, path: &str, headers: &[(&str, &str)]) -> Answer
 }
 
 #[tokio::test]
-async fn an_image_that_is_put_is_served_byte_for_byte_with_the_entity_tag_of_the_answer() {
+async fn an_image_is_served_as_it_was_put_with_the_etag_of_the_put_response() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let picture = picture(1, 40, 20);
@@ -45,7 +51,7 @@ async fn an_image_that_is_put_is_served_byte_for_byte_with_the_entity_tag_of_the
         (Some("IMAGE/JPG"), &jpeg, "image/jpeg"),
         (Some("image/gif; a=b"), &gif, "image/gif"),
         (Some("image/svg+xml;charset=utf-8"), &svg, "image/svg+xml"),
-        // Who doesn't say lets the bytes speak for themselves, as curl does.
+        // Without a specific type, as from curl, the type is sniffed from the bytes.
         (None, &png, "image/png"),
         (Some("application/octet-stream"), &jpeg, "image/jpeg"),
     ] {
@@ -57,7 +63,7 @@ async fn an_image_that_is_put_is_served_byte_for_byte_with_the_entity_tag_of_the
         assert_eq!(answer.header("content-type"), served);
         assert_eq!(answer.header("etag"), created.header("etag"));
         assert_ne!(answer.header("last-modified"), "");
-        // It is a record as a backend writes it.
+        // The record has the same form as a backend's.
         let value = redis.connect().await.get("image:a").await.unwrap().unwrap();
         assert_eq!(created.header("etag"), etag(value.as_bytes()));
         let value: serde_json::Value = serde_json::from_str(&value).unwrap();
@@ -72,7 +78,7 @@ async fn an_image_that_is_put_is_served_byte_for_byte_with_the_entity_tag_of_the
 }
 
 #[tokio::test]
-async fn what_is_posted_gets_the_id_of_its_content_and_is_one_image_however_often_it_comes() {
+async fn a_posted_image_is_stored_once_under_the_hash_of_its_content() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let bytes = png(7, 50_000);
@@ -98,7 +104,7 @@ async fn what_is_posted_gets_the_id_of_its_content_and_is_one_image_however_ofte
     assert_eq!(again.status, StatusCode::OK);
     assert_eq!(again.header("etag"), created.header("etag"));
     post(&[PNG, ("if-none-match", "*")], bytes.clone()).await.problem(412, "precondition-failed");
-    // The same picture inside of a record that says more.
+    // The same image in a record with further fields.
     let recorded = post(&[JSON], record(&bytes)).await;
     assert_eq!(recorded.status, StatusCode::OK);
     assert_eq!(recorded.header("location"), created.header("location"));
@@ -109,7 +115,7 @@ async fn what_is_posted_gets_the_id_of_its_content_and_is_one_image_however_ofte
 }
 
 #[tokio::test]
-async fn a_write_honours_its_preconditions_and_changes_nothing_where_they_fail() {
+async fn a_write_honours_its_preconditions_and_changes_nothing_if_they_fail() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let (first, second) = (png(1, 1000), png(2, 1000));
@@ -146,13 +152,13 @@ async fn a_write_honours_its_preconditions_and_changes_nothing_where_they_fail()
         let answer = put(&server, "/images/a", &[JSON, (name, value)], &record(&second)).await;
         assert_eq!(answer.status, StatusCode::NO_CONTENT, "{name}: {value} {answer:?}");
         assert_eq!(server.get("/images/a").await.body, second);
-        // As before for the next one.
+        // Restores the first image for the next case.
         let value = redis.connect().await.get("image:b").await.unwrap();
         assert_eq!(value, None);
         put(&server, "/images/a", &[PNG], &first).await;
         let now = server.get("/images/a").await.header("etag").to_owned();
         if now != tag {
-            // A second has passed, which is in the record.
+            // `created_at` in the record has changed with the second, and so has the entity-tag.
             return;
         }
     }
@@ -165,7 +171,7 @@ async fn a_write_honours_its_preconditions_and_changes_nothing_where_they_fail()
     server.get("/images/a").await.problem(404, "absent");
 }
 
-/// A thousand times two writers hold the same entity-tag and write at the same moment.
+/// Races two writers with the same entity-tag a thousand times.
 async fn of_two_writers_one_wins_each_time(server: &Server) {
     let first = put(server, "/images/a", &[JSON], &record(&png(0, 500))).await;
     let mut tag = first.header("etag").to_owned();
@@ -193,22 +199,19 @@ async fn of_two_writers_one_wins_each_time(server: &Server) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn of_two_writers_with_the_same_entity_tag_one_wins_each_of_a_thousand_times_in_redis() {
+async fn of_two_writers_with_the_same_etag_exactly_one_wins_in_redis() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     of_two_writers_one_wins_each_time(&server).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn of_two_writers_with_the_same_entity_tag_one_wins_each_of_a_thousand_times_without_redis() {
+async fn of_two_writers_with_the_same_etag_exactly_one_wins_in_the_embedded_store() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(&[("embedded.dir", dir.path().to_str().unwrap())]).await;
     of_two_writers_one_wins_each_time(&server).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_conditional_write_never_covers_what_a_backend_wrote_meanwhile() {
+async fn a_conditional_write_never_overwrites_a_concurrent_backend_write() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let mut backend = redis.connect().await;
@@ -221,20 +224,21 @@ async fn a_conditional_write_never_covers_what_a_backend_wrote_meanwhile() {
         let headers = [JSON, ("if-match", tag.as_str())];
         let writing = put(&server, "/images/a", &headers, &by_http);
         let (answer, ()) = tokio::join!(writing, async {
+            // The pause moves the backend's write through the other one, round by round.
             tokio::time::sleep(Duration::from_micros(round * 7 % 3000)).await;
             backend.set("image:a", &by_backend).await.unwrap();
         });
         won += usize::from(answer.status == StatusCode::NO_CONTENT);
-        // Either it came first, and the backend wrote over it; or it came second, and found what it didn't expect.
+        // Either the HTTP write came first, and the backend overwrote it; or it came second, and its condition failed.
         let now = backend.get("image:a").await.unwrap().unwrap();
         assert_eq!(now.as_bytes(), by_backend, "round {round}: {answer:?}");
     }
-    println!("{won} of 500 came before the backend");
-    assert!((1..500).contains(&won), "{won} of 500: nothing raced");
+    println!("{won} of 500 HTTP writes came before the backend's");
+    assert!((1..500).contains(&won), "{won} of 500 HTTP writes came first: nothing raced");
 }
 
 #[tokio::test]
-async fn a_token_is_asked_for_where_there_are_some() {
+async fn a_write_needs_a_token_once_tokens_are_configured() {
     let redis = RedisServer::start().await;
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "\none-from-a-file-1234\n").unwrap();
@@ -270,7 +274,7 @@ async fn a_token_is_asked_for_where_there_are_some() {
     put(&server, "/images/a", &twice, &bytes).await.problem(401, "unauthorised");
     server.get("/images/a").await.problem(404, "absent");
     for right in ["Bearer a-token-of-some-length", "bearer one-from-a-file-1234"] {
-        // From anywhere: a page, a proxy.
+        // A token suffices from any origin and through a proxy.
         let headers =
             [PNG, ("authorization", right), ("origin", "https://app.example"), ("via", "1.1 a")];
         let answer = put(&server, "/images/a", &headers, &bytes).await;
@@ -282,29 +286,29 @@ async fn a_token_is_asked_for_where_there_are_some() {
     put(&off, "/images/a", &[PNG, BEARER], &bytes).await.problem(403, "read-only");
 }
 
-/// An address of this machine that isn't a loopback one; made where there is none and it may be.
+/// Returns an address of this machine that isn't a loopback one. Adds one if there is none and the user may.
 fn address_of_this_machine() -> IpAddr {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-    // Sends nothing, but says which address would be used.
+    // Connecting a UDP socket sends nothing, but selects the local address.
     if socket.connect("192.0.2.1:9").is_ok() && !socket.local_addr().unwrap().ip().is_loopback() {
         return socket.local_addr().unwrap().ip();
     }
     let added = Command::new("ip").args(["address", "add", "192.0.2.77/32", "dev", "lo"]).status();
     assert!(
         added.is_ok(),
-        "an address that isn't a loopback one is needed: connect this machine to a network"
+        "an address that isn't a loopback one is needed: connect this machine to a network or install `ip` (iproute2)"
     );
     [192, 0, 2, 77].into()
 }
 
 #[tokio::test]
-async fn a_request_from_elsewhere_writes_with_a_token_only() {
+async fn a_write_from_another_machine_needs_a_token() {
     let redis = RedisServer::start().await;
     let elsewhere = address_of_this_machine();
     let bytes = Bytes::from(png(1, 1000));
     for (settings, headers, status) in [
         (vec![], vec![PNG], 403),
-        // Nor by calling itself local.
+        // A local Host doesn't help.
         (vec![], vec![PNG, ("host", "localhost")], 403),
         (vec![], vec![PNG, BEARER], 403),
         (vec![TOKENS], vec![PNG], 401),
@@ -326,7 +330,7 @@ async fn a_request_from_elsewhere_writes_with_a_token_only() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_not_what_it_says_is_refused_and_nothing_is_stored() {
+async fn a_body_that_contradicts_its_headers_is_refused_and_not_stored() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let bytes = png(1, 100_000);
@@ -361,7 +365,7 @@ async fn a_body_that_is_not_what_it_says_is_refused_and_nothing_is_stored() {
 }
 
 #[tokio::test]
-async fn an_image_lives_as_long_as_its_writer_says_within_the_limit() {
+async fn the_writer_sets_the_ttl_within_the_limit() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[("records.max_ttl", "1day")]).await;
     let bytes = png(1, 1000);
@@ -410,19 +414,19 @@ async fn a_body_of_unknown_length_is_cut_at_the_limit() {
     let mut status = [0; 12];
     stream.read_exact(&mut status).await.unwrap();
     assert_eq!(&status, b"HTTP/1.1 413");
-    // An image that fits, in a record that doesn't.
+    // The image fits the limit, its record doesn't.
     let bytes = png(1, 60 * 1024);
     let problem = put(&server, "/images/a", &[PNG], &bytes).await.problem(413, "body-too-large");
     assert!(problem["detail"].as_str().unwrap().contains("the limit is 65536"), "{problem}");
     server.get("/images/a").await.problem(404, "absent");
-    until("no room is taken any more", || async {
+    until("the refused bodies have released their bytes", || async {
         put(&server, "/images/a", &[PNG], &png(1, 40_000)).await.status == StatusCode::CREATED
     })
     .await;
 }
 
 #[tokio::test]
-async fn an_image_that_is_posted_again_lives_no_shorter() {
+async fn posting_an_image_again_never_shortens_its_ttl() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let mut connection = redis.connect().await;
@@ -439,7 +443,7 @@ async fn an_image_that_is_posted_again_lives_no_shorter() {
 }
 
 #[tokio::test]
-async fn who_sends_a_body_slowly_takes_no_reader_s_room() {
+async fn slow_uploads_take_nothing_from_the_budget_of_readers() {
     let redis = RedisServer::start().await;
     let settings = [("limits.write_bytes", "1MiB"), ("redis.response_timeout", "1s")];
     let server = Server::on(&redis, &settings).await;
@@ -453,7 +457,7 @@ async fn who_sends_a_body_slowly_takes_no_reader_s_room() {
         stream.write_all(head.as_bytes()).await.unwrap();
         stalled.push(stream);
     }
-    until("a writer has no room", || async {
+    until("the write budget is exhausted", || async {
         let answer = put(&server, "/images/c", &[PNG], &png(2, 100_000)).await;
         answer.status == StatusCode::SERVICE_UNAVAILABLE
     })
@@ -461,14 +465,14 @@ async fn who_sends_a_body_slowly_takes_no_reader_s_room() {
     assert!(server.metric("afterimage_shed_total{limit=\"write_bytes\"}").await > 0);
     assert_eq!(server.get("/images/a").await.status, StatusCode::OK);
     drop(stalled);
-    until("there is room again", || async {
+    until("the write budget is free again", || async {
         put(&server, "/images/c", &[PNG], &png(2, 100_000)).await.status.is_success()
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_conditional_write_takes_no_longer_than_redis_may() {
+async fn a_conditional_write_ends_with_the_redis_timeout() {
     let redis = RedisServer::start().await;
     let settings = [("redis.response_timeout", "1s")];
     let server = Server::on(&redis, &settings).await.coherent().await;
@@ -492,7 +496,7 @@ async fn a_conditional_write_takes_no_longer_than_redis_may() {
     }
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     redis.signal("CONT");
-    until("it answers again", || async {
+    until("Redis answers again", || async {
         put(&server, "/images/a", &[PNG], &png(2, 1000)).await.status.is_success()
     })
     .await;
@@ -517,10 +521,10 @@ async fn the_command_line_writes_to_a_running_server_with_its_token() {
         let output = command.output().unwrap();
         (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
-    let (done, said) = write(None);
-    assert!(!done && said.contains("401"), "{said}");
-    let (done, said) = write(Some(TOKEN));
-    assert!(done, "{said}");
+    let (done, message) = write(None);
+    assert!(!done && message.contains("401"), "{message}");
+    let (done, message) = write(Some(TOKEN));
+    assert!(done, "{message}");
     let answer = crate::harness::get(process.address, "/images/a", &[]).await;
     assert_eq!(answer.body, png(1, 1000));
 }

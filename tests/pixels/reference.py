@@ -1,10 +1,10 @@
-"""Pillow's side of tests/it/pixels.rs: what pictures are made of, and what has to become of them.
+"""Pillow's side of tests/it/pixels.rs: source pictures and expected products.
 
-    reference.py sources FOLDER    writes one picture for each kind that is decoded
-    reference.py measure FOLDER    reads a list of cases as JSON, and prints for each how far it is off
+    reference.py sources FOLDER    writes a picture of each kind that is decoded
+    reference.py measure FOLDER    reads a list of cases as JSON, and prints the distance of each product
 
-No pixel passes through the decoders or encoders under test on its way to a verdict: Pillow (libjpeg-turbo, libwebp,
-libtiff, LittleCMS) makes the sources, reads the products, and computes what they should be by its own means.
+The verdict is independent of the decoders and encoders under test: Pillow (libjpeg-turbo, libwebp, libtiff, LittleCMS)
+makes the sources, reads the products, and computes the expected ones by itself.
 """
 
 import io
@@ -19,13 +19,13 @@ from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageOps, ImageSequence,
 from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-# Odd, so that blocks, subsampled colours and rows of less than a byte end in the middle.
+# Odd, so that blocks, subsampled colours and rows end in the middle of a unit.
 SIZE = (193, 127)
 MARK = "what stays when the light is gone"
 
 
 def picture(size=SIZE):
-    """Slopes, curves, edges and fine lines, and no symmetry that would hide a turn."""
+    """Gradients, curves, edges and fine lines, without a symmetry that would hide a wrong orientation."""
     w, h = size
     red = Image.linear_gradient("L").rotate(90).resize(size)
     green = Image.radial_gradient("L").resize(size)
@@ -80,7 +80,7 @@ def png(path, size, depth, colour, rows, interlaced=False, before=b""):
 
 
 def wide(im):
-    """Each byte twice: the sixteen bits that mean the same."""
+    """Repeats each byte, which gives the same value in sixteen bits."""
     data = im.tobytes()
     return lambda y: bytes(b for byte in data[y * len(data) // im.height : (y + 1) * len(data) // im.height] for b in (byte, byte))
 
@@ -203,7 +203,7 @@ def sources(folder):
         save(f"turn-{turn}.jpg", rgb, quality=92, subsampling=0, exif=tags)
         save(f"turn-{turn}.png", rgb, exif=tags)
         save(f"turn-{turn}.webp", rgb, lossless=True, exif=tags.tobytes())
-        # Pillow takes off one mark.
+        # Pillow removes one mark.
         save(f"turn-{turn}-marked.webp", rgb, lossless=True, exif=b"Exif\0\0" + tags.tobytes())
         tiff = ImageFileDirectory_v2()
         tiff[0x0112] = turn
@@ -235,12 +235,12 @@ def sources(folder):
     save("moving.png", frames[0], save_all=True, append_images=frames[1:], duration=100)
     save("moving.gif", flat[0], save_all=True, append_images=flat[1:], duration=100, loop=0)
     save("moving.webp", frames[0], save_all=True, append_images=frames[1:], duration=100, lossless=True, exact=True)
-    # The picture that programs without animation show is not a frame.
+    # The default image, which programs without animation show, is no frame.
     save("covered.png", frames[2], save_all=True, append_images=frames[:2], duration=100, default_image=True)
 
 
 def opaque_icon(path):
-    """What favicon generators write and Pillow doesn't: a PNG without alpha inside."""
+    """An icon as favicon generators write it and Pillow doesn't: with a PNG without alpha inside."""
     data = picture((64, 64))
     inner = path.with_suffix(".inner.png")
     data.save(inner)
@@ -278,8 +278,8 @@ def expected(path, case):
 
 
 def distance(one, other):
-    """The largest difference of a channel, and the PSNR. Where there is alpha: of the alpha, and of the picture on
-    black and on white, whichever is worse, for the colour of what can't be seen is nobody's concern."""
+    """The largest difference of a channel, and the PSNR. With alpha: the worst of the alpha and of the picture on black
+    and on white, since the colour of transparent pixels doesn't matter."""
     if "A" in one.getbands() or "A" in other.getbands():
         one, other = one.convert("RGBA"), other.convert("RGBA")
         pairs = [(one.getchannel("A"), other.getchannel("A"))]
@@ -314,7 +314,7 @@ def measure(folder, case):
 
 
 def peer(wanted, form, quality):
-    """How near libwebp and libjpeg-turbo come at the same quality."""
+    """PSNR of libwebp or libjpeg-turbo at the same quality."""
     if form not in ("WEBP", "JPEG"):
         return None
     bytes = io.BytesIO()
@@ -328,7 +328,7 @@ def peer(wanted, form, quality):
 
 def main():
     step, folder = sys.argv[1], Path(sys.argv[2])
-    # The hostile ones never come here.
+    # Hostile files are never read here.
     Image.MAX_IMAGE_PIXELS = None
     if step == "sources":
         sources(folder)

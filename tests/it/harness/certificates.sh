@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes an authority, and a certificate by it for a server at localhost and for a client, in folder $1.
+# Makes a certificate authority, and certificates by it for localhost and for a client, in folder $1.
 set -euo pipefail
 cd "$1"
 command -v openssl >/dev/null || { echo "openssl is needed: apt-get install openssl" >&2; exit 1; }

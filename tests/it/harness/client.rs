@@ -1,4 +1,4 @@
-//! An HTTP client that hides nothing and follows nothing.
+//! An HTTP client that returns responses unchanged: it decodes nothing, caches nothing and follows no redirect.
 
 use std::net::SocketAddr;
 
@@ -22,14 +22,14 @@ enum Sender {
     Http2(http2::SendRequest<Full<Bytes>>),
 }
 
-/// Which protocol to speak, without negotiation.
+/// Protocol of a connection, chosen without negotiation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Http1,
     Http2,
 }
 
-/// An answer, read whole.
+/// A response with its complete body.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -119,12 +119,12 @@ impl Client {
 }
 
 impl Answer {
-    /// A header's value, empty where there is none.
+    /// Returns a header's value, or an empty string without that header.
     pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
-    /// Asserts that this is an error answer as every one of them has to be (RFC 9457 §3), and gives its members.
+    /// Asserts that this is an error response with problem details (RFC 9457 §3), and returns their members.
     pub(crate) fn problem(&self, status: u16, kind: &str) -> serde_json::Value {
         assert_eq!(self.status, status, "{self:?}");
         assert_eq!(self.header(CONTENT_TYPE.as_str()), "application/problem+json");
@@ -139,7 +139,7 @@ impl Answer {
     }
 }
 
-/// A request on a connection of its own.
+/// Sends a GET on a new connection.
 pub(crate) async fn get(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Answer {
     Client::connect(address).await.get(path, headers).await
 }

