@@ -1,4 +1,4 @@
--- Said once and in a form that programs read.
+-- Printed once, in a form that programs can read.
 done = function(summary, latency)
     local errors = summary.errors
     io.write(string.format(

@@ -6,6 +6,6 @@ backend default {
 }
 
 sub vcl_backend_response {
-    # Nothing becomes stale while it is measured.
+    # Nothing becomes stale during the measurement.
     set beresp.ttl = 1d;
 }
