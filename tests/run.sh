@@ -56,15 +56,12 @@ run() {
   cargo test --locked "${cargo[@]}" -- "${programs[@]}" "${further[@]}"
 }
 
-# Left out of the first tier: what needs more than the three programs above, and what takes long.
+# The first tier leaves out modules that need more than the programs above or hold a server under load, and in each other
+# module `long`: tests that take seconds each or need another program.
 if [ "$tier" = quick ]; then
-  skip=(
-    # Browsers, caches in front, Prometheus, Pillow, moto, schemathesis and redbot, redis-py.
-    browser:: concepts:: fronts:: dashboards:: pixels:: offload:: python::
-    description::schemathesis description::redbot description::the_description_takes_for_an_id
-    # Other servers than the system's Redis.
-    redis_8:: valkey_9::
-  )
+  skip=(browser:: checker:: concepts:: fronts:: offload:: pixels:: python:: redis_8:: valkey_9:: long::)
+  # Most of them wait more than they compute.
+  export RUST_TEST_THREADS=${RUST_TEST_THREADS:-4}
   run --lib --bins --test it "$@" ::: "${skip[@]/#/--skip=}"
   exit
 fi

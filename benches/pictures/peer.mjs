@@ -1,13 +1,13 @@
-// Peer of the `pictures` bench: sharp, which is libvips, behind a line protocol.
+// The peer of the pictures' bench: sharp, which is libvips, behind a line protocol.
 //
-// It prints its versions, then answers each line of standard input, a job, with one of standard output: wall time and
-// CPU time per image, and the last product if it is to be kept.
+// It says hello with its versions, then answers each line of standard input, which is a job, with one of standard
+// output: how long an image took by the clock and of all cores together, and the last product where it is to be kept.
 
 import { readFile } from "node:fs/promises";
 import { createInterface } from "node:readline";
 import sharp from "sharp";
 
-// One thread per image, as Afterimage has, and nothing cached from one image to the next.
+// One thread an image, as afterimage has, and nothing remembered from one image to the next.
 sharp.concurrency(1);
 sharp.cache(false);
 

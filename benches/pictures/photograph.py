@@ -1,4 +1,4 @@
-"""Extracts SciPy's photograph of a raccoon, 1024×768 pixels of RGB, from a wheel: photograph.py WHEEL PIXELS"""
+"""Takes SciPy's photograph of a raccoon, 1024×768 pixels of RGB, out of a wheel: photograph.py WHEEL PIXELS"""
 
 import bz2
 import sys

@@ -1,8 +1,8 @@
--- Requests /images/i0, /images/i1 … Arguments: zipf or uniform, the number of images, a seed.
+-- Asks for /images/i0, /images/i1 … Arguments: zipf or uniform, how many images there are, a seed.
 local threads = 0
 
 setup = function(thread)
-    -- Threads with the same random numbers would request the same images at the same time.
+    -- Threads with the same random numbers would ask for the same images at the same time.
     thread:set("thread_number", threads)
     threads = threads + 1
 end
@@ -22,7 +22,7 @@ init = function(arguments)
         end
         return
     end
-    -- The image of rank r is requested 1/r times as often as the first.
+    -- The image in rank r is asked for 1/r times as often as the first.
     request = function()
         local drawn = math.random() * sum
         local low, high = 1, count

@@ -1,4 +1,4 @@
--- Printed once, in a form that programs can read.
+-- Said once and in a form that programs read.
 done = function(summary, latency)
     local errors = summary.errors
     io.write(string.format(

@@ -1,4 +1,4 @@
-"""Images from Redis, as a backend in Python serves them: PEER is naive or cached.
+"""Images out of Redis, as a backend in Python serves them: PEER is naive or cached.
 
 Values are text, as they are in most backends (decode_responses), and so are decoded and encoded again for the MD5.
 """
@@ -17,7 +17,7 @@ app = FastAPI(openapi_url=None)
 
 
 async def naive(image_id: str) -> Response:
-    """Does everything for every request."""
+    """Everything for every request."""
     value = store.get(f"image:{image_id}")
     if value is None:
         return Response(status_code=404)
@@ -27,13 +27,13 @@ async def naive(image_id: str) -> Response:
 
 @lru_cache(maxsize=50)
 def decoded(key: str, version: str) -> tuple[bytes, str]:
-    """Decodes once per version. The cache is keyed by its arguments, so the value is fetched again."""
+    """Once for each version. The cache goes by its arguments, so the value is fetched again."""
     record = json.loads(store.get(key))
     return base64.b64decode(record["base64_data"]), record["mime_type"]
 
 
 async def cached(image_id: str, request: Request) -> Response:
-    """Fetches and hashes the value for every request, and decodes it for the first."""
+    """The value is fetched and hashed for every request, and decoded for the first."""
     key = f"image:{image_id}"
     value = store.get(key)
     if value is None:

@@ -6,6 +6,6 @@ backend default {
 }
 
 sub vcl_backend_response {
-    # Nothing becomes stale during the measurement.
+    # Nothing becomes stale while it is measured.
     set beresp.ttl = 1d;
 }

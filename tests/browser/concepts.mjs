@@ -2,14 +2,14 @@
 //
 //   node concepts.mjs FOLDER CHROMIUM PAGE SCREENSHOT
 //
-// Prints a line of JSON when all images are made and drawn: the states that each showed, in order. Then it answers each line
-// that it reads with another one, when all of them are drawn in another version.
+// Prints a line of JSON when all images are made and drawn: what each showed, in turn. Then each line that it reads is
+// answered by another one, when all of them are drawn in another version.
 import { createRequire } from "node:module";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 
 const [folder, executablePath, url, screenshot] = process.argv.slice(2);
-// `import` ignores NODE_PATH.
+// NODE_PATH means nothing to `import`.
 const { chromium } = createRequire(join(resolve(folder), "package.json"))("playwright-core");
 
 const browser = await chromium.launch({
@@ -20,7 +20,7 @@ const browser = await chromium.launch({
 const page = await browser.newPage({ viewport: { width: 1000, height: 560 } });
 page.setDefaultTimeout(60_000);
 await page.addInitScript(() => {
-  // The values that each image's `src` was set to, in order.
+  // What each image of the page was set to, in turn.
   window.shown = {};
   const { set, get } = Object.getOwnPropertyDescriptor(HTMLImageElement.prototype, "src");
   Object.defineProperty(HTMLImageElement.prototype, "src", {

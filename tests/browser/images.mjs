@@ -1,22 +1,22 @@
-// Carries out actions in a real Chromium and reports what it saw. Started by tests/it/browser.rs:
+// Does in a real Chromium what it is told, and says what it saw. Started by tests/it/browser.rs:
 //
 //   node images.mjs FOLDER CHROMIUM PROFILE
 //
-// FOLDER has playwright-core, CHROMIUM is the program, and PROFILE a folder for the user data, with the browser's disk
-// cache. Every line of standard input is an action, {"open": "http://…"}, and is answered by one line of JSON on standard
-// output. The end of standard input closes the browser.
+// FOLDER is where playwright-core is installed, CHROMIUM the program, PROFILE a folder for the user data, which
+// has the browser's disk cache. Every line of standard input is an action, {"open": "http://…"}; it is answered
+// by one line of JSON on standard output. The end of standard input closes the browser.
 import { createRequire } from "node:module";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 
 const [folder, executablePath, profile] = process.argv.slice(2);
-// `import` ignores NODE_PATH.
+// NODE_PATH means nothing to `import`.
 const { chromium } = createRequire(join(resolve(folder), "package.json"))("playwright-core");
 
 /** How long anything may take, in milliseconds. The test around this gives up later. */
 const patience = 60_000;
 
-// Intercept nothing here (page.route): it would switch the browser's cache off.
+// Nothing may be intercepted here (page.route): it would switch the browser's cache off.
 const browser = await chromium.launchPersistentContext(profile, {
   executablePath,
   headless: true,
@@ -59,13 +59,13 @@ async function newTab() {
     const it = request(event.requestId);
     it.answered = true;
     if (fromDiskCache) it.cache ??= "disk";
-    // From the memory cache comes the event of the first time: nothing more follows, whatever it says.
+    // Out of memory comes the event of the first time: nothing more follows, whatever it says.
     it.more = event.hasExtraInfo && it.cache !== "memory";
   });
   session.on("Network.loadingFailed", (event) => {
     Object.assign(request(event.requestId), { answered: true, failed: event.errorText });
   });
-  // The events above tell what the renderer got: 200 for a 304, too. These tell what was on the wire.
+  // The events above tell what the renderer was given: 200 for a 304, too. These tell what was on the wire.
   session.on("Network.requestWillBeSentExtraInfo", (event) => {
     const names = Object.keys(event.headers).map((name) => name.toLowerCase());
     request(event.requestId).conditional = names.includes("if-none-match");
@@ -159,6 +159,6 @@ for await (const line of createInterface({ input: process.stdin })) {
   }
   console.log(JSON.stringify(answer));
 }
-// A browser that doesn't close must not hold up the test: it ends with this process.
+// A browser that doesn't close must not keep the test: it ends with this process.
 setTimeout(() => process.exit(1), 10_000).unref();
 await browser.close();

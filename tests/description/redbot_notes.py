@@ -1,4 +1,4 @@
-"""Prints REDbot's notes about an answer, for programs: its own command writes for people, and can't send a header.
+"""What REDbot notes about an answer, for programs: its own command writes for people, and can't send a field.
 
     redbot_notes.py URL [NAME:VALUE ...]
 
@@ -19,7 +19,7 @@ from redbot.resource import HttpResource
 def main() -> None:
     url, fields = sys.argv[1], [tuple(field.split(":", 1)) for field in sys.argv[2:]]
     config = ConfigParser()
-    # Otherwise REDbot refuses to ask a server on this machine.
+    # Otherwise REDbot asks nobody on this machine.
     config["redbot"] = {"enable_local_access": "True"}
     resource = HttpResource(config["redbot"])
     resource.set_request(url, headers=fields)

@@ -1,4 +1,4 @@
-"""Pillow's side of tests/it/pixels.rs: the source pictures, and the expected results.
+"""Pillow's side of tests/it/pixels.rs: what pictures are made of, and what has to become of them.
 
     reference.py sources FOLDER    writes one picture for each kind that is decoded
     reference.py measure FOLDER    reads a list of cases as JSON, and prints for each how far it is off
@@ -47,7 +47,7 @@ def veiled(size=SIZE):
 
 
 def red_hidden():
-    """Blue on the left, entirely transparent red on the right."""
+    """Blue on the left; on the right red that is entirely transparent."""
     im = Image.new("RGBA", SIZE, (255, 0, 0, 0))
     im.paste((0, 0, 255, 255), (0, 0, SIZE[0] // 2, SIZE[1]))
     return im
@@ -80,7 +80,7 @@ def png(path, size, depth, colour, rows, interlaced=False, before=b""):
 
 
 def wide(im):
-    """Each byte twice: the same value in sixteen bits."""
+    """Each byte twice: the sixteen bits that mean the same."""
     data = im.tobytes()
     return lambda y: bytes(b for byte in data[y * len(data) // im.height : (y + 1) * len(data) // im.height] for b in (byte, byte))
 
@@ -235,12 +235,12 @@ def sources(folder):
     save("moving.png", frames[0], save_all=True, append_images=frames[1:], duration=100)
     save("moving.gif", flat[0], save_all=True, append_images=flat[1:], duration=100, loop=0)
     save("moving.webp", frames[0], save_all=True, append_images=frames[1:], duration=100, lossless=True, exact=True)
-    # The picture that programs without animation show isn't a frame.
+    # The picture that programs without animation show is not a frame.
     save("covered.png", frames[2], save_all=True, append_images=frames[:2], duration=100, default_image=True)
 
 
 def opaque_icon(path):
-    """An icon as favicon generators write it and Pillow doesn't: a PNG without alpha inside."""
+    """What favicon generators write and Pillow doesn't: a PNG without alpha inside."""
     data = picture((64, 64))
     inner = path.with_suffix(".inner.png")
     data.save(inner)
@@ -278,8 +278,8 @@ def expected(path, case):
 
 
 def distance(one, other):
-    """The largest difference of a channel, and the PSNR. With alpha: of the alpha, and of the picture on black and on
-    white, whichever is worse, because the colour of transparent pixels can't be seen."""
+    """The largest difference of a channel, and the PSNR. Where there is alpha: of the alpha, and of the picture on
+    black and on white, whichever is worse, for the colour of what can't be seen is nobody's concern."""
     if "A" in one.getbands() or "A" in other.getbands():
         one, other = one.convert("RGBA"), other.convert("RGBA")
         pairs = [(one.getchannel("A"), other.getchannel("A"))]
@@ -314,7 +314,7 @@ def measure(folder, case):
 
 
 def peer(wanted, form, quality):
-    """Differences that libwebp and libjpeg-turbo have at the same quality."""
+    """How near libwebp and libjpeg-turbo come at the same quality."""
     if form not in ("WEBP", "JPEG"):
         return None
     bytes = io.BytesIO()
@@ -328,7 +328,7 @@ def peer(wanted, form, quality):
 
 def main():
     step, folder = sys.argv[1], Path(sys.argv[2])
-    # Hostile files never get here.
+    # The hostile ones never come here.
     Image.MAX_IMAGE_PIXELS = None
     if step == "sources":
         sources(folder)
