@@ -5,19 +5,19 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
-# The dependencies alone first: their layer stays valid until Cargo.lock changes.
+# Dependencies first, alone: their layer stays valid until Cargo.lock changes.
 RUN mkdir -p src benches/serving && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
     && echo 'fn main() {}' | tee benches/cold.rs benches/coherence.rs benches/pictures.rs > benches/serving/main.rs \
-    && cargo build --release --locked && rm -r src benches
+    && cargo build --profile dist --locked && rm -r src benches
 COPY config/afterimage.toml config/
 COPY assets assets
 COPY src src
 COPY benches benches
-RUN touch src/main.rs src/lib.rs && cargo build --release --locked --bin afterimage \
+RUN touch src/main.rs src/lib.rs && cargo build --profile dist --locked --bin afterimage \
     && mkdir /data
 
 FROM gcr.io/distroless/cc-debian12:nonroot
-COPY --from=build /build/target/release/afterimage /usr/local/bin/afterimage
+COPY --from=build /build/target/dist/afterimage /usr/local/bin/afterimage
 COPY --from=build --chown=nonroot:nonroot /data /data
 COPY LICENSE-MIT LICENSE-APACHE assets/placeholder.otf.LICENSE /usr/share/doc/afterimage/
 COPY config/container.toml /etc/afterimage.toml

@@ -32,7 +32,7 @@ KERNED = [*map(chr, range(0x21, 0x7F)), "×"]
 
 
 def kerning(path):
-    """What HarfBuzz takes off or adds between two characters, by the names of their glyphs."""
+    """Kerning that HarfBuzz applies between two characters, by the names of their glyphs."""
     font = hb.Font(hb.Face(hb.Blob.from_file_path(path)))
 
     def advance(text, kern):
@@ -44,7 +44,7 @@ def kerning(path):
 
     for pair in itertools.product(KERNED, repeat=2):
         text = "".join(pair)
-        # What is under a hundredth of an em is not seen.
+        # Less than a hundredth of an em is invisible.
         value = advance(text, True) - advance(text, False)
         if abs(value) >= font.face.upem / 100:
             yield pair, value

@@ -5,11 +5,11 @@ vcl 4.1;
 #   varnishd -F -a :8080 -f "$PWD/config/varnish.vcl" -s malloc,1g -p http_gzip_support=off
 #
 # tests/it/fronts.rs runs this very file, with another port. Nothing has to be purged: a new image has a new address
-# (?v=), and the plain one is asked after when its freshness is over.
+# (?v=), and the plain one is revalidated when it is no longer fresh.
 #
-# http_gzip_support is on by default: Varnish then asks for gzip on behalf of everybody, keeps only that, and unpacks
-# it for whoever can't read it. Browsers would get no brotli, and what is unpacked has a weak ETag that isn't
-# Afterimage's. Afterimage codes what gains by it, and Vary keeps the codings apart.
+# http_gzip_support is on by default: Varnish then asks for gzip on behalf of every client, keeps only that, and unpacks
+# it for clients that don't accept it. Browsers would get no brotli, and an unpacked image a weak ETag that isn't
+# Afterimage's. Afterimage compresses SVG itself, and Vary keeps the codings apart.
 
 import std;
 
@@ -17,33 +17,33 @@ backend default {
     .host = "127.0.0.1";
     .port = "8000";
     .connect_timeout = 1s;
-    # Longer than [redis] response_timeout, so that it is Afterimage who gives up.
+    # Longer than [redis] response_timeout, so that Afterimage gives up first.
     .first_byte_timeout = 10s;
     .between_bytes_timeout = 10s;
     .probe = {
-        # Not /readyz: that fails without Redis, and Afterimage goes on with what it has in memory.
+        # Not /readyz: that fails without Redis, while Afterimage still serves the images in its memory.
         .url = "/healthz";
         .interval = 2s;
         .timeout = 1s;
         .window = 4;
         .threshold = 2;
-        # Taken for healthy before the first probe.
+        # Counts as healthy before the first probe.
         .initial = 2;
     }
 }
 
 sub vcl_recv {
-    # Only images. /metrics, /readyz and /healthz are not for the public.
+    # Only images are public. /metrics, /readyz and /healthz are not.
     if (req.url !~ "^/((images|placeholders)/|events\?)") {
         return (synth(404));
     }
-    # Writes stay on the machine: they go to Afterimage itself, which refuses them from here too, by the
+    # Writes don't pass here: they go to Afterimage itself. It would refuse them from here too, by the
     # X-Forwarded-For that Varnish adds. OPTIONS is for scripts of other origins.
     if (req.method !~ "^(GET|HEAD|OPTIONS)$") {
         return (synth(405));
     }
 
-    # Images are the same for everybody.
+    # Images are the same for every client.
     unset req.http.Cookie;
     unset req.http.Authorization;
 
@@ -52,12 +52,12 @@ sub vcl_recv {
         return (pass);
     }
 
-    # The request has one name in both logs.
+    # The request has the same id in both logs.
     if (!req.http.X-Request-Id) {
         set req.http.X-Request-Id = req.xid;
     }
 
-    # Three copies at most of what varies by coding, and not one for each way to write the list.
+    # At most three copies of an image that varies by coding, instead of one for each way to write the list.
     # A coding with q=0 is refused.
     unset req.http.X-Coding;
     if (req.http.Accept-Encoding ~ "(?i)(^|[,\s])br\s*(,|$|;\s*q=(1|0\.0*[1-9]))") {
@@ -72,8 +72,8 @@ sub vcl_recv {
         unset req.http.X-Coding;
     }
 
-    # While Afterimage answers, a copy is used for ten seconds after its freshness is over, and meanwhile asked after.
-    # While it doesn't, for as long as there is one.
+    # While Afterimage answers, a copy is used for ten seconds after it is no longer fresh, and revalidated meanwhile.
+    # While it doesn't, a copy is used for as long as there is one.
     if (std.healthy(req.backend_hint) && req.restarts == 0) {
         set req.grace = 10s;
     } else {
@@ -89,16 +89,16 @@ sub vcl_backend_fetch {
 }
 
 sub vcl_backend_response {
-    # Varnish asks with If-None-Match where it has an old copy, and drops that when any answer comes. Better it than
-    # an error: this answer is dropped.
+    # Varnish revalidates an old copy with If-None-Match, and drops the copy when any answer comes. The copy is better
+    # than an error, so the error is dropped.
     if (beresp.status >= 500 && bereq.http.If-None-Match && !bereq.uncacheable) {
         return (abandon);
     }
-    # How long images outlive Afterimage: the time that records live by default ([records] ttl).
+    # Images outlive Afterimage for as long as records live by default ([records] ttl).
     set beresp.grace = 2h;
 
-    # While Redis can't be reached, Afterimage answers with Age. Varnish counts it and would find that nothing is left
-    # of max-age=5; but these seconds are meant from now on.
+    # While Redis can't be reached, Afterimage answers with Age. Varnish counts it, and nothing would be left of
+    # max-age=5; but these seconds count from now on.
     if (beresp.http.Age && beresp.http.Cache-Control == "public, max-age=5") {
         set beresp.ttl = 5s;
     }
@@ -111,7 +111,7 @@ sub vcl_backend_error {
 }
 
 sub vcl_synth {
-    # What was dropped above. This time the old copy is taken, however old.
+    # An error was dropped above. This time the old copy is used, however old it is.
     if (resp.status == 503 && req.restarts == 0) {
         return (restart);
     }
@@ -121,7 +121,7 @@ sub vcl_synth {
 }
 
 sub vcl_deliver {
-    # Where the answer came from (RFC 9211 §2). A copy whose freshness is over has a ttl below zero.
+    # Where the answer came from (RFC 9211 §2). A copy that is no longer fresh has a ttl below zero.
     if (resp.http.Cache-Status) {
         std.collect(resp.http.Cache-Status);
         set resp.http.Cache-Status = resp.http.Cache-Status + ", ";
@@ -129,12 +129,12 @@ sub vcl_deliver {
     if (obj.hits > 0) {
         set resp.http.Cache-Status = resp.http.Cache-Status + "varnish; hit; ttl="
             + std.integer(duration = obj.ttl);
-        # How long the store took says nothing of an answer that Varnish had.
+        # The store's time says nothing about an answer that Varnish had.
         unset resp.http.Server-Timing;
     } else {
         set resp.http.Cache-Status = resp.http.Cache-Status + "varnish; fwd=miss";
     }
-    # It belongs to one request and not to its copies.
+    # It belongs to one request, not to copies of its answer.
     set resp.http.X-Request-Id = req.http.X-Request-Id;
     unset resp.http.X-Varnish;
 }

