@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::cache::Cache;
 use crate::events::hub::Hub;
@@ -13,6 +13,7 @@ use crate::offload::Offload;
 use crate::read::{CorruptLog, Outcome};
 use crate::render::Renderer;
 use crate::settings::Settings;
+use crate::shutdown::Shutdown;
 use crate::store::{Change, ChangeListener, Store};
 
 /// Everything that a request needs. There are no globals: two of them may run in one process.
@@ -45,18 +46,8 @@ pub struct App {
     pub fetching: Semaphore,
     /// One permit for each KiB of what is being written: no writer takes a reader's room.
     pub writing: Semaphore,
-    phase: watch::Sender<ShutdownPhase>,
-}
-
-/// How far the service is on its way to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum ShutdownPhase {
-    /// It serves.
-    Serving,
-    /// It says that it isn't ready, though it still answers.
-    Stopping,
-    /// It ends what it has begun.
-    Draining,
+    /// The way to the end, which the server moves on.
+    pub shutdown: Shutdown,
 }
 
 impl App {
@@ -118,7 +109,7 @@ impl App {
             decoding: Arc::new(Semaphore::new(cores)),
             fetching: Semaphore::new(settings.limits.fetch_bytes.div_ceil(1024)),
             writing: Semaphore::new(settings.limits.write_bytes.div_ceil(1024)),
-            phase: watch::Sender::new(ShutdownPhase::Serving),
+            shutdown: Shutdown::new(),
             settings,
         });
         app.events.start(&app);
@@ -126,28 +117,6 @@ impl App {
             offload.start(&app, &app.settings.offload);
         }
         Ok(app)
-    }
-
-    /// From now on the service says that it isn't ready, though it still answers.
-    pub fn begin_to_stop(&self) {
-        self.phase.send_replace(ShutdownPhase::Stopping);
-    }
-
-    /// From now on what would go on for ever ends.
-    pub fn begin_to_drain(&self) {
-        self.phase.send_replace(ShutdownPhase::Draining);
-    }
-
-    /// Waits until what would go on for ever is to end.
-    pub async fn until_draining(&self) {
-        // The sender lives as long as this app.
-        let _ = self.phase.subscribe().wait_for(|phase| *phase >= ShutdownPhase::Draining).await;
-    }
-
-    /// Whether it was told to stop.
-    #[must_use]
-    pub fn is_stopping(&self) -> bool {
-        *self.phase.borrow() >= ShutdownPhase::Stopping
     }
 
     /// Waits for room for a value of some bytes among those that are being fetched, no longer than Redis may

@@ -63,8 +63,6 @@ pub struct Metrics {
     pub response_bytes: Counter,
     /// Requests that are being answered, but for those of operators.
     pub requests_in_flight: Gauge,
-    /// Requests of operators that are being answered.
-    pub operators_in_flight: Gauge,
     /// Open connections.
     pub connections: Gauge,
     requests: Family<RequestLabels, Counter>,
@@ -162,19 +160,19 @@ impl Shed {
 const SERVED: [&str; 7] =
     ["hit", "rendered", "fetched", "collapsed", "revalidated", "stale", "failed"];
 
-/// What counts hits.
+/// The counters of hits on one route, which were looked up once.
 #[derive(Debug)]
 pub struct HitMetrics {
-    /// Of 200 and of 304.
-    requests: [Counter; 2],
+    /// By method, GET or HEAD, and status, 200 or 304.
+    requests: [[Counter; 2]; 2],
     durations: Histogram,
     reads: Counter,
 }
 
 impl HitMetrics {
-    /// A hit was answered.
-    pub fn count(&self, status: u16, duration: Duration) {
-        self.requests[usize::from(status == 304)].inc();
+    /// Counts a hit.
+    pub fn count(&self, is_head: bool, is_304: bool, duration: Duration) {
+        self.requests[usize::from(is_head)][usize::from(is_304)].inc();
         self.durations.observe(duration.as_secs_f64());
         self.reads.inc();
     }
@@ -248,7 +246,6 @@ impl Metrics {
                 "requests_in_flight",
                 "Requests being answered",
             ),
-            operators_in_flight: Gauge::default(),
             connections: gauge(&mut registry, "connections", "Open connections"),
             requests: Family::default(),
             durations: Family::new_with_constructor(histogram),
@@ -354,12 +351,13 @@ impl Metrics {
         self.durations.get_or_create(&RouteLabel { route }).observe(duration.as_secs_f64());
     }
 
-    /// The counters of hits on a route, which are looked up once.
+    /// Looks up the counters of hits on a route.
     pub fn of_hits(&self, route: &'static str) -> HitMetrics {
-        let labels = |status| RequestLabels { route, method: "GET", status };
-        let requests = [200, 304].map(|status| self.requests.get_or_create_owned(&labels(status)));
+        let counter = |method, status| {
+            self.requests.get_or_create_owned(&RequestLabels { route, method, status })
+        };
         HitMetrics {
-            requests,
+            requests: ["GET", "HEAD"].map(|method| [200, 304].map(|it| counter(method, it))),
             durations: self.durations.get_or_create_owned(&RouteLabel { route }),
             reads: self.reads.get_or_create_owned(&ServedLabel { served: SERVED[0] }),
         }

@@ -1,6 +1,5 @@
 //! One request to a running server: what the commands `health` and `put` need.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -11,7 +10,7 @@ use hyper::Request;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
 
-use crate::server::listener;
+use crate::server::listener::{self, reachable};
 use crate::settings::{ListenOn, Token};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,14 +52,4 @@ pub async fn send(
         .await
         .with_context(|| format!("the server at {listen} didn't answer within {TIMEOUT:?}"))?
         .with_context(|| format!("no answer from a server at {listen}"))
-}
-
-/// A server that listens on every address is found on the loopback one.
-pub(crate) fn reachable(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
 }

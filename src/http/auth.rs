@@ -1,7 +1,5 @@
 //! Authorisation: the peer of a connection, the bearer tokens of the settings, and the right to write.
 
-use std::fmt;
-use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::Context;
@@ -14,34 +12,8 @@ use subtle::{Choice, ConstantTimeEq};
 
 use super::problem::Problem;
 use crate::app::App;
+use crate::server::Peer;
 use crate::settings;
-
-/// Who is at the other end of the connection.
-#[derive(Debug, Clone, Copy)]
-pub enum Peer {
-    /// A socket address.
-    Tcp(SocketAddr),
-    /// A program on this machine, over a Unix socket: a proxy, as a rule, for whom nobody knows.
-    Unix,
-}
-
-impl Peer {
-    fn is_loopback(self) -> bool {
-        match self {
-            Peer::Tcp(address) => address.ip().to_canonical().is_loopback(),
-            Peer::Unix => false,
-        }
-    }
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Peer::Tcp(address) => address.fmt(f),
-            Peer::Unix => f.write_str("unix"),
-        }
-    }
-}
 
 /// Whether a request may write: by a bearer token (RFC 6750) where there are some; otherwise if it comes from a program
 /// on this machine.

@@ -19,6 +19,7 @@ use super::router::HttpState;
 use crate::app::App;
 use crate::events::hub::{Inline, Subscription, TooMany, Wanted};
 use crate::image::{ImageId, MAX_ID_LENGTH};
+use crate::shutdown::Phase;
 
 /// nginx passes on what carries this as it comes.
 const NOT_BUFFERED: (HeaderName, HeaderValue) =
@@ -109,7 +110,7 @@ fn body(app: &Arc<App>, subscription: Subscription) -> Body {
             } else {
                 tokio::select! {
                     biased;
-                    () = app.until_draining() => return None,
+                    () = app.shutdown.reached(Phase::Draining) => return None,
                     event = subscription.next() => event?,
                     () = tokio::time::sleep(heartbeat) => COMMENT,
                 }

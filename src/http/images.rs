@@ -128,6 +128,7 @@ fn answered(
     let Answer { content, served, times } = answer;
     let from_memory = match &content {
         AnswerContent::Image(Representation { metadata, .. })
+        | AnswerContent::Metadata(metadata)
         | AnswerContent::NotModified(metadata)
             if served == CacheStatus::Hit =>
         {

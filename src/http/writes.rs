@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tower_http::timeout::TimeoutError;
 
-use super::auth::{self, Peer};
+use super::auth;
 use super::digest::Digests;
 use super::problem::Problem;
 use super::router::HttpState;
@@ -27,6 +27,7 @@ use super::{conditional, images};
 use crate::app::{App, WriteReservation};
 use crate::image::MediaType;
 use crate::read::off_worker;
+use crate::server::Peer;
 use crate::settings;
 use crate::store::Replaced;
 use crate::write::{self, Put, Submission, Target};

@@ -7,6 +7,7 @@ pub mod preconditions;
 pub mod record;
 pub mod variant;
 
+use std::any::Any;
 use std::borrow::Borrow;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -276,18 +277,32 @@ pub struct Metadata {
     pub coded: Vec<Arc<Metadata>>,
     /// Whether this original moves; looked up when somebody first needs to know.
     pub animated: OnceLock<bool>,
-    /// What was said of this original when it came from memory, to be said again.
-    pub said: Said,
+    /// The place for cached response heads.
+    pub attachment: Attachment,
 }
 
-/// The heads of answers as they were sent, but for what differs each time: by an address without a version, and by one
-/// with it.
-#[derive(Debug, Default)]
-pub struct Said {
-    /// With the bytes.
-    pub whole: [OnceLock<Bytes>; 2],
-    /// To who has them.
-    pub not_modified: [OnceLock<Bytes>; 2],
+/// A place for one value of another layer's, which leaves with its owner. `http` keeps cached response heads there.
+#[derive(Default)]
+pub struct Attachment(OnceLock<Box<dyn Any + Send + Sync>>);
+
+impl Attachment {
+    /// Returns the value, if there is one of this type.
+    #[must_use]
+    pub fn get<T: Any>(&self) -> Option<&T> {
+        self.0.get()?.downcast_ref()
+    }
+
+    /// Returns the value, which is made if there is none. Panics if the value has another type.
+    pub fn get_or_default<T: Any + Default + Send + Sync>(&self) -> &T {
+        let value = self.0.get_or_init(|| Box::new(T::default()));
+        value.downcast_ref().expect("one layer uses it, with one type")
+    }
+}
+
+impl fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attachment").finish_non_exhaustive()
+    }
 }
 
 impl Metadata {
@@ -309,7 +324,7 @@ impl Metadata {
             last_modified_value: last_modified.map(|time| ascii(httpdate::fmt_http_date(time))),
             coded: Vec::new(),
             animated: OnceLock::new(),
-            said: Said::default(),
+            attachment: Attachment::default(),
         }
     }
 
