@@ -39,6 +39,28 @@ pub(crate) struct ImageAddress<'b> {
     pub(crate) id: &'b str,
     /// The rest of the target.
     pub(crate) rest: &'b str,
+    accept: Option<&'b [u8]>,
+    accept_encoding: Option<&'b [u8]>,
+}
+
+/// An [`ImageAddress`] that outlives its request.
+#[derive(Debug)]
+pub(crate) struct OwnedAddress {
+    id: Box<str>,
+    rest: Box<str>,
+    accept: Option<Box<[u8]>>,
+    accept_encoding: Option<Box<[u8]>>,
+}
+
+impl OwnedAddress {
+    pub(crate) fn borrow(&self) -> ImageAddress<'_> {
+        ImageAddress {
+            id: &self.id,
+            rest: &self.rest,
+            accept: self.accept.as_deref(),
+            accept_encoding: self.accept_encoding.as_deref(),
+        }
+    }
 }
 
 impl<'b> FastRequest<'b> {
@@ -149,34 +171,12 @@ impl<'b> FastRequest<'b> {
             byte.is_ascii_alphanumeric()
                 || matches!(byte, b'?' | b'=' | b'&' | b'.' | b'/' | b'-' | b'_')
         };
-        (rest.len() <= MAX_ADDRESS && rest.bytes().all(is_plain))
-            .then_some(ImageAddress { id, rest })
-    }
-
-    /// Returns the key of the head that answers it, and whether it asks for the image under its plain address or the one
-    /// with its version. A wrong version under that address has no key, so that its head is never mistaken for the right
-    /// one's.
-    pub(crate) fn key(
-        &self,
-        address: &ImageAddress<'b>,
-        original: &Metadata,
-    ) -> Option<(HeadKey<'b>, bool)> {
-        let is_named = match address.rest.strip_prefix("?v=") {
-            Some(version) if version.len() == 32 && original.version.is_named(version) => true,
-            Some(version) if version.len() == 32 => return None,
-            Some(_) | None => false,
-        };
-        let is_short = |field: &Option<&[u8]>| field.is_none_or(|it| it.len() <= MAX_FIELD);
-        let (mut accept, mut accept_encoding) = (None, None);
-        if address.is_negotiated() {
-            accept = Some(self.accept).filter(is_short)?;
-        }
-        if !original.coded.is_empty() {
-            accept_encoding = Some(self.accept_encoding).filter(is_short)?;
-        }
-        let is_primary =
-            (address.rest.is_empty() || is_named) && accept.is_none() && accept_encoding.is_none();
-        Some((HeadKey { address: address.rest, accept, accept_encoding }, is_primary))
+        (rest.len() <= MAX_ADDRESS && rest.bytes().all(is_plain)).then_some(ImageAddress {
+            id,
+            rest,
+            accept: self.accept,
+            accept_encoding: self.accept_encoding,
+        })
     }
 
     /// Returns its validator, unless only the router understands it: a list, `*` or a malformed one.
@@ -206,7 +206,36 @@ impl<'b> FastRequest<'b> {
     }
 }
 
-impl ImageAddress<'_> {
+impl<'b> ImageAddress<'b> {
+    /// Returns the key of the head that answers it, and whether it asks for the image under its plain address or the one
+    /// with its version. A wrong version under that address has no key, so that its head is never mistaken for the right
+    /// one's.
+    pub(crate) fn key(&self, original: &Metadata) -> Option<(HeadKey<'b>, bool)> {
+        let is_named = match self.rest.strip_prefix("?v=") {
+            Some(version) if version.len() == 32 && original.version.is_named(version) => true,
+            Some(version) if version.len() == 32 => return None,
+            Some(_) | None => false,
+        };
+        let is_long = |field: Option<&[u8]>| field.is_some_and(|it| it.len() > MAX_FIELD);
+        let accept = self.accept.filter(|_| self.is_negotiated());
+        let accept_encoding = self.accept_encoding.filter(|_| !original.coded.is_empty());
+        if is_long(accept) || is_long(accept_encoding) {
+            return None;
+        }
+        let is_primary =
+            (self.rest.is_empty() || is_named) && accept.is_none() && accept_encoding.is_none();
+        Some((HeadKey { address: self.rest, accept, accept_encoding }, is_primary))
+    }
+
+    pub(crate) fn to_owned(self) -> OwnedAddress {
+        OwnedAddress {
+            id: self.id.into(),
+            rest: self.rest.into(),
+            accept: self.accept.map(Into::into),
+            accept_encoding: self.accept_encoding.map(Into::into),
+        }
+    }
+
     pub(crate) fn is_thumbnail(&self) -> bool {
         self.rest.starts_with("/thumbnail")
     }
@@ -257,7 +286,7 @@ mod tests {
         let fields = [("accept", "image/webp"), ("accept-encoding", "br")];
         let key = |target: &str, original: &Metadata| {
             let request = request(target, &fields).unwrap();
-            let (key, is_primary) = request.key(&request.image().unwrap(), original)?;
+            let (key, is_primary) = request.image().unwrap().key(original)?;
             Some((key.accept.is_some(), key.accept_encoding.is_some(), is_primary))
         };
         let (right, wrong) = (format!("/images/a?v={}", png.version), "0".repeat(32));

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::header::CONTENT_LENGTH;
 use axum::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use axum::response::IntoResponse;
 use bytes::Bytes;
@@ -16,15 +15,16 @@ use tracing::Level;
 
 use super::cached_head::{CachedHead, CachedHeads, HeadOrder, HeadStatus, field};
 use super::common_headers::{self, Exchange};
-use super::fast_path::FastRequest;
+use super::fast_path::{FastRequest, ImageAddress};
 use super::host::check_host;
 use super::in_flight::{ACCESS, AccessRecord, InFlight, RequestLimits, SentBody, method_name};
 use super::problem::{Cause, Problem};
 use super::request_id::{REQUEST_ID, RequestId};
-use super::router::{Route, Routes, router};
+use super::router::{self, Route, Routes};
 use super::{CACHE_STATUS, FromMemory};
 use crate::app::App;
 use crate::image::Metadata;
+use crate::limit::Place;
 use crate::metrics::{HitMetrics, Shed};
 use crate::server::Peer;
 use crate::server::timeouts::ConnectionState;
@@ -67,15 +67,9 @@ impl Replay {
     }
 }
 
-/// The parts of a request that caching its answer's head needs.
-struct Learner {
-    request: Request<()>,
-    is_head: bool,
-}
-
 impl HttpService {
     pub(crate) fn new(app: Arc<App>, routes: Routes, limits: RequestLimits) -> HttpService {
-        let router = router(Arc::clone(&app), routes);
+        let router = router::router(Arc::clone(&app), routes);
         let hits = [Route::Image, Route::Thumbnail].map(|it| app.metrics.of_hits(it.pattern()));
         HttpService { app, router, routes, limits, heads: HeadOrder::default(), hits }
     }
@@ -152,7 +146,7 @@ impl HttpService {
             common_headers::close(&mut response, &exchange);
             response
         } else {
-            let learner = fast.and_then(|fast| Learner::of(&fast, &request));
+            let address = fast.and_then(|fast| fast.image()).map(ImageAddress::to_owned);
             let mut response = match refusal {
                 Some(problem) if method == Method::HEAD => {
                     common_headers::without_body(problem.into_response())
@@ -163,8 +157,8 @@ impl HttpService {
             };
             common_headers::complete(&mut response, &exchange);
             let from_memory = response.extensions_mut().remove::<FromMemory>();
-            if let (Some(learner), Some(FromMemory(metadata))) = (learner, from_memory) {
-                self.learn(&learner, &metadata, &response);
+            if let (Some(address), Some(FromMemory(metadata))) = (address, from_memory) {
+                self.learn(&address.borrow(), &method, &metadata, &response);
             }
             response.headers_mut().insert(REQUEST_ID, id.clone());
             let (name, status) = (method_name(&method), response.status().as_u16());
@@ -184,7 +178,7 @@ impl HttpService {
     }
 
     /// Gives a request its place, or says why it isn't even routed.
-    fn admit(&self, route: Route, request: &Request<Body>) -> Result<crate::limit::Place, Problem> {
+    fn admit(&self, route: Route, request: &Request<Body>) -> Result<Place, Problem> {
         check_host(request).map_err(Problem::bad_host)?;
         self.limits.admit(route, self.routes).map_err(|limit| {
             self.app.metrics.count_shed(Shed::Requests);
@@ -201,7 +195,7 @@ impl HttpService {
             return None;
         }
         let (id, original) = self.app.index.current(address.id, began)?;
-        let (key, _) = request.key(&address, &original)?;
+        let (key, _is_primary) = address.key(&original)?;
         let is_head = request.method == Method::HEAD;
         let heads = original.attachment.get::<CachedHeads>()?;
         let head = heads.find(&key, validator, is_head)?;
@@ -215,23 +209,25 @@ impl HttpService {
     }
 
     /// Caches the head of an answer that came from memory, if later requests may get it.
-    fn learn(&self, learner: &Learner, metadata: &Metadata, response: &Response<Body>) {
-        let Some(status) = HeadStatus::of(response.status(), learner.is_head) else { return };
-        let request = learner.request.clone().map(|()| Body::empty());
-        let Some(request) = FastRequest::of_checked(&request) else { return };
-        let Some(address) = request.image() else { return };
-        let Some((_, original)) = self.app.index.current(address.id, Instant::now()) else {
-            return;
-        };
-        // The answer may be about the version before. And until it is known whether a picture moves, its negotiated
-        // format isn't final.
-        if metadata.version != original.version
-            || (address.is_negotiated() && original.animated.get().is_none())
-            || !response.headers().contains_key(CONTENT_LENGTH) && status != HeadStatus::NotModified
-        {
+    fn learn(
+        &self,
+        address: &ImageAddress<'_>,
+        method: &Method,
+        metadata: &Metadata,
+        response: &Response<Body>,
+    ) {
+        let status = HeadStatus::of(response.status(), *method == Method::HEAD);
+        let original = self.app.index.current(address.id, Instant::now());
+        let (Some(status), Some((_, original))) = (status, original) else { return };
+        // The answer may be about the version before.
+        if metadata.version != original.version {
             return;
         }
-        if let Some((key, is_primary)) = request.key(&address, &original) {
+        // Until it is known whether a picture moves, its negotiated format isn't final.
+        if address.is_negotiated() && original.animated.get().is_none() {
+            return;
+        }
+        if let Some((key, is_primary)) = address.key(&original) {
             let head = CachedHead::new(key, is_primary, status, metadata, response.headers());
             self.heads.keep(&original, head);
         }
@@ -251,19 +247,6 @@ impl HttpService {
 
     fn logs_access(&self) -> bool {
         self.app.settings.log.access && tracing::enabled!(target: ACCESS, Level::INFO)
-    }
-}
-
-impl Learner {
-    /// Copies the parts of a request that the key of its answer's head has.
-    fn of(fast: &FastRequest<'_>, request: &Request<Body>) -> Option<Learner> {
-        fast.image()?;
-        let mut copy = Request::new(());
-        *copy.method_mut() = request.method().clone();
-        *copy.uri_mut() = request.uri().clone();
-        *copy.version_mut() = request.version();
-        *copy.headers_mut() = request.headers().clone();
-        Some(Learner { request: copy, is_head: fast.method == Method::HEAD })
     }
 }
 

@@ -254,13 +254,12 @@ impl<'a> FastLoop<'a> {
         let mut head = head_text(status, &parts.headers);
         let mut closes = parts.headers.contains_key(CONNECTION);
         if has_body && !parts.headers.contains_key(CONTENT_LENGTH) {
-            match body.size_hint().exact() {
-                Some(length) => field(&mut head, &CONTENT_LENGTH, length.to_string().as_bytes()),
-                None => {
-                    // The body ends with the connection (RFC 9112 §6.3).
-                    closes = true;
-                    field(&mut head, &CONNECTION, b"close");
-                }
+            if let Some(length) = body.size_hint().exact() {
+                field(&mut head, &CONTENT_LENGTH, length.to_string().as_bytes());
+            } else {
+                // The body ends with the connection (RFC 9112 §6.3).
+                closes = true;
+                field(&mut head, &CONNECTION, b"close");
             }
         }
         self.server.date.append(&mut head, Instant::now());

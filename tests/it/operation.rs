@@ -417,14 +417,14 @@ async fn every_answer_has_a_request_id_the_clients_own_where_it_sent_one() {
 }
 
 /// The program with its log in a file.
-struct Logging {
-    process: Process,
+pub(crate) struct Logging {
+    pub(crate) process: Process,
     file: PathBuf,
     _dir: tempfile::TempDir,
 }
 
 impl Logging {
-    fn start(arguments: &[&str]) -> Logging {
+    pub(crate) fn start(arguments: &[&str]) -> Logging {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("log");
         let mut command = program();
@@ -433,7 +433,7 @@ impl Logging {
     }
 
     /// Everything that was logged, once the program has ended.
-    fn end(mut self) -> String {
+    pub(crate) fn end(mut self) -> String {
         self.process.signal("INT");
         assert!(self.process.child.wait().unwrap().success());
         let mut text = String::new();

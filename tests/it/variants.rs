@@ -24,6 +24,17 @@ pub(crate) fn encoded(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
     bytes.into_inner()
 }
 
+/// A GIF of two frames.
+pub(crate) fn moving() -> Vec<u8> {
+    let mut moving = Vec::new();
+    let mut encoder = GifEncoder::new(&mut moving);
+    for seed in [1, 200] {
+        encoder.encode_frame(Frame::new(picture(seed, 100, 50).into_rgba8())).unwrap();
+    }
+    drop(encoder);
+    moving
+}
+
 fn decoded(answer: &Answer) -> DynamicImage {
     assert_eq!(answer.status, StatusCode::OK, "{:?} {:?}", answer.headers, answer.body);
     let format = ImageFormat::from_mime_type(answer.header("content-type")).unwrap();
@@ -262,12 +273,7 @@ async fn what_can_not_be_decoded_is_sent_as_it_is_and_in_no_other_format() {
 async fn moving_pictures_go_on_moving_unless_they_are_resized() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
-    let mut moving = Vec::new();
-    let mut encoder = GifEncoder::new(&mut moving);
-    for seed in [1, 200] {
-        encoder.encode_frame(Frame::new(picture(seed, 100, 50).into_rgba8())).unwrap();
-    }
-    drop(encoder);
+    let moving = moving();
     redis.set("a", &record(&moving)).await;
     for _ in 0..2 {
         let answer = accepting(&server, "/images/a?format=auto", "image/webp,*/*").await;
