@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
-
 use crate::budget::{FetchBudget, WriteBudget};
 use crate::cache::Cache;
 use crate::changes::Changes;
@@ -18,6 +16,7 @@ use crate::originals::Originals;
 use crate::read::{CorruptLog, Outcome, Reader};
 use crate::render::Renderer;
 use crate::settings::Settings;
+use crate::shutdown::Shutdown;
 use crate::store::{ChangeListener, Store};
 use crate::write::Writer;
 
@@ -52,18 +51,8 @@ pub struct App {
     pub write_access: WriteAccess,
     #[expect(dead_code, reason = "held for its tasks")]
     moving: Option<MoveTasks>,
-    phase: watch::Sender<ShutdownPhase>,
-}
-
-/// How far the service is on its way to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum ShutdownPhase {
-    /// It serves.
-    Serving,
-    /// It says that it isn't ready, though it still answers.
-    Stopping,
-    /// It ends what it has begun.
-    Draining,
+    /// The phases of a stop. The server moves it on.
+    pub shutdown: Shutdown,
 }
 
 impl App {
@@ -140,7 +129,7 @@ impl App {
             writer: Writer::new(&store, offload.as_ref(), &changes, &cpu, &settings),
             events: Events::start(&hub, &reader, http::events::encode, &settings),
             write_access: WriteAccess::load(&settings.writes)?,
-            phase: watch::Sender::new(ShutdownPhase::Serving),
+            shutdown: Shutdown::new(),
             store,
             index,
             cache,
@@ -152,27 +141,5 @@ impl App {
             moving,
             settings,
         }))
-    }
-
-    /// From now on the service says that it isn't ready, though it still answers.
-    pub fn begin_to_stop(&self) {
-        self.phase.send_replace(ShutdownPhase::Stopping);
-    }
-
-    /// From now on what would go on for ever ends.
-    pub fn begin_to_drain(&self) {
-        self.phase.send_replace(ShutdownPhase::Draining);
-    }
-
-    /// Waits until what would go on for ever is to end.
-    pub async fn until_draining(&self) {
-        // The sender lives as long as this app.
-        let _ = self.phase.subscribe().wait_for(|phase| *phase >= ShutdownPhase::Draining).await;
-    }
-
-    /// Whether it was told to stop.
-    #[must_use]
-    pub fn is_stopping(&self) -> bool {
-        *self.phase.borrow() >= ShutdownPhase::Stopping
     }
 }

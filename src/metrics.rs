@@ -65,8 +65,6 @@ pub struct Metrics {
     pub response_bytes: Counter,
     /// Requests being answered, except those of operators.
     pub requests_in_flight: Gauge,
-    /// Requests of operators being answered. Not exported.
-    pub operators_in_flight: Gauge,
     /// Open connections.
     pub connections: Gauge,
     requests: Family<RequestLabels, Counter>,
@@ -164,19 +162,19 @@ impl Shed {
 const SERVED: [&str; 7] =
     ["hit", "rendered", "fetched", "collapsed", "revalidated", "stale", "failed"];
 
-/// The metrics of hits on one route, looked up once.
+/// The counters of hits on one route, which were looked up once.
 #[derive(Debug)]
 pub struct HitMetrics {
-    /// For status 200 and for 304.
-    requests: [Counter; 2],
+    /// By method, GET or HEAD, and status, 200 or 304.
+    requests: [[Counter; 2]; 2],
     durations: Histogram,
     reads: Counter,
 }
 
 impl HitMetrics {
-    /// Counts the answer to a hit.
-    pub fn count(&self, status: u16, duration: Duration) {
-        self.requests[usize::from(status == 304)].inc();
+    /// Counts a hit.
+    pub fn count(&self, is_head: bool, is_304: bool, duration: Duration) {
+        self.requests[usize::from(is_head)][usize::from(is_304)].inc();
         self.durations.observe(duration.as_secs_f64());
         self.reads.inc();
     }
@@ -234,7 +232,6 @@ impl Metrics {
             events: registered(all, "events", "Events sent on event streams"),
             event_streams: registered(all, "event_streams", "Open event streams"),
             requests_in_flight: registered(all, "requests_in_flight", "Requests being answered"),
-            operators_in_flight: Gauge::default(),
             connections: registered(all, "connections", "Open connections"),
             cache_images: registered(all, "cache_images", "Images in memory"),
             known_keys: registered(all, "known_keys", "Keys with metadata in the index"),
@@ -314,10 +311,11 @@ impl Metrics {
 
     /// Looks up the metrics of hits on a route.
     pub fn of_hits(&self, route: &'static str) -> HitMetrics {
-        let labels = |status| RequestLabels { route, method: "GET", status };
-        let requests = [200, 304].map(|status| self.requests.get_or_create_owned(&labels(status)));
+        let counter = |method, status| {
+            self.requests.get_or_create_owned(&RequestLabels { route, method, status })
+        };
         HitMetrics {
-            requests,
+            requests: ["GET", "HEAD"].map(|method| [200, 304].map(|it| counter(method, it))),
             durations: self.durations.get_or_create_owned(&RouteLabel { route }),
             reads: self.reads.get_or_create_owned(&ServedLabel { served: SERVED[0] }),
         }

@@ -1,6 +1,5 @@
 //! One request to a running server, for the commands `health` and `put`.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -11,7 +10,7 @@ use hyper::Request;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
 
-use crate::server::listener;
+use crate::server::listener::{self, reachable};
 use crate::settings::{ListenOn, Settings, Token};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,16 +51,6 @@ pub async fn send(
         .await
         .with_context(|| format!("the server at {listen} didn't answer within {TIMEOUT:?}"))?
         .with_context(|| format!("no answer from a server at {listen}"))
-}
-
-/// Replaces the wildcard address by the loopback address, where a server that listens on it is found.
-pub(crate) fn reachable(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
 }
 
 /// The public listener, unless it speaks TLS: this client trusts no certificate authority.

@@ -1,7 +1,6 @@
 //! The right to write, by a bearer token or by being on this machine.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::Context;
@@ -13,34 +12,8 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
 use super::problem::{Problem, ProblemKind};
+use crate::server::Peer;
 use crate::settings;
-
-/// The other end of a connection.
-#[derive(Debug, Clone, Copy)]
-pub enum Peer {
-    /// A socket address.
-    Tcp(SocketAddr),
-    /// A Unix socket. As a rule a proxy is behind it, with clients from anywhere.
-    Unix,
-}
-
-impl Peer {
-    fn is_loopback(self) -> bool {
-        match self {
-            Peer::Tcp(address) => address.ip().to_canonical().is_loopback(),
-            Peer::Unix => false,
-        }
-    }
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Peer::Tcp(address) => address.fmt(f),
-            Peer::Unix => f.write_str("unix"),
-        }
-    }
-}
 
 /// The right to write: that of clients with one of the tokens (RFC 6750), or, without tokens, of programs on this machine.
 ///

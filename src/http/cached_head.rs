@@ -1,88 +1,245 @@
-//! What was said of an image in memory, to be said again: its head as text, but for what differs each time. HTTP/1.1
-//! sends the text itself, HTTP/2 the fields of it.
+//! Cached response heads. The router's first answer to a hit is kept with the metadata of its image and replayed;
+//! `Date` and `X-Request-Id` are added per request.
+//!
+//! A head is replayed only to requests with the same [`HeadKey`], which has everything that the answer depends on. Heads
+//! hang off the metadata in the index, so they leave with their version.
 
+use std::collections::VecDeque;
 use std::io::Write as _;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-use axum::http::header::{CONTENT_LENGTH, DATE, HeaderName};
+use axum::http::header::{CONNECTION, DATE, HeaderName};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
-use bytes::Bytes;
 
-use crate::http::REQUEST_ID;
-use crate::image::{Metadata, RepresentationKind, Said};
+use super::request_id::REQUEST_ID;
+use crate::image::{Metadata, RepresentationKind};
 
-/// Where it is kept what was said of an image.
-pub(crate) fn slot(
-    metadata: &Metadata,
-    status: StatusCode,
-    versioned: bool,
-) -> Option<&OnceLock<Bytes>> {
-    // A coded form depends on what is accepted.
-    if metadata.kind != RepresentationKind::Original || !metadata.coded.is_empty() {
-        return None;
-    }
-    let Said { whole, not_modified } = &metadata.said;
-    match status {
-        StatusCode::OK => Some(&whole[usize::from(versioned)]),
-        StatusCode::NOT_MODIFIED => Some(&not_modified[usize::from(versioned)]),
-        _ => None,
+/// Most heads of an image under other addresses than its plain one and the one with its version.
+const MAX_OTHERS: usize = 8;
+
+/// Most heads of all images: about 30 MB.
+const MAX_HEADS: usize = 16 * 1024;
+
+/// The parts of a request for an image that the head of a hit depends on, beside its method and validator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HeadKey<'a> {
+    /// The rest of the target behind the id: `?v=…`, `.webp?w=64`, `/thumbnail`.
+    pub(crate) address: &'a str,
+    /// The raw `Accept` field, where the format is negotiated.
+    pub(crate) accept: Option<&'a [u8]>,
+    /// The raw `Accept-Encoding` field, where the image has coded representations.
+    pub(crate) accept_encoding: Option<&'a [u8]>,
+}
+
+/// The answers that have heads of their own under one key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HeadStatus {
+    /// 200, to GET and HEAD.
+    Whole,
+    /// 304 to GET.
+    NotModified,
+    /// 304 to HEAD, which has the length of the 200.
+    NotModifiedToHead,
+}
+
+impl HeadStatus {
+    /// Returns the kind of an answer, if its head can be cached.
+    pub(crate) fn of(status: StatusCode, to_head: bool) -> Option<HeadStatus> {
+        match (status, to_head) {
+            (StatusCode::OK, _) => Some(HeadStatus::Whole),
+            (StatusCode::NOT_MODIFIED, false) => Some(HeadStatus::NotModified),
+            (StatusCode::NOT_MODIFIED, true) => Some(HeadStatus::NotModifiedToHead),
+            _ => None,
+        }
     }
 }
 
-/// What an address names as the version of an image, if it names one.
-pub(crate) type Named = Option<[u8; 32]>;
+/// The validator of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Validator<'a> {
+    /// No `If-None-Match`.
+    None,
+    /// One entity-tag in its quotes, without its `W/` (RFC 9110 §13.1.2: weak comparison).
+    Tag(&'a [u8]),
+}
 
-/// Keeps what is said now, if it is to be said again. Of a version that isn't the image's something else is said.
-pub(crate) fn keep(
-    metadata: &Metadata,
-    status: StatusCode,
-    named: Named,
-    text: impl FnOnce() -> Vec<u8>,
-) {
-    let is_its = |named: &[u8]| str::from_utf8(named).is_ok_and(|it| metadata.version.is_named(it));
-    if named.is_some_and(|named| !is_its(&named)) {
-        return;
+/// A cached response head.
+#[derive(Debug)]
+pub(crate) struct CachedHead {
+    address: Box<str>,
+    accept: Option<Box<[u8]>>,
+    accept_encoding: Option<Box<[u8]>>,
+    /// Whether it is under the plain address or the one with the version, and depends on nothing else.
+    is_primary: bool,
+    status: HeadStatus,
+    /// The representation whose bytes follow a 200.
+    pub(crate) kind: RepresentationKind,
+    etag: HeaderValue,
+    /// With an empty `X-Request-Id` in its place.
+    fields: HeaderMap,
+    /// As HTTP/1.1 sends it, without the empty line.
+    http_1: OnceLock<Box<[u8]>>,
+}
+
+impl CachedHead {
+    /// Makes one of the router's answer.
+    pub(crate) fn new(
+        key: HeadKey<'_>,
+        is_primary: bool,
+        status: HeadStatus,
+        representation: &Metadata,
+        headers: &HeaderMap,
+    ) -> CachedHead {
+        // Room for the fields that are added to a clone.
+        let mut fields = HeaderMap::with_capacity(headers.len() + 4);
+        for (name, value) in headers {
+            if name != DATE && name != CONNECTION && name != REQUEST_ID {
+                fields.append(name.clone(), value.clone());
+            }
+        }
+        fields.insert(REQUEST_ID, HeaderValue::from_static(""));
+        CachedHead {
+            address: key.address.into(),
+            accept: key.accept.map(Into::into),
+            accept_encoding: key.accept_encoding.map(Into::into),
+            is_primary,
+            status,
+            kind: representation.kind,
+            etag: representation.etag.clone(),
+            fields,
+            http_1: OnceLock::new(),
+        }
     }
-    if let Some(slot) = slot(metadata, status, named.is_some()) {
-        slot.get_or_init(|| Bytes::from(text().into_boxed_slice()));
+
+    pub(crate) fn status(&self) -> StatusCode {
+        match self.status {
+            HeadStatus::Whole => StatusCode::OK,
+            HeadStatus::NotModified | HeadStatus::NotModifiedToHead => StatusCode::NOT_MODIFIED,
+        }
+    }
+
+    /// Returns a field that all replays have.
+    pub(crate) fn field(&self, name: &HeaderName) -> Option<&HeaderValue> {
+        self.fields.get(name)
+    }
+
+    /// Returns the fields for one request.
+    pub(crate) fn fields(&self, request_id: HeaderValue) -> HeaderMap {
+        let mut fields = self.fields.clone();
+        fields.insert(REQUEST_ID, request_id);
+        fields
+    }
+
+    /// Returns the head as HTTP/1.1 sends it, without `Date`, `X-Request-Id` and the empty line.
+    pub(crate) fn http_1(&self) -> &[u8] {
+        self.http_1.get_or_init(|| {
+            let mut fields = self.fields.clone();
+            fields.remove(REQUEST_ID);
+            head_text(self.status(), &fields).into_boxed_slice()
+        })
+    }
+
+    fn has_key(&self, key: &HeadKey<'_>) -> bool {
+        *self.address == *key.address
+            && self.accept.as_deref() == key.accept
+            && self.accept_encoding.as_deref() == key.accept_encoding
+    }
+
+    /// Whether it answers a request with this validator.
+    fn answers(&self, validator: Validator<'_>, to_head: bool) -> bool {
+        let matches = matches!(validator, Validator::Tag(tag) if tag == self.etag.as_bytes());
+        match self.status {
+            HeadStatus::Whole => !matches,
+            HeadStatus::NotModified => matches && !to_head,
+            HeadStatus::NotModifiedToHead => matches && to_head,
+        }
     }
 }
 
-/// A head without what differs each time, and without the empty line.
-pub(crate) fn text(status: StatusCode, headers: &HeaderMap, length: Option<u64>) -> Vec<u8> {
+/// The cached heads of one version of an image.
+#[derive(Debug, Default)]
+pub(crate) struct CachedHeads(Mutex<Vec<Arc<CachedHead>>>);
+
+impl CachedHeads {
+    /// Returns the head that answers a request.
+    pub(crate) fn find(
+        &self,
+        key: &HeadKey<'_>,
+        validator: Validator<'_>,
+        to_head: bool,
+    ) -> Option<Arc<CachedHead>> {
+        let heads = self.lock();
+        let mut heads = heads.iter();
+        heads.find(|it| it.answers(validator, to_head) && it.has_key(key)).map(Arc::clone)
+    }
+
+    /// Keeps a head, in the place of the oldest other one if there are too many. Returns whether it is new.
+    fn keep(&self, head: CachedHead) -> bool {
+        let key = HeadKey {
+            address: &head.address,
+            accept: head.accept.as_deref(),
+            accept_encoding: head.accept_encoding.as_deref(),
+        };
+        let mut heads = self.lock();
+        if heads.iter().any(|it| it.status == head.status && it.has_key(&key)) {
+            return false;
+        }
+        let others = heads.iter().filter(|it| !it.is_primary).count();
+        if !head.is_primary
+            && others >= MAX_OTHERS
+            && let Some(oldest) = heads.iter().position(|it| !it.is_primary)
+        {
+            heads.remove(oldest);
+        }
+        heads.push(Arc::new(head));
+        true
+    }
+
+    fn clear(&self) {
+        let dropped = std::mem::take(&mut *self.lock());
+        drop(dropped);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<CachedHead>>> {
+        // Nothing under the lock can panic half-way, so a poisoned one is sound.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The order in which heads were cached, to bound their number.
+#[derive(Debug, Default)]
+pub(crate) struct HeadOrder(Mutex<VecDeque<Weak<Metadata>>>);
+
+impl HeadOrder {
+    /// Keeps a head with the metadata of its image, and drops those of the image that had one first if there are too
+    /// many. They are cached again at their next hit.
+    pub(crate) fn keep(&self, original: &Arc<Metadata>, head: CachedHead) {
+        let kept = original.attachment.get_or_default::<CachedHeads>().keep(head);
+        if !kept {
+            return;
+        }
+        let mut order = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        order.push_back(Arc::downgrade(original));
+        let first = if order.len() > MAX_HEADS { order.pop_front() } else { None };
+        drop(order);
+        let first = first.and_then(|it| it.upgrade());
+        if let Some(heads) = first.as_ref().and_then(|it| it.attachment.get::<CachedHeads>()) {
+            heads.clear();
+        }
+    }
+}
+
+/// Formats a head as HTTP/1.1 sends it, without `Date` and the empty line.
+pub(crate) fn head_text(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
     let mut text = Vec::with_capacity(1024);
     let reason = status.canonical_reason().unwrap_or_default();
     let _ = write!(text, "HTTP/1.1 {} {reason}\r\n", status.as_u16());
     for (name, value) in headers {
-        if name != REQUEST_ID && name != DATE {
+        if name != DATE {
             field(&mut text, name, value.as_bytes());
         }
     }
-    if let Some(length) = length
-        && !headers.contains_key(CONTENT_LENGTH)
-    {
-        field(&mut text, &CONTENT_LENGTH, HeaderValue::from(length).as_bytes());
-    }
     text
-}
-
-/// The fields of such a text. Their values are parts of it.
-pub(crate) fn fields(text: &Bytes) -> Option<HeaderMap> {
-    let mut headers = HeaderMap::with_capacity(20);
-    let mut rest = text.slice(line_end(text)? + 2..);
-    while let Some(end) = line_end(&rest) {
-        let colon = rest.iter().position(|&byte| byte == b':')?;
-        let name = HeaderName::from_bytes(rest.get(..colon)?).ok()?;
-        // `field` has written a space behind the colon.
-        let value = HeaderValue::from_maybe_shared(rest.slice(colon + 2..end)).ok()?;
-        headers.append(name, value);
-        rest = rest.slice(end + 2..);
-    }
-    Some(headers)
-}
-
-fn line_end(text: &[u8]) -> Option<usize> {
-    text.iter().position(|&byte| byte == b'\r')
 }
 
 /// Writes a field.
@@ -91,4 +248,94 @@ pub(crate) fn field(head: &mut Vec<u8>, name: &HeaderName, value: &[u8]) {
     head.extend_from_slice(b": ");
     head.extend_from_slice(value);
     head.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{MediaType, Version};
+
+    fn metadata(text: &str) -> Arc<Metadata> {
+        Arc::new(Metadata::new(Version::of(text.as_bytes()), MediaType::Png, 1, None))
+    }
+
+    fn key(address: &str) -> HeadKey<'_> {
+        HeadKey { address, accept: None, accept_encoding: None }
+    }
+
+    fn head(metadata: &Metadata, key: HeadKey<'_>, status: HeadStatus) -> CachedHead {
+        CachedHead::new(key, key == self::key(""), status, metadata, &HeaderMap::new())
+    }
+
+    #[test]
+    fn a_head_is_found_under_its_key_its_method_and_its_validator_only() {
+        let metadata = metadata("a");
+        let heads = CachedHeads::default();
+        let (json, brotli) = (Some(&b"image/webp"[..]), Some(&b"br"[..]));
+        let keys = [
+            key(""),
+            key("?w=64"),
+            HeadKey { accept: json, ..key("?w=64") },
+            HeadKey { accept_encoding: brotli, ..key("") },
+        ];
+        let tag = Validator::Tag(metadata.etag.as_bytes());
+        for key in keys {
+            assert!(heads.find(&key, Validator::None, false).is_none());
+            assert!(heads.keep(head(&metadata, key, HeadStatus::Whole)));
+            assert!(!heads.keep(head(&metadata, key, HeadStatus::Whole)));
+            for validator in [Validator::None, Validator::Tag(b"\"x\"")] {
+                let found = heads.find(&key, validator, false).unwrap();
+                assert!(found.has_key(&key) && found.status() == StatusCode::OK);
+                assert!(heads.find(&key, validator, true).is_some());
+            }
+            assert!(heads.find(&key, tag, false).is_none());
+            assert!(heads.keep(head(&metadata, key, HeadStatus::NotModified)));
+            assert!(
+                heads.find(&key, tag, false).is_some() && heads.find(&key, tag, true).is_none()
+            );
+        }
+    }
+
+    #[test]
+    fn an_image_has_no_more_heads_than_it_may_and_keeps_those_of_its_own_address() {
+        let metadata = metadata("a");
+        let heads = CachedHeads::default();
+        heads.keep(head(&metadata, key(""), HeadStatus::Whole));
+        for number in 0..100 {
+            let address = format!("?w={number}");
+            heads.keep(head(&metadata, key(&address), HeadStatus::Whole));
+            assert!(heads.find(&key(&address), Validator::None, false).is_some());
+        }
+        assert_eq!(heads.lock().len(), 1 + MAX_OTHERS);
+        assert!(heads.find(&key(""), Validator::None, false).is_some());
+    }
+
+    #[test]
+    fn there_are_no_more_heads_of_all_images_than_there_may_be() {
+        let order = HeadOrder::default();
+        let images: Vec<_> = (0..MAX_HEADS + 10).map(|it| metadata(&it.to_string())).collect();
+        for image in &images {
+            order.keep(image, head(image, key(""), HeadStatus::Whole));
+        }
+        let has = |image: &Arc<Metadata>| {
+            let heads = image.attachment.get::<CachedHeads>().unwrap();
+            heads.find(&key(""), Validator::None, false).is_some()
+        };
+        assert_eq!(images.iter().filter(|it| has(it)).count(), MAX_HEADS);
+        assert!(!has(&images[9]) && has(&images[10]));
+    }
+
+    #[test]
+    fn a_replayed_head_has_the_id_of_its_request_once() {
+        let metadata = metadata("a");
+        let mut headers = HeaderMap::new();
+        headers.insert("etag", metadata.etag.clone());
+        headers.insert(REQUEST_ID, HeaderValue::from_static("first"));
+        let head = CachedHead::new(key(""), true, HeadStatus::Whole, &metadata, &headers);
+        let fields = head.fields(HeaderValue::from_static("second"));
+        assert_eq!(fields.get_all(REQUEST_ID).iter().collect::<Vec<_>>(), ["second"]);
+        let text = String::from_utf8(head.http_1().to_vec()).unwrap();
+        let etag = metadata.etag.to_str().unwrap();
+        assert_eq!(text, format!("HTTP/1.1 200 OK\r\netag: {etag}\r\n"));
+    }
 }

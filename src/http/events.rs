@@ -20,6 +20,7 @@ use super::urls;
 use crate::app::App;
 use crate::events::{Content, Followed, Inline, Subscription, TooMany};
 use crate::image::{ImageId, MAX_ID_LENGTH, Version};
+use crate::shutdown::Phase;
 
 /// Tells nginx not to buffer the response.
 const NOT_BUFFERED: (HeaderName, HeaderValue) =
@@ -113,7 +114,7 @@ fn body(app: &Arc<App>, subscription: Subscription) -> Body {
             } else {
                 tokio::select! {
                     biased;
-                    () = app.until_draining() => return None,
+                    () = app.shutdown.reached(Phase::Draining) => return None,
                     event = subscription.next() => event?,
                     () = tokio::time::sleep(heartbeat) => COMMENT,
                 }

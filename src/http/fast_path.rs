@@ -1,4 +1,4 @@
-//! What a request asks for, if nothing in its head changes how its connection goes on.
+//! The fast path: requests that a cached response head may answer.
 
 use axum::body::Body;
 use axum::http::header::HeaderName;
@@ -6,65 +6,105 @@ use axum::http::{HeaderValue, Method, Request, Uri, Version};
 use http_body::Body as HttpBody;
 use httparse::Header;
 
-use super::cached_head::Named;
+use super::cached_head::{HeadKey, Validator};
+use super::host::is_host;
 use crate::http::router::Route;
+use crate::image::Metadata;
+use crate::image::variant::Format;
 
-/// What a plain request asks.
-pub(crate) struct PlainRequest<'b> {
+/// The longest rest of an address behind the id that has a cached head.
+const MAX_ADDRESS: usize = 128;
+
+/// The longest `Accept` or `Accept-Encoding` that is a part of a cached head's key.
+const MAX_FIELD: usize = 256;
+
+/// A GET or HEAD with nothing in its head that changes how its connection goes on.
+#[derive(Debug)]
+pub(crate) struct FastRequest<'b> {
     pub(crate) method: Method,
     pub(crate) target: &'b str,
-    path: &'b str,
-    /// What follows the path: a query, or the fragment that the router leaves out.
-    rest: &'b str,
     host: &'b [u8],
-    /// Where there is one field of that name.
-    pub(crate) if_none_match: Option<&'b [u8]>,
+    if_none_match: Option<&'b [u8]>,
+    accept: Option<&'b [u8]>,
+    accept_encoding: Option<&'b [u8]>,
     pub(crate) request_id: Option<&'b [u8]>,
-    /// Whether nothing else is said that an answer could depend on, but the codings that are accepted.
-    simple: bool,
+    /// Whether the answer depends on nothing else in the head.
+    is_simple: bool,
 }
 
-impl<'b> PlainRequest<'b> {
-    /// What a head asks, if it is plain.
-    pub(crate) fn of(request: &httparse::Request<'_, 'b>) -> Option<PlainRequest<'b>> {
+/// A request for an image that a cached head may answer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ImageAddress<'b> {
+    /// A whole id, if the index knows it: one with an escape or a slash isn't there.
+    pub(crate) id: &'b str,
+    /// The rest of the target.
+    pub(crate) rest: &'b str,
+    accept: Option<&'b [u8]>,
+    accept_encoding: Option<&'b [u8]>,
+}
+
+/// An [`ImageAddress`] that outlives its request.
+#[derive(Debug)]
+pub(crate) struct OwnedAddress {
+    id: Box<str>,
+    rest: Box<str>,
+    accept: Option<Box<[u8]>>,
+    accept_encoding: Option<Box<[u8]>>,
+}
+
+impl OwnedAddress {
+    pub(crate) fn borrow(&self) -> ImageAddress<'_> {
+        ImageAddress {
+            id: &self.id,
+            rest: &self.rest,
+            accept: self.accept.as_deref(),
+            accept_encoding: self.accept_encoding.as_deref(),
+        }
+    }
+}
+
+impl<'b> FastRequest<'b> {
+    /// Takes a head that the fast loop has read.
+    pub(crate) fn of(request: &httparse::Request<'_, 'b>) -> Option<FastRequest<'b>> {
         let fields = request.headers.iter().map(|it| (it.name, it.value));
         let is_http_1_1 = request.version == Some(1);
-        PlainRequest::plain(request.method?, request.path?, None, fields).filter(|_| is_http_1_1)
+        FastRequest::new(request.method?, request.path?, None, fields).filter(|_| is_http_1_1)
     }
 
-    /// What a request over HTTP/2 asks, if it would be plain over HTTP/1.1.
-    pub(crate) fn over_http_2(request: &'b Request<Body>) -> Option<PlainRequest<'b>> {
-        if request.version() != Version::HTTP_2 || !request.body().is_end_stream() {
+    /// Takes a request of the HTTP library's whose host was checked.
+    pub(crate) fn of_checked(request: &'b Request<Body>) -> Option<FastRequest<'b>> {
+        let is_http_2 = match request.version() {
+            Version::HTTP_11 => false,
+            Version::HTTP_2 => true,
+            _ => return None,
+        };
+        if !request.body().is_end_stream() {
             return None;
         }
         let (uri, headers) = (request.uri(), request.headers());
         let fields = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
-        let host = uri.authority()?.as_str().as_bytes();
-        PlainRequest::plain(
-            request.method().as_str(),
-            uri.path_and_query()?.as_str(),
-            Some(host),
-            fields,
-        )
+        let host = uri.authority().filter(|_| is_http_2).map(|it| it.as_str().as_bytes());
+        let target = uri.path_and_query()?.as_str();
+        FastRequest::new(request.method().as_str(), target, host, fields)
     }
 
-    fn plain(
+    fn new(
         method: &str,
         target: &'b str,
         mut host: Option<&'b [u8]>,
         fields: impl Iterator<Item = (&'b str, &'b [u8])>,
-    ) -> Option<PlainRequest<'b>> {
+    ) -> Option<FastRequest<'b>> {
         let method = match method {
             "GET" => Method::GET,
             "HEAD" => Method::HEAD,
             _ => return None,
         };
         let end = target.bytes().position(|byte| matches!(byte, b'?' | b'#'));
-        let (path, rest) = target.split_at(end.unwrap_or(target.len()));
-        if !Route::of(path).is_of_images() {
+        if !Route::of(&target[..end.unwrap_or(target.len())]).is_of_images() {
             return None;
         }
-        let (mut if_none_match, mut request_id, mut simple) = (None, None, true);
+        let (mut if_none_match, mut request_id, mut is_simple) = (None, None, true);
+        let (mut accept, mut accept_encoding) = (None, None);
         for (name, value) in fields {
             let is = |other: &str| name.eq_ignore_ascii_case(other);
             match name.len() {
@@ -72,56 +112,85 @@ impl<'b> PlainRequest<'b> {
                 4 if is("host") => return None,
                 10 if is("connection") && value.eq_ignore_ascii_case(b"keep-alive") => {}
                 10 if is("connection") => return None,
-                13 if is("if-none-match") => {
-                    simple &= if_none_match.replace(value).is_none();
+                13 if is("if-none-match") => is_simple &= if_none_match.replace(value).is_none(),
+                12 if is("x-request-id") => is_simple &= request_id.replace(value).is_none(),
+                6 if is("accept") => is_simple &= accept.replace(value).is_none(),
+                15 if is("accept-encoding") => {
+                    is_simple &= accept_encoding.replace(value).is_none();
                 }
-                12 if is("x-request-id") => simple &= request_id.replace(value).is_none(),
-                // What comes after the head, or instead of HTTP.
+                // Something comes after the head, or instead of HTTP.
                 6 if is("expect") => return None,
                 7 if is("upgrade") => return None,
                 14 if is("content-length") || is("http2-settings") => return None,
                 17 if is("transfer-encoding") => return None,
-                // What the router's answer depends on (`http::conditional`, `http::cors`).
-                5 if is("range") => simple = false,
-                6 if is("origin") => simple = false,
-                8 if is("if-match") || is("if-range") => simple = false,
-                17 if is("if-modified-since") => simple = false,
-                19 if is("if-unmodified-since") => simple = false,
+                // The router's answer depends on it (`http::conditional`, `http::cors`).
+                5 if is("range") => is_simple = false,
+                6 if is("origin") => is_simple = false,
+                8 if is("if-match") || is("if-range") => is_simple = false,
+                17 if is("if-modified-since") => is_simple = false,
+                19 if is("if-unmodified-since") => is_simple = false,
                 _ => {}
             }
         }
         let host = host?;
-        Some(PlainRequest { method, target, path, rest, host, if_none_match, request_id, simple })
+        Some(FastRequest {
+            method,
+            target,
+            host,
+            if_none_match,
+            accept,
+            accept_encoding,
+            request_id,
+            is_simple,
+        })
     }
 
-    /// The id in the address of an image, and whether the address names its version, where nothing but the image as it is
-    /// is asked for.
-    pub(crate) fn as_it_is(&self) -> Option<(&'b str, bool)> {
-        // Only whole ids are found in the index: one with an escape, a slash or a format at its end isn't.
-        let id = self.path.strip_prefix("/images/")?;
-        let versioned = match self.version() {
-            Some(version) if version.len() == 32 && !version.contains('#') => true,
-            None if self.rest.is_empty() => false,
-            Some(_) | None => return None,
+    pub(crate) fn has_well_formed_host(&self) -> bool {
+        is_host(self.host)
+    }
+
+    /// Returns the image that it asks for, if a cached head may answer it.
+    pub(crate) fn image(&self) -> Option<ImageAddress<'b>> {
+        if !self.is_simple {
+            return None;
+        }
+        let path_and_query = self.target.strip_prefix("/images/")?;
+        let end = path_and_query.bytes().position(|byte| matches!(byte, b'?' | b'#' | b'/'));
+        let (name, rest) = path_and_query.split_at(end.unwrap_or(path_and_query.len()));
+        let rest_of_path = rest.split(['?', '#']).next().unwrap_or_default();
+        if !matches!(rest_of_path, "" | "/thumbnail") {
+            return None;
+        }
+        let format = Format::ALL.into_iter().find_map(|format| {
+            name.strip_suffix(format.name()).and_then(|name| name.strip_suffix('.'))
+        });
+        let id = format.unwrap_or(name);
+        let rest = &path_and_query[id.len()..];
+        // Without escapes, so that nothing is written in two ways.
+        let is_plain = |byte: u8| {
+            byte.is_ascii_alphanumeric()
+                || matches!(byte, b'?' | b'=' | b'&' | b'.' | b'/' | b'-' | b'_')
         };
-        let plain = self.simple && self.method == Method::GET && is_host(self.host);
-        plain.then_some((id, versioned))
+        (rest.len() <= MAX_ADDRESS && rest.bytes().all(is_plain)).then_some(ImageAddress {
+            id,
+            rest,
+            accept: self.accept,
+            accept_encoding: self.accept_encoding,
+        })
     }
 
-    /// To whom the answer may be said again: who names the same version, or none, where nothing else is asked for.
-    pub(crate) fn learns(&self) -> Option<Named> {
-        self.as_it_is()?;
-        match self.version() {
-            None => Some(None),
-            Some(version) => version.as_bytes().try_into().ok().map(Some),
+    /// Returns its validator, unless only the router understands it: a list, `*` or a malformed one.
+    pub(crate) fn validator(&self) -> Option<Validator<'b>> {
+        match self.if_none_match.map(|it| it.strip_prefix(b"W/").unwrap_or(it)) {
+            None => Some(Validator::None),
+            Some(tag @ [b'"', inside @ .., b'"']) if !inside.contains(&b'"') => {
+                Some(Validator::Tag(tag))
+            }
+            Some(_) => None,
         }
     }
 
-    /// The version that the address names.
-    pub(crate) fn version(&self) -> Option<&'b str> {
-        self.rest.strip_prefix("?v=")
-    }
-
+    /// Makes it a request for the router.
     pub(crate) fn to_request(&self, fields: &[Header<'_>]) -> Option<Request<Body>> {
         let mut request = Request::new(Body::empty());
         *request.method_mut() = self.method.clone();
@@ -137,47 +206,119 @@ impl<'b> PlainRequest<'b> {
     }
 }
 
-/// `uri-host [ ":" port ]` (RFC 3986 §3.2.2), without the characters that only a sub-delimiter of something else
-/// would have.
-pub(crate) fn is_host(text: &[u8]) -> bool {
-    let end = match text.first() {
-        Some(b'[') => text.iter().position(|&byte| byte == b']').map(|bracket| bracket + 1),
-        _ => text.iter().position(|&byte| byte == b':'),
-    };
-    let (host, port) = text.split_at(end.unwrap_or(text.len()));
-    let named =
-        |it: &u8| it.is_ascii_alphanumeric() || matches!(it, b'-' | b'.' | b'_' | b'~' | b'%');
-    let is_name_or_address = match host {
-        [b'[', address @ .., b']'] => {
-            str::from_utf8(address).is_ok_and(|it| it.parse::<std::net::Ipv6Addr>().is_ok())
+impl<'b> ImageAddress<'b> {
+    /// Returns the key of the head that answers it, and whether it asks for the image under its plain address or the one
+    /// with its version. A wrong version under that address has no key, so that its head is never mistaken for the right
+    /// one's.
+    pub(crate) fn key(&self, original: &Metadata) -> Option<(HeadKey<'b>, bool)> {
+        let is_named = match self.rest.strip_prefix("?v=") {
+            Some(version) if version.len() == 32 && original.version.is_named(version) => true,
+            Some(version) if version.len() == 32 => return None,
+            Some(_) | None => false,
+        };
+        let is_long = |field: Option<&[u8]>| field.is_some_and(|it| it.len() > MAX_FIELD);
+        let accept = self.accept.filter(|_| self.is_negotiated());
+        let accept_encoding = self.accept_encoding.filter(|_| !original.coded.is_empty());
+        if is_long(accept) || is_long(accept_encoding) {
+            return None;
         }
-        name => !name.is_empty() && name.iter().all(named),
-    };
-    let number = |number: u16, digit: &u8| {
-        let digit = char::from(*digit).to_digit(10)?;
-        number.checked_mul(10)?.checked_add(u16::try_from(digit).ok()?)
-    };
-    is_name_or_address
-        && match port {
-            [b':', digits @ ..] => digits.iter().try_fold(0, number).is_some(),
-            _ => port.is_empty(),
+        let is_primary =
+            (self.rest.is_empty() || is_named) && accept.is_none() && accept_encoding.is_none();
+        Some((HeadKey { address: self.rest, accept, accept_encoding }, is_primary))
+    }
+
+    pub(crate) fn to_owned(self) -> OwnedAddress {
+        OwnedAddress {
+            id: self.id.into(),
+            rest: self.rest.into(),
+            accept: self.accept.map(Into::into),
+            accept_encoding: self.accept_encoding.map(Into::into),
         }
+    }
+
+    pub(crate) fn is_thumbnail(&self) -> bool {
+        self.rest.starts_with("/thumbnail")
+    }
+
+    /// Returns whether the format depends on `Accept`.
+    pub(crate) fn is_negotiated(&self) -> bool {
+        self.rest.contains("format=auto")
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::{MediaType, Version};
+
+    fn request<'b>(target: &'b str, fields: &[(&'b str, &'b str)]) -> Option<FastRequest<'b>> {
+        let fields = fields.iter().map(|(name, value)| (*name, value.as_bytes()));
+        FastRequest::new("GET", target, Some(b"a"), fields)
+    }
 
     #[test]
-    fn a_host_is_a_name_or_an_address_with_or_without_a_port() {
-        for good in ["a", "a.example", "127.0.0.1:80", "[::1]", "[::1]:8000", "a_b:", "xn--a"] {
-            assert!(is_host(good.as_bytes()), "{good}");
-        }
-        for bad in [
-            "", ":80", "a,b", "a b", "u@a", "a:b", "a:99999", "a:+1", "::1", "[::1", "[a]",
-            "[::1]80", "a/b",
+    fn an_image_is_found_in_its_addresses() {
+        for (target, expected) in [
+            ("/images/a", Some(("a", ""))),
+            ("/images/a?v=1", Some(("a", "?v=1"))),
+            ("/images/a.webp?w=64", Some(("a", ".webp?w=64"))),
+            ("/images/a.b.jpg", Some(("a.b", ".jpg"))),
+            ("/images/a/thumbnail", Some(("a", "/thumbnail"))),
+            ("/images/a/thumbnail?v=1", Some(("a", "/thumbnail?v=1"))),
+            ("/images/a/info", None),
+            ("/images/a/thumbnail/b", None),
+            ("/images/a#?v=1", None),
+            ("/images/a?w=%36%34", None),
+            ("/images/a?w=6+4", None),
+            ("/placeholders/64x64", None),
         ] {
-            assert!(!is_host(bad.as_bytes()), "{bad}");
+            let request = request(target, &[]).unwrap();
+            let image = request.image().map(|it| (it.id, it.rest));
+            assert_eq!(image, expected, "{target}");
+        }
+    }
+
+    #[test]
+    fn a_field_is_a_part_of_the_key_only_where_the_answer_depends_on_it() {
+        let png = Metadata::new(Version::of(b"a"), MediaType::Png, 1, None);
+        let mut svg = Metadata::new(Version::of(b"a"), MediaType::Svg, 1, None);
+        svg.coded.push(svg.coded(crate::image::coding::Coding::Gzip, 1).into());
+        let fields = [("accept", "image/webp"), ("accept-encoding", "br")];
+        let key = |target: &str, original: &Metadata| {
+            let request = request(target, &fields).unwrap();
+            let (key, is_primary) = request.image().unwrap().key(original)?;
+            Some((key.accept.is_some(), key.accept_encoding.is_some(), is_primary))
+        };
+        let (right, wrong) = (format!("/images/a?v={}", png.version), "0".repeat(32));
+        assert_eq!(key("/images/a", &png), Some((false, false, true)));
+        assert_eq!(key(&right, &png), Some((false, false, true)));
+        assert_eq!(key(&format!("/images/a?v={wrong}"), &png), None);
+        assert_eq!(key("/images/a?w=64", &png), Some((false, false, false)));
+        assert_eq!(key("/images/a?format=auto", &png), Some((true, false, false)));
+        assert_eq!(key("/images/a", &svg), Some((false, true, false)));
+    }
+
+    #[test]
+    fn a_request_that_says_more_is_for_the_router() {
+        for fields in [
+            &[("range", "bytes=0-1")][..],
+            &[("origin", "https://app.example")],
+            &[("if-match", "\"x\"")],
+            &[("if-modified-since", "x")],
+            &[("accept", "image/webp"), ("accept", "image/png")],
+        ] {
+            assert!(request("/images/a", fields).unwrap().image().is_none(), "{fields:?}");
+        }
+        for (tag, validator) in [
+            ("\"x\"", Some(Validator::Tag(b"\"x\""))),
+            ("W/\"x\"", Some(Validator::Tag(b"\"x\""))),
+            ("\"x\", \"y\"", None),
+            ("*", None),
+            ("x", None),
+            ("\"", None),
+        ] {
+            let fields = [("if-none-match", tag)];
+            assert_eq!(request("/images/a", &fields).unwrap().validator(), validator, "{tag}");
         }
     }
 }

@@ -126,6 +126,7 @@ fn answered(
     let Answer { content, cache_status: source, timing } = answer;
     let from_memory = match &content {
         AnswerContent::Image(Representation { metadata, .. })
+        | AnswerContent::Metadata(metadata)
         | AnswerContent::NotModified(metadata)
             if source == CacheStatus::Hit =>
         {

@@ -1,4 +1,4 @@
-//! HTTP: the only part that knows of methods, headers and status codes.
+//! HTTP: the only part that knows methods, headers and status codes.
 
 use std::sync::Arc;
 
@@ -8,12 +8,15 @@ use crate::image::Metadata;
 
 pub mod auth;
 pub(crate) mod cached_head;
+mod common_headers;
 mod conditional;
 mod cors;
 mod digest;
 pub(crate) mod events;
 pub(crate) mod fast_path;
+mod host;
 mod images;
+pub(crate) mod in_flight;
 mod info;
 mod negotiation;
 mod openapi;
@@ -21,14 +24,16 @@ mod ops;
 mod params;
 mod placeholders;
 pub(crate) mod problem;
+mod request_id;
 pub mod router;
 pub(crate) mod service;
+mod state;
 mod urls;
 mod writes;
 
 pub use problem::ProblemKind;
 
-/// Goes along with an answer about an image that came from memory as it is there.
+/// An extension of an answer that came from memory: the metadata of its representation.
 #[derive(Debug, Clone)]
 pub(crate) struct FromMemory(pub(crate) Arc<Metadata>);
 
@@ -38,5 +43,4 @@ pub(crate) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-statu
 /// W3C Server Timing.
 pub(crate) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
-/// By which a request is found in the logs of all who saw it.
-pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) use request_id::REQUEST_ID;

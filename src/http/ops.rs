@@ -27,7 +27,7 @@ pub(crate) async fn readyz(
 ) -> Result<impl IntoResponse, Problem> {
     let answers = state.app.store.ping().await;
     let coherence = state.app.index.coherence();
-    if state.app.is_stopping() {
+    if state.app.shutdown.is_stopping() {
         return Err(Problem::stopping().with_coherence(coherence));
     }
     if let Err(error) = answers {

@@ -3,25 +3,17 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::{HeaderValue, Method, Uri};
+use axum::http::{Method, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
-pub use super::auth::Peer;
 use super::problem::Problem;
+pub(crate) use super::state::HttpState;
 use super::{cors, events, images, info, openapi, ops, placeholders, writes};
 use crate::app::App;
 
-/// What the handlers share: the app, and what is made ready of its settings.
-#[derive(Debug)]
-pub(crate) struct HttpState {
-    pub(crate) app: Arc<App>,
-    /// `Cache-Control` of an image.
-    pub(crate) fresh: HeaderValue,
-}
-
-/// The kinds of address, by which requests are counted.
+/// Kinds of address, by which requests are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "their patterns say it")]
 pub enum Route {
@@ -35,12 +27,12 @@ pub enum Route {
     Healthz,
     Readyz,
     Metrics,
-    /// What no route has.
+    /// An address without a route.
     Unknown,
 }
 
 impl Route {
-    /// What a path asks for, whatever the method.
+    /// Returns the route of a path, whatever the method.
     #[must_use]
     pub fn of(path: &str) -> Route {
         let known = [
@@ -60,13 +52,13 @@ impl Route {
         }
     }
 
-    /// Whether it tells of the service and not of images.
+    /// Returns whether it tells of the service and not of images.
     #[must_use]
     pub const fn is_for_operators(self) -> bool {
         matches!(self, Route::Healthz | Route::Readyz | Route::Metrics)
     }
 
-    /// Whether its answers are images, or say why there is none.
+    /// Returns whether its answers are images, or say why there is none.
     #[must_use]
     pub const fn is_of_images(self) -> bool {
         matches!(
@@ -75,7 +67,7 @@ impl Route {
         )
     }
 
-    /// The route in the table.
+    /// Returns its pattern in the table.
     #[must_use]
     pub const fn pattern(self) -> &'static str {
         match self {
@@ -94,7 +86,7 @@ impl Route {
     }
 }
 
-/// Which routes a listener has.
+/// The routes of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Routes {
     /// All of them.
@@ -105,7 +97,7 @@ pub enum Routes {
     Admin,
 }
 
-/// The routes of the service.
+/// Builds the router of a listener.
 pub fn router(app: Arc<App>, routes: Routes) -> Router {
     let operations = Router::new()
         .route(Route::Healthz.pattern(), get(ops::healthz))
@@ -117,12 +109,11 @@ pub fn router(app: Arc<App>, routes: Routes) -> Router {
         Routes::Public => public(&app),
         Routes::Admin => operations.fallback(unknown_address),
     };
-    let fresh = images::cache_control(&app.settings.http);
-    table.layer(CatchPanicLayer::custom(panicked)).with_state(Arc::new(HttpState { app, fresh }))
+    table.layer(CatchPanicLayer::custom(panicked)).with_state(Arc::new(HttpState::new(app)))
 }
 
-/// What the public asks for. A script of another origin may read what went wrong as well, so its leave is given
-/// outside of everything else.
+/// Builds the routes for the public. A script of another origin may read errors as well, so its leave is given outside
+/// of everything else.
 fn public(app: &App) -> Router<Arc<HttpState>> {
     let images = Router::new()
         .route(Route::Images.pattern(), post(writes::post))

@@ -19,7 +19,6 @@ use serde::Deserialize;
 use serde_json::json;
 use tower_http::timeout::TimeoutError;
 
-use super::auth::Peer;
 use super::digest::Digests;
 use super::problem::{Problem, ProblemKind};
 use super::router::HttpState;
@@ -27,6 +26,7 @@ use super::{conditional, images, urls};
 use crate::app::App;
 use crate::budget::WriteReservation;
 use crate::image::MediaType;
+use crate::server::Peer;
 use crate::settings;
 use crate::store::Replaced;
 use crate::write::{Put, Submission, Target};

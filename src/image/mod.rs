@@ -16,7 +16,7 @@ use std::time::Duration;
 use md5::{Digest, Md5};
 
 pub use self::media_type::MediaType;
-pub use self::representation::{Image, Metadata, Representation, RepresentationKind, Said, select};
+pub use self::representation::{Image, Metadata, Representation, RepresentationKind, select};
 
 /// The longest id, in bytes.
 pub const MAX_ID_LENGTH: usize = 128;

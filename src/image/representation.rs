@@ -1,5 +1,7 @@
 //! The representations of an image (RFC 9110 §3.2): their bytes, and their metadata, which outlive the bytes in memory.
 
+use std::any::Any;
+use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -46,18 +48,32 @@ pub struct Metadata {
     pub coded: Vec<Arc<Metadata>>,
     /// True for an original with more than one frame.
     pub animated: bool,
-    /// What was said of this original when it came from memory, to be said again.
-    pub said: Said,
+    /// The place for cached response heads.
+    pub attachment: Attachment,
 }
 
-/// The heads of answers as they were sent, but for what differs each time: by an address without a version, and by one
-/// with it.
-#[derive(Debug, Default)]
-pub struct Said {
-    /// With the bytes.
-    pub whole: [OnceLock<Bytes>; 2],
-    /// To who has them.
-    pub not_modified: [OnceLock<Bytes>; 2],
+/// A place for one value of another layer, which leaves with its owner. `http` keeps cached response heads there.
+#[derive(Default)]
+pub struct Attachment(OnceLock<Box<dyn Any + Send + Sync>>);
+
+impl Attachment {
+    /// The value, if there is one of this type.
+    #[must_use]
+    pub fn get<T: Any>(&self) -> Option<&T> {
+        self.0.get()?.downcast_ref()
+    }
+
+    /// The value, which is made if there is none. Panics if the value has another type.
+    pub fn get_or_default<T: Any + Default + Send + Sync>(&self) -> &T {
+        let value = self.0.get_or_init(|| Box::new(T::default()));
+        value.downcast_ref().expect("one layer uses it, with one type")
+    }
+}
+
+impl fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attachment").finish_non_exhaustive()
+    }
 }
 
 impl Metadata {
@@ -79,7 +95,7 @@ impl Metadata {
             last_modified_value: last_modified.map(|time| ascii(httpdate::fmt_http_date(time))),
             coded: Vec::new(),
             animated: false,
-            said: Said::default(),
+            attachment: Attachment::default(),
         }
     }
 

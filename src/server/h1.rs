@@ -1,25 +1,25 @@
-//! Plain requests: `GET` and `HEAD` of images over HTTP/1.1, with nothing in their heads that changes how the connection
-//! goes on. They are read and answered here. At the first other one the HTTP library gets the connection, with what was
-//! read of it, for good: it knows of bodies, of HTTP/2, and of what to say to a malformed head.
+//! The fast loop: `GET` and `HEAD` of images over HTTP/1.1, whose heads have nothing in them that changes how the
+//! connection goes on. They are read and answered here. At the first other request the HTTP library gets the connection
+//! for good, with the bytes that were read of it: it knows of bodies, of HTTP/2, and of the answer to a malformed head.
 //!
 //! ```text
-//!   read ─▶ plain? ── no ──▶ the HTTP library
+//!   read ─▶ fast request? ── no ──▶ the HTTP library
 //!             │ yes
-//!             ├─ in memory, and asked for as it is ──▶ what was said of it before, and its bytes: one write
+//!             ├─ has a cached head, and its bytes are in memory ──▶ both in one write
 //!             └─ anything else ──▶ the router, like the HTTP library's requests
 //! ```
 //!
-//! What is said of an image in memory was said by the router before and kept with its metadata (`said`). So there is
-//! nothing here that could say something else, and a head is neither put together nor written out again. An idle
-//! connection has no buffers. `benches/README.md` has the figures for which this is worth its lines.
+//! A cached head was made by the router before (`http::cached_head`). So nothing here could say anything else, and no
+//! head is put together again. An idle connection has no buffers. `benches/README.md` has the figures for which this is
+//! worth its lines.
 
 use std::future::poll_fn;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use axum::body::Body;
 use axum::http::header::{CONNECTION, CONTENT_LENGTH};
@@ -30,14 +30,13 @@ use httparse::Status;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use super::listener::Io;
-use super::timeouts::{ConnectionState, Timeouts};
-use crate::http::cached_head as said;
-use crate::http::cached_head::Named;
-use crate::http::fast_path::PlainRequest;
-use crate::http::router::Peer;
-use crate::http::service::{CachedHit, HitRequest, HttpService, Sent};
-use crate::http::{FromMemory, REQUEST_ID};
+use super::listener::{Io, Peer};
+use super::timeouts::ConnectionState;
+use super::{Server, Timeouts};
+use crate::http::cached_head::{field, head_text};
+use crate::http::fast_path::FastRequest;
+use crate::http::in_flight::SentBody;
+use crate::http::service::Replay;
 
 /// The largest head that is read here. A larger one is for the HTTP library, which has the limit of the settings.
 const LARGEST_HEAD: usize = 8 * 1024;
@@ -45,61 +44,66 @@ const LARGEST_HEAD: usize = 8 * 1024;
 /// More fields than any browser sends.
 const MOST_FIELDS: usize = 64;
 
-/// A connection as long as its requests are plain.
-pub(crate) struct Plain<'a> {
-    pub(crate) service: &'a HttpService,
-    pub(crate) peer: Peer,
-    pub(crate) activity: &'a Arc<ConnectionState>,
-    pub(crate) timeouts: Timeouts,
-    pub(crate) io: Box<dyn Io>,
-    /// What was read and isn't answered yet.
+/// A connection as long as its requests are fast ones.
+pub(super) struct FastLoop<'a> {
+    server: &'a Server,
+    timeouts: Timeouts,
+    peer: Peer,
+    connection: &'a Arc<ConnectionState>,
+    io: Box<dyn Io>,
+    /// Bytes that were read and aren't answered yet.
     unread: Vec<u8>,
     /// The head that is being sent.
     head: Vec<u8>,
-    /// When something was last read or written.
+    /// Time of the last reading or writing.
     last: Instant,
+    /// Set at the first request that gets a cached head.
+    has_replayed: bool,
 }
 
-/// What is to be done with a request.
-enum Decided<'a> {
-    /// It isn't plain.
+/// The way in which a request is answered.
+enum Decision {
+    /// By the HTTP library.
     Library,
-    /// It is answered from memory.
-    Hit(Hit<'a>),
-    /// The router answers it.
-    Route {
-        request: Request<Body>,
-        /// To whom what is said may be said again.
-        learns: Option<Named>,
-    },
+    /// By a cached head.
+    Replay(Replay),
+    /// By the router.
+    Route(Request<Body>),
 }
 
-/// How a connection goes on.
+/// The way in which a connection goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
-    /// With the next plain request.
-    Plain,
+    /// With the next request.
+    Request,
     /// With the HTTP library.
     Library,
     /// Not at all.
     End,
 }
 
-impl<'a> Plain<'a> {
-    pub(crate) fn new(
-        service: &'a HttpService,
+/// The part of an answer's body that the client has taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Progress {
+    bytes: u64,
+    whole: bool,
+}
+
+impl<'a> FastLoop<'a> {
+    pub(super) fn new(
+        server: &'a Server,
         peer: Peer,
-        activity: &'a Arc<ConnectionState>,
-        timeouts: Timeouts,
+        connection: &'a Arc<ConnectionState>,
         io: Box<dyn Io>,
-    ) -> Plain<'a> {
+    ) -> FastLoop<'a> {
         let (unread, head, last) = (Vec::new(), Vec::new(), Instant::now());
-        Plain { service, peer, activity, timeouts, io, unread, head, last }
+        let timeouts = server.timeouts;
+        FastLoop { server, timeouts, peer, connection, io, unread, head, last, has_replayed: false }
     }
 
-    /// Answers requests until one isn't plain, or the server drains: then gives the connection back, with what was read
-    /// of it. Gives nothing where it has ended, or the server's time is over.
-    pub(crate) async fn converse(
+    /// Answers requests until one is for the HTTP library, or the server drains: then returns the connection, with the
+    /// bytes that were read of it. Returns `None` where it has ended, or the server's time is over.
+    pub(super) async fn run(
         mut self,
         draining: impl Future<Output = ()>,
         over: impl Future<Output = ()>,
@@ -122,9 +126,9 @@ impl<'a> Plain<'a> {
                 next
             };
             match next {
-                Next::Plain => {}
+                Next::Request => {}
                 Next::Library => {
-                    self.activity.go_on();
+                    self.connection.restart();
                     return Some((self.io, self.unread.into()));
                 }
                 Next::End => return None,
@@ -149,7 +153,7 @@ impl<'a> Plain<'a> {
                     Poll::Ready(Ok(())) => {
                         self.unread.extend_from_slice(space.filled());
                         self.last = Instant::now();
-                        return Poll::Ready(Next::Plain);
+                        return Poll::Ready(Next::Request);
                     }
                     Poll::Ready(Err(_gone)) => return Poll::Ready(Next::End),
                     Poll::Pending => {}
@@ -166,54 +170,56 @@ impl<'a> Plain<'a> {
         .await
     }
 
-    /// Ready when it is time to look at how late it is; the next time comes later.
+    /// Is ready when it is time to check the time-outs, and sets the next time.
     fn poll_tick(&self, mut tick: Pin<&mut Sleep>, context: &mut Context<'_>) -> Poll<()> {
         ready!(tick.as_mut().poll(context));
         tick.reset((Instant::now() + self.timeouts.tick()).into());
         Poll::Ready(())
     }
 
-    /// Answers what was read, if it is a plain request.
+    /// Answers the first request of the bytes that were read.
     async fn answer(&mut self, tick: Pin<&mut Sleep>) -> Next {
         match self.decide() {
-            Decided::Library => Next::Library,
-            Decided::Hit(hit) => self.send_hit(hit, tick).await,
-            Decided::Route { request, learns } => {
+            Decision::Library => Next::Library,
+            Decision::Replay(replay) => self.send_replay(replay, tick).await,
+            Decision::Route(request) => {
                 let head_only = request.method() == Method::HEAD;
-                let answer = self.service.answer(self.peer, self.activity, request);
-                // A connection that it isn't needed for shouldn't have the room for it: 0.5 KB.
+                let answer = self.server.service.answer(self.peer, self.connection, request);
+                // Boxed: a connection that doesn't need it shouldn't have the room for it, 0.5 KB.
                 let response = Box::pin(answer).await;
-                self.send(response, head_only, learns, tick).await
+                self.send(response, head_only, tick).await
             }
         }
     }
 
-    /// Takes a request from what was read, if it is plain.
-    fn decide(&mut self) -> Decided<'a> {
+    /// Takes the first request from the bytes that were read, unless it is for the HTTP library.
+    fn decide(&mut self) -> Decision {
         let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
         let mut request = httparse::Request::new(&mut []);
         let parsed = request.parse_with_uninit_headers(&self.unread, &mut fields);
-        let Ok(Status::Complete(length)) = parsed else { return Decided::Library };
-        let Some(asked) = PlainRequest::of(&request) else { return Decided::Library };
-        if self.service.app.is_stopping() {
+        let Ok(Status::Complete(length)) = parsed else { return Decision::Library };
+        let Some(fast) = FastRequest::of(&request) else { return Decision::Library };
+        if self.server.shutdown.is_stopping() {
             // It says so in each answer.
-            return Decided::Library;
+            return Decision::Library;
         }
-        let decided = if let Some(hit) = self.service.hit(self.peer, &asked, self.last) {
-            self.activity.note_request();
-            Decided::Hit(hit)
+        let decision = if let Some(replay) = self.server.service.replay(self.peer, &fast, self.last)
+        {
+            if !std::mem::replace(&mut self.has_replayed, true) {
+                self.connection.note_request();
+            }
+            Decision::Replay(replay)
         } else {
-            let learns = asked.learns();
-            match asked.to_request(request.headers) {
-                Some(request) => Decided::Route { request, learns },
-                None => return Decided::Library,
+            match fast.to_request(request.headers) {
+                Some(request) => Decision::Route(request),
+                None => return Decision::Library,
             }
         };
         self.forget(length);
-        decided
+        decision
     }
 
-    /// What was read up to here is answered.
+    /// Drops the first bytes that were read: their request is being answered.
     fn forget(&mut self, length: usize) {
         if length == self.unread.len() {
             self.unread.clear();
@@ -222,24 +228,22 @@ impl<'a> Plain<'a> {
         }
     }
 
-    async fn send_hit(&mut self, hit: Hit<'_>, mut tick: Pin<&mut Sleep>) -> Next {
+    async fn send_replay(&mut self, mut replay: Replay, mut tick: Pin<&mut Sleep>) -> Next {
         let mut head = std::mem::take(&mut self.head);
         head.clear();
-        head.extend_from_slice(hit.found.said().map_or(&[], Bytes::as_ref));
-        said::field(&mut head, &REQUEST_ID, hit.request.id());
-        self.service.date.append(&mut head, self.last);
-        let sent = self.write(&head, &hit.found.body, tick.as_mut()).await;
+        replay.write_head(&mut head);
+        self.server.date.append(&mut head, self.last);
+        let sent = self.write(&head, &replay.body, tick.as_mut()).await;
         self.head = head;
-        hit.request.end(sent);
-        if sent.whole { Next::Plain } else { Next::End }
+        replay.in_flight.note_sent(sent.bytes, sent.whole);
+        if sent.whole { Next::Request } else { Next::End }
     }
 
-    /// Sends an answer of the router's, and learns from it what to say the next time.
+    /// Sends an answer of the router's.
     async fn send(
         &mut self,
-        response: Response<Sent>,
+        response: Response<SentBody>,
         head_only: bool,
-        learns: Option<Named>,
         mut tick: Pin<&mut Sleep>,
     ) -> Next {
         let (parts, body) = response.into_parts();
@@ -247,23 +251,18 @@ impl<'a> Plain<'a> {
         let status = parts.status;
         let has_body =
             !head_only && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let length = body.size_hint().exact().filter(|_| has_body);
-        let mut head = said::text(status, &parts.headers, length);
+        let mut head = head_text(status, &parts.headers);
         let mut closes = parts.headers.contains_key(CONNECTION);
-        if has_body && length.is_none() && !parts.headers.contains_key(CONTENT_LENGTH) {
-            // It ends with the connection (RFC 9112 §6.3).
-            closes = true;
-            said::field(&mut head, &CONNECTION, b"close");
+        if has_body && !parts.headers.contains_key(CONTENT_LENGTH) {
+            if let Some(length) = body.size_hint().exact() {
+                field(&mut head, &CONTENT_LENGTH, length.to_string().as_bytes());
+            } else {
+                // The body ends with the connection (RFC 9112 §6.3).
+                closes = true;
+                field(&mut head, &CONNECTION, b"close");
+            }
         }
-        if let (Some(named), Some(FromMemory(metadata)), false) =
-            (learns, parts.extensions.get(), closes)
-        {
-            said::keep(metadata, status, named, || head.clone());
-        }
-        if let Some(id) = parts.headers.get(REQUEST_ID) {
-            said::field(&mut head, &REQUEST_ID, id.as_bytes());
-        }
-        self.service.date.append(&mut head, Instant::now());
+        self.server.date.append(&mut head, Instant::now());
         loop {
             let frame = poll_fn(|context| body.as_mut().poll_frame(context)).await;
             let data = match frame {
@@ -277,12 +276,12 @@ impl<'a> Plain<'a> {
             }
             head.clear();
             if last {
-                return if closes { Next::End } else { Next::Plain };
+                return if closes { Next::End } else { Next::Request };
             }
         }
     }
 
-    /// Writes a head and a body, as long as the client takes some of it.
+    /// Writes a head and a body, for as long as the client goes on taking them.
     async fn write(&mut self, head: &[u8], body: &[u8], mut tick: Pin<&mut Sleep>) -> Progress {
         let (all, mut done, mut progressed) = (head.len() + body.len(), 0, true);
         let whole = poll_fn(|context| {
@@ -304,7 +303,7 @@ impl<'a> Plain<'a> {
                         progressed = true;
                     }
                     Poll::Pending => {
-                        // Only where there is something to wait for: the clock costs as much as a look at the cache.
+                        // Only when it has to wait: the clock costs as much as a look into the cache.
                         if std::mem::take(&mut progressed) {
                             self.last = Instant::now();
                         }
@@ -320,42 +319,5 @@ impl<'a> Plain<'a> {
         })
         .await;
         Progress { bytes: done.saturating_sub(head.len()) as u64, whole }
-    }
-}
-
-/// How much of an answer's body the client has taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Progress {
-    pub(crate) bytes: u64,
-    /// Whether that is all.
-    pub(crate) whole: bool,
-}
-
-/// A hit, ready to be sent.
-pub(crate) struct Hit<'a> {
-    pub(crate) found: CachedHit,
-    pub(crate) request: HitRequest<'a>,
-}
-
-/// The date as a field, which is written out once a second.
-#[derive(Debug, Default)]
-pub(crate) struct DateField(Mutex<Option<(Instant, Vec<u8>)>>);
-
-impl DateField {
-    /// Ends a head that is sent now: with the date, and the empty line.
-    fn append(&self, head: &mut Vec<u8>, now: Instant) {
-        let mut field = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (_, text) = match &mut *field {
-            Some(written) if now < written.0 => written,
-            outdated => {
-                let today = SystemTime::now();
-                let since = today.duration_since(UNIX_EPOCH).unwrap_or_default();
-                let left = 1_000_000_000 - since.subsec_nanos();
-                let next = Instant::now() + Duration::from_nanos(left.into());
-                let text = format!("date: {}\r\n\r\n", httpdate::fmt_http_date(today));
-                outdated.insert((next, text.into_bytes()))
-            }
-        };
-        head.extend_from_slice(text);
     }
 }

@@ -1,7 +1,8 @@
-//! Sockets that connections come from.
+//! Listening sockets, and the connections that they accept.
 
+use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -12,20 +13,18 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::tls::Tls;
-use crate::cli::client::reachable;
-use crate::http::router::Peer;
 use crate::settings::{ListenOn, Settings};
 
-/// The sockets of one server.
+/// The listening sockets of one server.
 #[derive(Debug)]
 pub struct Listeners {
-    /// Where images are served.
+    /// The one for images.
     pub main: Listener,
-    /// Where operators ask, if not there.
+    /// The one for operators, if they have one of their own.
     pub admin: Option<Listener>,
 }
 
-/// A socket that connections are accepted from.
+/// A listening socket.
 #[derive(Debug)]
 pub struct Listener {
     socket: ListenerSocket,
@@ -36,8 +35,8 @@ pub struct Listener {
 enum ListenerSocket {
     Tcp(TcpListener),
     Unix {
-        /// None where somebody else made it. Removed before the listener is closed: afterwards another process may
-        /// have put its own there.
+        /// `None` where another process made the file. Removed before the listener is closed: afterwards another
+        /// process may have put its own there.
         _file: Option<SocketFile>,
         listener: UnixListener,
     },
@@ -47,13 +46,40 @@ enum ListenerSocket {
 #[derive(Debug)]
 struct SocketFile(PathBuf);
 
-/// A connection's bytes, whatever carries them.
+/// A byte stream that carries a connection.
 pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
+/// The other end of a connection.
+#[derive(Debug, Clone, Copy)]
+pub enum Peer {
+    /// A socket address.
+    Tcp(SocketAddr),
+    /// A program on this machine, over a Unix socket: as a rule a proxy, whose clients are unknown.
+    Unix,
+}
+
+impl Peer {
+    pub(crate) fn is_loopback(self) -> bool {
+        match self {
+            Peer::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Peer::Unix => false,
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Tcp(address) => address.fmt(f),
+            Peer::Unix => f.write_str("unix"),
+        }
+    }
+}
+
 impl Listeners {
-    /// Those that the settings name; or, in place of the main one, what systemd hands over.
+    /// Binds the addresses of the settings. A socket that systemd hands over takes the place of the main one.
     pub fn bind(settings: &Settings) -> anyhow::Result<Listeners> {
         let http = &settings.http;
         let tls = Tls::load(http)?;
@@ -96,7 +122,7 @@ fn bind(listen: &ListenOn) -> io::Result<ListenerSocket> {
     }
 }
 
-/// A socket that nobody listens on was left by a process that was killed; any other file isn't ours.
+/// Removes a socket that nobody listens on: a process that was killed left it. Any other file isn't ours.
 fn remove_if_left_behind(path: &Path) -> io::Result<()> {
     match std::os::unix::net::UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -106,12 +132,12 @@ fn remove_if_left_behind(path: &Path) -> io::Result<()> {
             }
             Ok(())
         }
-        // Nothing there, or somebody who listens: binding says which.
+        // No file, or a process that listens: binding tells which.
         _ => Ok(()),
     }
 }
 
-/// The first socket of those that systemd, or who speaks like it, hands over.
+/// Returns the first socket that systemd, or a program that follows its protocol, hands over.
 fn inherited() -> io::Result<Option<ListenerSocket>> {
     let mut handed = ListenFd::from_env();
     if handed.len() == 0 {
@@ -132,7 +158,7 @@ fn inherited() -> io::Result<Option<ListenerSocket>> {
 }
 
 impl Listener {
-    /// The next connection.
+    /// Waits for the next connection.
     pub(crate) async fn accept(&self) -> io::Result<(Box<dyn Io>, Peer)> {
         match &self.socket {
             ListenerSocket::Tcp(listener) => {
@@ -148,9 +174,9 @@ impl Listener {
         }
     }
 
-    /// The connections that are there already: the kernel has told their clients that they are accepted.
+    /// Accepts the connections that are waiting: the kernel has told their clients that they are connected.
     ///
-    /// Transform of the kernel itself, since the runtime may not have heard of them yet.
+    /// Asks the kernel itself, since the runtime may not have heard of them yet.
     pub(crate) fn accept_waiting(&self) -> io::Result<Vec<(Box<dyn Io>, Peer)>> {
         let mut waiting: Vec<(Box<dyn Io>, Peer)> = Vec::new();
         match &self.socket {
@@ -173,7 +199,7 @@ impl Listener {
         Ok(waiting)
     }
 
-    /// Its address and port, where it has some; port 0 has become the one that was taken.
+    /// Returns the address and port of a TCP socket; port 0 has become the one that was taken.
     #[must_use]
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match &self.socket {
@@ -182,7 +208,7 @@ impl Listener {
         }
     }
 
-    /// The address to open in a browser, or what tells a person where it is.
+    /// Returns the address to open in a browser, or for a Unix socket one that a person understands.
     #[must_use]
     pub fn url(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
@@ -206,7 +232,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// Connects to where a server listens.
+/// Connects to the address that a server listens on.
 pub(crate) async fn connect(listen: &ListenOn) -> io::Result<Box<dyn Io>> {
     match listen {
         ListenOn::Tcp(address) => {
@@ -215,4 +241,14 @@ pub(crate) async fn connect(listen: &ListenOn) -> io::Result<Box<dyn Io>> {
         }
         ListenOn::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
     }
+}
+
+/// Returns an address to connect to: a server that listens on every address is found on the loopback one.
+pub(crate) fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
 }

@@ -1,43 +1,52 @@
-//! The server: connections in, requests to the router, and a graceful end.
+//! The server: accepts connections, hands their requests to the router, and ends gracefully.
 
+mod date;
 pub(crate) mod h1;
 pub(crate) mod listener;
 pub(crate) mod timeouts;
 mod tls;
 mod write_buffer;
 
+use std::any::Any;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::Request;
 use bytes::Bytes;
+use futures_util::FutureExt;
 use hyper::body::Incoming;
+use hyper::rt::Executor;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use self::h1::Plain;
+use self::date::DateField;
+use self::h1::FastLoop;
 use self::listener::Io;
-pub use self::listener::{Listener, Listeners};
+pub use self::listener::{Listener, Listeners, Peer};
 use self::timeouts::{ConnectionState, HTTP_2_PREFACE, Overdue, TimedIo, Timeouts};
 use self::tls::Tls;
 use self::write_buffer::WriteBuffer;
 use crate::app::App;
-use crate::http::router::{Peer, Routes};
-use crate::http::service::{HTTP_2_PIECE, HttpService};
-use crate::metrics::Shed;
+use crate::http::in_flight::{HTTP_2_PIECE, RequestLimits};
+use crate::http::router::Routes;
+use crate::http::service::HttpService;
+use crate::limit::{Limit, Place};
+use crate::metrics::{Metrics, Shed};
+use crate::shutdown::{Phase, Shutdown};
 
-/// How many clients are told at the same time that there are too many: each is an open file for a moment.
+/// Most clients that are told at the same time that there are too many: each is an open file for a moment.
 const FAREWELLS: usize = 64;
 
-/// How a server is told to stop.
+/// Ways to stop a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
     /// Go on for `shutdown_delay`, so that load balancers go elsewhere first.
@@ -46,7 +55,8 @@ pub enum Stop {
     AtOnce,
 }
 
-/// Serves until `shutdown` is ready, then lets requests in progress finish, up to the deadline.
+/// Serves until `shutdown` is ready, then lets requests in progress finish, up to the deadline. Dropped, it cuts its
+/// connections.
 ///
 /// Not `axum::serve`, which installs no timer: it has no time-outs.
 pub async fn serve(
@@ -58,21 +68,12 @@ pub async fn serve(
     let settings = &app.settings.http;
     let (delay, deadline) = (settings.shutdown_delay, settings.shutdown_timeout);
     let routes = if admin.is_some() { Routes::Public } else { Routes::All };
-    let (open, draining) = watch::channel(Phase::Open);
+    let _end = EndOnDrop(app.shutdown.clone());
+    // Each connection holds a sender for as long as it lives.
+    let (alive, mut last_has_ended) = mpsc::channel(1);
+    let limits = RequestLimits::new(&app);
     let accept = |listener: Listener, routes| {
-        let server = Server {
-            builder: builder(&app),
-            timeouts: Timeouts::new(&app.settings.http),
-            service: HttpService::new(Arc::clone(&app), routes),
-            farewells: Arc::new(Semaphore::new(FAREWELLS)),
-            tls: listener.tls.clone(),
-            // Operators get in when nobody else does.
-            most: match routes {
-                Routes::All | Routes::Public => Some(app.settings.limits.connections.get()),
-                Routes::Admin => None,
-            },
-            phase: draining.clone(),
-        };
+        let server = Server::new(&app, &limits, routes, listener.tls.clone(), alive.clone());
         Arc::new(server).accept(listener)
     };
     let mut tasks = JoinSet::new();
@@ -84,74 +85,70 @@ pub async fn serve(
     }
     let mut accepting = JoinSet::new();
     accepting.spawn(accept(main, routes));
-    drop(draining);
+    drop(alive);
 
     let stop = shutdown.await;
-    app.begin_to_stop();
+    app.shutdown.advance(Phase::Stopping);
     if stop == Stop::Announced && !delay.is_zero() {
         tracing::info!(delay_ms = delay.as_millis(), "not ready any more, stopping soon");
         tokio::time::sleep(delay).await;
     }
     tracing::info!("stopping");
     let ended = async {
-        open.send_replace(Phase::Draining);
-        app.begin_to_drain();
-        // The listener goes first, with whoever waits there answered; the connections end when they have sent what
-        // they were asked for. Operators may look until the end.
+        app.shutdown.advance(Phase::Draining);
+        // The listener goes first, after the connections that wait there were accepted. Connections end when they have
+        // sent their answers. Operators may look until the end.
         accepting.join_next().await;
-        // A connection that doesn't end leaves the operators' listener until the deadline.
+        // A connection that doesn't end leaves the operators' listener open until the deadline.
         tasks.shutdown().await;
-        open.closed().await;
+        last_has_ended.recv().await;
     };
     if tokio::time::timeout(deadline, ended).await.is_err() {
         tracing::warn!("connections were cut: their requests didn't end in time");
-        open.send_replace(Phase::Over);
     }
 }
 
-/// What a listener and its connections are to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Phase {
-    /// Take what comes.
-    Open,
-    /// Finish what is in progress.
-    Draining,
-    /// End.
-    Over,
-}
+/// Ends the connections of a server that is gone.
+struct EndOnDrop(Shutdown);
 
-/// Waits until there is nothing left to do but what a phase says. A server that is gone has ended.
-async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
-    let _ = phase.wait_for(|phase| *phase >= wanted).await;
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.advance(Phase::Over);
+    }
 }
 
 /// Waits until a connection is to take no further request: when the server drains; or a moment later, where the
 /// client has only just been told that it is connected, so that its request is on its way.
-async fn last_request(phase: &mut watch::Receiver<Phase>, activity: &ConnectionState) {
+async fn last_request(shutdown: &Shutdown, connection: &ConnectionState) {
     const MOMENT: Duration = Duration::from_secs(1);
-    reached(phase, Phase::Draining).await;
-    if !activity.has_asked() {
-        let _ = tokio::time::timeout(MOMENT, reached(phase, Phase::Over)).await;
+    shutdown.reached(Phase::Draining).await;
+    if !connection.has_had_request() {
+        let _ = tokio::time::timeout(MOMENT, shutdown.reached(Phase::Over)).await;
     }
 }
 
-/// What the connections of a listener need. Not the listener itself: it is closed before the last of them ends.
+/// The parts that the connections of a listener share. Not the listener itself: it is closed before the last of them
+/// ends.
 struct Server {
     service: HttpService,
+    date: DateField,
     tls: Option<Tls>,
-    /// How many connections there may be; `None` where they are neither counted nor limited.
-    most: Option<usize>,
+    /// The places for connections; `None` where they are neither counted nor limited.
+    places: Option<Limit>,
     /// One permit for each client that is being told that there are too many.
     farewells: Arc<Semaphore>,
-    builder: Builder<TokioExecutor>,
+    builder: Builder<Reporting>,
     timeouts: Timeouts,
-    phase: watch::Receiver<Phase>,
+    metrics: Arc<Metrics>,
+    shutdown: Shutdown,
+    /// Tells [`serve`] that this server or one of its connections is left.
+    _alive: mpsc::Sender<()>,
 }
 
-fn builder(app: &App) -> Builder<TokioExecutor> {
+fn builder(app: &App) -> Builder<Reporting> {
     let limits = &app.settings.limits;
     let header_bytes = u32::try_from(limits.header_bytes).unwrap_or(u32::MAX);
-    let mut builder = Builder::new(TokioExecutor::new());
+    let mut builder = Builder::new(Reporting);
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -162,17 +159,42 @@ fn builder(app: &App) -> Builder<TokioExecutor> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.h2_streams.get())
-        // What waits in the library for a client to take it is memory that nobody counts.
+        // Bytes that wait in the library for a client to take them are memory that nobody counts.
         .max_send_buf_size(4 * HTTP_2_PIECE)
         .max_header_list_size(header_bytes);
     builder
 }
 
 impl Server {
+    fn new(
+        app: &Arc<App>,
+        limits: &RequestLimits,
+        routes: Routes,
+        tls: Option<Tls>,
+        alive: mpsc::Sender<()>,
+    ) -> Server {
+        let most = app.settings.limits.connections.get();
+        Server {
+            service: HttpService::new(Arc::clone(app), routes, limits.clone()),
+            date: DateField::default(),
+            tls,
+            // Operators get in when nobody else does.
+            places: match routes {
+                Routes::All | Routes::Public => Some(Limit::new(most, &app.metrics.connections)),
+                Routes::Admin => None,
+            },
+            farewells: Arc::new(Semaphore::new(FAREWELLS)),
+            builder: builder(app),
+            timeouts: Timeouts::new(&app.settings.http),
+            metrics: Arc::clone(&app.metrics),
+            shutdown: app.shutdown.clone(),
+            _alive: alive,
+        }
+    }
+
     /// Accepts connections until the server drains, and then those that are waiting already.
     async fn accept(self: Arc<Self>, listener: Listener) {
-        let mut phase = self.phase.clone();
-        let mut draining = pin!(reached(&mut phase, Phase::Draining));
+        let mut draining = pin!(self.shutdown.reached(Phase::Draining));
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
@@ -187,29 +209,27 @@ impl Server {
         }
     }
 
-    /// Serves a connection in a task of its own, which ends with the server.
+    /// Serves a connection in a task of its own, which ends with the server. It holds its place until it ends.
     fn take(self: &Arc<Self>, io: Box<dyn Io>, peer: Peer) {
-        let server = Arc::clone(self);
-        let Some(most) = self.most else {
-            tokio::spawn(async move { server.secure(io, peer).await });
-            return;
-        };
-        let metrics = &self.service.app.metrics;
-        let others = metrics.connections.inc();
-        if usize::try_from(others).unwrap_or_default() < most {
-            tokio::spawn(async move {
-                server.secure(io, peer).await;
-                server.service.app.metrics.connections.dec();
-            });
-            return;
+        let place = self.places.as_ref().map(Limit::try_take);
+        if let Some(None) = place {
+            return self.turn_away(io);
         }
-        metrics.connections.dec();
-        metrics.count_shed(Shed::Connections);
-        // Over TLS there is nobody to tell it to, and where too many are being told the others are only closed.
+        let (server, place) = (Arc::clone(self), place.flatten());
+        tokio::spawn(reporting("connection", async move {
+            let _place: Option<Place> = place;
+            server.secure(io, peer).await;
+        }));
+    }
+
+    /// Tells a client that there are too many connections. Over TLS there is nobody to tell it to, and where too many
+    /// are being told the others are only closed.
+    fn turn_away(&self, io: Box<dyn Io>) {
+        self.metrics.count_shed(Shed::Connections);
         if self.tls.is_none()
             && let Ok(permit) = Arc::clone(&self.farewells).try_acquire_owned()
         {
-            tokio::spawn(refuse(io, permit));
+            tokio::spawn(reporting("farewell", refuse(io, permit)));
         }
     }
 
@@ -221,61 +241,60 @@ impl Server {
         let handshake = tls.acceptor.accept(io);
         match tokio::time::timeout(self.timeouts.header(), handshake).await {
             Ok(Ok(io)) => self.converse(Box::new(io), peer).await,
-            Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "the TLS handshake failed"),
             Err(_elapsed) => tracing::debug!(%peer, "the TLS handshake took too long"),
         }
     }
 
-    /// One connection, to its end. What goes wrong on it is the client's affair.
+    /// Serves one connection to its end. Its errors are the client's affair.
     async fn converse(self: &Arc<Self>, io: Box<dyn Io>, peer: Peer) {
-        let activity = Arc::new(ConnectionState::new());
-        let plain = Plain::new(&self.service, peer, &activity, self.timeouts, io);
-        let (mut draining, mut over) = (self.phase.clone(), self.phase.clone());
-        let (draining, over) =
-            (reached(&mut draining, Phase::Draining), reached(&mut over, Phase::Over));
-        let Some((io, before)) = plain.converse(draining, over).await else { return };
-        Box::pin(self.converse_by_library(io, before, peer, activity)).await;
+        let connection = Arc::new(ConnectionState::new());
+        let fast_loop = FastLoop::new(self, peer, &connection, io);
+        let draining = self.shutdown.reached(Phase::Draining);
+        let over = self.shutdown.reached(Phase::Over);
+        let Some((io, before)) = fast_loop.run(draining, over).await else { return };
+        Box::pin(self.converse_by_library(io, before, peer, connection)).await;
     }
 
-    /// The rest of a connection, by the HTTP library.
+    /// Serves the rest of a connection by the HTTP library.
     async fn converse_by_library(
         self: &Arc<Self>,
         io: Box<dyn Io>,
         before: Bytes,
         peer: Peer,
-        activity: Arc<ConnectionState>,
+        connection: Arc<ConnectionState>,
     ) {
         let gathers = before.starts_with(HTTP_2_PREFACE);
-        let observed = TimedIo { before, io, activity: Arc::clone(&activity) };
-        let buffer = WriteBuffer::new(observed, gathers);
+        let timed = TimedIo { before, io, connection: Arc::clone(&connection) };
+        let buffer = WriteBuffer::new(timed, gathers);
         let io = TokioIo::new(buffer.clone());
         let service = service_fn(|request: Request<Incoming>| {
-            let (server, activity) = (Arc::clone(self), Arc::clone(&activity));
+            let (server, connection) = (Arc::clone(self), Arc::clone(&connection));
             let request = request.map(|incoming| server.service.body(incoming));
-            async move { Ok::<_, Infallible>(server.service.answer(peer, &activity, request).await) }
+            async move { Ok::<_, Infallible>(server.service.answer(peer, &connection, request).await) }
         });
-        let mut connection = pin!(self.builder.serve_connection(io, service));
-        let (mut draining, mut over) = (self.phase.clone(), self.phase.clone());
-        let mut last_request = pin!(last_request(&mut draining, &activity));
+        let mut library = pin!(self.builder.serve_connection(io, service));
+        let mut last_request = pin!(last_request(&self.shutdown, &connection));
+        let mut over = pin!(self.shutdown.reached(Phase::Over));
         let mut winding_down = false;
         loop {
             tokio::select! {
-                ended = poll_fn(|context| buffer.poll_with(connection.as_mut(), context)) => {
+                ended = poll_fn(|context| buffer.poll_with(library.as_mut(), context)) => {
                     if let Err(error) = ended {
                         tracing::debug!(%peer, error, "connection ended");
                     }
                     return;
                 }
                 () = &mut last_request, if !winding_down => {
-                    connection.as_mut().graceful_shutdown();
+                    library.as_mut().graceful_shutdown();
                     winding_down = true;
                 }
-                () = reached(&mut over, Phase::Over), if winding_down => return,
+                () = &mut over, if winding_down => return,
                 () = tokio::time::sleep(self.timeouts.tick()) => {
-                    let overdue = activity.overdue(&self.timeouts);
+                    let overdue = connection.overdue(&self.timeouts, Instant::now());
                     if overdue == Overdue::Request && !winding_down {
                         // Over HTTP/2 this tells a client whose request is on its way that it wasn't taken.
-                        connection.as_mut().graceful_shutdown();
+                        library.as_mut().graceful_shutdown();
                         winding_down = true;
                     } else if overdue != Overdue::Nothing {
                         tracing::debug!(%peer, ?overdue, "connection timed out");
@@ -285,6 +304,32 @@ impl Server {
             }
         }
     }
+}
+
+/// Runs a task, and logs its panic. The guards that it holds give back what they hold, and the others go on.
+async fn reporting(task: &'static str, work: impl Future<Output = ()>) {
+    if let Err(panic) = AssertUnwindSafe(work).catch_unwind().await {
+        let panic = panic_text(&*panic);
+        tracing::error!(task, panic, "a task of the server panicked");
+    }
+}
+
+/// Spawns the HTTP library's tasks, one for each HTTP/2 stream, so that their panics are logged.
+#[derive(Debug, Clone, Copy)]
+struct Reporting;
+
+impl<F> Executor<F> for Reporting
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, work: F) {
+        tokio::spawn(reporting("stream", work));
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("unknown")
 }
 
 /// Says that there are too many connections, and waits a moment for the client to read it: closed with its
@@ -299,11 +344,11 @@ async fn refuse(mut io: Box<dyn Io>, _permit: OwnedSemaphorePermit) {
         while io.read(&mut [0; 1024]).await? > 0 {}
         io::Result::Ok(())
     };
-    // Whatever becomes of it.
+    // Its outcome is the client's affair.
     let _ = tokio::time::timeout(Duration::from_secs(1), farewell).await;
 }
 
-/// A client that hung up before it was accepted is nothing; too many open files need a moment.
+/// Waits a moment after too many open files. A client that hung up before it was accepted is no error.
 async fn pause_after(error: &io::Error) {
     let gone = [
         io::ErrorKind::ConnectionAborted,
@@ -313,5 +358,100 @@ async fn pause_after(error: &io::Error) {
     if !gone.contains(&error.kind()) {
         tracing::error!(%error, "connections can't be accepted");
         tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+    use super::*;
+    use crate::settings::{self, Settings};
+
+    /// A connection whose first read panics.
+    struct Panicking;
+
+    impl AsyncRead for Panicking {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            panic!("on purpose");
+        }
+    }
+
+    impl AsyncWrite for Panicking {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !is_so() {
+            assert!(Instant::now() < deadline, "{what}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_task_that_panics_gives_its_place_back_and_the_others_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let described = settings::described();
+        let given = [
+            ("embedded.dir", dir.path().to_str().unwrap()),
+            ("embedded.demo", "false"),
+            ("limits.connections", "1"),
+        ];
+        let overrides: Vec<_> = given
+            .iter()
+            .map(|(key, text)| {
+                let setting = described.iter().find(|it| it.key == *key).unwrap();
+                setting.overridden(text, "test".into())
+            })
+            .collect();
+        let app = App::build(Settings::load(&overrides).unwrap()).await.unwrap();
+        let (alive, mut last_has_ended) = mpsc::channel(1);
+        let limits = RequestLimits::new(&app);
+        let server = Arc::new(Server::new(&app, &limits, Routes::All, None, alive));
+        let peer = Peer::Unix;
+        let (connections, shed) = (&app.metrics.connections, || {
+            let limit = server.places.as_ref().unwrap();
+            limit.try_take().is_none()
+        });
+        for _ in 0..3 {
+            server.take(Box::new(Panicking), peer);
+            assert_eq!(connections.get(), 1);
+            until("the place is free again", || connections.get() == 0).await;
+            assert!(!shed());
+        }
+        // The place is good for a connection that works, and for one only.
+        let (mut client, other_end) = tokio::io::duplex(4096);
+        server.take(Box::new(other_end), peer);
+        assert!(shed());
+        client.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        let mut start = [0; 15];
+        client.read_exact(&mut start).await.unwrap();
+        assert_eq!(&start, b"HTTP/1.1 200 OK");
+        drop(client);
+        until("the last one has left", || connections.get() == 0).await;
+        drop(server);
+        assert!(last_has_ended.recv().await.is_none());
     }
 }

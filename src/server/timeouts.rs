@@ -1,8 +1,7 @@
-//! What happens on a connection, and for how long nothing did.
+//! Time-outs of a connection, and the connection state that they are told from.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -13,42 +12,64 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::listener::Io;
 use crate::settings;
 
-/// What a connection is doing. Its time-outs are told from it:
+/// The state of a connection. Its time-outs follow from it:
 ///
-/// | state | the client may take |
+/// | state | time-out |
 /// |---|---|
-/// | no request, no byte of one | `idle_timeout` |
-/// | a part of a head | `header_timeout`, from its first byte |
-/// | a request is being handled | as long as that takes: the store and the body have time-outs of their own |
-/// | an answer is being sent | `send_timeout` without taking anything of it |
+/// | [`Activity::Idle`] | `idle_timeout` |
+/// | [`Activity::Head`] | `header_timeout`, from its first byte |
+/// | [`Activity::Busy`] with a request that is handled | none: the store and the body have time-outs of their own |
+/// | [`Activity::Busy`] with answers only | `send_timeout` in which the client takes nothing |
 ///
-/// Over HTTP/2 bytes on the io tell little, since a client that takes nothing may still ping. There each answer has a
-/// mark of its own: when a piece of it was last taken; and one that has none for too long ends the connection, whatever
-/// its other streams do. A socket that was full and has room again is progress too. A part of a head counts as idle.
+/// Over HTTP/2 bytes on the socket tell little, since a client that takes nothing may still ping. There each answer
+/// has a time of its own: when a piece of it was last taken. One that is too old ends the connection, whatever its
+/// other streams do. A socket that was full and has room again is progress too. A part of a head counts as idle.
 #[derive(Debug)]
-pub(crate) struct ConnectionState {
-    began: Instant,
-    /// When something was last sent, taken or finished, in milliseconds since it began.
-    progress: AtomicU64,
-    /// When the head that is being read began; 0 where there is none.
-    head_began: AtomicU64,
-    handling: AtomicUsize,
-    sending: AtomicUsize,
-    /// Something was to be written for which the socket had no room.
-    blocked: AtomicBool,
-    multiplexed: AtomicBool,
-    asked: AtomicBool,
-    /// When something was last taken of each answer that is being sent over HTTP/2.
-    streams: Mutex<Vec<Mark>>,
+pub(crate) struct ConnectionState(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    activity: Activity,
+    /// Time of the last sending, taking or finishing.
+    progress: Instant,
+    /// Set while the socket has no room for what is to be written.
+    blocked: bool,
+    multiplexed: bool,
+    has_had_request: bool,
+    next_stream: u64,
+}
+
+/// What a connection is doing.
+#[derive(Debug)]
+enum Activity {
+    /// No request, and no byte of one.
+    Idle,
+    /// A part of a head was read.
+    Head { began: Instant },
+    /// Requests are handled, or answers are sent.
+    Busy { handling: usize, sending: Vec<Sending> },
+}
+
+/// An answer that is being sent.
+#[derive(Debug)]
+struct Sending {
+    stream: u64,
+    /// Time at which a piece of it was last taken.
+    taken: Instant,
 }
 
 /// What opens an HTTP/2 connection (RFC 9113 §3.4).
 pub(crate) const HTTP_2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// When something was last taken of an answer, in milliseconds since its connection began.
-pub(crate) type Mark = Arc<AtomicU64>;
+/// A request on a connection, until its answer has been handed over or given up.
+#[derive(Debug)]
+pub(crate) struct ActiveRequest {
+    connection: Arc<ConnectionState>,
+    /// The number of its answer, once that is being sent.
+    stream: Option<u64>,
+}
 
-/// The time-outs of a connection.
+/// The time-outs of the settings.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Timeouts {
     header: Duration,
@@ -56,7 +77,7 @@ pub(crate) struct Timeouts {
     send: Duration,
 }
 
-/// What a connection is late with.
+/// What a client is late with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Overdue {
     /// Nothing.
@@ -87,7 +108,7 @@ impl Timeouts {
         self.send
     }
 
-    /// How often to look: what is late is found late by no more than half of the shortest one.
+    /// Interval of the checks: a client that is late is found late by no more than half of the shortest time-out.
     pub(crate) fn tick(&self) -> Duration {
         (self.header.min(self.idle).min(self.send) / 2).max(Duration::from_millis(1))
     }
@@ -95,145 +116,162 @@ impl Timeouts {
 
 impl ConnectionState {
     pub(crate) fn new() -> ConnectionState {
-        ConnectionState {
-            began: Instant::now(),
-            progress: AtomicU64::new(0),
-            head_began: AtomicU64::new(0),
-            handling: AtomicUsize::new(0),
-            sending: AtomicUsize::new(0),
-            blocked: AtomicBool::new(false),
-            multiplexed: AtomicBool::new(false),
-            asked: AtomicBool::new(false),
-            streams: Mutex::default(),
+        ConnectionState(Mutex::new(State {
+            activity: Activity::Idle,
+            progress: Instant::now(),
+            blocked: false,
+            multiplexed: false,
+            has_had_request: false,
+            next_stream: 0,
+        }))
+    }
+
+    /// Begins a request, whose head has been read.
+    pub(crate) fn begin_request(self: &Arc<Self>, multiplexed: bool) -> ActiveRequest {
+        let mut state = self.lock();
+        state.multiplexed |= multiplexed;
+        state.has_had_request = true;
+        match &mut state.activity {
+            Activity::Busy { handling, .. } => *handling += 1,
+            idle => *idle = Activity::Busy { handling: 1, sending: Vec::new() },
         }
+        state.progress = Instant::now();
+        drop(state);
+        ActiveRequest { connection: Arc::clone(self), stream: None }
     }
 
-    /// A request is whole but for its body.
-    pub(crate) fn begin_handling(&self, multiplexed: bool) {
-        if multiplexed {
-            self.multiplexed.store(true, Ordering::Relaxed);
-        }
-        self.asked.store(true, Ordering::Relaxed);
-        self.handling.fetch_add(1, Ordering::Relaxed);
-        self.head_began.store(0, Ordering::Relaxed);
-        self.make_progress();
-    }
-
-    /// Its answer is known and will be sent. Gives where to note what is taken of it.
-    pub(crate) fn begin_sending(&self) -> Mark {
-        self.sending.fetch_add(1, Ordering::Relaxed);
-        self.end_handling();
-        let mark = Mark::new(AtomicU64::new(self.now()));
-        if self.multiplexed.load(Ordering::Relaxed) {
-            self.streams().push(Arc::clone(&mark));
-        }
-        mark
-    }
-
-    /// There will be no answer.
-    pub(crate) fn end_handling(&self) {
-        self.handling.fetch_sub(1, Ordering::Relaxed);
-        self.make_progress();
-    }
-
-    /// The answer has been handed over, or given up.
-    pub(crate) fn end_sending(&self, mark: &Mark) {
-        self.sending.fetch_sub(1, Ordering::Relaxed);
-        if self.multiplexed.load(Ordering::Relaxed) {
-            self.streams().retain(|it| !Arc::ptr_eq(it, mark));
-        }
-        self.make_progress();
-    }
-
-    /// A piece of an answer was taken.
-    pub(crate) fn take(&self, mark: &Mark) {
-        mark.store(self.now(), Ordering::Relaxed);
-        self.make_progress();
-    }
-
-    /// There was a request that was answered at once.
+    /// Notes a request that was answered without [`ConnectionState::begin_request`].
     pub(crate) fn note_request(&self) {
-        if !self.has_asked() {
-            self.asked.store(true, Ordering::Relaxed);
-        }
+        self.lock().has_had_request = true;
     }
 
-    /// From now on it is looked after here.
-    pub(crate) fn go_on(&self) {
-        self.make_progress();
+    /// Begins to count the time from now, where the connection comes from the fast loop.
+    pub(crate) fn restart(&self) {
+        self.lock().progress = Instant::now();
     }
 
-    fn make_progress(&self) {
-        self.progress.store(self.now(), Ordering::Relaxed);
+    /// Returns whether there has been a request.
+    pub(crate) fn has_had_request(&self) -> bool {
+        self.lock().has_had_request
     }
 
-    /// Whether there has been a request.
-    pub(crate) fn has_asked(&self) -> bool {
-        self.asked.load(Ordering::Relaxed)
-    }
-
-    /// What the client is late with.
-    pub(crate) fn overdue(&self, timeouts: &Timeouts) -> Overdue {
-        let since = |then: u64| Duration::from_millis(self.now().saturating_sub(then));
-        let quiet = since(self.progress.load(Ordering::Relaxed));
-        let head_began = self.head_began.load(Ordering::Relaxed);
-        let oldest = self.streams().iter().map(|mark| mark.load(Ordering::Relaxed)).min();
-        if oldest.is_some_and(|mark| since(mark) > timeouts.send) {
-            Overdue::Taking
-        } else if self.handling.load(Ordering::Relaxed) > 0 {
-            Overdue::Nothing
-        } else if self.sending.load(Ordering::Relaxed) > 0 || self.blocked.load(Ordering::Relaxed) {
+    /// Returns what the client is late with.
+    pub(crate) fn overdue(&self, timeouts: &Timeouts, now: Instant) -> Overdue {
+        let state = self.lock();
+        let since = |then: Instant| now.saturating_duration_since(then);
+        let must_take = |is_late| if is_late { Overdue::Taking } else { Overdue::Nothing };
+        let quiet = since(state.progress);
+        match &state.activity {
+            Activity::Busy { handling, sending } => {
+                let is_late = |it: &Sending| since(it.taken) > timeouts.send;
+                let one_is_late = state.multiplexed && sending.iter().any(is_late);
+                must_take(one_is_late || (*handling == 0 && quiet > timeouts.send))
+            }
             // An answer that was handed over whole may still be waiting in the library.
-            if quiet > timeouts.send { Overdue::Taking } else { Overdue::Nothing }
-        } else if head_began > 0 && since(head_began) > timeouts.header {
-            Overdue::Head
-        } else if quiet > timeouts.idle {
-            Overdue::Request
-        } else {
-            Overdue::Nothing
+            Activity::Idle | Activity::Head { .. } if state.blocked => {
+                must_take(quiet > timeouts.send)
+            }
+            Activity::Head { began } if since(*began) > timeouts.header => Overdue::Head,
+            Activity::Idle | Activity::Head { .. } if quiet > timeouts.idle => Overdue::Request,
+            Activity::Idle | Activity::Head { .. } => Overdue::Nothing,
         }
     }
 
     fn read(&self, bytes: &[u8]) {
-        // It comes in one piece from whoever means it.
-        if self.is_beginning() && bytes.starts_with(HTTP_2_PREFACE) {
-            self.multiplexed.store(true, Ordering::Relaxed);
+        let mut state = self.lock();
+        if !matches!(state.activity, Activity::Idle) {
+            return;
         }
-        let multiplexed = self.multiplexed.load(Ordering::Relaxed);
-        let busy = self.handling.load(Ordering::Relaxed) + self.sending.load(Ordering::Relaxed) > 0;
-        if !multiplexed && !busy && self.head_began.load(Ordering::Relaxed) == 0 {
-            self.head_began.store(self.now().max(1), Ordering::Relaxed);
+        // A client that means the preface sends it in one piece.
+        if !state.has_had_request && bytes.starts_with(HTTP_2_PREFACE) {
+            state.multiplexed = true;
         }
-    }
-
-    /// Whether nothing has been read yet.
-    fn is_beginning(&self) -> bool {
-        !self.asked.load(Ordering::Relaxed) && self.head_began.load(Ordering::Relaxed) == 0
+        if !state.multiplexed {
+            state.activity = Activity::Head { began: Instant::now() };
+        }
     }
 
     fn wrote<T>(&self, written: &Poll<T>) {
-        let was_blocked = self.blocked.swap(written.is_pending(), Ordering::Relaxed);
-        let multiplexed = self.multiplexed.load(Ordering::Relaxed);
-        if written.is_ready() && (was_blocked || !multiplexed) {
-            self.make_progress();
+        let mut state = self.lock();
+        let was_blocked = std::mem::replace(&mut state.blocked, written.is_pending());
+        if written.is_ready() && (was_blocked || !state.multiplexed) {
+            state.progress = Instant::now();
         }
     }
 
-    fn streams(&self) -> MutexGuard<'_, Vec<Mark>> {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing under the lock can panic half-way, so a poisoned one is sound.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A connection's bytes, observed.
+impl State {
+    fn end_handling(&mut self) {
+        if let Activity::Busy { handling, .. } = &mut self.activity {
+            *handling -= 1;
+        }
+    }
+
+    fn sending(&mut self) -> Option<&mut Vec<Sending>> {
+        match &mut self.activity {
+            Activity::Busy { sending, .. } => Some(sending),
+            Activity::Idle | Activity::Head { .. } => None,
+        }
+    }
+}
+
+impl ActiveRequest {
+    /// Marks the answer as known: it will be sent from now on.
+    pub(crate) fn begin_sending(&mut self) {
+        let mut state = self.connection.lock();
+        let (stream, now) = (state.next_stream, Instant::now());
+        state.next_stream += 1;
+        state.end_handling();
+        if let Some(sending) = state.sending() {
+            sending.push(Sending { stream, taken: now });
+        }
+        state.progress = now;
+        self.stream = Some(stream);
+    }
+
+    /// Notes that a piece of the answer was taken.
+    pub(crate) fn note_progress(&self) {
+        let mut state = self.connection.lock();
+        let now = Instant::now();
+        state.progress = now;
+        let sending = state.sending().into_iter().flatten();
+        if let Some(answer) = sending.into_iter().find(|it| Some(it.stream) == self.stream) {
+            answer.taken = now;
+        }
+    }
+}
+
+impl Drop for ActiveRequest {
+    fn drop(&mut self) {
+        let mut state = self.connection.lock();
+        match self.stream {
+            Some(stream) => {
+                if let Some(sending) = state.sending() {
+                    sending.retain(|it| it.stream != stream);
+                }
+            }
+            None => state.end_handling(),
+        }
+        if let Activity::Busy { handling: 0, sending } = &state.activity
+            && sending.is_empty()
+        {
+            state.activity = Activity::Idle;
+        }
+        state.progress = Instant::now();
+    }
+}
+
+/// A connection's bytes, which its [`ConnectionState`] is told of.
 pub(crate) struct TimedIo {
-    /// What was read before.
+    /// Bytes that were read before.
     pub(crate) before: Bytes,
     pub(crate) io: Box<dyn Io>,
-    pub(crate) activity: Arc<ConnectionState>,
+    pub(crate) connection: Arc<ConnectionState>,
 }
 
 impl AsyncRead for TimedIo {
@@ -246,12 +284,12 @@ impl AsyncRead for TimedIo {
         if !self.before.is_empty() {
             let length = self.before.len().min(buffer.remaining());
             buffer.put_slice(&self.before.split_to(length));
-            self.activity.read(&buffer.filled()[before..]);
+            self.connection.read(&buffer.filled()[before..]);
             return Poll::Ready(Ok(()));
         }
         let read = Pin::new(&mut self.io).poll_read(context, buffer);
         if buffer.filled().len() > before {
-            self.activity.read(&buffer.filled()[before..]);
+            self.connection.read(&buffer.filled()[before..]);
         }
         read
     }
@@ -264,7 +302,7 @@ impl AsyncWrite for TimedIo {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(context, bytes);
-        self.activity.wrote(&written);
+        self.connection.wrote(&written);
         written
     }
 
@@ -274,7 +312,7 @@ impl AsyncWrite for TimedIo {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write_vectored(context, slices);
-        self.activity.wrote(&written);
+        self.connection.wrote(&written);
         written
     }
 
@@ -301,94 +339,118 @@ mod tests {
         send: Duration::from_mins(1),
     };
 
-    /// An activity that began some seconds ago.
-    fn old(seconds: u64) -> ConnectionState {
-        let began = Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
-        ConnectionState { began, ..ConnectionState::new() }
+    fn connection() -> Arc<ConnectionState> {
+        Arc::new(ConnectionState::new())
+    }
+
+    /// What the client is late with, if nothing else happens for some seconds.
+    fn overdue_in(seconds: u64, connection: &ConnectionState) -> Overdue {
+        connection.overdue(&TIMEOUTS, Instant::now() + Duration::from_secs(seconds))
     }
 
     #[test]
     fn a_connection_without_a_request_may_be_idle() {
-        assert_eq!(old(74).overdue(&TIMEOUTS), Overdue::Nothing);
-        assert_eq!(old(76).overdue(&TIMEOUTS), Overdue::Request);
-        let used = old(1000);
-        used.begin_handling(false);
-        let mark = used.begin_sending();
-        used.end_sending(&mark);
-        assert_eq!(used.overdue(&TIMEOUTS), Overdue::Nothing);
+        let idle = connection();
+        assert_eq!(overdue_in(74, &idle), Overdue::Nothing);
+        assert_eq!(overdue_in(76, &idle), Overdue::Request);
+        let mut request = idle.begin_request(false);
+        request.begin_sending();
+        drop(request);
+        assert_eq!(overdue_in(74, &idle), Overdue::Nothing);
+        assert_eq!(overdue_in(76, &idle), Overdue::Request);
     }
 
     #[test]
     fn a_head_has_its_own_time_from_its_first_byte() {
-        let slow = old(30);
-        slow.head_began.store(19_000, Ordering::Relaxed);
+        let slow = connection();
+        slow.read(b"G");
+        let first = Instant::now();
         // A byte now and then doesn't help.
-        slow.read(b"x");
-        assert_eq!(slow.overdue(&TIMEOUTS), Overdue::Head);
-        slow.begin_handling(false);
-        slow.end_handling();
-        assert_eq!(slow.overdue(&TIMEOUTS), Overdue::Nothing);
+        slow.read(b"E");
+        assert_eq!(slow.overdue(&TIMEOUTS, first + Duration::from_secs(9)), Overdue::Nothing);
+        assert_eq!(slow.overdue(&TIMEOUTS, first + Duration::from_secs(11)), Overdue::Head);
+        drop(slow.begin_request(false));
+        assert_eq!(overdue_in(11, &slow), Overdue::Nothing);
     }
 
     #[test]
     fn a_request_that_is_handled_is_never_late() {
-        let busy = old(1000);
-        busy.begin_handling(false);
-        busy.progress.store(0, Ordering::Relaxed);
-        assert_eq!(busy.overdue(&TIMEOUTS), Overdue::Nothing);
+        let busy = connection();
+        let _request = busy.begin_request(false);
+        assert_eq!(overdue_in(1000, &busy), Overdue::Nothing);
     }
 
     #[test]
     fn an_answer_has_to_be_taken() {
-        let stalled = old(1000);
-        stalled.begin_handling(false);
-        stalled.begin_sending();
-        stalled.progress.store(900_000, Ordering::Relaxed);
-        assert_eq!(stalled.overdue(&TIMEOUTS), Overdue::Taking);
+        let stalled = connection();
+        let mut request = stalled.begin_request(false);
+        request.begin_sending();
+        assert_eq!(overdue_in(59, &stalled), Overdue::Nothing);
+        assert_eq!(overdue_in(61, &stalled), Overdue::Taking);
+        // Progress is what was written, over HTTP/1.1.
+        stalled.lock().progress -= Duration::from_secs(100);
+        assert_eq!(overdue_in(0, &stalled), Overdue::Taking);
         stalled.wrote(&Poll::Ready(()));
-        assert_eq!(stalled.overdue(&TIMEOUTS), Overdue::Nothing);
+        assert_eq!(overdue_in(0, &stalled), Overdue::Nothing);
     }
 
     #[test]
-    fn what_was_handed_over_and_has_no_way_out_has_to_be_taken_as_well() {
-        let stalled = old(1000);
-        stalled.begin_handling(false);
-        let mark = stalled.begin_sending();
+    fn an_answer_that_was_handed_over_and_has_no_way_out_has_to_be_taken_as_well() {
+        let stalled = connection();
+        let mut request = stalled.begin_request(false);
+        request.begin_sending();
         stalled.wrote(&Poll::<()>::Pending);
-        stalled.end_sending(&mark);
-        stalled.progress.store(935_000, Ordering::Relaxed);
-        assert_eq!(stalled.overdue(&TIMEOUTS), Overdue::Taking);
+        drop(request);
+        assert_eq!(overdue_in(61, &stalled), Overdue::Taking);
         stalled.wrote(&Poll::Ready(()));
-        assert_eq!(stalled.overdue(&TIMEOUTS), Overdue::Nothing);
+        assert_eq!(overdue_in(61, &stalled), Overdue::Nothing);
     }
 
     #[test]
     fn over_http_2_each_answer_has_to_be_taken_whatever_else_goes_on() {
-        let busy = old(1000);
+        let busy = connection();
         busy.read(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
-        busy.begin_handling(true);
-        let stalled = busy.begin_sending();
-        stalled.store(935_000, Ordering::Relaxed);
+        let mut stalled = busy.begin_request(true);
+        stalled.begin_sending();
+        let age = |by: u64| {
+            for answer in busy.lock().sending().unwrap() {
+                answer.taken -= Duration::from_secs(by);
+            }
+        };
+        age(61);
         // Pings, another request, another answer that is taken.
         busy.read(b"x");
         busy.wrote(&Poll::Ready(()));
-        busy.begin_handling(true);
-        let taken = busy.begin_sending();
-        busy.take(&taken);
-        busy.begin_handling(true);
-        assert_eq!(busy.overdue(&TIMEOUTS), Overdue::Taking);
-        busy.take(&stalled);
-        assert_eq!(busy.overdue(&TIMEOUTS), Overdue::Nothing);
-        stalled.store(0, Ordering::Relaxed);
-        busy.end_sending(&stalled);
-        assert_eq!(busy.overdue(&TIMEOUTS), Overdue::Nothing);
+        let mut taken = busy.begin_request(true);
+        taken.begin_sending();
+        taken.note_progress();
+        let _handled = busy.begin_request(true);
+        assert_eq!(overdue_in(0, &busy), Overdue::Taking);
+        stalled.note_progress();
+        assert_eq!(overdue_in(0, &busy), Overdue::Nothing);
+        age(61);
+        drop(stalled);
+        taken.note_progress();
+        assert_eq!(overdue_in(0, &busy), Overdue::Nothing);
     }
 
     #[test]
     fn an_http_2_connection_that_was_opened_ahead_is_idle_and_not_late_with_a_head() {
-        let ahead = old(30);
+        let ahead = connection();
         ahead.read(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
-        assert_eq!(ahead.overdue(&TIMEOUTS), Overdue::Nothing);
-        assert_eq!(old(76).overdue(&TIMEOUTS), Overdue::Request);
+        assert_eq!(overdue_in(30, &ahead), Overdue::Nothing);
+        assert_eq!(overdue_in(76, &ahead), Overdue::Request);
+    }
+
+    #[test]
+    fn a_request_whose_task_panics_is_over() {
+        let connection = connection();
+        let panicking = Arc::clone(&connection);
+        let panic = std::thread::spawn(move || {
+            let _request = panicking.begin_request(true);
+            panic!("on purpose");
+        });
+        panic.join().unwrap_err();
+        assert_eq!(overdue_in(76, &connection), Overdue::Request);
     }
 }

@@ -425,15 +425,15 @@ async fn every_response_has_the_request_id_of_its_client_or_a_new_one() {
     assert_eq!(unfit.header("x-request-id").len(), 32);
 }
 
-/// The program, with its log in a file.
-struct Logging {
-    process: Process,
+/// The program with its log in a file.
+pub(crate) struct Logging {
+    pub(crate) process: Process,
     file: PathBuf,
     _dir: tempfile::TempDir,
 }
 
 impl Logging {
-    fn start(arguments: &[&str]) -> Logging {
+    pub(crate) fn start(arguments: &[&str]) -> Logging {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("log");
         let mut command = program();
@@ -442,7 +442,7 @@ impl Logging {
     }
 
     /// Stops the program, and returns its whole log.
-    fn end(mut self) -> String {
+    pub(crate) fn end(mut self) -> String {
         self.process.signal("INT");
         assert!(self.process.child.wait().unwrap().success());
         let mut text = String::new();

@@ -1,4 +1,5 @@
-//! The HTTP/1.1 fast path against the HTTP library: their responses must not differ.
+//! Responses of the fast loop and from cached heads, against those of the HTTP library and the router: they must not
+//! differ.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use tokio::net::TcpStream;
 
 use crate::conditional::drawing;
 use crate::harness::{Client, Protocol, RedisServer, Server, etag, png, record};
+use crate::variants::{encoded, picture};
 
 long_tests! {
     #[tokio::test] the_fast_path_answers_exactly_as_the_http_library_does
@@ -88,10 +90,45 @@ async fn the_fast_path_answers_exactly_as_the_http_library_does() {
         redis.set("a", &value).await;
         redis.set("svg", &record(drawing().as_bytes())).await;
         redis.set("corrupt", b"{}").await;
+        let photo = record(&encoded(&picture(1, 100, 50), image::ImageFormat::Png));
+        redis.set("photo", &photo).await;
         let tag = etag(&value);
         let version = tag.trim_matches('"');
         let wrong = "0".repeat(32);
         let mut requests: Vec<(String, Vec<String>)> = Vec::new();
+        // Variants, thumbnails and coded representations are replayed like originals.
+        let photo_version = etag(&photo).trim_matches('"').to_owned();
+        let variant_tag = {
+            let answer = server.get("/images/photo.webp?w=64").await;
+            format!("If-None-Match: {}", answer.header("etag"))
+        };
+        for path in [
+            "/images/photo?w=64".to_owned(),
+            "/images/photo.webp?w=64".to_owned(),
+            format!("/images/photo.webp?w=64&v={photo_version}"),
+            format!("/images/photo.webp?w=64&v={wrong}"),
+            "/images/photo.png".to_owned(),
+            "/images/photo?format=auto".to_owned(),
+            "/images/photo?w=64&fallback=placeholder".to_owned(),
+            "/images/photo?w=65".to_owned(),
+            "/images/photo/thumbnail".to_owned(),
+            format!("/images/photo/thumbnail?v={photo_version}"),
+            "/images/photo/info".to_owned(),
+            "/images/photo.webp/thumbnail".to_owned(),
+            "/images/svg?format=auto".to_owned(),
+        ] {
+            for field in [
+                "Accept: image/webp,*/*;q=0.5".to_owned(),
+                "Accept: image/jpeg".to_owned(),
+                "Accept: text/html\r\nAccept-Encoding: gzip".to_owned(),
+                "Accept-Encoding: br".to_owned(),
+                format!("If-None-Match: {tag}"),
+                variant_tag.clone(),
+            ] {
+                requests.push((path.clone(), vec![field]));
+            }
+            requests.push((path, vec![]));
+        }
         for path in [
             "/images/a".to_owned(),
             format!("/images/a?v={version}"),
@@ -271,7 +308,7 @@ async fn a_cached_head_is_not_replayed_for_the_next_version_over_http_2() {
 }
 
 #[tokio::test]
-async fn a_cached_head_is_not_replayed_for_the_next_version_over_http_1() {
+async fn a_cached_head_is_not_replayed_for_the_next_version() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
@@ -299,6 +336,118 @@ async fn a_cached_head_is_not_replayed_for_the_next_version_over_http_1() {
                 (answer.status.as_str(), &answer.fields["etag"]),
                 ("HTTP/1.1 304 Not Modified", &tag)
             );
+        }
+    }
+}
+
+#[tokio::test]
+async fn variants_and_thumbnails_of_the_next_version_are_its_own() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        let mut client = Client::speaking(protocol, server.address).await;
+        for seed in 0..5 {
+            let value = record(&encoded(&picture(seed, 100, 50), image::ImageFormat::Png));
+            redis.set("a", &value).await;
+            let version = etag(&value).trim_matches('"').to_owned();
+            while !client.get("/images/a", &[]).await.header("etag").contains(&version) {}
+            for path in ["/images/a?w=64", "/images/a/thumbnail", "/images/a.webp"] {
+                let first = client.get(path, &[]).await;
+                assert!(first.header("etag").contains(&version), "{path} {protocol:?}");
+                for _ in 0..4 {
+                    let again = client.get(path, &[]).await;
+                    assert_eq!(again.header("etag"), first.header("etag"), "{path} {protocol:?}");
+                    assert_eq!(again.body, first.body, "{path} {protocol:?}");
+                    let tag = first.header("etag").to_owned();
+                    let fields = [("if-none-match", tag.as_str())];
+                    assert_eq!(client.get(path, &fields).await.status.as_u16(), 304);
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_moving_picture_stays_one_where_the_format_is_left_to_the_server() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let moving = crate::variants::animation();
+    redis.set("a", &record(&moving)).await;
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        let mut client = Client::speaking(protocol, server.address).await;
+        for _ in 0..4 {
+            let fields = [("accept", "image/webp,*/*")];
+            let answer = client.get("/images/a?format=auto", &fields).await;
+            assert_eq!(answer.header("content-type"), "image/gif", "{protocol:?}");
+            assert_eq!(answer.body[..], moving[..], "{protocol:?}");
+            let still = client.get("/images/a.webp", &fields).await;
+            assert_eq!(still.header("content-type"), "image/webp", "{protocol:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn replayed_answers_are_counted_and_logged_over_either_protocol() {
+    for (protocol, version) in [(Protocol::Http1, "HTTP/1.1"), (Protocol::Http2, "HTTP/2.0")] {
+        let redis = RedisServer::start().await;
+        let value = record(&encoded(&picture(1, 100, 50), image::ImageFormat::Png));
+        redis.set("a", &value).await;
+        let url = redis.url();
+        let log = crate::operation::Logging::start(&["--redis-url", &url, "--log-format", "json"]);
+        let address = log.process.address;
+        crate::harness::until("coherent", || async {
+            crate::harness::get(address, "/readyz", &[])
+                .await
+                .body
+                .windows(10)
+                .any(|it| it == b"\"coherent\"")
+        })
+        .await;
+        let mut client = Client::speaking(protocol, address).await;
+        let mut bytes = Vec::new();
+        for (path, method) in [
+            ("/images/a", "GET"),
+            ("/images/a", "HEAD"),
+            ("/images/a?w=64", "GET"),
+            ("/images/a/thumbnail", "GET"),
+        ] {
+            for number in 0..5 {
+                let id = format!("{method}-{}-{number}", path.len());
+                let fields = [("x-request-id", id.as_str())];
+                let method = method.parse().unwrap();
+                let answer = client.send(method, path, &fields, Bytes::new()).await.unwrap();
+                assert_eq!(answer.header("x-request-id"), id);
+                bytes.push((id, path, answer.body.len()));
+            }
+        }
+        crate::harness::until("the last one is over", || async {
+            let page = crate::harness::get(address, "/metrics", &[]).await;
+            crate::harness::server::metric(&page, "afterimage_requests_in_flight") == 0
+        })
+        .await;
+        let page = crate::harness::get(address, "/metrics", &[]).await;
+        let count = |labels: &str| {
+            let name = format!("afterimage_requests_total{{{labels},status=\"200\"}}");
+            crate::harness::server::metric(&page, &name)
+        };
+        assert_eq!(count("route=\"/images/{id}\",method=\"GET\""), 10);
+        assert_eq!(count("route=\"/images/{id}\",method=\"HEAD\""), 5);
+        assert_eq!(count("route=\"/images/{id}/thumbnail\",method=\"GET\""), 5);
+        let metric = |name: &str| crate::harness::server::metric(&page, name);
+        // The first was fetched, and two were rendered.
+        assert_eq!(metric("afterimage_reads_total{served=\"hit\"}"), 17);
+        let sent: usize = bytes.iter().map(|(_, _, length)| length).sum();
+        assert!(metric("afterimage_response_bytes_total") >= sent as u64);
+        drop(client);
+        let log = log.end();
+        let lines: Vec<serde_json::Value> =
+            log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        for (id, path, length) in bytes {
+            let of_it: Vec<_> = lines.iter().filter(|line| line["id"] == *id).collect();
+            let [line] = of_it[..] else { panic!("{id}: {of_it:?}") };
+            assert_eq!((&line["path"], &line["bytes"]), (&path.into(), &length.into()), "{line}");
+            assert_eq!((&line["version"], &line["whole"]), (&version.into(), &true.into()));
+            assert_eq!(line["status"], 200);
         }
     }
 }

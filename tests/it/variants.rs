@@ -29,7 +29,7 @@ pub(crate) fn encoded(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
 }
 
 /// A GIF of two frames.
-fn animation() -> Vec<u8> {
+pub(crate) fn animation() -> Vec<u8> {
     let mut moving = Vec::new();
     let mut encoder = GifEncoder::new(&mut moving);
     for seed in [1, 200] {

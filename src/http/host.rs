@@ -1,0 +1,76 @@
+//! The host that a request names.
+
+use axum::body::Body;
+use axum::http::header::HOST;
+use axum::http::{Request, Version};
+
+/// Checks that a request names its host once and well-formed (RFC 9112 §3.2, RFC 9113 §8.3.1). Otherwise another server
+/// in front may have understood another host.
+pub(crate) fn check_host(request: &Request<Body>) -> Result<(), &'static str> {
+    let mut lines = request.headers().get_all(HOST).iter();
+    let (host, authority) = (lines.next(), request.uri().authority());
+    if lines.next().is_some() {
+        return Err("there is more than one Host");
+    }
+    let multiplexed = request.version() >= Version::HTTP_2;
+    let host = match host {
+        Some(host) if is_host(host.as_bytes()) => host.as_bytes(),
+        Some(_) => return Err("Host is malformed"),
+        None => match authority {
+            Some(it) if multiplexed && is_host(it.as_str().as_bytes()) => return Ok(()),
+            Some(_) if multiplexed => return Err(":authority is malformed"),
+            _ if request.version() == Version::HTTP_10 => return Ok(()),
+            _ => return Err("Host is missing"),
+        },
+    };
+    match authority {
+        Some(it) if multiplexed && !it.as_str().as_bytes().eq_ignore_ascii_case(host) => {
+            Err("Host and :authority differ")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns whether a text is `uri-host [ ":" port ]` (RFC 3986 §3.2.2). Sub-delimiters are refused: no host has them.
+pub(crate) fn is_host(text: &[u8]) -> bool {
+    let end = match text.first() {
+        Some(b'[') => text.iter().position(|&byte| byte == b']').map(|bracket| bracket + 1),
+        _ => text.iter().position(|&byte| byte == b':'),
+    };
+    let (host, port) = text.split_at(end.unwrap_or(text.len()));
+    let named =
+        |it: &u8| it.is_ascii_alphanumeric() || matches!(it, b'-' | b'.' | b'_' | b'~' | b'%');
+    let is_name_or_address = match host {
+        [b'[', address @ .., b']'] => {
+            str::from_utf8(address).is_ok_and(|it| it.parse::<std::net::Ipv6Addr>().is_ok())
+        }
+        name => !name.is_empty() && name.iter().all(named),
+    };
+    let number = |number: u16, digit: &u8| {
+        let digit = char::from(*digit).to_digit(10)?;
+        number.checked_mul(10)?.checked_add(u16::try_from(digit).ok()?)
+    };
+    is_name_or_address
+        && match port {
+            [b':', digits @ ..] => digits.iter().try_fold(0, number).is_some(),
+            _ => port.is_empty(),
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_a_name_or_an_address_with_or_without_a_port() {
+        for good in ["a", "a.example", "127.0.0.1:80", "[::1]", "[::1]:8000", "a_b:", "xn--a"] {
+            assert!(is_host(good.as_bytes()), "{good}");
+        }
+        for bad in [
+            "", ":80", "a,b", "a b", "u@a", "a:b", "a:99999", "a:+1", "::1", "[::1", "[a]",
+            "[::1]80", "a/b",
+        ] {
+            assert!(!is_host(bad.as_bytes()), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! The request in flight: one guard that holds its place and counts its bytes; dropped, it ends and logs the request.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, Method, StatusCode, Version};
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use prometheus_client::metrics::gauge::Gauge;
+
+use super::problem::Cause;
+use super::router::{Route, Routes};
+use crate::app::App;
+use crate::limit::{Limit, Place};
+use crate::metrics::Metrics;
+use crate::server::Peer;
+use crate::server::timeouts::ActiveRequest;
+
+/// The target of the lines about requests.
+pub(crate) const ACCESS: &str = "afterimage::access";
+
+/// Most requests of operators that are answered at the same time.
+const OPERATORS: usize = 64;
+
+/// The limits on requests of one app, which its listeners share.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestLimits {
+    everybody: Limit,
+    /// Operators look when there are too many other requests.
+    operators: Limit,
+    most: usize,
+}
+
+impl RequestLimits {
+    pub(crate) fn new(app: &App) -> RequestLimits {
+        let most = app.settings.limits.requests.get();
+        RequestLimits {
+            everybody: Limit::new(most, &app.metrics.requests_in_flight),
+            operators: Limit::new(OPERATORS, &Gauge::default()),
+            most,
+        }
+    }
+
+    /// Takes a place for a request. The error is the limit that was reached.
+    pub(crate) fn admit(&self, route: Route, routes: Routes) -> Result<Place, usize> {
+        if route.is_for_operators() && routes != Routes::Public {
+            self.operators.try_take().ok_or(OPERATORS)
+        } else {
+            self.everybody.try_take().ok_or(self.most)
+        }
+    }
+}
+
+/// A request that is being answered, over whichever protocol, by a cached head or by the router.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    /// `None` where the request was refused.
+    _place: Option<Place>,
+    metrics: Arc<Metrics>,
+    /// `None` in the fast loop, which has time-outs of its own.
+    connection: Option<ActiveRequest>,
+    /// The bytes of the body that were taken.
+    bytes: u64,
+    /// Whether that is all of it.
+    whole: bool,
+    record: Option<Box<AccessRecord>>,
+}
+
+impl InFlight {
+    pub(crate) fn new(
+        place: Option<Place>,
+        metrics: &Arc<Metrics>,
+        connection: Option<ActiveRequest>,
+    ) -> InFlight {
+        let metrics = Arc::clone(metrics);
+        InFlight { _place: place, metrics, connection, bytes: 0, whole: false, record: None }
+    }
+
+    /// Sets the line that is logged at the end.
+    pub(crate) fn log_at_end(&mut self, record: Option<Box<AccessRecord>>) {
+        self.record = record;
+    }
+
+    /// Notes that some bytes of the body were taken, and whether that was the end.
+    pub(crate) fn note_sent(&mut self, bytes: u64, whole: bool) {
+        self.bytes += bytes;
+        self.whole |= whole;
+        if let Some(connection) = &self.connection {
+            connection.note_progress();
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.metrics.response_bytes.inc_by(self.bytes);
+        if let Some(record) = self.record.take() {
+            record.log(self.bytes, self.whole);
+        }
+    }
+}
+
+/// The line of the access log about a request.
+#[derive(Debug)]
+pub(crate) struct AccessRecord {
+    pub(crate) id: HeaderValue,
+    pub(crate) peer: Peer,
+    pub(crate) method: Method,
+    pub(crate) path: String,
+    pub(crate) version: Version,
+    pub(crate) status: StatusCode,
+    pub(crate) cache: Option<HeaderValue>,
+    pub(crate) cause: Option<Cause>,
+    pub(crate) began: Instant,
+}
+
+impl AccessRecord {
+    fn log(&self, bytes: u64, whole: bool) {
+        let text = |value: &HeaderValue| value.to_str().unwrap_or_default().to_owned();
+        let duration = self.began.elapsed().as_secs_f64() * 1000.0;
+        // To the microsecond.
+        let duration_ms = (duration * 1000.0).round() / 1000.0;
+        let (id, cache) = (text(&self.id), self.cache.as_ref().map(text).unwrap_or_default());
+        let (peer, method, path) = (&self.peer, method_name(&self.method), &self.path);
+        let (version, status) = (self.version, self.status.as_u16());
+        if let Some(Cause(error)) = &self.cause {
+            tracing::warn!(
+                target: ACCESS,
+                id, %peer, method, path, ?version, status, bytes, cache, duration_ms, whole, %error,
+                "request failed"
+            );
+        } else {
+            tracing::info!(
+                target: ACCESS,
+                id, %peer, method, path, ?version, status, bytes, cache, duration_ms, whole,
+                "request"
+            );
+        }
+    }
+}
+
+/// Returns the name of a method, from a set that no client can make grow.
+pub(crate) fn method_name(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::PUT => "PUT",
+        Method::POST => "POST",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        Method::PATCH => "PATCH",
+        _ => "other",
+    }
+}
+
+/// A body is handed over in pieces of this many bytes, each when there is room for it. So it is seen whether the client
+/// takes any, and the bytes that it didn't take are known when it leaves. Over HTTP/1 that costs a system call for each.
+const PIECE: usize = 256 * 1024;
+
+/// The same over HTTP/2, where many answers share a connection and each should get its turn within the time-out.
+pub(crate) const HTTP_2_PIECE: usize = 32 * 1024;
+
+/// The body of an answer on its way. Its request is over when it is dropped.
+#[derive(Debug)]
+pub(crate) struct SentBody {
+    body: Body,
+    /// The rest of a frame that is handed over in pieces.
+    rest: Bytes,
+    piece: usize,
+    in_flight: InFlight,
+}
+
+impl SentBody {
+    pub(crate) fn new(body: Body, mut in_flight: InFlight, version: Version) -> SentBody {
+        if let Some(connection) = &mut in_flight.connection {
+            connection.begin_sending();
+        }
+        in_flight.whole = body.is_end_stream();
+        let piece = if version >= Version::HTTP_2 { HTTP_2_PIECE } else { PIECE };
+        SentBody { body, rest: Bytes::new(), piece, in_flight }
+    }
+
+    fn hand_over(&mut self, mut data: Bytes) -> Frame<Bytes> {
+        self.rest = data.split_off(data.len().min(self.piece));
+        let is_last = self.is_end_stream();
+        self.in_flight.note_sent(data.len() as u64, is_last);
+        Frame::data(data)
+    }
+}
+
+impl HttpBody for SentBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if !self.rest.is_empty() {
+            let rest = std::mem::take(&mut self.rest);
+            return Poll::Ready(Some(Ok(self.hand_over(rest))));
+        }
+        match Pin::new(&mut self.body).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(match frame.into_data() {
+                Ok(data) => self.hand_over(data),
+                Err(trailers) => trailers,
+            }))),
+            Poll::Ready(None) => {
+                self.in_flight.whole = true;
+                Poll::Ready(None)
+            }
+            other => other,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (body, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut hint = SizeHint::new();
+        hint.set_lower(body.lower() + rest);
+        if let Some(upper) = body.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint
+    }
+}
