@@ -17,7 +17,7 @@ const PROMISED: f64 = 30.0;
 const LONG: &str =
     "A picture of a mountain at dawn that the model is still working on, seen from afar";
 
-/// A name, a background, an text_colour and a text.
+/// A name, a background, a text colour and a text.
 type Kind = (&'static str, Background, Option<Rgb<u8>>, Option<&'static str>);
 
 fn kinds() -> [Kind; 9] {
