@@ -36,6 +36,8 @@ impl RenderLimits {
 }
 
 /// The reason for which there is no picture. The text may be shown to clients.
+///
+/// It has the text of a codec's error instead of the error itself, since it is cloned for all who wait for the picture.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PictureError {
     /// The format is served as it is, and not decoded.
