@@ -15,10 +15,11 @@ use super::problem::{Problem, ProblemKind};
 use crate::server::Peer;
 use crate::settings;
 
-/// The right to write: that of clients with one of the tokens (RFC 6750), or, without tokens, of programs on this machine.
+/// The right to write: that of clients with one of the tokens (RFC 6750), or, without tokens, of programs on this
+/// machine.
 ///
-/// Tokens are kept and compared as their SHA-256, and always all of them: the time of a comparison tells nothing about a
-/// token, not even its length.
+/// Tokens are kept and compared as their SHA-256, and always all of them: the time of a comparison tells nothing about
+/// a token, not even its length.
 pub struct WriteAccess {
     enabled: bool,
     tokens: Vec<[u8; 32]>,

@@ -20,8 +20,8 @@ pub(crate) fn preconditions(headers: &HeaderMap) -> Preconditions {
     }
 }
 
-/// Parses `*`, or entity-tags in one or several field lines. Anything else is skipped together with the rest of its line.
-/// So a malformed `If-None-Match` gets the image, and a malformed `If-Match` gets 412: neither counts as a match.
+/// Parses `*`, or entity-tags in one or several field lines. Anything else is skipped together with the rest of its
+/// line. So a malformed `If-None-Match` gets the image, and a malformed `If-Match` gets 412: neither counts as a match.
 fn entity_tags(headers: &HeaderMap, name: &HeaderName) -> Option<EntityTags> {
     let mut lines = headers.get_all(name).iter();
     let first = lines.next()?.as_bytes().trim_ascii();

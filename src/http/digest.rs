@@ -9,8 +9,8 @@ use sha2::{Digest, Sha256, Sha512};
 const FIELDS: [HeaderName; 2] =
     [HeaderName::from_static("content-digest"), HeaderName::from_static("repr-digest")];
 
-/// The digests that a body must have, by the algorithms that are known here. Other algorithms, which §5 calls insecure or
-/// which came later, are ignored.
+/// The digests that a body must have, by the algorithms that are known here. Other algorithms, which §5 calls insecure
+/// or which came later, are ignored.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Digests(Vec<(Algorithm, Vec<u8>)>);
 
@@ -69,8 +69,8 @@ impl Digests {
         Ok(Digests(digests))
     }
 
-    /// The first algorithm whose digest the body doesn't have. Takes about two milliseconds a megabyte: not for an async
-    /// worker.
+    /// The first algorithm whose digest the body doesn't have. Takes about two milliseconds a megabyte: not for an
+    /// async worker.
     pub(crate) fn contradiction(&self, body: &[u8]) -> Option<&'static str> {
         let differs = |(algorithm, digest): &&(Algorithm, Vec<u8>)| algorithm.of(body) != *digest;
         self.0.iter().find(differs).map(|(algorithm, _)| algorithm.key())

@@ -50,8 +50,8 @@ pub(crate) fn accepted_types(headers: &HeaderMap) -> AcceptedTypes {
     AcceptedTypes { named, rest: images.or(all).unwrap_or(0) }
 }
 
-/// The members of a list with their weights, 0 to 1000. A member with a malformed weight is skipped: it must not count as
-/// agreement.
+/// The members of a list with their weights, 0 to 1000. A member with a malformed weight is skipped: it must not count
+/// as agreement.
 fn weighted<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = (&'a str, u16)> {
     let lines = headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).filter_map(|member| {

@@ -1,4 +1,4 @@
-//! The memory that an image is decoded into.
+//! Memory for decoded images: large ones get pages of their own.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -6,23 +6,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use memmap2::MmapMut;
 
-/// Bodies from this many bytes on have pages of their own.
+/// Buffers of this many bytes and more have pages of their own.
 const LARGE: usize = 128 * 1024;
 
-/// Those that have. Linux lets a process have 65,530 mappings, and others need some too.
-static MAPPINGS: Mappings = Mappings { count: AtomicUsize::new(0), most: 32 * 1024 };
+/// The mappings of this process.
+///
+/// A static, since the limit belongs to the process: Linux allows 65,530 mappings, of which half are left to others.
+/// Two servers in one process share it, and all that they can notice of each other is where a buffer lies.
+static MAPPINGS: Mappings = Mappings { count: AtomicUsize::new(0), limit: 32 * 1024 };
 
-/// How many bodies have pages of their own, and how many may.
+/// Counts the buffers that have pages of their own.
 struct Mappings {
     count: AtomicUsize,
-    most: usize,
+    limit: usize,
 }
 
-/// The bytes of an image that was decoded.
+/// The bytes of a decoded image.
 ///
-/// Images come and go in all sizes, which leaves holes in an allocator's heaps: a fifth to a third of the budget. A large
-/// body therefore has pages of its own, which go back to the system with it.
-pub struct Body {
+/// Images come and go in all sizes, which leaves holes in an allocator's heaps: a fifth to a third of the budget. A
+/// large buffer therefore has pages of its own, which go back to the system with it.
+pub struct Buffer {
     memory: Memory,
     length: usize,
 }
@@ -32,18 +35,19 @@ enum Memory {
     Pages(Pages),
 }
 
-/// Pages that are counted.
+/// A mapping that is counted until it is dropped.
 struct Pages {
     map: MmapMut,
-    among: &'static Mappings,
+    counted_by: &'static Mappings,
 }
 
 impl Mappings {
+    /// Maps pages; `None` at the limit, or if the system refuses.
     fn map(&'static self, length: usize) -> Option<Pages> {
-        if self.count.fetch_add(1, Ordering::Relaxed) < self.most
+        if self.count.fetch_add(1, Ordering::Relaxed) < self.limit
             && let Ok(map) = MmapMut::map_anon(length)
         {
-            return Some(Pages { map, among: self });
+            return Some(Pages { map, counted_by: self });
         }
         self.count.fetch_sub(1, Ordering::Relaxed);
         None
@@ -52,30 +56,30 @@ impl Mappings {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        self.among.count.fetch_sub(1, Ordering::Relaxed);
+        self.counted_by.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Body {
-    /// Zeros, to be written over.
+impl Buffer {
+    /// A buffer of zeros, to be written over.
     #[must_use]
-    pub fn zeroed(length: usize) -> Body {
-        Body::zeroed_among(&MAPPINGS, length)
+    pub fn zeroed(length: usize) -> Buffer {
+        Buffer::zeroed_within(&MAPPINGS, length)
     }
 
-    fn zeroed_among(mappings: &'static Mappings, length: usize) -> Body {
+    fn zeroed_within(mappings: &'static Mappings, length: usize) -> Buffer {
         let pages = if length < LARGE { None } else { mappings.map(length) };
         let memory = pages.map_or_else(|| Memory::Heap(vec![0; length]), Memory::Pages);
-        Body { memory, length }
+        Buffer { memory, length }
     }
 
-    /// Leaves out what comes after so many bytes.
+    /// Shortens the buffer to a length, unless it is as short already.
     pub fn truncate(&mut self, length: usize) {
         self.length = self.length.min(length);
     }
 }
 
-impl Deref for Body {
+impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -87,7 +91,7 @@ impl Deref for Body {
     }
 }
 
-impl DerefMut for Body {
+impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
         let all: &mut [u8] = match &mut self.memory {
             Memory::Heap(bytes) => bytes,
@@ -97,15 +101,15 @@ impl DerefMut for Body {
     }
 }
 
-impl AsRef<[u8]> for Body {
+impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
         self
     }
 }
 
-impl fmt::Debug for Body {
+impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Body").field("length", &self.length).finish_non_exhaustive()
+        f.debug_struct("Buffer").field("length", &self.length).finish_non_exhaustive()
     }
 }
 
@@ -114,28 +118,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_has_its_bytes_wherever_they_are() {
+    fn a_buffer_has_its_bytes_on_the_heap_and_in_pages() {
         for length in [0, 1, LARGE - 1, LARGE, LARGE + 1] {
             let bytes: Vec<u8> = (0..length).map(|it| u8::try_from(it % 251).unwrap()).collect();
-            let mut body = Body::zeroed(length);
-            assert!(body.len() == length && body.iter().all(|it| *it == 0));
-            assert_eq!(matches!(body.memory, Memory::Pages(_)), length >= LARGE);
-            body.copy_from_slice(&bytes);
-            assert_eq!(body[..], bytes);
-            body.truncate(length / 2);
-            body.truncate(length);
-            assert_eq!(body[..], bytes[..length / 2]);
+            let mut buffer = Buffer::zeroed(length);
+            assert!(buffer.len() == length && buffer.iter().all(|it| *it == 0));
+            assert_eq!(matches!(buffer.memory, Memory::Pages(_)), length >= LARGE);
+            buffer.copy_from_slice(&bytes);
+            assert_eq!(buffer[..], bytes);
+            buffer.truncate(length / 2);
+            buffer.truncate(length);
+            assert_eq!(buffer[..], bytes[..length / 2]);
         }
     }
 
     #[test]
-    fn there_are_no_more_mappings_than_there_may_be() {
-        static THREE: Mappings = Mappings { count: AtomicUsize::new(0), most: 3 };
+    fn there_are_no_more_mappings_than_the_limit() {
+        static THREE: Mappings = Mappings { count: AtomicUsize::new(0), limit: 3 };
         for _ in 0..2 {
-            let bodies: Vec<_> = (0..5).map(|_| Body::zeroed_among(&THREE, LARGE)).collect();
-            let mapped = bodies.iter().filter(|it| matches!(it.memory, Memory::Pages(_)));
+            let buffers: Vec<_> = (0..5).map(|_| Buffer::zeroed_within(&THREE, LARGE)).collect();
+            let mapped = buffers.iter().filter(|it| matches!(it.memory, Memory::Pages(_)));
             assert_eq!(mapped.count(), 3);
-            assert!(bodies.iter().all(|it| it.len() == LARGE));
+            assert!(buffers.iter().all(|it| it.len() == LARGE));
         }
         assert_eq!(THREE.count.load(Ordering::Relaxed), 0);
     }

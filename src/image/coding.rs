@@ -1,13 +1,13 @@
-//! Content codings (RFC 9110 §8.4.1): which there are, which a client prefers, and how a body gets one.
+//! Content codings (RFC 9110 §8.4.1): compression, and the choice of a coding for a client.
 
 use std::io::Write;
 
-/// Stands in the entity-tag of what is coded here, and is raised when a new library or another quality codes the same
-/// body to other bytes: two servers of one site, or a download that is resumed after an upgrade, must not take the one
-/// for the other. A test with the bytes' hash says when.
+/// A part of the entity-tag of each coded representation. It must be raised when a new library or another quality codes
+/// the same body to other bytes, which a test notices: two servers of one site must not give one tag to different
+/// bytes, and neither must an upgrade during a download that is resumed.
 pub const GENERATION: u8 = 1;
 
-/// How a body is compressed. In the order of preference where a client has none.
+/// A compression of a body, declared in the order of preference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Coding {
     /// RFC 7932.
@@ -29,11 +29,10 @@ impl Coding {
         }
     }
 
-    /// The body in this coding, or nothing where that is no shorter. Takes some 30 ms a megabyte: not for
-    /// an async worker.
+    /// Compresses a body; `None` if that makes it no shorter. Takes some 30 ms a megabyte: not for an async worker.
     #[must_use]
     pub fn encode(self, body: &[u8]) -> Option<Vec<u8>> {
-        // Made once and sent often; but a level higher costs twice the time for two per cent.
+        // A body is compressed once and sent often, but one level more doubles the time for two per cent.
         const BROTLI_QUALITY: u32 = 5;
         const BROTLI_WINDOW: u32 = 22;
         let written = match self {
@@ -52,7 +51,7 @@ impl Coding {
     }
 }
 
-/// How much a client likes each coding: from 0, not at all, to 1000 (RFC 9110 §12.5.3).
+/// The weight that a client gives to each coding, from 0 (refused) to 1000 (RFC 9110 §12.5.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AcceptedCodings {
     /// `br`.
@@ -64,16 +63,15 @@ pub struct AcceptedCodings {
 }
 
 impl AcceptedCodings {
-    /// Of a client that says nothing: any coding would do, and none is the safest.
+    /// The weights of a client without `Accept-Encoding`: it accepts any coding, and none is the safest.
     pub const UNSAID: AcceptedCodings = AcceptedCodings { brotli: 0, gzip: 0, identity: 1000 };
 
-    /// The most liked of some codings, or `None` for no coding. Of two that are liked as much the earlier wins,
-    /// and no coding loses. A client that likes nothing that there is gets no coding: §12.5.3 would rather send
-    /// something.
+    /// The coding with the highest weight, or `None` for no coding. Among equals the first coding wins, and no coding
+    /// loses. A client that refuses everything available gets no coding, as §12.5.3 recommends.
     #[must_use]
-    pub fn best(self, there_are: impl Iterator<Item = Coding>) -> Option<Coding> {
+    pub fn best(self, available: impl Iterator<Item = Coding>) -> Option<Coding> {
         let mut best = (None, self.identity);
-        for coding in there_are {
+        for coding in available {
             let weight = self.weight(coding);
             if weight > best.1 || (weight == best.1 && weight > 0 && best.0.is_none()) {
                 best = (Some(coding), weight);
@@ -120,13 +118,13 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_a_coding_makes_no_shorter_has_none() {
+    fn a_body_that_would_get_no_shorter_is_not_coded() {
         assert_eq!(Coding::Gzip.encode(b"<svg/>"), None);
         assert_eq!(Coding::Brotli.encode(b""), None);
     }
 
     #[test]
-    fn the_most_liked_coding_wins_and_no_coding_loses_a_draw() {
+    fn the_coding_with_the_highest_weight_wins_and_no_coding_loses_a_draw() {
         let best = |brotli, gzip, identity| {
             AcceptedCodings { brotli, gzip, identity }.best(Coding::ALL.into_iter())
         };

@@ -1,4 +1,4 @@
-//! What a client makes its request depend on (RFC 9110 §13), and whether it holds.
+//! The preconditions of a request, and their evaluation (RFC 9110 §13).
 
 use std::time::SystemTime;
 
@@ -6,7 +6,7 @@ use hyper::header::HeaderValue;
 
 use crate::image::{Metadata, Version};
 
-/// The preconditions of a request. A field that isn't there, or that has to be ignored, is `None`.
+/// The preconditions of a request. A field that is absent or must be ignored is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[expect(clippy::struct_field_names, reason = "they are the names of the fields")]
 pub struct Preconditions {
@@ -20,21 +20,21 @@ pub struct Preconditions {
     pub if_unmodified_since: Option<SystemTime>,
 }
 
-/// What the preconditions make of a read.
+/// The outcome of evaluating the preconditions of a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is answered as without them.
+    /// The request is answered as if it had none.
     Proceed,
-    /// The client has the representation.
+    /// The client has the representation already: 304.
     NotModified,
-    /// The client doesn't want this representation.
+    /// The client doesn't want this representation: 412.
     Failed,
 }
 
 impl Preconditions {
     /// Evaluates them against the representation that would be sent, in the order of §13.2.2.
     ///
-    /// A date is compared only where the image has one, which is where its record has `created_at`.
+    /// Dates are ignored for an image without one, whose record has no `created_at`.
     #[must_use]
     pub fn evaluate(&self, metadata: &Metadata) -> Verdict {
         let unmodified = match (&self.if_match, self.if_unmodified_since, metadata.last_modified) {
@@ -54,7 +54,7 @@ impl Preconditions {
     }
 }
 
-/// The entity-tags that a client named in a precondition.
+/// The entity-tags in a precondition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EntityTags {
     /// `*`: any representation at all.
@@ -63,35 +63,35 @@ pub enum EntityTags {
     List(Vec<EntityTag>),
 }
 
-/// An entity-tag that a client named (§8.8.3).
+/// An entity-tag in a precondition (§8.8.3).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EntityTag {
-    /// Whether `W/` stood before it.
+    /// True for a weak tag, which begins with `W/`.
     pub weak: bool,
-    /// What follows, in its quotes.
+    /// The tag without `W/`, with its quotes.
     pub opaque: Box<str>,
 }
 
 impl EntityTags {
-    /// Whether one of them is the given strong tag, weak or not (§8.8.3.2).
+    /// Compares them weakly with a strong tag (§8.8.3.2).
     #[must_use]
     pub fn match_weakly(&self, etag: &HeaderValue) -> bool {
         self.any(|tag| tag.opaque.as_bytes() == etag.as_bytes())
     }
 
-    /// Whether one of them is the given strong tag, and strong itself (§8.8.3.2).
+    /// Compares them strongly with a strong tag (§8.8.3.2).
     #[must_use]
     pub fn match_strongly(&self, etag: &HeaderValue) -> bool {
         self.any(|tag| tag.is(etag))
     }
 
-    /// Whether one of them is strong and names a version, in whichever form: what a write depends on is the version.
+    /// Tells whether a strong one names a version, by any representation: writes depend on the version alone.
     #[must_use]
     pub fn name_strongly(&self, version: Version) -> bool {
         self.any(|tag| !tag.weak && version.is_named(&tag.opaque))
     }
 
-    /// Whether one of them names a version, in whichever form, weak or not.
+    /// Tells whether one names a version, by any representation, weak or strong.
     #[must_use]
     pub fn name_weakly(&self, version: Version) -> bool {
         self.any(|tag| version.is_named(&tag.opaque))
@@ -106,7 +106,7 @@ impl EntityTags {
 }
 
 impl EntityTag {
-    /// Whether it is the given strong tag, by strong comparison (§8.8.3.2).
+    /// Compares it strongly with a strong tag (§8.8.3.2).
     #[must_use]
     pub fn is(&self, etag: &HeaderValue) -> bool {
         !self.weak && self.opaque.as_bytes() == etag.as_bytes()

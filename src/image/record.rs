@@ -1,4 +1,4 @@
-//! The value in the store: a JSON object with the image in base64, and the way from it to the image.
+//! The record: the JSON value in the store that has an image in base64, or refers to an offloaded one.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,12 +11,13 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::image::buffer::Body;
+use crate::image::buffer::Buffer;
 use crate::image::{MAX_HTTP_DATE, MediaType, hex};
 use crate::picture::decode::is_animated;
 use crate::picture::sniff::sniff;
 
-/// Why a value is no record of an image. Its text may be shown to a client: it holds nothing of the value.
+/// The reason for which a value is no record of an image. The text may be shown to clients: no part of the value is in
+/// it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Corrupt {
     /// Not JSON, or not UTF-8.
@@ -27,29 +28,29 @@ pub enum Corrupt {
         /// Counted from 1.
         column: usize,
     },
-    /// JSON, but no object, or one whose `base64_data` or `url` is no string or stands there twice.
+    /// JSON, but no object, or one whose `base64_data` or `url` is no string.
     #[error("the value isn't a record: {0}")]
     NotARecord(&'static str),
-    /// Neither field.
+    /// An object with neither field.
     #[error("the record has neither base64_data nor url")]
     NoImage,
-    /// A character, a length or a padding that base64 doesn't have.
+    /// A character, a length or a padding that base64 doesn't allow.
     #[error("base64_data isn't base64")]
     NotBase64,
     /// A `data:` URL without `;base64`.
-    #[error("base64_data is a data URL that isn't base64")]
+    #[error("base64_data is a data URL without `;base64`")]
     NotABase64Url,
-    /// Nothing encoded.
+    /// Base64 of no bytes.
     #[error("the image is empty")]
     Empty,
-    /// Bytes of no known type.
-    #[error("the image is of no known type")]
+    /// Bytes of no known image type.
+    #[error("the bytes are no image of a known type")]
     NotAnImage,
     /// The key holds a list, a hash or another type.
     #[error("the key doesn't hold a string")]
     WrongType,
-    /// The address of an image that is beneath none of the addresses that may be asked.
-    #[error("the record's url is beneath neither [offload] url nor public_url")]
+    /// A `url` that isn't beneath one of the two addresses in the settings.
+    #[error("the record's url must be beneath [offload] url or public_url")]
     ForeignUrl,
     /// The value is larger than may be read.
     #[error("the value has {size} bytes, the limit is {limit} ([records] max_value)")]
@@ -61,51 +62,50 @@ pub enum Corrupt {
     },
 }
 
-/// A value, parsed: it borrows the base64 from it.
+/// A parsed value, from which it borrows.
 #[derive(Debug)]
 pub struct Record<'a> {
-    /// Where the image is.
+    /// The image, or a reference to it.
     pub content: Content<'a>,
-    /// The type that the writer gave. Advisory.
+    /// The type that the writer declared. Advisory.
     pub declared_type: Option<Cow<'a, str>>,
-    /// When the writer says that the image was made, in whole seconds. A date that can't be read is none.
+    /// The time at which the image was made according to the writer, in whole seconds. `None` if it can't be parsed.
     pub created_at: Option<SystemTime>,
 }
 
-/// Where the image of a record is.
+/// The image of a record, or a reference to it.
 #[derive(Debug)]
 pub enum Content<'a> {
-    /// In the record, in base64.
+    /// The image in base64.
     Inline(Cow<'a, str>),
-    /// At an address: it was offloaded.
+    /// A reference to an offloaded image.
     Offloaded(ObjectRef<'a>),
 }
 
-/// Where an image is that isn't in its record.
+/// A reference to an offloaded image.
 #[derive(Debug)]
 pub struct ObjectRef<'a> {
-    /// Its address.
+    /// The address of the image.
     pub url: Cow<'a, str>,
-    /// Its name in the object store, where the record has it.
+    /// The name of its object, if the record has it.
     pub object: Option<Cow<'a, str>>,
-    /// Its SHA-256, where the record has it.
+    /// The SHA-256 of its bytes, if the record has it.
     pub sha256: Option<[u8; 32]>,
 }
 
-/// An image out of a record.
+/// An image decoded from a record.
 #[derive(Debug)]
 pub struct Decoded {
     /// The image, byte for byte.
-    pub bytes: Body,
+    pub bytes: Buffer,
     /// Its type.
     pub media_type: MediaType,
-    /// Whether it has more than one frame.
+    /// True for an image with more than one frame.
     pub animated: bool,
 }
 
-/// The fields as they stand in JSON. What is advisory stays raw, so that it may be anything, out of range or
-/// not even text, without making the record corrupt. A name that stands there twice means its last value,
-/// as it does to Python.
+/// The fields as they stand in JSON. Advisory ones stay raw, so that no value of theirs, however odd, makes the record
+/// corrupt. Of a duplicate field the last value counts, as in Python.
 #[derive(Default)]
 struct Fields<'a> {
     base64_data: Option<Cow<'a, str>>,
@@ -117,7 +117,7 @@ struct Fields<'a> {
     sha256: Option<&'a RawValue>,
 }
 
-/// A text that borrows where it can: a JavaScript writer may escape `/`.
+/// A string, borrowed unless it has escapes: JavaScript writers may escape `/`.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
@@ -159,8 +159,8 @@ fn advisory_text(raw: &RawValue) -> Option<Cow<'_, str>> {
     serde_json::from_str::<Text<'_>>(raw.get()).ok().map(|text| text.0)
 }
 
-/// RFC 3339, or seconds since 1970. A time that is yet to come is passed over: `Last-Modified` must not be later than
-/// the answer (RFC 9110 §8.8.2.1).
+/// Parses RFC 3339, or seconds since 1970. A time in the future is ignored: `Last-Modified` must not be later than the
+/// answer (RFC 9110 §8.8.2.1).
 fn advisory_time(raw: &RawValue) -> Option<SystemTime> {
     let seconds = if let Some(text) = advisory_text(raw) {
         let time = OffsetDateTime::parse(&text, &Rfc3339).ok()?;
@@ -175,7 +175,7 @@ fn advisory_time(raw: &RawValue) -> Option<SystemTime> {
 }
 
 impl<'a> Record<'a> {
-    /// Parses a value. Where a record has both fields, `base64_data` counts.
+    /// Parses a value. If it has both fields, `base64_data` counts unless it is empty.
     pub fn parse(value: &'a [u8]) -> Result<Record<'a>, Corrupt> {
         let fields: Fields<'a> = serde_json::from_slice(value).map_err(|error| {
             if error.is_data() {
@@ -187,7 +187,7 @@ impl<'a> Record<'a> {
         let sha256 = fields.sha256.and_then(advisory_text).and_then(|text| from_hex(&text));
         let object = fields.object.and_then(advisory_text);
         let content = match (fields.base64_data, fields.url) {
-            // Emptied when the image moved to its address.
+            // Some backends empty the field when they move the image.
             (Some(base64), Some(url)) if base64.is_empty() => {
                 Content::Offloaded(ObjectRef { url, object, sha256 })
             }
@@ -204,10 +204,10 @@ impl<'a> Record<'a> {
     }
 }
 
-/// The image in the text of `base64_data`: standard or URL-safe alphabet, padded or not, with white
-/// space anywhere, with or without a `data:…;base64,` before it.
+/// Decodes `base64_data`: standard or URL-safe alphabet, padded or not, with white space anywhere, with or without
+/// `data:…;base64,` before it.
 pub fn decode(text: &str) -> Result<Decoded, Corrupt> {
-    // What nearly every writer stores, at ten times the speed of the general engine.
+    // Nearly every writer stores this, and it decodes ten times as fast as the general case.
     let bytes = match decoded(STANDARD, text.as_bytes()) {
         Ok(bytes) => bytes,
         Err(_) => decode_leniently(text)?,
@@ -217,7 +217,7 @@ pub fn decode(text: &str) -> Result<Decoded, Corrupt> {
     Ok(Decoded { bytes, media_type, animated })
 }
 
-/// The type of an image by its bytes.
+/// The type of an image, told from its bytes.
 pub fn sniffed(bytes: &[u8]) -> Result<MediaType, Corrupt> {
     if bytes.is_empty() {
         return Err(Corrupt::Empty);
@@ -225,14 +225,14 @@ pub fn sniffed(bytes: &[u8]) -> Result<MediaType, Corrupt> {
     sniff(bytes).ok_or(Corrupt::NotAnImage)
 }
 
-fn decoded(engine: Engine, text: &[u8]) -> Result<Body, base64_turbo::Error> {
-    let mut bytes = Body::zeroed(engine.decoded_len_estimate(text.len()));
+fn decoded(engine: Engine, text: &[u8]) -> Result<Buffer, base64_turbo::Error> {
+    let mut bytes = Buffer::zeroed(engine.decoded_len_estimate(text.len()));
     let length = engine.decode_slice(text, &mut bytes)?;
     bytes.truncate(length);
     Ok(bytes)
 }
 
-fn decode_leniently(text: &str) -> Result<Body, Corrupt> {
+fn decode_leniently(text: &str) -> Result<Buffer, Corrupt> {
     let text = text.trim_ascii_start();
     let text = if text.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("data:")) {
         let (before, data) = text.split_once(',').ok_or(Corrupt::NotABase64Url)?;
@@ -254,7 +254,7 @@ fn decode_leniently(text: &str) -> Result<Body, Corrupt> {
     decoded(engine, &compact).map_err(|_why| Corrupt::NotBase64)
 }
 
-/// The record of an image that moved to an address: as it was, but for the bytes.
+/// The record of an image after it was offloaded: the other fields stay as they were.
 #[must_use]
 pub fn moved(
     value: &[u8],
@@ -286,7 +286,7 @@ pub fn moved(
     json
 }
 
-/// The fields of an object, in their order.
+/// The fields of a JSON object in their order.
 #[derive(Default)]
 struct Others<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
@@ -314,7 +314,7 @@ impl<'de> Deserialize<'de> for Others<'de> {
     }
 }
 
-/// The bytes of 64 hexadecimal digits.
+/// Parses 64 hexadecimal digits.
 fn from_hex(text: &str) -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
     let digits = text.as_bytes();
@@ -329,14 +329,14 @@ fn from_hex(text: &str) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
-/// A time as a record and an HTTP date can say it.
+/// Truncates a time to whole seconds, as records and HTTP dates have them.
 #[must_use]
 pub fn whole_seconds(time: SystemTime) -> SystemTime {
     let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     UNIX_EPOCH + Duration::from_secs(since_epoch.as_secs())
 }
 
-/// The value that a backend would write for an image.
+/// The record that a backend would write for an image.
 #[must_use]
 pub fn encode(bytes: &[u8], media_type: MediaType, created_at: Option<SystemTime>) -> Vec<u8> {
     #[derive(Serialize)]
@@ -366,12 +366,12 @@ mod tests {
     fn image(value: &str) -> Result<Vec<u8>, Corrupt> {
         match Record::parse(value.as_bytes())?.content {
             Content::Inline(text) => decode(&text).map(|decoded| decoded.bytes.to_vec()),
-            Content::Offloaded(it) => panic!("offloaded to {}", it.url),
+            Content::Offloaded(object) => panic!("offloaded to {}", object.url),
         }
     }
 
     #[test]
-    fn every_form_of_base64_gives_the_same_bytes() {
+    fn every_variety_of_base64_gives_the_same_bytes() {
         for text in [
             BASE64,
             "R0lGODlh-_-__g==",
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn the_record_of_an_image_that_moved_keeps_what_else_it_says() {
+    fn the_record_of_an_offloaded_image_keeps_its_other_fields() {
         let value = br#"{"prompt": "a \u00e9 \"b\"", "n": 1.50, "base64_data": "R0lG", "content_type": "x", "url": null, "created_at": 5, "tags": ["a"]}"#;
         let sha256 = [0xab; 32];
         let moved = moved(value, "s3://b/a.gif", "a.gif", MediaType::Gif, 3, &sha256);
@@ -430,18 +430,18 @@ mod tests {
         );
         assert_eq!(String::from_utf8(moved.clone()).unwrap(), expected);
         let record = Record::parse(&moved).unwrap();
-        let Content::Offloaded(elsewhere) = record.content else { panic!("{record:?}") };
-        assert_eq!((&*elsewhere.url, elsewhere.sha256), ("s3://b/a.gif", Some(sha256)));
+        let Content::Offloaded(object) = record.content else { panic!("{record:?}") };
+        assert_eq!((&*object.url, object.sha256), ("s3://b/a.gif", Some(sha256)));
         for odd in ["5", "\"zz\"", "\"ab\"", "null"] {
             let value = format!(r#"{{"url": "u", "sha256": {odd}}}"#);
             let record = Record::parse(value.as_bytes()).unwrap();
-            let Content::Offloaded(elsewhere) = record.content else { panic!("{record:?}") };
-            assert_eq!(elsewhere.sha256, None, "{odd}");
+            let Content::Offloaded(object) = record.content else { panic!("{record:?}") };
+            assert_eq!(object.sha256, None, "{odd}");
         }
     }
 
     #[test]
-    fn created_at_is_rfc_3339_or_unix_seconds_and_anything_else_is_none() {
+    fn created_at_is_rfc_3339_or_unix_seconds_and_anything_else_is_ignored() {
         let at = |seconds| Some(UNIX_EPOCH + Duration::from_secs(seconds));
         for (text, time) in [
             (r#""2026-01-02T03:04:05Z""#, at(1_767_323_045)),
@@ -497,7 +497,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_encoded_is_read_back() {
+    fn an_encoded_record_parses_to_the_same_image() {
         let now = UNIX_EPOCH + Duration::from_secs(1_767_323_045);
         let value = encode(GIF, MediaType::Gif, Some(now));
         let record = Record::parse(&value).unwrap();

@@ -25,8 +25,8 @@ pub enum RepresentationKind {
 
 /// Everything about a representation but its bytes: enough for a 304 and a HEAD.
 ///
-/// The validators are kept as `HeaderValue`s, ready to be sent: formatting a tag and a date for each answer would cost
-/// more than the rest of a 304.
+/// The validators are `HeaderValue`s, made once and ready to be sent: the one exception to the rule that nothing below
+/// `http/` knows of headers.
 #[derive(Debug)]
 pub struct Metadata {
     /// The version of the stored value.
@@ -181,7 +181,19 @@ impl Image {
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
+
+    #[test]
+    fn an_original_under_another_version_has_everything_but_the_entity_tag() {
+        let metadata = Metadata::new(Version::of(b"1"), MediaType::Gif, 100, Some(UNIX_EPOCH));
+        let metadata = Metadata { animated: true, ..metadata };
+        let other = metadata.of_version(Version::of(b"2"));
+        assert_eq!(other.etag, format!("\"{}\"", Version::of(b"2")));
+        assert!(other.animated && other.media_type == MediaType::Gif && other.length == 100);
+        assert_eq!(other.last_modified, Some(UNIX_EPOCH));
+    }
 
     #[test]
     fn each_representation_has_an_entity_tag_of_its_own() {

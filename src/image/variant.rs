@@ -1,8 +1,8 @@
-//! A variant: an image in another size, format or quality, as a value that can't be wrong.
+//! A variant: an image in another size, format or quality.
 //!
-//! What an address asks for ([`Transform`]) may depend on the image and on the client; a [`Variant`] depends on neither.
-//! It is canonical: two addresses that mean the same bytes mean the same variant, so these are rendered once, kept
-//! once, and have one entity-tag.
+//! The meaning of an address ([`Transform`]) may depend on the image and on the client; a [`Variant`] depends on
+//! neither. It is canonical: two addresses that mean the same bytes mean the same variant, so these are rendered once,
+//! kept once, and have one entity-tag.
 
 use std::fmt;
 
@@ -10,11 +10,11 @@ use crate::image::MediaType;
 use crate::picture::decode::is_decodable;
 use crate::picture::resize::{Bounds, Fit};
 
-/// Stands in the entity-tag of what is rendered here, and is raised when a new library or another way renders the same
-/// variant to other bytes, as `coding::GENERATION` is.
+/// A part of the entity-tag of each variant. It must be raised when a new library or algorithm renders the same variant
+/// to other bytes, as `coding::GENERATION` must.
 pub const GENERATION: u8 = 1;
 
-/// Formats that can be written.
+/// A format that can be encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Format {
@@ -25,10 +25,10 @@ pub enum Format {
 }
 
 impl Format {
-    /// All of them, in the order of preference where a client has none: the smallest first.
+    /// All formats, in the order of preference for a client that has none: the smallest first.
     pub const ALL: [Format; 4] = [Format::Avif, Format::WebP, Format::Jpeg, Format::Png];
 
-    /// As it is named in an address.
+    /// The name in addresses.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -39,7 +39,7 @@ impl Format {
         }
     }
 
-    /// The type of its bytes.
+    /// The media type.
     #[must_use]
     pub const fn media_type(self) -> MediaType {
         match self {
@@ -50,7 +50,7 @@ impl Format {
         }
     }
 
-    /// The one that an image keeps when only its size changes. PNG loses nothing.
+    /// The format of an image of which only the size changes: its own, or else PNG, which is lossless.
     fn kept_by(media_type: MediaType) -> Format {
         match media_type {
             MediaType::Jpeg => Format::Jpeg,
@@ -65,38 +65,38 @@ impl Format {
 pub struct Variant {
     bounds: Bounds,
     format: Format,
-    /// 1 to 100; 0 where the format loses nothing.
+    /// 1 to 100; 0 for lossless formats.
     quality: u8,
     effort: u8,
 }
 
 impl Variant {
-    /// What it is fitted into.
+    /// The bounds that the image is fitted into.
     #[must_use]
     pub fn bounds(self) -> Bounds {
         self.bounds
     }
 
-    /// What its bytes are.
+    /// The format of the bytes.
     #[must_use]
     pub fn format(self) -> Format {
         self.format
     }
 
-    /// How much of it is kept, 1 to 100.
+    /// The quality, 1 to 100; 0 for lossless formats.
     #[must_use]
     pub fn quality(self) -> u8 {
         self.quality
     }
 
-    /// How long may be tried to make it smaller, as libwebp's method: 0 to 6.
+    /// The effort to make the bytes fewer, 0 to 6 (libwebp's method).
     #[must_use]
     pub fn effort(self) -> u8 {
         self.effort
     }
 
     fn new(bounds: Bounds, format: Format, quality: u8, effort: u8) -> Variant {
-        // What has no meaning has one value.
+        // Values without a meaning are normalised.
         let bounds = match (bounds.width, bounds.height) {
             (Some(_), Some(_)) => bounds,
             _ => Bounds { fit: Fit::Contain, ..bounds },
@@ -110,7 +110,7 @@ impl Variant {
     }
 }
 
-/// As it stands in an entity-tag.
+/// The part of an entity-tag that names the variant.
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Bounds { width, height, fit, enlarge } = self.bounds;
@@ -138,60 +138,60 @@ impl fmt::Display for Variant {
     }
 }
 
-/// What an address asks for.
+/// The size, format and quality that an address asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transform {
     /// The size.
     pub bounds: Bounds,
     /// The format.
     pub format: RequestedFormat,
-    /// 1 to 100, where it was given.
+    /// The quality, 1 to 100, if the address has one.
     pub quality: Option<u8>,
-    /// What it is where it was not.
+    /// The quality otherwise.
     pub default_quality: u8,
-    /// How long may be tried to make it smaller, as libwebp's method: 0 to 6.
+    /// The effort to make the bytes fewer, 0 to 6 (libwebp's method).
     pub effort: u8,
 }
 
-/// Which format an address asks for.
+/// The format that an address asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RequestedFormat {
-    /// Whichever the image has, as far as it can be written.
+    /// The image's own, or else PNG.
     Kept,
-    /// The one that the client likes best.
+    /// The one that the client prefers.
     Negotiated(AcceptedTypes),
     /// This one.
     Exactly(Format),
 }
 
-/// How much a client likes each type of image: from 0, not at all, to 1000 (RFC 9110 §12.5.1).
+/// The weight that a client gives to each image type, from 0 (refused) to 1000 (RFC 9110 §12.5.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AcceptedTypes {
-    /// Each of [`Format::ALL`], where it is named and may be written.
+    /// The weight of each of [`Format::ALL`]; `None` if the client doesn't name it, or the server doesn't make it.
     pub named: [Option<u16>; Format::ALL.len()],
-    /// `image/*`, or else `*/*`: what isn't named.
+    /// The weight of all other types: that of `image/*`, or else `*/*`.
     pub rest: u16,
 }
 
-/// What to send for an image.
+/// The representation that a transform means for an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resolved {
-    /// The image as it is.
+    /// The image as it was stored.
     Original,
-    /// A variant of it.
+    /// This variant.
     Variant(Variant),
 }
 
-/// An image can't be had in a format that the client accepts, or the address names.
+/// The error for an image that can't be had in a format that the client accepts, or the address names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the image is {} and can't be had in a format that is transform for", .0.as_str())]
+#[error("the image is {}, which can't be had in a format that the request accepts", .0.as_str())]
 pub struct NotAcceptable(pub MediaType);
 
 impl Transform {
-    /// Half of the gain of method 6 for a quarter of its time.
+    /// Method 4 has half of the gain of method 6 in a quarter of the time.
     pub const EFFORT: u8 = 4;
 
-    /// 64×64 pixels of WebP, as small as they can be made.
+    /// The thumbnail: 64×64 pixels of WebP, in as few bytes as possible.
     pub const THUMBNAIL: Transform = Transform {
         bounds: Bounds { width: Some(64), height: Some(64), fit: Fit::Cover, enlarge: true },
         format: RequestedFormat::Exactly(Format::WebP),
@@ -200,9 +200,9 @@ impl Transform {
         effort: 6,
     };
 
-    /// What it means for an image of a type.
+    /// The representation that this means for an image of some type.
     ///
-    /// A type that isn't decoded here is sent as it is, unless another format is transform for in so many words.
+    /// An image of a type that can't be decoded here is sent as it is, unless the address names another format.
     pub fn resolve(self, media_type: MediaType) -> Result<Resolved, NotAcceptable> {
         let kept = Format::kept_by(media_type);
         let is_original = |format: Format| format.media_type() == media_type;
@@ -211,9 +211,9 @@ impl Transform {
             RequestedFormat::Kept => None,
             RequestedFormat::Exactly(format) => Some(format),
             RequestedFormat::Negotiated(accepted) => match accepted.best(media_type, decodable) {
-                Liked::Own => None,
-                Liked::Other(format) => Some(format),
-                Liked::None => return Err(NotAcceptable(media_type)),
+                Preferred::Own => None,
+                Preferred::Other(format) => Some(format),
+                Preferred::None => return Err(NotAcceptable(media_type)),
             },
         };
         let resized = self.is_resized();
@@ -236,13 +236,13 @@ impl Transform {
         }
     }
 
-    /// Whether another size is transform for.
+    /// True if the address asks for a size.
     #[must_use]
     pub fn is_resized(&self) -> bool {
         self.bounds.width.is_some() || self.bounds.height.is_some()
     }
 
-    /// Whether the answer depends on what the client accepts.
+    /// True if the answer depends on `Accept`.
     #[must_use]
     pub fn is_negotiated(&self) -> bool {
         matches!(self.format, RequestedFormat::Negotiated(_))
@@ -250,7 +250,7 @@ impl Transform {
 }
 
 impl AcceptedTypes {
-    /// Takes no account of what is said of a format, which isn't written here.
+    /// Ignores the weight of a format that the server doesn't make.
     pub fn forget(&mut self, format: Format) {
         for (it, weight) in Format::ALL.into_iter().zip(&mut self.named) {
             if it == format {
@@ -259,33 +259,34 @@ impl AcceptedTypes {
         }
     }
 
-    /// The format that a client likes best. Only what it names counts as liked for its own sake: a client that takes
-    /// anything gets the original.
-    fn best(self, media_type: MediaType, decodable: bool) -> Liked {
+    /// The format with the highest weight. Only formats that the client names compete with the original: a client that
+    /// accepts anything gets the original.
+    fn best(self, media_type: MediaType, decodable: bool) -> Preferred {
         let own = Format::ALL.iter().position(|it| it.media_type() == media_type);
         let own = own.and_then(|index| self.named[index]).unwrap_or(self.rest);
-        let mut best = (if own > 0 { Liked::Own } else { Liked::None }, own);
+        let mut best = (if own > 0 { Preferred::Own } else { Preferred::None }, own);
         for (format, weight) in Format::ALL.into_iter().zip(self.named) {
             let weight = weight.filter(|_| decodable && format.media_type() != media_type);
             let Some(weight) = weight else { continue };
-            // AVIF and WebP are smaller than what they stand for; the others are no better than the original.
-            let smaller = matches!((format, &best.0), (Format::Avif | Format::WebP, Liked::Own));
+            // At equal weights AVIF and WebP win, since they are smaller. The others are no better than the original.
+            let smaller =
+                matches!((format, &best.0), (Format::Avif | Format::WebP, Preferred::Own));
             let wins = weight > best.1 || (weight == best.1 && weight > 0 && smaller);
             if wins {
-                best = (Liked::Other(format), weight);
+                best = (Preferred::Other(format), weight);
             }
         }
         best.0
     }
 }
 
-/// What a client likes best of what there is.
-enum Liked {
+/// The preference of a client among the formats of an image.
+enum Preferred {
     /// The image's own format.
     Own,
-    /// Another one.
+    /// Another format.
     Other(Format),
-    /// Nothing.
+    /// None of them.
     None,
 }
 

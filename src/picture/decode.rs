@@ -10,7 +10,7 @@ use moxcms::{ColorProfile, DataColorSpace, Layout, TransformOptions};
 use super::{PictureError, RenderLimits};
 use crate::image::MediaType;
 
-/// Whether images of a type can be decoded.
+/// True for types that can be decoded.
 ///
 /// AVIF, HEIC and JPEG XL can't: their decoders are C libraries of the system, or take minutes to build. They are
 /// served as they are. So is SVG, which has no pixels.
@@ -32,8 +32,8 @@ fn format(media_type: MediaType) -> Option<ImageFormat> {
     }
 }
 
-/// Whether an image has more than one bounds. Looks at headers alone: no pixel is decoded, and nothing is allocated,
-/// whatever they say.
+/// True for an image with more than one frame. Only headers are read: no pixel is decoded, and nothing is allocated,
+/// whatever they claim.
 #[must_use]
 pub fn is_animated(bytes: &[u8], media_type: MediaType) -> bool {
     match media_type {
@@ -45,7 +45,7 @@ pub fn is_animated(bytes: &[u8], media_type: MediaType) -> bool {
     .unwrap_or(false)
 }
 
-/// An animated PNG says so before its pixels (PNG, third edition, §11.3.6.1).
+/// An animated PNG has `acTL` before its pixels (PNG, third edition, §11.3.6.1).
 fn png_is_animated(bytes: &[u8]) -> Option<bool> {
     let mut at = 8;
     loop {
@@ -58,12 +58,12 @@ fn png_is_animated(bytes: &[u8]) -> Option<bool> {
     }
 }
 
-/// The second of the flags of an extended WebP file (RFC 9649 §2.7).
+/// Reads the animation flag of an extended WebP file (RFC 9649 §2.7).
 fn webp_is_animated(bytes: &[u8]) -> Option<bool> {
     Some(bytes.get(12..16)? == b"VP8X" && bytes.get(20)? & 2 != 0)
 }
 
-/// Whether a GIF has a second image descriptor (`GIF89a` §20). What is between them is passed over by its length.
+/// Looks for a second image descriptor in a GIF (`GIF89a` §20). The blocks before it are skipped by their lengths.
 fn gif_is_animated(bytes: &[u8]) -> Option<bool> {
     let table = |flags: u8| if flags & 0x80 == 0 { 0 } else { 6 << (flags & 7) };
     let mut at = 13 + table(*bytes.get(10)?);
@@ -78,7 +78,7 @@ fn gif_is_animated(bytes: &[u8]) -> Option<bool> {
             b'!' => 2,
             _ => return Some(false),
         };
-        // Data in blocks of up to 255 bytes; an empty one is the last.
+        // Data come in blocks of up to 255 bytes; an empty block is the last.
         while let length @ 1.. = *bytes.get(at)? {
             at += 1 + usize::from(length);
         }
@@ -86,15 +86,15 @@ fn gif_is_animated(bytes: &[u8]) -> Option<bool> {
     }
 }
 
-/// The pixels of an image, or of its first bounds, with its orientation applied and its colours in sRGB.
+/// Decodes an image, or its first frame, with the orientation applied and the colours converted to sRGB.
 pub fn decode(
     bytes: &[u8],
     media_type: MediaType,
     limits: RenderLimits,
 ) -> Result<DynamicImage, PictureError> {
-    // The decoder of TIFF panics where planes are tiled. Nothing of what a decoder leaves behind is used again.
+    // The TIFF decoder panics on tiled planes. Nothing that a decoder leaves behind is used again.
     catch_unwind(AssertUnwindSafe(|| decode_or_panic(bytes, media_type, limits)))
-        .unwrap_or_else(|_panic| Err(PictureError::Broken("the decoder gave up on it".to_owned())))
+        .unwrap_or_else(|_panic| Err(PictureError::Broken("the decoder panicked".to_owned())))
 }
 
 fn decode_or_panic(
@@ -108,7 +108,7 @@ fn decode_or_panic(
     }
     if format == ImageFormat::Jpeg && jpeg_is_in_scans(bytes).unwrap_or(false) {
         return Err(PictureError::Broken(
-            "a baseline JPEG with a scan for each component isn't decoded here".to_owned(),
+            "a baseline JPEG with a scan for each component can't be decoded".to_owned(),
         ));
     }
     let bytes_in_time = DeadlineReader { bytes: Cursor::new(bytes), limits };
@@ -117,11 +117,11 @@ fn decode_or_panic(
         Ok(()) => broken(error),
         Err(late) => late,
     };
-    // The PNG decoder unpacks a profile as soon as it is made, so it is told before that how much it may take.
+    // The PNG decoder unpacks a profile when it is created, so it needs its memory limit before that.
     let size = png_size(bytes).filter(|_| format == ImageFormat::Png).unwrap_or((0, 0));
     reader.limits(memory(size, bytes.len(), limits)?);
     let mut decoder = reader.into_decoder().map_err(|error| broken(&error))?;
-    // Before anything is allocated for the pixels.
+    // This comes before anything is allocated for the pixels.
     let memory = memory(decoder.dimensions(), bytes.len(), limits)?;
     decoder.set_limits(memory).map_err(|error| broken(&error))?;
     let orientation = orientation(&mut decoder);
@@ -139,7 +139,7 @@ fn decode_or_panic(
     Ok(picture)
 }
 
-/// Bytes that can be read as long as there is time: a decoder that reads on after that fails.
+/// A reader that fails after the deadline, and with it the decoder.
 struct DeadlineReader<'a> {
     bytes: Cursor<&'a [u8]>,
     limits: RenderLimits,
@@ -160,7 +160,7 @@ impl Read for DeadlineReader<'_> {
 
 impl BufRead for DeadlineReader<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        /// So much is read before the time is looked at again.
+        /// Bytes that are read between two looks at the time.
         const PIECE: usize = 64 * 1024;
         self.check()?;
         let rest = self.bytes.fill_buf()?;
@@ -178,7 +178,7 @@ impl Seek for DeadlineReader<'_> {
     }
 }
 
-/// How the picture has to be turned. Some writers put before EXIF, in WebP too, the mark that it has in JPEG alone.
+/// The rotation that the picture needs. EXIF begins with a mark in JPEG only, but some writers put it into WebP, too.
 fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
     let plain = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let exif = decoder.exif_metadata().ok().flatten();
@@ -186,52 +186,52 @@ fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
     marked.and_then(Orientation::from_exif_chunk).unwrap_or(plain)
 }
 
-/// What a decoder may allocate for an image of some size.
+/// The memory limit of a decoder for an image of some size.
 fn memory(
     (width, height): (u32, u32),
     length: usize,
     limits: RenderLimits,
 ) -> Result<image::Limits, PictureError> {
-    /// For a profile, and for what tiles have beyond the edge of the picture.
+    /// For a colour profile, and for the parts of tiles beyond the edges of the picture.
     const BESIDES: u64 = 32 << 20;
     let pixels = u64::from(width) * u64::from(height);
     if pixels > limits.pixels {
         return Err(PictureError::TooManyPixels { width, height, limit: limits.pixels });
     }
     let mut memory = image::Limits::default();
-    // Sixteen bits in four channels are the most that a pixel has, and a decoder keeps up to as much beside. Texts
-    // are kept as they are in the file.
+    // A pixel has at most four channels of sixteen bits, and a decoder needs up to as much again. Texts are kept as
+    // they are in the file.
     let most = pixels.saturating_mul(16).saturating_add(2 * length as u64).saturating_add(BESIDES);
     memory.max_alloc = Some(most);
     Ok(memory)
 }
 
-/// The width and height of a PNG, which its first chunk begins with.
+/// Width and height of a PNG, with which its first chunk begins.
 fn png_size(bytes: &[u8]) -> Option<(u32, u32)> {
     let (width, rest) = bytes.get(16..)?.split_first_chunk()?;
     Some((u32::from_be_bytes(*width), u32::from_be_bytes(*rest.first_chunk()?)))
 }
 
-/// Whether a JPEG that isn't progressive has its components in scans of their own. They are few, and zune-jpeg makes
-/// stripes of those whose colour has half of the resolution, without an error (zune-image#419, mended after 0.5.15).
+/// True for a JPEG that isn't progressive but has a scan for each component. Such files are rare. If their colour has
+/// half the resolution, zune-jpeg decodes them to stripes without an error (zune-image#419, mended after 0.5.15).
 fn jpeg_is_in_scans(bytes: &[u8]) -> Option<bool> {
     let (mut at, mut components) = (2, 0);
     loop {
-        // Markers (ITU-T T.81, annex B): 0xff, maybe more of these, and what it is.
+        // A marker (ITU-T T.81, annex B) is 0xff, perhaps repeated, and its code.
         while bytes.get(at..at + 2)? == [0xff, 0xff] {
             at += 1;
         }
         let (marker, segment) = (*bytes.get(at + 1)?, bytes.get(at + 2..)?);
         let length = usize::from(u16::from_be_bytes(*segment.first_chunk()?));
         match marker {
-            // Baseline and extended sequential: how many components there are, where they differ in resolution.
+            // Baseline and extended sequential: the number of components, if they differ in resolution.
             0xc0 | 0xc1 => {
                 let all = *segment.get(7)?;
                 let (each, _) = segment.get(8..)?.get(..3 * usize::from(all))?.as_chunks::<3>();
                 let differ = each.iter().any(|it| it[1] != each[0][1]);
                 components = if differ { all } else { 0 };
             }
-            // The first scan: how many it has.
+            // The first scan: its number of components.
             0xda => return Some(components > *segment.get(2)?),
             0xc2..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf => return Some(false),
             _ => {}
@@ -240,12 +240,12 @@ fn jpeg_is_in_scans(bytes: &[u8]) -> Option<bool> {
     }
 }
 
-/// The PNG inside an icon, if its best picture is one. The icon decoder has no limits for it, and refuses those
-/// without alpha, which favicon generators write.
+/// The PNG inside an icon, if its best picture is one. The icon decoder sets it no limits, and refuses PNGs without
+/// alpha, which favicon generators write.
 fn png_of_icon(bytes: &[u8]) -> Option<&[u8]> {
     let count = u16::from_le_bytes(*bytes.get(4..)?.first_chunk()?);
     let (entries, _) = bytes.get(6..)?.get(..16 * usize::from(count))?.as_chunks::<16>();
-    // As the icon decoder chooses, which gets those that aren't PNG. A side of 0 means 256.
+    // The choice must be that of the icon decoder, which gets all other icons. A side of 0 means 256.
     let score = |entry: &[u8; 16]| {
         let side = |at: usize| u32::from(entry[at].wrapping_sub(1)) + 1;
         (u16::from_le_bytes([entry[6], entry[7]]), side(0) * side(1))
@@ -256,8 +256,8 @@ fn png_of_icon(bytes: &[u8]) -> Option<&[u8]> {
     bytes.get(usize::try_from(offset).ok()?..).filter(|it| it.starts_with(b"\x89PNG\r\n\x1a\n"))
 }
 
-/// Converts colours by an embedded profile. One that can't be read, or is of another space than the pixels were
-/// decoded to (CMYK), is passed over, as browsers do.
+/// Converts colours by an embedded profile. Like in browsers, a profile that is malformed, or of another space than the
+/// decoded pixels (CMYK), is ignored.
 fn to_srgb(picture: &mut DynamicImage, profile: &[u8]) {
     let Ok(profile) = ColorProfile::new_from_slice(profile) else {
         return;
@@ -282,7 +282,7 @@ fn to_srgb(picture: &mut DynamicImage, profile: &[u8]) {
     }
 }
 
-/// What a client may know of an error: its first line, and not too much of it.
+/// An error of a decoder for the client: its first line, shortened.
 fn broken(error: &ImageError) -> PictureError {
     let text = error.to_string();
     let line = text.lines().next().unwrap_or_default();

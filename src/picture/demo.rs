@@ -1,4 +1,4 @@
-//! The images of a first start, drawn here: light that stays in the eye after its source is gone.
+//! Draws the demo images: light that stays in the eye after its source is gone.
 
 use std::io::Cursor;
 
@@ -8,7 +8,7 @@ use image::{DynamicImage, ImageFormat, ImageResult, Rgb, RgbImage};
 
 use crate::image::MediaType;
 
-/// A ring of light at a place in the unit square.
+/// A ring of light in the unit square.
 struct Glow {
     x: f32,
     y: f32,
@@ -33,8 +33,7 @@ pub fn draw() -> ImageResult<Vec<(&'static str, MediaType, Vec<u8>)>> {
         Glow { x: 0.8, y: 0.35, radius: 0.12, colour: EMBER },
     ];
 
-    // Grain keeps a PNG from compressing away: this one is to have about a megabyte, as what image
-    // models return has.
+    // Grain keeps a PNG from compressing away: this one should have about a megabyte, like those of image models.
     let mut png = Vec::new();
     let encoder = PngEncoder::new_with_quality(&mut png, CompressionType::Fast, FilterType::Sub);
     paint(768, 768, &pair, 3).write_with_encoder(encoder)?;

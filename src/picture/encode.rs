@@ -7,7 +7,7 @@ use webpx::{Stop, StopReason};
 use super::{PictureError, RenderLimits};
 use crate::image::variant::{Format, Variant};
 
-/// A picture in the format and quality of a variant, without metadata.
+/// Encodes a picture in the format and quality of a variant, without metadata.
 pub fn encode(
     picture: &DynamicImage,
     variant: Variant,
@@ -21,7 +21,7 @@ pub fn encode(
     }
 }
 
-/// Lossy WebP by libwebp. `effort` is its method: 0 is quick, 6 is small and takes nine times as long.
+/// Encodes lossy WebP by libwebp. `effort` is its method: 0 is quick, 6 is small and takes nine times as long.
 pub fn webp(
     picture: &DynamicImage,
     quality: u8,
@@ -31,7 +31,7 @@ pub fn webp(
     libwebp(picture, limits, |encoder| encoder.quality(f32::from(quality)).method(effort))
 }
 
-/// WebP by libwebp that loses nothing: small for pictures of few colours alone.
+/// Encodes lossless WebP by libwebp, which is small for pictures of few colours only.
 pub fn exact_webp(picture: &DynamicImage, limits: RenderLimits) -> Result<Vec<u8>, PictureError> {
     libwebp(picture, limits, |encoder| encoder.lossless(true))
 }
@@ -41,7 +41,7 @@ fn libwebp(
     limits: RenderLimits,
     set: impl FnOnce(webpx::Encoder) -> webpx::Encoder,
 ) -> Result<Vec<u8>, PictureError> {
-    /// The longest side that the format has.
+    /// Longest side in pixels that the format allows.
     const LONGEST: u32 = 16_383;
     let (width, height) = (picture.width(), picture.height());
     if width.max(height) > LONGEST {
@@ -64,7 +64,7 @@ fn libwebp(
     })
 }
 
-/// Stops the encoder when the time is over.
+/// Stops the encoder after the deadline.
 struct DeadlineProgress(RenderLimits);
 
 impl Stop for DeadlineProgress {
@@ -73,7 +73,8 @@ impl Stop for DeadlineProgress {
     }
 }
 
-/// AVIF by rav1e, at its quickest: 512×512 pixels take a third of a second of one core, six times as long as WebP.
+/// Encodes AVIF by rav1e at its quickest: 512×512 pixels take a third of a second on one core, six times as long as
+/// WebP.
 pub fn avif(picture: &DynamicImage, quality: u8) -> Result<Vec<u8>, PictureError> {
     const QUICKEST: u8 = 10;
     let encoder = ravif::Encoder::new()
@@ -95,7 +96,7 @@ pub fn avif(picture: &DynamicImage, quality: u8) -> Result<Vec<u8>, PictureError
     outcome.map(|encoded| encoded.avif_file).map_err(|error| failed(&error))
 }
 
-/// Baseline JPEG in one scan. What is transparent is shown on white, which is what a page has behind it.
+/// Encodes baseline JPEG in one scan. Transparent pixels are put on white, the background of most pages.
 pub fn jpeg(picture: &DynamicImage, quality: u8) -> Result<Vec<u8>, PictureError> {
     let flat = flatten(picture);
     let sides = (u16::try_from(flat.width()), u16::try_from(flat.height()));
@@ -103,10 +104,10 @@ pub fn jpeg(picture: &DynamicImage, quality: u8) -> Result<Vec<u8>, PictureError
         return Err(failed(&"JPEG has at most 65,535 pixels a side"));
     };
     let mut bytes = Vec::new();
-    // With Huffman tables of its own for each picture, which make one of 512×512 pixels 1 to 9 % smaller, the encoder
-    // writes a scan for each component. Few others do, and zune-jpeg, which `image` reads with, makes stripes of it.
+    // Optimised Huffman tables would make a picture of 512×512 pixels 1 to 9 % smaller, but with them the encoder
+    // writes a scan for each component. Few others do, and zune-jpeg, which `image` uses, decodes that to stripes.
     let mut encoder = jpeg_encoder::Encoder::new(&mut bytes, quality);
-    // The default takes one pixel of four for the colour of all of them, which frays edges between colours.
+    // The default takes the colour of one pixel for all four, which frays edges between colours.
     encoder.set_chroma_subsampling_method(jpeg_encoder::ChromaSubsamplingMethod::Average);
     encoder
         .encode(flat.as_raw(), width, height, jpeg_encoder::ColorType::Rgb)

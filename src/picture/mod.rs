@@ -1,4 +1,4 @@
-//! Pixels: sync, pure, without I/O. Nothing here knows of HTTP, the store or the cache.
+//! Pixels: synchronous, pure, without I/O. Nothing here knows HTTP, the store or the cache.
 
 pub mod decode;
 pub mod demo;
@@ -14,19 +14,19 @@ use image::{DynamicImage, RgbaImage};
 use crate::image::MediaType;
 use crate::image::variant::Variant;
 
-/// What a picture may cost.
+/// The limits of one render.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RenderLimits {
-    /// Of the source: width times height.
+    /// The pixels that the source may have: width times height.
     pub pixels: u64,
-    /// When it has to be made; `None` for any time. Decoders notice it when they read on, the WebP encoder when it goes
-    /// on to the next rows, the others between their work and the next; what those may take is bounded by `pixels` and
-    /// by the size of the product.
+    /// The time at which the render is given up; `None` for never. Decoders check it whenever they read on, the WebP
+    /// encoder before each group of rows; the other steps are checked before they begin, and bounded by `pixels` and
+    /// the size of the product.
     pub deadline: Option<Instant>,
 }
 
 impl RenderLimits {
-    /// Whether there is time left.
+    /// Fails after the deadline.
     pub(crate) fn check_time(self) -> Result<(), PictureError> {
         match self.deadline {
             Some(deadline) if Instant::now() >= deadline => Err(PictureError::TimedOut),
@@ -35,35 +35,37 @@ impl RenderLimits {
     }
 }
 
-/// Why there is no picture. Its text may be shown to a client.
+/// The reason for which there is no picture. The text may be shown to clients.
+///
+/// It has the text of a codec's error instead of the error itself, since it is cloned for all who wait for the picture.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PictureError {
-    /// Its format is served as it is, and not decoded.
-    #[error("{} is not decoded here, so it can't be had in another format", .0.as_str())]
+    /// The format is served as it is, and not decoded.
+    #[error("{} isn't decoded here, so it can't be had in another format", .0.as_str())]
     Opaque(MediaType),
-    /// It would take too much memory.
+    /// The picture would take too much memory.
     #[error("the image has {width}×{height} pixels, the limit is {limit} ([pictures] max_pixels)")]
     TooManyPixels {
-        /// Of the source.
+        /// Width of the source.
         width: u32,
-        /// Of the source.
+        /// Height of the source.
         height: u32,
-        /// Of the product.
+        /// Most pixels that a source may have.
         limit: u64,
     },
-    /// The bytes begin like an image and are none, or not a whole one.
+    /// The bytes are a part of an image, or only begin like one.
     #[error("the image is broken: {0}")]
     Broken(String),
-    /// The pixels can't be written in the format.
+    /// The pixels can't be encoded in the format.
     #[error("the image can't be encoded: {0}")]
     Encoding(String),
-    /// It isn't made in time.
+    /// The deadline has passed.
     #[error("the picture takes too long to make ([pictures] timeout)")]
     TimedOut,
 }
 
-/// Makes a variant of an image: decode, orient, resize, encode. Takes milliseconds to a second, and up to twelve
-/// bytes a pixel of the source.
+/// Renders a variant of an image: decodes, orients, resizes and encodes. Takes milliseconds to a second, and up to
+/// twelve bytes of memory for each pixel of the source.
 pub fn render(
     bytes: &[u8],
     media_type: MediaType,
@@ -77,24 +79,24 @@ pub fn render(
     encode::encode(&picture, variant, limits)
 }
 
-/// What is to be known of an image before its pixels are there.
+/// The preview of an image, for pages that wait for its pixels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Preview {
-    /// In pixels, as it is shown: with its orientation applied.
+    /// Width in pixels, with the orientation applied.
     pub width: u32,
-    /// In pixels, as it is shown.
+    /// Height in pixels, with the orientation applied.
     pub height: u32,
-    /// A ThumbHash (evanw/thumbhash): some 25 bytes that a script makes a blurred picture of.
+    /// ThumbHash (evanw/thumbhash): some 25 bytes from which a script draws a blurred picture.
     pub thumbhash: Vec<u8>,
 }
 
-/// The preview of an image.
+/// Makes the preview of an image.
 pub fn preview(
     bytes: &[u8],
     media_type: MediaType,
     limits: RenderLimits,
 ) -> Result<Preview, PictureError> {
-    /// The most that a ThumbHash is made of.
+    /// Longest side in pixels that a ThumbHash can be made of.
     const HASHED: u32 = 100;
     let picture = decode::decode(bytes, media_type, limits)?;
     let (width, height) = (picture.width(), picture.height());
@@ -110,7 +112,7 @@ pub fn preview(
     Ok(Preview { width, height, thumbhash })
 }
 
-/// Whether a picture has pixels that aren't opaque.
+/// True if some pixel isn't opaque.
 fn is_transparent(picture: &DynamicImage) -> bool {
     match picture {
         DynamicImage::ImageRgba8(pixels) => pixels.pixels().any(|pixel| pixel.0[3] < 255),

@@ -1,50 +1,50 @@
-//! Placeholders: a background, and a text in the middle of it that can be read.
+//! Draws placeholders: a background with a readable text in the middle.
 
 use ab_glyph::{Font, FontRef, GlyphId, PxScale, point};
 use image::{DynamicImage, Rgb, RgbImage};
 
 use super::{PictureError, RenderLimits, encode};
 
-/// As many characters of a text are drawn; what follows them is left out.
+/// Longest text drawn, in characters; the rest is cut off.
 pub const MAX_TEXT: usize = 100;
 
-/// Inter Semi Bold (SIL Open Font License 1.1) with the characters of European languages alone:
-/// `assets/subset.py` says how it is made.
+/// Inter Semi Bold (SIL Open Font License 1.1) with the characters of European languages only, made by
+/// `assets/subset.py`.
 const FONT: &[u8] = include_bytes!("../../assets/placeholder.otf");
 
-/// The part of each side that the text leaves free at either end.
+/// Share of the width and of the height that the text leaves free at either end.
 const MARGIN: f32 = 0.08;
-/// A line takes no more of the height than this.
+/// Largest share of the height that a line takes.
 const LINE_SHARE: f32 = 0.25;
 const MAX_LINES: usize = 3;
-/// A further line has to make the letters larger by this factor.
+/// Factor by which a further line must make the letters larger.
 const WORTH_A_LINE: f32 = 1.2;
-/// In lines lower than this, in pixels, letters are specks: none are drawn.
+/// Lowest line with letters, in pixels: in lower lines they would be specks, so none are drawn.
 const LOWEST_LINE: f32 = 6.0;
 
-/// What text needs at least, by WCAG 2.2 §1.4.3.
+/// Least contrast of readable text (WCAG 2.2 §1.4.3).
 const LEAST_CONTRAST: f32 = 4.5;
-/// The inks in order of preference. On any one colour black or white reaches 4.58.
-const INKS: [Rgb<u8>; 3] = [Rgb([51, 65, 85]), Rgb([255, 255, 255]), Rgb([0, 0, 0])];
+/// Colours of text in the order of preference. On any single colour black or white reaches a contrast of 4.58.
+const TEXT_COLOURS: [Rgb<u8>; 3] = [Rgb([51, 65, 85]), Rgb([255, 255, 255]), Rgb([0, 0, 0])];
 
-/// What a placeholder shows.
+/// The size and content of a placeholder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placeholder {
-    /// In pixels.
+    /// Width in pixels.
     pub width: u32,
-    /// In pixels.
+    /// Height in pixels.
     pub height: u32,
-    /// What is behind the text.
+    /// The background of the text.
     pub background: Background,
-    /// The colour of the text. `None` takes one that can be read on the background.
+    /// The colour of the text; `None` for one that is readable on the background.
     pub text_colour: Option<Rgb<u8>>,
-    /// `None` stands for the size, as in `640×400`. An empty text is none.
+    /// The text; `None` for the size, as in `640×400`. It may be empty.
     ///
-    /// It is wrapped at white space. What the font lacks shows as a box.
+    /// It is wrapped at white space. Characters that the font lacks show as boxes.
     pub text: Option<String>,
 }
 
-/// What is behind the text of a placeholder.
+/// The background of a placeholder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Background {
     /// One colour.
@@ -54,20 +54,20 @@ pub enum Background {
 }
 
 impl Default for Background {
-    /// A blue grey that gets darker and keeps its tint: a tint that changes as slowly as this comes out of
-    /// lossy WebP in stripes of blue and green, and a tenth larger.
+    /// A blue grey that gets darker and keeps its tint. Lossy WebP would make stripes of blue and green of a tint that
+    /// changes this slowly, and a tenth more bytes.
     fn default() -> Self {
         Self::Gradient(Rgb([234, 239, 247]), Rgb([196, 201, 209]))
     }
 }
 
-/// A placeholder as WebP, as small as it can be made: it is made once.
+/// Renders a placeholder as WebP in as few bytes as possible, since it is rendered once.
 pub fn webp(placeholder: &Placeholder, limits: RenderLimits) -> Result<Vec<u8>, PictureError> {
     const QUALITY: u8 = 85;
     const EFFORT: u8 = 6;
     let picture = DynamicImage::ImageRgb8(draw(placeholder));
     let lossy = encode::webp(&picture, QUALITY, EFFORT, limits)?;
-    // Of a gradient, losing nothing takes many times as long, and with a text on the default one it is larger.
+    // Lossless WebP of a gradient takes many times as long, and with a text on the default one it is larger.
     if matches!(placeholder.background, Background::Gradient(..)) {
         return Ok(lossy);
     }
@@ -75,7 +75,7 @@ pub fn webp(placeholder: &Placeholder, limits: RenderLimits) -> Result<Vec<u8>, 
     Ok(if exact.len() < lossy.len() { exact } else { lossy })
 }
 
-/// Draws a placeholder in three bytes a pixel: one of 1920×1080 takes about 5 ms, one of 4096×4096 about 40.
+/// Draws a placeholder in three bytes a pixel: 1920×1080 takes about 5 ms, 4096×4096 about 40.
 #[must_use]
 pub fn draw(placeholder: &Placeholder) -> RgbImage {
     let &Placeholder { width, height, background, text_colour, ref text } = placeholder;
@@ -87,18 +87,17 @@ pub fn draw(placeholder: &Placeholder) -> RgbImage {
     let Some(lettering) = Lettering::fit(&font, &text, width, height) else {
         return picture;
     };
-    let text_colour = text_colour.or_else(|| readable_text_colour(&ramp)).unwrap_or_else(|| {
-        // The gradient runs from so dark to so light that no text colour can be read on all of it.
+    let text_colour = text_colour.or_else(|| readable_on(&ramp)).unwrap_or_else(|| {
+        // The gradient runs from so dark to so light that no colour is readable on all of it.
         let plate = ramp[ramp.len() / 2];
         lettering.fill_behind(&mut picture, plate);
-        readable_text_colour(&[plate]).unwrap_or(INKS[0])
+        readable_on(&[plate]).unwrap_or(TEXT_COLOURS[0])
     });
     lettering.draw(&font, &mut picture, text_colour);
     picture
 }
 
-/// A colour as `rrggbb` or `rgb` in hexadecimal digits of either case, or `None` where the text is
-/// neither.
+/// Parses a colour: `rrggbb` or `rgb` in hexadecimal digits of either case.
 #[must_use]
 pub fn parse_colour(text: &str) -> Option<Rgb<u8>> {
     let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|it| u8::try_from(it).ok());
@@ -110,8 +109,7 @@ pub fn parse_colour(text: &str) -> Option<Rgb<u8>> {
     }
 }
 
-/// The colours from corner to corner. A diagonal at 45° has one colour, so that row `y` holds the
-/// colours from `y` on.
+/// The colours from corner to corner. A diagonal at 45° has one colour, so row `y` has the colours from `y` on.
 fn ramp(background: Background, width: u32, height: u32) -> Vec<Rgb<u8>> {
     let count = (width + height).saturating_sub(1);
     match background {
@@ -131,7 +129,7 @@ fn mix(from: Rgb<u8>, to: Rgb<u8>, part: u32, whole: u32) -> Rgb<u8> {
     Rgb([channel(0), channel(1), channel(2)])
 }
 
-/// Without a dither: steps of one value are hardly seen, and rows that repeat each other compress well.
+/// Paints the background without dithering: steps of one value are hardly visible, and repeated rows compress well.
 fn paint(ramp: &[Rgb<u8>], width: u32, height: u32) -> RgbImage {
     let colours: Vec<u8> = ramp.iter().flat_map(|colour| colour.0).collect();
     let row = 3 * width as usize;
@@ -142,14 +140,14 @@ fn paint(ramp: &[Rgb<u8>], width: u32, height: u32) -> RgbImage {
     RgbImage::from_raw(width, height, pixels).expect("there are as many rows as it is high")
 }
 
-/// The first text colour that contrasts enough with each of the colours.
-fn readable_text_colour(colours: &[Rgb<u8>]) -> Option<Rgb<u8>> {
+/// The first text colour with enough contrast to each of the colours.
+fn readable_on(colours: &[Rgb<u8>]) -> Option<Rgb<u8>> {
     let mut distinct = colours.to_vec();
     distinct.dedup();
-    let grounds: Vec<f32> = distinct.into_iter().map(luminance).collect();
-    INKS.into_iter().find(|text_colour| {
+    let backgrounds: Vec<f32> = distinct.into_iter().map(luminance).collect();
+    TEXT_COLOURS.into_iter().find(|text_colour| {
         let text_colour = luminance(*text_colour);
-        grounds.iter().all(|background| contrast(text_colour, *background) >= LEAST_CONTRAST)
+        backgrounds.iter().all(|background| contrast(text_colour, *background) >= LEAST_CONTRAST)
     })
 }
 
@@ -167,10 +165,10 @@ fn contrast(one: f32, other: f32) -> f32 {
     (one.max(other) + 0.05) / (one.min(other) + 0.05)
 }
 
-/// A text, broken into lines and given its size and place.
+/// A text with its lines, size and place.
 struct Lettering {
     lines: Vec<TextLine>,
-    /// The height of a line in pixels.
+    /// Height of a line in pixels.
     size: f32,
     /// The middle of the picture.
     x: f32,
@@ -180,8 +178,7 @@ struct Lettering {
 /// Glyphs in a row, measured in heights of the line.
 struct TextLine {
     glyphs: Vec<(GlyphId, f32)>,
-    /// Where the text colour begins and how wide it is, without the room that letters leave beside them: so a
-    /// line stands in the middle for the eye.
+    /// Left edge and width of the visible letters, without the space beside them: so a line looks centred.
     left: f32,
     width: f32,
 }
@@ -196,9 +193,9 @@ impl TextLine {
             if let Some((last, _)) = glyphs.last() {
                 pen += font.kern_unscaled(*last, glyph) / height;
             }
-            if let Some(preview) = font.outline(glyph) {
-                left = left.min(pen + preview.bounds.min.x / height);
-                right = right.max(pen + preview.bounds.max.x / height);
+            if let Some(outline) = font.outline(glyph) {
+                left = left.min(pen + outline.bounds.min.x / height);
+                right = right.max(pen + outline.bounds.max.x / height);
             }
             glyphs.push((glyph, pen));
             pen += font.h_advance_unscaled(glyph) / height;
@@ -207,7 +204,7 @@ impl TextLine {
     }
 }
 
-/// The font's own sign for what it lacks is a pile of bars, which looks like a fault.
+/// The glyph of a character, or a box if the font lacks it: its own sign is a pile of bars, which looks like a fault.
 fn glyph_or_box(font: &FontRef, character: char) -> GlyphId {
     match font.glyph_id(character) {
         GlyphId(0) => font.glyph_id('□'),
@@ -215,7 +212,7 @@ fn glyph_or_box(font: &FontRef, character: char) -> GlyphId {
     }
 }
 
-/// Whether a character is left out rather than shown as a box: one that controls or modifies others.
+/// True for characters that control or modify others: they are left out rather than shown as boxes.
 fn is_invisible(character: char) -> bool {
     character.is_control()
         || matches!(
@@ -232,7 +229,7 @@ fn is_invisible(character: char) -> bool {
 }
 
 impl Lettering {
-    /// In as few lines and as large as fits, or `None` where there is no text or no room for one.
+    /// Fits a text in as few lines and as large as possible; `None` if there is no text or no room for it.
     #[expect(clippy::cast_precision_loss, reason = "pictures have a few thousand pixels a side")]
     fn fit(font: &FontRef, text: &str, width: u32, height: u32) -> Option<Self> {
         let shown = |it: &char| it.is_whitespace() || !is_invisible(*it);
@@ -262,8 +259,8 @@ impl Lettering {
         best.filter(|it| it.size >= LOWEST_LINE)
     }
 
-    /// Blends the letters in as browsers do, in the values of sRGB: in linear light dark text colour on a light
-    /// background comes out thin.
+    /// Draws the letters, blended in sRGB values as browsers do: in linear light, dark letters on a light background
+    /// look thin.
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
@@ -275,16 +272,16 @@ impl Lettering {
         let ascent = font.ascent_unscaled() / font.height_unscaled();
         for (index, line) in self.lines.iter().enumerate() {
             let left = self.x - self.size * (line.left + line.width / 2.0);
-            // Letters stand on whole pixels: their feet are sharp.
+            // The baseline is on whole pixels, which makes the feet of the letters sharp.
             let baseline = (top + self.size * (index as f32 + ascent)).round();
             for (glyph, x) in &line.glyphs {
                 let position = point(left + self.size * x, baseline);
                 let glyph = glyph.with_scale_and_position(PxScale::from(self.size), position);
-                let Some(preview) = font.outline_glyph(glyph) else {
+                let Some(outline) = font.outline_glyph(glyph) else {
                     continue;
                 };
-                let corner = preview.px_bounds().min;
-                preview.draw(|x, y, coverage| {
+                let corner = outline.px_bounds().min;
+                outline.draw(|x, y, coverage| {
                     let (x, y) = (corner.x + x as f32, corner.y + y as f32);
                     if x < 0.0 || y < 0.0 {
                         return;
@@ -302,7 +299,7 @@ impl Lettering {
         }
     }
 
-    /// Fills a rectangle that is half a line wider than the text and a quarter higher.
+    /// Fills a rectangle that is half a line wider than the text and a quarter of a line higher.
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
@@ -323,8 +320,8 @@ impl Lettering {
     }
 }
 
-/// Breaks words of these widths into `count` lines of which the widest is as narrow as can be: how wide
-/// that is, and the number of words in each.
+/// Breaks words of these widths into `count` lines so that the widest is as narrow as possible. Returns its width, and
+/// the number of words in each line.
 fn balance(words: &[f32], space: f32, count: usize) -> (f32, Vec<usize>) {
     let line = |words: &[f32]| words.iter().map(|width| width + space).sum::<f32>() - space;
     if count <= 1 {
@@ -354,7 +351,7 @@ mod tests {
         Placeholder { width, height, background: Background::default(), text_colour: None, text }
     }
 
-    /// The first and the last column and row with text colour.
+    /// The first and the last column and row with letters.
     fn bounds(placeholder: &Placeholder) -> Option<[u32; 4]> {
         let blank = draw(&Placeholder { text: Some(String::new()), ..placeholder.clone() });
         let picture = draw(placeholder);
@@ -388,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_ground_has_one_colour() {
+    fn a_plain_background_has_one_colour() {
         let background = Background::Plain(Rgb([1, 2, 3]));
         let picture = draw(&Placeholder { background, ..placeholder(33, 21, Some("")) });
         assert!(picture.pixels().all(|pixel| *pixel == Rgb([1, 2, 3])));
@@ -399,9 +396,10 @@ mod tests {
     fn a_placeholder_as_webp_is_at_least_30_per_cent_smaller_than_as_png_or_jpeg() {
         let limits = RenderLimits { pixels: u64::MAX, deadline: None };
         let colourful = Background::Gradient(Rgb([255, 136, 0]), Rgb([136, 0, 255]));
-        let grounds = [Background::default(), Background::Plain(Rgb([30, 41, 59])), colourful];
+        let backgrounds = [Background::default(), Background::Plain(Rgb([30, 41, 59])), colourful];
         let texts = [None, Some("")];
-        let kinds = grounds.into_iter().flat_map(|background| texts.map(|text| (background, text)));
+        let kinds =
+            backgrounds.into_iter().flat_map(|background| texts.map(|text| (background, text)));
         let sizes = [(64, 64), (320, 200), (512, 512), (640, 360), (1024, 1024), (1920, 1080)];
         let mut all: Vec<_> = kinds
             .flat_map(|(background, text)| {
@@ -435,23 +433,23 @@ mod tests {
     }
 
     #[test]
-    fn ink_has_a_contrast_of_at_least_4_5_on_any_ground() {
+    fn text_has_a_contrast_of_at_least_4_5_on_any_background() {
         let steps = (0..=255).step_by(5);
         for (red, green) in steps.clone().flat_map(|red| steps.clone().map(move |it| (red, it))) {
             for blue in steps.clone() {
                 let background = Rgb([red, green, blue]);
-                let text_colour = readable_text_colour(&[background]).unwrap();
+                let text_colour = readable_on(&[background]).unwrap();
                 assert!(contrast(luminance(text_colour), luminance(background)) >= LEAST_CONTRAST);
             }
         }
-        assert!(readable_text_colour(&ramp(Background::default(), 640, 400)).is_some());
+        assert!(readable_on(&ramp(Background::default(), 640, 400)).is_some());
         assert!((contrast(luminance(BLACK), luminance(WHITE)) - 21.0).abs() < 0.001);
     }
 
     #[test]
-    fn on_a_gradient_that_no_ink_can_be_read_on_the_text_stands_on_a_plate() {
+    fn a_text_stands_on_a_plate_where_no_colour_is_readable_on_the_gradient() {
         let background = Background::Gradient(BLACK, WHITE);
-        assert_eq!(readable_text_colour(&ramp(background, 640, 400)), None);
+        assert_eq!(readable_on(&ramp(background, 640, 400)), None);
         let drawn = Placeholder { background, ..placeholder(640, 400, None) };
         let blank = draw(&Placeholder { text: Some(String::new()), ..drawn.clone() });
         let picture = draw(&drawn);
@@ -466,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ink_that_was_chosen_is_taken_as_it_is() {
+    fn a_text_colour_that_was_chosen_is_kept() {
         let background = Background::Plain(WHITE);
         let text_colour = Some(Rgb([250, 250, 0]));
         let picture =
@@ -549,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn what_exceeds_the_longest_text_is_left_out() {
+    fn a_text_that_is_too_long_is_cut_off() {
         let full = "word ".repeat(MAX_TEXT / 5);
         let longer = full.clone() + &"more ".repeat(10_000);
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Fewer pixels of the same picture.
+//! Scales a picture down to bounds.
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{PixelType, ResizeOptions, Resizer};
@@ -6,41 +6,41 @@ use image::{DynamicImage, RgbImage, RgbaImage};
 
 use super::PictureError;
 
-/// How a picture is fitted into a width and a height.
+/// The way in which a picture is fitted into a width and a height.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fit {
-    /// As large as it can be inside them.
+    /// As large as possible inside them.
     Contain,
-    /// As small as it can be to cover them; what sticks out is cut off, as much on one side as on the other.
+    /// As small as possible to cover them; the rest is cut off, equally on both sides.
     Cover,
-    /// Exactly them, whatever that does to it.
+    /// Exactly their size, even if that distorts the picture.
     Fill,
 }
 
-/// What a picture is fitted into. Without a width or a height the other one decides.
+/// The bounds that a picture is fitted into. Without a width or a height the other one decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Bounds {
-    /// In pixels.
+    /// Width in pixels.
     pub width: Option<u32>,
-    /// In pixels.
+    /// Height in pixels.
     pub height: Option<u32>,
-    /// How, where there are both.
+    /// Meaningful if there are both.
     pub fit: Fit,
-    /// Whether it may become larger than it is. It only becomes blurred.
+    /// Allows a picture to become larger, and thereby blurred.
     pub enlarge: bool,
 }
 
-/// What becomes of a picture of some size in a bounds.
+/// The size of the product, and the part of the source that it shows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Plan {
     width: u32,
     height: u32,
-    /// What is cut out of the source: left, top, width and height.
+    /// Rectangle of the source: left, top, width and height.
     cut: (f64, f64, f64, f64),
 }
 
-/// The picture in a bounds. Transparent pixels weigh nothing (the average is taken of premultiplied colours); the
-/// average itself is taken of sRGB values, as browsers, Pillow and libvips do unless they are told otherwise.
+/// Fits a picture into bounds. Transparent pixels have no weight (colours are premultiplied). Averages are taken of
+/// sRGB values, which is the default of browsers, Pillow and libvips, too.
 pub fn resize(picture: DynamicImage, bounds: Bounds) -> Result<DynamicImage, PictureError> {
     let plan = plan(picture.width(), picture.height(), bounds);
     let whole = (0.0, 0.0, f64::from(picture.width()), f64::from(picture.height()));
@@ -96,15 +96,15 @@ fn plan(width: u32, height: u32, bounds: Bounds) -> Plan {
             cut: whole,
         },
         (Some(across), Some(down), Fit::Cover) => {
-            // A bounds that is larger than the source keeps its shape and becomes as small as that.
+            // Bounds that are larger than the source shrink to its size and keep their shape.
             let wanted = across.max(down).max(f64::MIN_POSITIVE);
             let reduced = (most / wanted).min(1.0);
-            let (frame_w, frame_h) = (w * across * reduced, h * down * reduced);
+            let (bounds_w, bounds_h) = (w * across * reduced, h * down * reduced);
             let scale = wanted * reduced;
-            let (cut_w, cut_h) = ((frame_w / scale).min(w), (frame_h / scale).min(h));
+            let (cut_w, cut_h) = ((bounds_w / scale).min(w), (bounds_h / scale).min(h));
             Plan {
-                width: pixels(frame_w),
-                height: pixels(frame_h),
+                width: pixels(bounds_w),
+                height: pixels(bounds_h),
                 cut: ((w - cut_w) / 2.0, (h - cut_h) / 2.0, cut_w, cut_h),
             }
         }
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_keeps_its_shape_inside_a_frame_and_is_cut_to_cover_one() {
+    fn a_picture_keeps_its_shape_inside_bounds_and_is_cut_to_cover_them() {
         let wide = (400, 200);
         assert_eq!(size(wide, bounds(100, 100, Fit::Contain)), (100, 50));
         assert_eq!(size(wide, bounds(100, 0, Fit::Contain)), (100, 50));
@@ -145,7 +145,7 @@ mod tests {
         for fit in [Fit::Contain, Fit::Fill] {
             assert_eq!(size(small, bounds(100, 100, fit)), (40, 20));
         }
-        // The bounds's shape, as large as the source allows.
+        // The shape of the bounds, as large as the source allows.
         assert_eq!(size(small, bounds(100, 100, Fit::Cover)), (20, 20));
         let enlarged = Bounds { enlarge: true, ..bounds(100, 100, Fit::Cover) };
         assert_eq!(size(small, enlarged), (100, 100));
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn the_colour_of_what_is_transparent_does_not_show() {
+    fn the_colour_of_transparent_pixels_does_not_show() {
         let mut pixels = RgbaImage::from_pixel(64, 64, Rgba([255, 0, 0, 0]));
         for x in 0..32 {
             for y in 0..64 {

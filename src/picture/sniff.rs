@@ -1,14 +1,13 @@
-//! What a run of bytes is, told from the bytes alone.
+//! Tells the type of an image from its bytes alone.
 //!
-//! The name that a writer gave is never trusted: a browser that gets a type wrong under `nosniff` shows
-//! nothing, and one that gets an SVG under a raster type is a hole. The signatures are those of the
-//! WHATWG MIME Sniffing standard §6.1 where it has them. The crates that were tried take any two bytes
-//! `BM` for a bitmap and miss most HEIC brands; here a signature must hold as much of the header as
-//! the format fixes.
+//! Declared types are never trusted: with a wrong one, `nosniff` makes browsers show nothing, and an SVG under a
+//! raster type is a security hole. The signatures are those of the WHATWG MIME Sniffing standard §6.1 where it has
+//! them. The crates that were tried take any two bytes `BM` for a bitmap and miss most HEIC brands; here a signature
+//! has as much of the header as the format fixes.
 
 use crate::image::MediaType;
 
-/// The type of an image, or `None` where the bytes are none that is known.
+/// The type of an image; `None` if the bytes are no image of a known type.
 #[must_use]
 pub fn sniff(bytes: &[u8]) -> Option<MediaType> {
     let starts = |signature: &[u8]| bytes.starts_with(signature);
@@ -43,8 +42,8 @@ pub fn sniff(bytes: &[u8]) -> Option<MediaType> {
     }
 }
 
-/// AVIF and HEIC are both ISO base media files (ISO 14496-12 §4.3): the major brand decides, and where
-/// it is one of the structural brands, the first compatible brand that names a codec does.
+/// Tells AVIF from HEIC, which are both ISO base media files (ISO 14496-12 §4.3). The major brand decides; if it is a
+/// structural one, the first compatible brand that names a codec.
 fn iso_media(bytes: &[u8]) -> Option<MediaType> {
     let size = u32::from_be_bytes(bytes.get(..4)?.try_into().ok()?);
     let header = bytes.get(..usize::try_from(size).ok()?)?;
@@ -58,7 +57,7 @@ fn iso_media(bytes: &[u8]) -> Option<MediaType> {
     })
 }
 
-/// `BM`, and the size of an information header that some version of the format has.
+/// `BM`, and a size that the information header has in some version of the format.
 fn is_bmp(bytes: &[u8]) -> bool {
     bytes.starts_with(b"BM")
         && bytes.get(14..18).and_then(|size| size.try_into().ok()).is_some_and(|size| {
@@ -66,16 +65,15 @@ fn is_bmp(bytes: &[u8]) -> bool {
         })
 }
 
-/// An icon directory with at least one entry, whose reserved byte is zero. Cursors (type 2) are none.
+/// An icon directory with at least one entry, whose reserved byte is zero. Cursors (type 2) aren't icons.
 fn is_ico(bytes: &[u8]) -> bool {
     bytes.starts_with(b"\0\0\x01\0")
         && bytes.get(4..6).is_some_and(|count| count != b"\0\0")
         && bytes.get(9) == Some(&0)
 }
 
-/// The root element of an XML document in an ASCII-compatible encoding is `svg`: what may stand before
-/// it is a byte order mark, white space, the XML declaration, processing instructions, comments and a
-/// document type (XML 1.0 §2.8).
+/// An XML document in an ASCII-compatible encoding with the root element `svg`. Before that may come a byte order mark,
+/// white space, the XML declaration, processing instructions, comments and a document type (XML 1.0 §2.8).
 fn is_svg(bytes: &[u8]) -> bool {
     let mut rest = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     loop {
@@ -107,7 +105,7 @@ fn after<'a>(bytes: &'a [u8], end: &[u8]) -> Option<&'a [u8]> {
     bytes.get(at + end.len()..)
 }
 
-/// Past a document type, which may hold an internal subset in brackets with `>` inside.
+/// The text after a document type, which may have an internal subset in brackets with `>` inside.
 fn after_doctype(bytes: &[u8]) -> Option<&[u8]> {
     let plain = bytes.iter().position(|byte| *byte == b'>')?;
     if bytes[..plain].contains(&b'[') {
@@ -154,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looks_like_an_image_is_none() {
+    fn bytes_that_only_look_like_an_image_have_no_type() {
         let cases: [&[u8]; 16] = [
             b"",
             b"BM",
