@@ -18,7 +18,8 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::connection::{CommandFailure, TrackedServer, run_id_in};
+use super::connection::CommandFailure;
+use super::tracked_server::{TrackedServer, run_id_in};
 use super::{StoreError, Stored};
 use crate::settings;
 

@@ -14,6 +14,7 @@ mod connection;
 pub mod embedded;
 mod error;
 pub mod redis;
+mod tracked_server;
 mod tracking;
 
 pub use self::change::{Change, ChangeListener, Coherence, Lease};

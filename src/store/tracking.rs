@@ -14,7 +14,8 @@ use redis::{
 };
 use tokio::sync::Notify;
 
-use super::connection::{DataConnections, run_id};
+use super::connection::DataConnections;
+use super::tracked_server::run_id;
 use super::{Change, ChangeListener, Coherence, Lease};
 use crate::image::ImageId;
 use crate::task::Task;
