@@ -69,7 +69,7 @@ impl App {
             entries: settings.cache.index_entries,
             waiters: settings.limits.waiters.get(),
             fetches: settings.limits.requests.get(),
-            stale_if_error: settings.cache.serve_stale_for,
+            serve_stale_for: settings.cache.serve_stale_for,
         };
         let metrics = Arc::new(Metrics::new());
         let index = Arc::new(Index::guarded(limits, guard));

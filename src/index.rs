@@ -166,7 +166,7 @@ pub struct IndexLimits {
     /// Most fetches under way. They go on when their requests have left.
     pub fetches: usize,
     /// Longest time that a version is served after it was last certain to be current.
-    pub stale_if_error: Duration,
+    pub serve_stale_for: Duration,
 }
 
 /// A switch for the guard against the race above.
@@ -175,7 +175,8 @@ pub struct IndexLimits {
 pub enum Guard {
     /// Always.
     On,
-    /// Only in the test that shows that the checker of coherence notices its absence.
+    /// Only in the tests that show that the checker of coherence notices its absence, and in no release build.
+    #[cfg(debug_assertions)]
     Off,
 }
 
@@ -183,7 +184,7 @@ pub enum Guard {
 #[derive(Debug)]
 pub struct Index<T> {
     state: Mutex<State<T>>,
-    bounds: IndexLimits,
+    limits: IndexLimits,
     guard: Guard,
     unreachable: watch::Sender<bool>,
 }
@@ -222,16 +223,16 @@ struct Entry {
 impl<T: Clone> Index<T> {
     /// An index that knows nothing and relies on nobody.
     #[must_use]
-    pub fn new(bounds: IndexLimits) -> Index<T> {
-        Index::guarded(bounds, Guard::On)
+    pub fn new(limits: IndexLimits) -> Index<T> {
+        Index::guarded(limits, Guard::On)
     }
 
     #[doc(hidden)]
     #[must_use]
-    pub fn guarded(bounds: IndexLimits, guard: Guard) -> Index<T> {
+    pub fn guarded(limits: IndexLimits, guard: Guard) -> Index<T> {
         // Unbounded and then resized, since `LruCache::new` allocates for its whole capacity at once.
         let mut entries = LruCache::unbounded();
-        entries.resize(bounds.entries);
+        entries.resize(limits.entries);
         let (unreachable, _) = watch::channel(false);
         let state = State {
             coherence: Coherence::Unverified("the store has not been reached yet".into()),
@@ -243,7 +244,7 @@ impl<T: Clone> Index<T> {
             flights: HashMap::new(),
             ended: VecDeque::new(),
         };
-        Index { state: Mutex::new(state), bounds, guard, unreachable }
+        Index { state: Mutex::new(state), limits, guard, unreachable }
     }
 
     /// Looks up an image, or admits the request to a fetch of it.
@@ -257,7 +258,7 @@ impl<T: Clone> Index<T> {
                     return Lookup::Current(entry.known.clone());
                 }
                 Coherence::Unreachable(_) => {
-                    if let Some(known) = entry.last_known(&state.ended, self.bounds.stale_if_error)
+                    if let Some(known) = entry.last_known(&state.ended, self.limits.serve_stale_for)
                     {
                         return Lookup::Stale(known);
                     }
@@ -291,7 +292,7 @@ impl<T: Clone> Index<T> {
     /// The last known version of an image whose fetch has failed, if that isn't too long ago.
     pub fn last_known(&self, id: &ImageId) -> Option<LastKnown> {
         let state = self.lock();
-        state.entries.peek(id)?.last_known(&state.ended, self.bounds.stale_if_error)
+        state.entries.peek(id)?.last_known(&state.ended, self.limits.serve_stale_for)
     }
 
     /// The expiry of a version of an image, if it is the last known one and expires.
@@ -356,7 +357,7 @@ impl<T: Clone> Index<T> {
                 if state.coherence == Coherence::Coherent {
                     let ended = (state.epoch, last_heard);
                     state.ended.push_back(ended);
-                    let limit = self.bounds.stale_if_error;
+                    let limit = self.limits.serve_stale_for;
                     state.ended.retain(|(_, end)| end.elapsed() < limit);
                     // A connection that comes and goes must not make this long. Entries of a dropped epoch
                     // count as certain only up to their fetch.
@@ -410,14 +411,14 @@ impl<T: Clone> Index<T> {
         if let Some(flight) = under_way
             && (coherent || !flight.is_sent())
         {
-            return if flight.holders() > self.bounds.waiters {
+            return if flight.holders() > self.limits.waiters {
                 Admission::Full
             } else {
                 Admission::Join(Arc::clone(flight))
             };
         }
         let before = under_way.map(Arc::clone);
-        if before.is_none() && state.flights.len() >= self.bounds.fetches {
+        if before.is_none() && state.flights.len() >= self.limits.fetches {
             return Admission::Full;
         }
         if let Some(before) = &before {
@@ -482,13 +483,14 @@ impl Entry {
     fn last_known(
         &self,
         ended: &VecDeque<(u64, Instant)>,
-        stale_if_error: Duration,
+        serve_stale_for: Duration,
     ) -> Option<LastKnown> {
         let end = ended.iter().find(|(epoch, _)| *epoch == self.epoch).map(|(_, end)| *end);
         let certain = end.map_or(self.fetched, |end| end.max(self.fetched));
         let age = certain.elapsed();
         let is_image = self.known.version().is_some();
-        let may_be_sent = is_image && !self.replaced && !self.has_expired() && age < stale_if_error;
+        let may_be_sent =
+            is_image && !self.replaced && !self.has_expired() && age < serve_stale_for;
         may_be_sent.then(|| LastKnown { known: self.known.clone(), age })
     }
 }
@@ -584,7 +586,7 @@ mod tests {
             entries: NonZeroUsize::new(3).unwrap(),
             waiters: 2,
             fetches: 1000,
-            stale_if_error: Duration::from_mins(10),
+            serve_stale_for: Duration::from_mins(10),
         }))
     }
 
@@ -736,8 +738,8 @@ mod tests {
 
     #[test]
     fn without_the_guard_the_old_value_stays_for_ever() {
-        let bounds = coherent().bounds;
-        let index: TestIndex = Arc::new(Index::guarded(bounds, Guard::Off));
+        let limits = coherent().limits;
+        let index: TestIndex = Arc::new(Index::guarded(limits, Guard::Off));
         index.apply(tracked(1));
         let mut first = lead(&index, "a");
         index.apply(Change::Invalidated(id("a")));
@@ -896,8 +898,8 @@ mod tests {
 
     #[test]
     fn a_version_is_stale_from_the_last_moment_in_which_it_was_certain() {
-        let bounds = IndexLimits { stale_if_error: Duration::from_millis(40), ..index().bounds };
-        let index: TestIndex = Arc::new(Index::new(bounds));
+        let limits = IndexLimits { serve_stale_for: Duration::from_millis(40), ..index().limits };
+        let index: TestIndex = Arc::new(Index::new(limits));
         index.apply(tracked(1));
         fetch(&index, "a", present("1"));
         let fetched = Instant::now();

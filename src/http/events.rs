@@ -15,7 +15,7 @@ use futures_util::stream;
 use serde::{Deserialize, Serialize};
 
 use super::problem::Problem;
-use super::router::HttpState;
+use super::state::HttpState;
 use super::urls;
 use crate::app::App;
 use crate::events::{Content, Followed, Inline, Subscription, TooMany};

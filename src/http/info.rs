@@ -16,7 +16,8 @@ use serde_json::json;
 use super::images;
 use super::params::ImageParams;
 use super::problem::Problem;
-use super::router::HttpState;
+use super::representation;
+use super::state::HttpState;
 use super::{CACHE_STATUS, SERVER_TIMING, urls};
 
 /// `GET /images/{id}/info`.
@@ -27,7 +28,9 @@ pub(crate) async fn get(
     let id = images::id(path)?;
     let info = match state.app.reader.info(&id).await {
         Ok(info) => info,
-        Err(failure) => return Ok(images::failed(&state, &ImageParams::default(), failure).await),
+        Err(failure) => {
+            return Ok(representation::failed(&state, &ImageParams::default(), failure).await);
+        }
     };
     let metadata = &info.metadata;
     let expires_in =
@@ -47,8 +50,8 @@ pub(crate) async fn get(
     // `no-store`: the time to live changes with each second.
     let headers = [
         (CACHE_CONTROL, HeaderValue::from_static("no-store")),
-        (CACHE_STATUS, images::cache_status(info.cache_status)),
-        (SERVER_TIMING, images::server_timing(&info.timing)),
+        (CACHE_STATUS, representation::cache_status(info.cache_status)),
+        (SERVER_TIMING, representation::server_timing(&info.timing)),
     ];
     Ok((headers, Json(body)).into_response())
 }

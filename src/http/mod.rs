@@ -24,6 +24,7 @@ mod ops;
 mod params;
 mod placeholders;
 pub(crate) mod problem;
+mod representation;
 mod request_id;
 pub mod router;
 pub(crate) mod service;

@@ -10,7 +10,7 @@ use axum::response::IntoResponse;
 use serde_json::json;
 
 use super::problem::Problem;
-use super::router::HttpState;
+use super::state::HttpState;
 use crate::metrics::GaugeReadings;
 
 const NEVER_CACHED: (HeaderName, &str) = (CACHE_CONTROL, "no-store");

@@ -10,10 +10,10 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
-use super::images;
 use super::params::one_of;
 use super::problem::Problem;
-use super::router::HttpState;
+use super::representation;
+use super::state::HttpState;
 use super::{CACHE_STATUS, SERVER_TIMING, conditional};
 use crate::image::MediaType;
 use crate::image::preconditions::Verdict;
@@ -40,14 +40,14 @@ pub(crate) async fn get(
     let dimensions = path.map(|Path(dimensions)| dimensions).unwrap_or_default();
     let placeholder = parse(&dimensions, &uri, &state.app.settings.pictures)?;
     let rendered = state.app.renderer.placeholder(placeholder).await?;
-    let (source, timing) = (rendered.cache_status(), images::render_timing(rendered.time));
+    let (source, timing) = (rendered.cache_status(), representation::render_timing(rendered.time));
     let (metadata, body) = (&rendered.product.metadata, rendered.product.body);
     let mut response = match conditional::preconditions(&headers).evaluate(metadata) {
-        Verdict::NotModified => images::not_modified(metadata),
-        Verdict::Failed => images::precondition_failed(metadata),
+        Verdict::NotModified => representation::not_modified(metadata),
+        Verdict::Failed => representation::precondition_failed(metadata),
         Verdict::Proceed => {
             let body = if method == Method::HEAD { Body::empty() } else { Body::from(body) };
-            images::whole(metadata, body)
+            representation::whole(metadata, body)
         }
     };
     let cacheable = response.status() != StatusCode::PRECONDITION_FAILED;
@@ -55,7 +55,7 @@ pub(crate) async fn get(
     if cacheable {
         headers.insert(CACHE_CONTROL, state.fresh.clone());
     }
-    headers.insert(CACHE_STATUS, images::cache_status(source));
+    headers.insert(CACHE_STATUS, representation::cache_status(source));
     headers.insert(SERVER_TIMING, timing);
     Ok(response)
 }

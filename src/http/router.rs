@@ -9,7 +9,7 @@ use axum::routing::{get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::problem::Problem;
-pub(crate) use super::state::HttpState;
+use super::state::HttpState;
 use super::{cors, events, images, info, openapi, ops, placeholders, writes};
 use crate::app::App;
 

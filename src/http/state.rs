@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::http::HeaderValue;
 
-use super::images;
+use super::representation;
 use crate::app::App;
 
 /// The app, and values that are made of its settings once.
@@ -17,7 +17,7 @@ pub(crate) struct HttpState {
 
 impl HttpState {
     pub(crate) fn new(app: Arc<App>) -> HttpState {
-        let fresh = images::cache_control(&app.settings.http);
+        let fresh = representation::cache_control(&app.settings.http);
         HttpState { app, fresh }
     }
 }

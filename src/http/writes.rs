@@ -21,7 +21,7 @@ use tower_http::timeout::TimeoutError;
 
 use super::digest::Digests;
 use super::problem::{Problem, ProblemKind};
-use super::router::HttpState;
+use super::state::HttpState;
 use super::{conditional, images, urls};
 use crate::app::App;
 use crate::budget::WriteReservation;

@@ -1,0 +1,287 @@
+//! From an answer to a response: status, `Cache-Control`, `Cache-Status`, `Server-Timing` and validators.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::header::{
+    ACCEPT_RANGES, AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
+    CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, LAST_MODIFIED, LOCATION,
+};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+
+use super::conditional::{self, Part};
+use super::params::ImageParams;
+use super::problem::{Problem, ProblemKind};
+use super::state::HttpState;
+use super::{CACHE_STATUS, FromMemory, SERVER_TIMING, placeholders};
+use crate::cache_status::CacheStatus;
+use crate::image::{MediaType, Metadata, Representation, RepresentationKind, Version};
+use crate::read::{Answer, AnswerContent, ReadFailure, Timing};
+use crate::settings;
+
+/// For an address with the current version, whose content never changes (RFC 8246).
+const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
+
+/// For a stale answer: a cache that counts its Age revalidates it each time, a cache that doesn't (nginx) after a moment.
+/// So no cache holds on to it when the store is back.
+const STALE: HeaderValue = HeaderValue::from_static("public, max-age=5");
+
+/// For an address with another version: stored, but revalidated each time (RFC 9111 §5.2.2.4).
+const REVALIDATE: HeaderValue = HeaderValue::from_static("no-cache");
+
+/// `Server-Timing` of a hit.
+const NO_TIME: HeaderValue = HeaderValue::from_static("store;dur=0");
+
+/// For SVG, the one image type that can hold scripts: the document can do nothing.
+const SANDBOXED: HeaderValue =
+    HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'; sandbox");
+
+/// The response to a read.
+pub(crate) fn answered(
+    state: &HttpState,
+    headers: &HeaderMap,
+    version: Option<&str>,
+    answer: Answer,
+) -> Response {
+    let Answer { content, cache_status: source, timing } = answer;
+    let from_memory = match &content {
+        AnswerContent::Image(Representation { metadata, .. })
+        | AnswerContent::Metadata(metadata)
+        | AnswerContent::NotModified(metadata)
+            if source == CacheStatus::Hit =>
+        {
+            Some(FromMemory(Arc::clone(metadata)))
+        }
+        _ => None,
+    };
+    let (mut response, version_of) = match content {
+        AnswerContent::Image(Representation { metadata, body }) => {
+            let response = match conditional::part(headers, &metadata) {
+                Part::Whole => whole(&metadata, Body::from(body)),
+                Part::Bytes { first, last } => {
+                    partial(&metadata, first, last, Body::from(body.slice(first..=last)))
+                }
+                Part::Unsatisfiable => unsatisfiable(&metadata),
+            };
+            (response, metadata.version)
+        }
+        AnswerContent::Metadata(metadata) => (whole(&metadata, Body::empty()), metadata.version),
+        AnswerContent::Redirect { version, location } => (redirect(location), version),
+        AnswerContent::NotModified(metadata) => (not_modified(&metadata), metadata.version),
+        AnswerContent::PreconditionFailed(metadata) => {
+            (precondition_failed(&metadata), metadata.version)
+        }
+    };
+    let status = response.status();
+    let headers = response.headers_mut();
+    if status.is_success() || status.is_redirection() {
+        let freshness = match freshness(state, version_of, version, source) {
+            // An object is removed some time after its record, so no cache should keep the redirect for ever.
+            forever if status == StatusCode::TEMPORARY_REDIRECT && forever == IMMUTABLE => {
+                state.fresh.clone()
+            }
+            freshness => freshness,
+        };
+        headers.insert(CACHE_CONTROL, freshness);
+        if let CacheStatus::Stale { age } = source {
+            // Only a stale answer is older than its request (RFC 9111 §5.1).
+            headers.insert(AGE, HeaderValue::from(age.as_secs()));
+        }
+    }
+    headers.insert(CACHE_STATUS, cache_status(source));
+    headers.insert(SERVER_TIMING, server_timing(&timing));
+    if let Some(from_memory) = from_memory {
+        response.extensions_mut().insert(from_memory);
+    }
+    response
+}
+
+/// `Cache-Control` of an answer.
+fn freshness(
+    state: &HttpState,
+    version: Version,
+    asked: Option<&str>,
+    served: CacheStatus,
+) -> HeaderValue {
+    match asked {
+        Some(asked) if version.is_named(asked) => IMMUTABLE,
+        Some(_) => REVALIDATE,
+        None => match served {
+            CacheStatus::Stale { .. } => STALE,
+            CacheStatus::Hit
+            | CacheStatus::Rendered
+            | CacheStatus::Fetched { .. }
+            | CacheStatus::Revalidated { .. } => state.fresh.clone(),
+        },
+    }
+}
+
+/// `Cache-Control` of an image under its plain address.
+pub(crate) fn cache_control(settings: &settings::HttpSettings) -> HeaderValue {
+    let mut text = format!("public, max-age={}, immutable", settings.max_age.as_secs());
+    for (name, time) in [
+        ("stale-while-revalidate", settings.stale_while_revalidate),
+        ("stale-if-error", settings.stale_if_error),
+    ] {
+        if !time.is_zero() {
+            let _ = write!(text, ", {name}={}", time.as_secs());
+        }
+    }
+    HeaderValue::try_from(text).expect("words and numbers are ASCII")
+}
+
+/// `Cache-Status` of an answer (RFC 9211 §2).
+pub(crate) fn cache_status(served: CacheStatus) -> HeaderValue {
+    HeaderValue::from_static(match served {
+        CacheStatus::Hit => "afterimage; hit",
+        CacheStatus::Rendered => "afterimage; hit; detail=rendered",
+        CacheStatus::Fetched { collapsed: false, stored: true } => "afterimage; fwd=miss; stored",
+        CacheStatus::Fetched { collapsed: true, stored: true } => {
+            "afterimage; fwd=miss; stored; collapsed"
+        }
+        CacheStatus::Fetched { collapsed: false, stored: false } => "afterimage; fwd=miss",
+        CacheStatus::Fetched { collapsed: true, stored: false } => {
+            "afterimage; fwd=miss; collapsed"
+        }
+        CacheStatus::Revalidated { collapsed: false } => {
+            "afterimage; fwd=stale; detail=revalidated"
+        }
+        CacheStatus::Revalidated { collapsed: true } => {
+            "afterimage; fwd=stale; collapsed; detail=revalidated"
+        }
+        CacheStatus::Stale { .. } => "afterimage; fwd=stale; detail=store-unreachable",
+    })
+}
+
+/// `Server-Timing` of an answer, in milliseconds.
+pub(crate) fn server_timing(times: &Timing) -> HeaderValue {
+    let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
+    if *times == Timing::default() {
+        return NO_TIME;
+    }
+    let mut text = format!("store;dur={:.3}", milliseconds(times.store));
+    for (name, time) in [
+        ("origin", times.origin),
+        ("hash", times.hash),
+        ("decode", times.decode),
+        ("render", times.render),
+    ] {
+        if !time.is_zero() {
+            let _ = write!(text, ", {name};dur={:.3}", milliseconds(time));
+        }
+    }
+    HeaderValue::try_from(text).expect("words and numbers are ASCII")
+}
+
+/// `Server-Timing` of a picture for which no store was asked.
+pub(crate) fn render_timing(render: Duration) -> HeaderValue {
+    server_timing(&Timing { render, ..Timing::default() })
+}
+
+/// The response to a failed read, with a placeholder as its body if the address asks for one.
+pub(crate) async fn failed(
+    state: &HttpState,
+    parameters: &ImageParams,
+    failure: ReadFailure,
+) -> Response {
+    let ReadFailure { error, cache_status: source, timing } = failure;
+    let problem = Problem::from(error);
+    let status = source.map_or_else(
+        || {
+            // A busy server has asked nobody.
+            let asked = if problem.kind() == ProblemKind::Busy { "" } else { " fwd=miss;" };
+            HeaderValue::try_from(format!("afterimage;{asked} detail={}", problem.kind().as_str()))
+                .expect("kinds are tokens")
+        },
+        cache_status,
+    );
+    let mut response = if parameters.placeholder && problem.is_absence() {
+        placeholders::in_place(state, problem, parameters.transform).await
+    } else {
+        problem.into_response()
+    };
+    response.headers_mut().insert(CACHE_STATUS, status);
+    response.headers_mut().insert(SERVER_TIMING, server_timing(&timing));
+    response
+}
+
+/// A 200, whose body may be left out for a HEAD.
+pub(crate) fn whole(metadata: &Metadata, body: Body) -> Response {
+    let mut response = Response::new(body);
+    describe(response.headers_mut(), metadata, metadata.length);
+    response
+}
+
+/// A redirect to the image, by the same method (RFC 9110 §15.4.8).
+fn redirect(location: String) -> Response {
+    let location = HeaderValue::try_from(location).expect("addresses are checked at start");
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    response.headers_mut().insert(LOCATION, location);
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(0));
+    response
+}
+
+/// A 206 (RFC 9110 §15.3.7).
+fn partial(metadata: &Metadata, first: usize, last: usize, body: Body) -> Response {
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    let headers = response.headers_mut();
+    describe(headers, metadata, last - first + 1);
+    headers.insert(CONTENT_RANGE, content_range(&format!("{first}-{last}"), metadata));
+    response
+}
+
+/// A 416 (RFC 9110 §15.5.17).
+fn unsatisfiable(metadata: &Metadata) -> Response {
+    let detail = format!("the image has {} bytes", metadata.length);
+    let mut response = Problem::range_not_satisfiable(detail).into_response();
+    response.headers_mut().insert(CONTENT_RANGE, content_range("*", metadata));
+    response
+}
+
+fn content_range(range: &str, metadata: &Metadata) -> HeaderValue {
+    HeaderValue::try_from(format!("bytes {range}/{}", metadata.length))
+        .expect("words and numbers are ASCII")
+}
+
+fn describe(headers: &mut HeaderMap, metadata: &Metadata, length: usize) {
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(metadata.media_type.as_str()));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    if let RepresentationKind::Coded(coding) = metadata.kind {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.as_str()));
+    }
+    if metadata.media_type == MediaType::Svg {
+        headers.insert(CONTENT_SECURITY_POLICY, SANDBOXED);
+    }
+    validators(headers, metadata);
+}
+
+/// A 304: the fields that it must repeat (RFC 9110 §15.4.5), and none that describes a body.
+pub(crate) fn not_modified(metadata: &Metadata) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    // The length of the 200 (RFC 9110 §8.6). Without it the library would send 0 to a HEAD.
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(metadata.length));
+    validators(response.headers_mut(), metadata);
+    response
+}
+
+/// A 412, with the validators of the current representation (RFC 9110 §15.5.13).
+pub(crate) fn precondition_failed(metadata: &Metadata) -> Response {
+    let detail = "the image is not the one that If-Match or If-Unmodified-Since asks for";
+    let mut response = Problem::precondition_failed(detail).into_response();
+    validators(response.headers_mut(), metadata);
+    response
+}
+
+fn validators(headers: &mut HeaderMap, metadata: &Metadata) {
+    headers.insert(ETAG, metadata.etag.clone());
+    if let Some(date) = &metadata.last_modified_value {
+        headers.insert(LAST_MODIFIED, date.clone());
+    }
+}
