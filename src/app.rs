@@ -6,9 +6,7 @@ use crate::budget::{FetchBudget, WriteBudget};
 use crate::cache::Cache;
 use crate::changes::Changes;
 use crate::cpu::Cpu;
-use crate::events::{Events, Hub};
-use crate::http;
-use crate::http::auth::WriteAccess;
+use crate::events::Hub;
 use crate::index::{Guard, Index, IndexLimits};
 use crate::metrics::Metrics;
 use crate::offload::{self, MoveTasks, Mover, Offload};
@@ -18,6 +16,7 @@ use crate::render::Renderer;
 use crate::settings::Settings;
 use crate::shutdown::Shutdown;
 use crate::store::{ChangeListener, Store};
+use crate::tokens::Tokens;
 use crate::write::Writer;
 
 /// The parts of one service. Two services may run in one process: there are no globals.
@@ -41,14 +40,14 @@ pub struct App {
     pub write_budget: WriteBudget,
     /// Renders pictures.
     pub renderer: Renderer,
-    /// Tells browsers of changes.
-    pub events: Events,
+    /// The event streams, and the images that they follow.
+    pub hub: Arc<Hub>,
     /// Hashes and decodes.
     pub cpu: Cpu,
     /// The counters.
     pub metrics: Arc<Metrics>,
-    /// The right to write.
-    pub write_access: WriteAccess,
+    /// The tokens that may write.
+    pub tokens: Tokens,
     #[expect(dead_code, reason = "held for its tasks")]
     moving: Option<MoveTasks>,
     /// The phases of a stop. The server moves it on.
@@ -127,8 +126,8 @@ impl App {
             .map(|offload| MoveTasks::start(&store, offload, &settings.offload, patience));
         Ok(Arc::new(App {
             writer: Writer::new(&store, offload.as_ref(), &changes, &cpu, &settings),
-            events: Events::start(&hub, &reader, http::events::encode, &settings),
-            write_access: WriteAccess::load(&settings.writes)?,
+            hub,
+            tokens: Tokens::load(&settings.writes)?,
             shutdown: Shutdown::new(),
             store,
             index,

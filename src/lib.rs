@@ -40,4 +40,5 @@ pub mod settings;
 pub mod shutdown;
 pub mod store;
 mod task;
+pub mod tokens;
 pub mod write;

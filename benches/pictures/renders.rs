@@ -7,10 +7,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use afterimage::image::MediaType;
+use afterimage::image::bounds::{Bounds, Fit};
 use afterimage::image::variant::{Format, RequestedFormat, Resolved, Transform, Variant};
 use afterimage::picture::decode::decode;
 use afterimage::picture::encode::encode;
-use afterimage::picture::resize::{Bounds, Fit, resize};
+use afterimage::picture::resize::resize;
 use afterimage::picture::{RenderLimits, render};
 use image::RgbImage;
 use image::imageops::{self, FilterType};

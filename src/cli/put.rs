@@ -8,12 +8,12 @@ use bytes::Bytes;
 use hyper::Method;
 
 use super::client;
-use crate::http::auth;
 use crate::image::{ImageId, record};
 use crate::picture::sniff;
 use crate::settings::Settings;
 use crate::store::embedded::InUse;
 use crate::store::{Condition, Expiry, Store};
+use crate::tokens;
 
 /// Writes straight to Redis or to the embedded store. A running server has that store to itself, so it is asked to write.
 pub(super) async fn run(
@@ -41,7 +41,7 @@ pub(super) async fn run(
         Err(error) if error.is::<InUse>() => {
             let path = format!("/images/{id}?ttl={}ms", ttl.as_millis());
             let listen = client::plain_listener(settings).with_context(|| error.to_string())?;
-            let token = auth::tokens(&settings.writes)?.into_iter().next();
+            let token = tokens::read(&settings.writes)?.into_iter().next();
             let (status, body) = client::send(listen, Method::PUT, &path, value, token.as_ref())
                 .await
                 .with_context(|| format!("{error}, and the server can't be asked to write"))?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::subscription::Stream;
+use super::stream::{Followed, Stream};
 use crate::image::ImageId;
 use crate::index::Index;
 use crate::read::Outcome;
@@ -14,15 +14,6 @@ use crate::store::{Change, Coherence, Cursor, Store, StoreError};
 
 /// Delay before a failed listing or read is retried.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
-
-/// The images that a stream follows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Followed {
-    /// These.
-    Ids(HashSet<ImageId>),
-    /// Those whose id begins with this text.
-    Prefix(String),
-}
 
 /// The streams and what they follow.
 #[derive(Debug, Default)]

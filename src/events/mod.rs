@@ -13,8 +13,10 @@
 
 mod content;
 mod hub;
+mod stream;
 mod subscription;
 
 pub use self::content::{Content, Encode, Inline};
-pub use self::hub::{Followed, Hub};
+pub use self::hub::Hub;
+pub use self::stream::Followed;
 pub use self::subscription::{Events, Subscription, TooMany};

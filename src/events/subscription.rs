@@ -1,16 +1,16 @@
-//! One stream of events: the ids that it may have to send, and the next event.
+//! Opens streams of events, and gives the next event of each.
 
-use std::collections::{HashSet, VecDeque};
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lru::LruCache;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 
 use super::content::{Encode, EventMaker, Inline, Unknown};
-use super::hub::{Followed, Hub, RETRY};
+use super::hub::{Hub, RETRY};
+use super::stream::{Followed, Stream};
 use crate::image::{ImageId, Version};
 use crate::metrics::{Metrics, Shed};
 use crate::read::Reader;
@@ -19,10 +19,6 @@ use crate::task::Task;
 
 /// Most states that are read at the same time. After an outage all streams want to read theirs.
 const READS: usize = 64;
-
-/// Most ids that may be pending on a stream, for each that it may name. A stream with more is closed; its client comes
-/// back.
-const PENDING: usize = 100;
 
 /// Opens streams, and makes their events.
 #[derive(Debug)]
@@ -42,27 +38,6 @@ struct Shared {
     maker: Arc<EventMaker>,
     reading: Semaphore,
     metrics: Arc<Metrics>,
-}
-
-/// One client's stream.
-#[derive(Debug)]
-pub(super) struct Stream {
-    pub(super) followed: Followed,
-    most: usize,
-    pending: Mutex<Pending>,
-    ready: Notify,
-}
-
-/// The ids whose state a stream may have to send.
-#[derive(Debug, Default)]
-struct Pending {
-    order: VecDeque<ImageId>,
-    /// The same ids, each once.
-    ids: HashSet<ImageId>,
-    /// Every image that the stream has sent may have changed.
-    everything: bool,
-    /// There were more ids than it may hold.
-    overrun: bool,
 }
 
 /// The limit on open streams is reached.
@@ -121,12 +96,7 @@ impl Events {
     /// Opens a stream. It begins with the state of every image that it follows; with a prefix, of no more images than a
     /// stream may name.
     pub fn subscribe(&self, followed: Followed, inline: Inline) -> Result<Subscription, TooMany> {
-        let stream = Arc::new(Stream {
-            followed,
-            most: self.most_ids.get().saturating_mul(PENDING),
-            pending: Mutex::default(),
-            ready: Notify::new(),
-        });
+        let stream = Arc::new(Stream::new(followed, self.most_ids.get()));
         let Some(number) = self.shared.hub.add(&stream, self.most_streams) else {
             self.shared.metrics.count_shed(Shed::Streams);
             return Err(TooMany(self.most_streams));
@@ -142,30 +112,6 @@ impl Events {
             retry: None,
             sent: LruCache::new(self.most_ids),
         })
-    }
-}
-
-impl Stream {
-    /// Notes that the state of an image may have to be sent.
-    pub(super) fn add(&self, id: &ImageId) {
-        let mut pending = self.lock();
-        if pending.ids.len() >= self.most {
-            pending.overrun = true;
-        } else if pending.ids.insert(id.clone()) {
-            pending.order.push_back(id.clone());
-        }
-        drop(pending);
-        self.ready.notify_one();
-    }
-
-    /// Notes that every image that the stream follows may have changed.
-    pub(super) fn add_everything(&self) {
-        self.lock().everything = true;
-        self.ready.notify_one();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Pending> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -190,7 +136,7 @@ impl Subscription {
     /// The next event; `None` when the stream has to end. Safe to cancel: no event is lost.
     pub async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if self.stream.lock().overrun {
+            if self.stream.is_overrun() {
                 return None;
             }
             while let Some(id) = self.take() {
@@ -213,7 +159,7 @@ impl Subscription {
                     }
                 }
             }
-            let ready = self.stream.ready.notified();
+            let ready = self.stream.ready();
             match self.retry {
                 None => ready.await,
                 Some(retry) => {
@@ -228,24 +174,10 @@ impl Subscription {
 
     /// The next id to be read.
     fn take(&mut self) -> Option<ImageId> {
-        let mut pending = self.stream.lock();
-        if std::mem::take(&mut pending.everything) {
-            let named = match &self.stream.followed {
-                Followed::Ids(ids) => Some(ids),
-                Followed::Prefix(_) => None,
-            };
-            let sent = self.sent.iter().map(|(id, _)| id);
-            for id in named.into_iter().flatten().chain(sent) {
-                if pending.ids.insert(id.clone()) {
-                    pending.order.push_back(id.clone());
-                }
-            }
-        }
+        let sent = self.sent.iter().map(|(id, _)| id);
+        self.stream.expand_everything(sent);
         if self.current.is_none() {
-            self.current = pending.order.pop_front();
-            if let Some(id) = &self.current {
-                pending.ids.remove(id);
-            }
+            self.current = self.stream.pop();
         }
         self.current.clone()
     }

@@ -17,7 +17,6 @@ use serde::{Deserialize, Serialize};
 use super::problem::Problem;
 use super::state::HttpState;
 use super::urls;
-use crate::app::App;
 use crate::events::{Content, Followed, Inline, Subscription, TooMany};
 use crate::image::{ImageId, MAX_ID_LENGTH, Version};
 use crate::shutdown::Phase;
@@ -46,8 +45,7 @@ pub(crate) async fn get(
         let takes = "this address takes ids or prefix, and inline";
         Problem::bad_parameter(format!("{}; {takes}", rejection.body_text()))
     })?;
-    let app = &state.app;
-    let followed = followed(&parameters, app.events.most_ids())?;
+    let followed = followed(&parameters, state.events.most_ids())?;
     let inline = match parameters.inline.as_deref() {
         Some("none") => Inline::None,
         None | Some("thumbnail") => Inline::Thumbnail,
@@ -56,13 +54,13 @@ pub(crate) async fn get(
             return Err(Problem::bad_parameter("`inline` must be `none`, `thumbnail` or `full`"));
         }
     };
-    let subscription = app.events.subscribe(followed, inline)?;
+    let subscription = state.events.subscribe(followed, inline)?;
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")),
         NOT_BUFFERED,
     ];
-    Ok((headers, body(app, subscription)).into_response())
+    Ok((headers, body(&state, subscription)).into_response())
 }
 
 fn followed(parameters: &EventParams, most: usize) -> Result<Followed, Problem> {
@@ -100,13 +98,13 @@ fn parameters_of(id: &str) -> String {
 }
 
 /// The events as they come, with comments between them while there are none, until the server stops.
-fn body(app: &Arc<App>, subscription: Subscription) -> Body {
+fn body(state: &HttpState, subscription: Subscription) -> Body {
     // Random, so that clients who lose a server all at once come back one by one.
     let beginning = Bytes::from(format!("retry: {}\n\n", fastrand::u32(1000..3000)));
-    let heartbeat = app.events.heartbeat();
-    let app = Arc::clone(app);
+    let heartbeat = state.events.heartbeat();
+    let shutdown = state.app.shutdown.clone();
     let events = stream::unfold((Some(beginning), subscription), move |(beginning, it)| {
-        let app = Arc::clone(&app);
+        let shutdown = shutdown.clone();
         async move {
             let mut subscription = it;
             let piece = if let Some(beginning) = beginning {
@@ -114,7 +112,7 @@ fn body(app: &Arc<App>, subscription: Subscription) -> Body {
             } else {
                 tokio::select! {
                     biased;
-                    () = app.shutdown.reached(Phase::Draining) => return None,
+                    () = shutdown.reached(Phase::Draining) => return None,
                     event = subscription.next() => event?,
                     () = tokio::time::sleep(heartbeat) => COMMENT,
                 }

@@ -16,7 +16,7 @@ use super::router::{Route, Routes};
 use crate::app::App;
 use crate::limit::{Limit, Place};
 use crate::metrics::Metrics;
-use crate::server::Peer;
+use crate::server::peer::Peer;
 use crate::server::timeouts::ActiveRequest;
 
 /// The target of the lines about requests.

@@ -12,7 +12,7 @@ mod common_headers;
 mod conditional;
 mod cors;
 mod digest;
-pub(crate) mod events;
+mod events;
 pub(crate) mod fast_path;
 mod host;
 mod images;
@@ -28,7 +28,7 @@ mod representation;
 mod request_id;
 pub mod router;
 pub(crate) mod service;
-mod state;
+pub(crate) mod state;
 mod urls;
 mod writes;
 

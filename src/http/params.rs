@@ -6,8 +6,8 @@ use serde::Deserialize;
 
 use super::negotiation;
 use super::problem::{Problem, ProblemKind};
+use crate::image::bounds::{Bounds, Fit};
 use crate::image::variant::{Format, RequestedFormat, Transform};
-use crate::picture::resize::{Bounds, Fit};
 use crate::settings::PictureSettings;
 
 /// The parameters as they stand in the query.

@@ -98,18 +98,19 @@ pub enum Routes {
 }
 
 /// Builds the router of a listener.
-pub fn router(app: Arc<App>, routes: Routes) -> Router {
+pub(crate) fn router(state: &Arc<HttpState>, routes: Routes) -> Router {
+    let app = &state.app;
     let operations = Router::new()
         .route(Route::Healthz.pattern(), get(ops::healthz))
         .route(Route::Readyz.pattern(), get(ops::readyz))
         .route(Route::Metrics.pattern(), get(ops::metrics))
         .method_not_allowed_fallback(method_not_allowed);
     let table = match routes {
-        Routes::All => public(&app).merge(operations),
-        Routes::Public => public(&app),
+        Routes::All => public(app).merge(operations),
+        Routes::Public => public(app),
         Routes::Admin => operations.fallback(unknown_address),
     };
-    table.layer(CatchPanicLayer::custom(panicked)).with_state(Arc::new(HttpState::new(app)))
+    table.layer(CatchPanicLayer::custom(panicked)).with_state(Arc::clone(state))
 }
 
 /// Builds the routes for the public. A script of another origin may read errors as well, so its leave is given outside

@@ -21,12 +21,13 @@ use super::in_flight::{ACCESS, AccessRecord, InFlight, RequestLimits, SentBody, 
 use super::problem::{Cause, Problem};
 use super::request_id::{REQUEST_ID, RequestId};
 use super::router::{self, Route, Routes};
+use super::state::HttpState;
 use super::{CACHE_STATUS, FromMemory};
 use crate::app::App;
 use crate::image::Metadata;
 use crate::limit::Place;
 use crate::metrics::{HitMetrics, Shed};
-use crate::server::Peer;
+use crate::server::peer::Peer;
 use crate::server::timeouts::ConnectionState;
 
 /// The longest address in the log, in characters: lines wait in memory for their reader.
@@ -68,8 +69,13 @@ impl Replay {
 }
 
 impl HttpService {
-    pub(crate) fn new(app: Arc<App>, routes: Routes, limits: RequestLimits) -> HttpService {
-        let table = router::router(Arc::clone(&app), routes);
+    pub(crate) fn new(
+        state: &Arc<HttpState>,
+        routes: Routes,
+        limits: RequestLimits,
+    ) -> HttpService {
+        let app = Arc::clone(&state.app);
+        let table = router::router(state, routes);
         let hits = [Route::Image, Route::Thumbnail].map(|it| app.metrics.of_hits(it.pattern()));
         HttpService { app, router: table, routes, limits, heads: HeadOrder::default(), hits }
     }

@@ -4,20 +4,24 @@ use std::sync::Arc;
 
 use axum::http::HeaderValue;
 
-use super::representation;
+use super::{events, representation};
 use crate::app::App;
+use crate::events::Events;
 
-/// The app, and values that are made of its settings once.
+/// The app, and the parts of a server that only HTTP needs. The listeners of a server share it.
 #[derive(Debug)]
 pub(crate) struct HttpState {
     pub(crate) app: Arc<App>,
     /// `Cache-Control` of an image under its plain address.
     pub(crate) fresh: HeaderValue,
+    /// Opens event streams.
+    pub(crate) events: Events,
 }
 
 impl HttpState {
     pub(crate) fn new(app: Arc<App>) -> HttpState {
         let fresh = representation::cache_control(&app.settings.http);
-        HttpState { app, fresh }
+        let events = Events::start(&app.hub, &app.reader, events::encode, &app.settings);
+        HttpState { app, fresh, events }
     }
 }

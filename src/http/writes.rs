@@ -19,6 +19,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tower_http::timeout::TimeoutError;
 
+use super::auth;
 use super::digest::Digests;
 use super::problem::{Problem, ProblemKind};
 use super::state::HttpState;
@@ -26,7 +27,7 @@ use super::{conditional, images, urls};
 use crate::app::App;
 use crate::budget::WriteReservation;
 use crate::image::MediaType;
-use crate::server::Peer;
+use crate::server::peer::Peer;
 use crate::settings;
 use crate::store::Replaced;
 use crate::write::{Put, Submission, Target};
@@ -59,7 +60,7 @@ pub(crate) async fn put(
     query: Parsed,
     request: Request,
 ) -> Result<Response, Problem> {
-    state.app.write_access.check(peer, &request)?;
+    auth::check_write(&state.app, peer, &request)?;
     let id = images::id(path)?;
     let put = accept(&state.app, Target::Id(id), query, request).await?;
     let status = match put.replaced {
@@ -77,7 +78,7 @@ pub(crate) async fn post(
     query: Parsed,
     request: Request,
 ) -> Result<Response, Problem> {
-    state.app.write_access.check(peer, &request)?;
+    auth::check_write(&state.app, peer, &request)?;
     let Put { id, metadata, replaced } =
         accept(&state.app, Target::Content, query, request).await?;
     let status = match replaced {
@@ -107,7 +108,7 @@ pub(crate) async fn delete(
     path: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<StatusCode, Problem> {
-    state.app.write_access.check(peer, &request)?;
+    auth::check_write(&state.app, peer, &request)?;
     let id = images::id(path)?;
     if request.uri().query().is_some_and(|query| !query.is_empty()) {
         return Err(Problem::bad_parameter("a DELETE takes none"));

@@ -39,6 +39,24 @@ impl MediaType {
         MediaType::ALL.into_iter().find(|it| it.is_named(name))
     }
 
+    /// True for types that `picture` decodes.
+    ///
+    /// AVIF, HEIC and JPEG XL have decoders that are C libraries of the system, or take minutes to build, so they are served
+    /// as they are. So is SVG, which has no pixels.
+    #[must_use]
+    pub const fn is_decodable(self) -> bool {
+        match self {
+            MediaType::Png
+            | MediaType::Jpeg
+            | MediaType::Gif
+            | MediaType::WebP
+            | MediaType::Bmp
+            | MediaType::Ico
+            | MediaType::Tiff => true,
+            MediaType::Avif | MediaType::Heic | MediaType::JpegXl | MediaType::Svg => false,
+        }
+    }
+
     /// The registered name (IANA media types).
     #[must_use]
     pub const fn as_str(self) -> &'static str {

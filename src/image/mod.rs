@@ -1,5 +1,6 @@
 //! The values that everything else works with: ids, versions, and what the submodules add to them.
 
+pub mod bounds;
 pub mod buffer;
 pub mod coding;
 mod media_type;

@@ -6,9 +6,8 @@
 
 use std::fmt;
 
+use super::bounds::{Bounds, Fit};
 use crate::image::MediaType;
-use crate::picture::decode::is_decodable;
-use crate::picture::resize::{Bounds, Fit};
 
 /// A part of the entity-tag of each variant. It must be raised when a new library or algorithm renders the same variant
 /// to other bytes, as `coding::GENERATION` must.
@@ -206,7 +205,7 @@ impl Transform {
     pub fn resolve(self, media_type: MediaType) -> Result<Resolved, NotAcceptable> {
         let kept = Format::kept_by(media_type);
         let is_original = |format: Format| format.media_type() == media_type;
-        let decodable = is_decodable(media_type);
+        let decodable = media_type.is_decodable();
         let format = match self.format {
             RequestedFormat::Kept => None,
             RequestedFormat::Exactly(format) => Some(format),

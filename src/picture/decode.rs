@@ -10,15 +10,6 @@ use moxcms::{ColorProfile, DataColorSpace, Layout, TransformOptions};
 use super::{PictureError, RenderLimits};
 use crate::image::MediaType;
 
-/// True for types that can be decoded.
-///
-/// AVIF, HEIC and JPEG XL can't: their decoders are C libraries of the system, or take minutes to build. They are
-/// served as they are. So is SVG, which has no pixels.
-#[must_use]
-pub fn is_decodable(media_type: MediaType) -> bool {
-    format(media_type).is_some()
-}
-
 fn format(media_type: MediaType) -> Option<ImageFormat> {
     match media_type {
         MediaType::Png => Some(ImageFormat::Png),

@@ -12,6 +12,7 @@ use std::time::Instant;
 use image::{DynamicImage, RgbaImage};
 
 use crate::image::MediaType;
+use crate::image::bounds::{Bounds, Fit};
 use crate::image::variant::Variant;
 
 /// The limits of one render.
@@ -100,12 +101,8 @@ pub fn preview(
     const HASHED: u32 = 100;
     let picture = decode::decode(bytes, media_type, limits)?;
     let (width, height) = (picture.width(), picture.height());
-    let bounds = resize::Bounds {
-        width: Some(HASHED),
-        height: Some(HASHED),
-        fit: resize::Fit::Contain,
-        enlarge: false,
-    };
+    let bounds =
+        Bounds { width: Some(HASHED), height: Some(HASHED), fit: Fit::Contain, enlarge: false };
     let small: RgbaImage = resize::resize(picture, bounds)?.into_rgba8();
     let (w, h) = (small.width() as usize, small.height() as usize);
     let thumbhash = fast_thumbhash::rgba_to_thumb_hash(w, h, small.as_raw());

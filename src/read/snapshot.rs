@@ -146,7 +146,7 @@ impl Snapshot {
     /// Pixel size and `ThumbHash`; `None` for images of a type that isn't decoded.
     pub async fn preview(&mut self) -> Result<Option<Arc<Preview>>, ReadFailure> {
         let original = self.load().await?.original;
-        if !crate::picture::decode::is_decodable(original.metadata.media_type) {
+        if !original.metadata.media_type.is_decodable() {
             return Ok(None);
         }
         let preview = self.reader.renderer.preview(&self.id, original).await;

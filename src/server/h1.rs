@@ -30,7 +30,8 @@ use httparse::Status;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use super::listener::{Io, Peer};
+use super::listener::Io;
+use super::peer::Peer;
 use super::timeouts::ConnectionState;
 use super::{Server, Timeouts};
 use crate::http::cached_head::{field, head_text};

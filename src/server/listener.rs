@@ -1,6 +1,5 @@
 //! Listening sockets, and the connections that they accept.
 
-use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
@@ -12,6 +11,7 @@ use listenfd::ListenFd;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
+use super::peer::Peer;
 use super::tls::Tls;
 use crate::settings::{ListenOn, Settings};
 
@@ -50,33 +50,6 @@ struct SocketFile(PathBuf);
 pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
-
-/// The other end of a connection.
-#[derive(Debug, Clone, Copy)]
-pub enum Peer {
-    /// A socket address.
-    Tcp(SocketAddr),
-    /// A program on this machine, over a Unix socket: as a rule a proxy, whose clients are unknown.
-    Unix,
-}
-
-impl Peer {
-    pub(crate) fn is_loopback(self) -> bool {
-        match self {
-            Peer::Tcp(address) => address.ip().to_canonical().is_loopback(),
-            Peer::Unix => false,
-        }
-    }
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Peer::Tcp(address) => address.fmt(f),
-            Peer::Unix => f.write_str("unix"),
-        }
-    }
-}
 
 impl Listeners {
     /// Binds the addresses of the settings. A socket that systemd hands over takes the place of the main one.

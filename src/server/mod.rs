@@ -3,6 +3,7 @@
 mod date;
 pub(crate) mod h1;
 pub(crate) mod listener;
+pub(crate) mod peer;
 pub(crate) mod timeouts;
 mod tls;
 mod write_buffer;
@@ -31,7 +32,8 @@ use tokio::task::JoinSet;
 use self::date::DateField;
 use self::h1::FastLoop;
 use self::listener::Io;
-pub use self::listener::{Listener, Listeners, Peer};
+pub use self::listener::{Listener, Listeners};
+use self::peer::Peer;
 use self::timeouts::{ConnectionState, HTTP_2_PREFACE, Overdue, TimedIo, Timeouts};
 use self::tls::Tls;
 use self::write_buffer::WriteBuffer;
@@ -39,6 +41,7 @@ use crate::app::App;
 use crate::http::in_flight::{HTTP_2_PIECE, RequestLimits};
 use crate::http::router::Routes;
 use crate::http::service::HttpService;
+use crate::http::state::HttpState;
 use crate::limit::{Limit, Place};
 use crate::metrics::{Metrics, Shed};
 use crate::shutdown::{Phase, Shutdown};
@@ -72,8 +75,9 @@ pub async fn serve(
     // Each connection holds a sender for as long as it lives.
     let (alive, mut last_has_ended) = mpsc::channel(1);
     let limits = RequestLimits::new(&app);
+    let state = Arc::new(HttpState::new(Arc::clone(&app)));
     let accept = |listener: Listener, routes| {
-        let server = Server::new(&app, &limits, routes, listener.tls.clone(), alive.clone());
+        let server = Server::new(&state, &limits, routes, listener.tls.clone(), alive.clone());
         Arc::new(server).accept(listener)
     };
     let mut tasks = JoinSet::new();
@@ -167,15 +171,16 @@ fn builder(app: &App) -> Builder<Reporting> {
 
 impl Server {
     fn new(
-        app: &Arc<App>,
+        state: &Arc<HttpState>,
         limits: &RequestLimits,
         routes: Routes,
         tls: Option<Tls>,
         alive: mpsc::Sender<()>,
     ) -> Server {
+        let app = &state.app;
         let most = app.settings.limits.connections.get();
         Server {
-            service: HttpService::new(Arc::clone(app), routes, limits.clone()),
+            service: HttpService::new(state, routes, limits.clone()),
             date: DateField::default(),
             tls,
             // Operators get in when nobody else does.
@@ -429,7 +434,8 @@ mod tests {
         let app = App::build(Settings::load(&overrides).unwrap()).await.unwrap();
         let (alive, mut last_has_ended) = mpsc::channel(1);
         let limits = RequestLimits::new(&app);
-        let server = Arc::new(Server::new(&app, &limits, Routes::All, None, alive));
+        let state = Arc::new(HttpState::new(Arc::clone(&app)));
+        let server = Arc::new(Server::new(&state, &limits, Routes::All, None, alive));
         let peer = Peer::Unix;
         let (connections, shed) = (&app.metrics.connections, || {
             let limit = server.places.as_ref().unwrap();

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use afterimage::image::MediaType;
+use afterimage::image::bounds::{Bounds, Fit};
 use afterimage::image::variant::{Format, RequestedFormat, Resolved, Transform, Variant};
 use afterimage::picture::decode;
-use afterimage::picture::resize::{Bounds, Fit};
 use afterimage::picture::sniff::sniff;
 use afterimage::picture::{self, PictureError, RenderLimits};
 use tempfile::TempDir;

@@ -1,0 +1,68 @@
+//! The bearer tokens of those who may write.
+
+use std::fmt;
+use std::path::Path;
+
+use anyhow::Context;
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConstantTimeEq};
+
+use crate::settings;
+
+/// The tokens of the settings and of the file that they name.
+///
+/// They are kept and compared as their SHA-256, and always all of them: the time of a comparison tells nothing about a
+/// token, not even its length.
+pub struct Tokens(Vec<[u8; 32]>);
+
+impl Tokens {
+    /// Reads the tokens.
+    pub fn load(settings: &settings::WriteSettings) -> anyhow::Result<Tokens> {
+        let tokens = read(settings)?;
+        Ok(Tokens(tokens.iter().map(|token| Sha256::digest(token.reveal()).into()).collect()))
+    }
+
+    /// True without any token.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// True for one of the tokens.
+    #[must_use]
+    pub fn contain(&self, token: &[u8]) -> bool {
+        let given: [u8; 32] = Sha256::digest(token).into();
+        self.0.iter().fold(Choice::from(0), |found, it| found | it.ct_eq(&given)).into()
+    }
+}
+
+/// Shows the number of tokens, not the tokens.
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tokens({})", self.0.len())
+    }
+}
+
+/// Reads the tokens of the settings and of the file that they name.
+pub fn read(settings: &settings::WriteSettings) -> anyhow::Result<Vec<settings::Token>> {
+    let mut tokens = settings.tokens.clone();
+    if !settings.tokens_file.as_os_str().is_empty() {
+        tokens.extend(read_file(&settings.tokens_file)?);
+        anyhow::ensure!(
+            !tokens.is_empty(),
+            "{} must have at least one token ([writes] tokens_file)",
+            settings.tokens_file.display()
+        );
+    }
+    Ok(tokens)
+}
+
+fn read_file(file: &Path) -> anyhow::Result<Vec<settings::Token>> {
+    let place = || format!("{} ([writes] tokens_file)", file.display());
+    let text = std::fs::read_to_string(file).with_context(place)?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines
+        .map(|line| settings::Token::parse(line).map_err(anyhow::Error::msg))
+        .collect::<Result<_, _>>()
+        .with_context(place)
+}
