@@ -28,7 +28,7 @@ pub(crate) struct FastRequest<'b> {
     accept: Option<&'b [u8]>,
     accept_encoding: Option<&'b [u8]>,
     pub(crate) request_id: Option<&'b [u8]>,
-    /// Whether the answer depends on nothing else in the head.
+    /// Set if the answer depends on nothing else in the head.
     is_simple: bool,
 }
 

@@ -64,7 +64,7 @@ pub(crate) struct InFlight {
     connection: Option<ActiveRequest>,
     /// The bytes of the body that were taken.
     bytes: u64,
-    /// Whether that is all of it.
+    /// Set when that is all of it.
     whole: bool,
     record: Option<Box<AccessRecord>>,
 }

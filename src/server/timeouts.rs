@@ -39,7 +39,7 @@ struct State {
     next_stream: u64,
 }
 
-/// What a connection is doing.
+/// The activity on a connection.
 #[derive(Debug)]
 enum Activity {
     /// No request, and no byte of one.
@@ -58,7 +58,7 @@ struct Sending {
     taken: Instant,
 }
 
-/// What opens an HTTP/2 connection (RFC 9113 §3.4).
+/// The bytes that open an HTTP/2 connection (RFC 9113 §3.4).
 pub(crate) const HTTP_2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A request on a connection, until its answer has been handed over or given up.
@@ -77,7 +77,7 @@ pub(crate) struct Timeouts {
     send: Duration,
 }
 
-/// What a client is late with.
+/// The thing that a client is late with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Overdue {
     /// Nothing.
@@ -155,7 +155,7 @@ impl ConnectionState {
         self.lock().has_had_request
     }
 
-    /// Returns what the client is late with.
+    /// Returns the thing that the client is late with.
     pub(crate) fn overdue(&self, timeouts: &Timeouts, now: Instant) -> Overdue {
         let state = self.lock();
         let since = |then: Instant| now.saturating_duration_since(then);
@@ -343,7 +343,7 @@ mod tests {
         Arc::new(ConnectionState::new())
     }
 
-    /// What the client is late with, if nothing else happens for some seconds.
+    /// Returns the thing that the client is late with, if nothing else happens for some seconds.
     fn overdue_in(seconds: u64, connection: &ConnectionState) -> Overdue {
         connection.overdue(&TIMEOUTS, Instant::now() + Duration::from_secs(seconds))
     }

@@ -105,7 +105,7 @@ fn a_certificate_that_can_not_be_used_stops_the_start_with_its_setting() {
         assert!(!output.status.success());
         String::from_utf8(output.stderr).unwrap()
     };
-    assert!(start(&[&pem]).contains("belong together"));
+    assert!(start(&[&pem]).contains("tls_key_file, or none"));
     assert!(start(&[&pem, &key]).contains("don't fit together"));
     assert!(
         start(&[Path::new("/no/such.pem"), &key]).contains("/no/such.pem ([http] tls_cert_file)")
