@@ -24,7 +24,7 @@ use super::router::{self, Route, Routes};
 use super::{CACHE_STATUS, FromMemory};
 use crate::app::App;
 use crate::image::Metadata;
-use crate::limit::Place;
+use crate::limit::Admitted;
 use crate::metrics::{HitMetrics, Shed};
 use crate::server::Peer;
 use crate::server::timeouts::ConnectionState;
@@ -178,7 +178,7 @@ impl HttpService {
     }
 
     /// Gives a request its place, or says why it isn't even routed.
-    fn admit(&self, route: Route, request: &Request<Body>) -> Result<Place, Problem> {
+    fn admit(&self, route: Route, request: &Request<Body>) -> Result<Admitted, Problem> {
         check_host(request).map_err(Problem::bad_host)?;
         self.limits.admit(route, self.routes).map_err(|limit| {
             self.app.metrics.count_shed(Shed::Requests);

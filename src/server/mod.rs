@@ -39,7 +39,7 @@ use crate::app::App;
 use crate::http::in_flight::{HTTP_2_PIECE, RequestLimits};
 use crate::http::router::Routes;
 use crate::http::service::HttpService;
-use crate::limit::{Limit, Place};
+use crate::limit::{Admitted, Limit};
 use crate::metrics::{Metrics, Shed};
 use crate::shutdown::{Phase, Shutdown};
 
@@ -217,7 +217,7 @@ impl Server {
         }
         let (server, place) = (Arc::clone(self), place.flatten());
         tokio::spawn(reporting("connection", async move {
-            let _place: Option<Place> = place;
+            let _place: Option<Admitted> = place;
             server.secure(io, peer).await;
         }));
     }

@@ -25,10 +25,10 @@ use crate::settings;
 /// has a time of its own: when a piece of it was last taken. One that is too old ends the connection, whatever its
 /// other streams do. A socket that was full and has room again is progress too. A part of a head counts as idle.
 #[derive(Debug)]
-pub(crate) struct ConnectionState(Mutex<State>);
+pub(crate) struct ConnectionState(Mutex<ConnectionActivity>);
 
 #[derive(Debug)]
-struct State {
+struct ConnectionActivity {
     activity: Activity,
     /// Time of the last sending, taking or finishing.
     progress: Instant,
@@ -116,7 +116,7 @@ impl Timeouts {
 
 impl ConnectionState {
     pub(crate) fn new() -> ConnectionState {
-        ConnectionState(Mutex::new(State {
+        ConnectionState(Mutex::new(ConnectionActivity {
             activity: Activity::Idle,
             progress: Instant::now(),
             blocked: false,
@@ -199,13 +199,13 @@ impl ConnectionState {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ConnectionActivity> {
         // Nothing under the lock can panic half-way, so a poisoned one is sound.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl ConnectionActivity {
     fn end_handling(&mut self) {
         if let Activity::Busy { handling, .. } = &mut self.activity {
             *handling -= 1;
