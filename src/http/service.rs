@@ -69,9 +69,9 @@ impl Replay {
 
 impl HttpService {
     pub(crate) fn new(app: Arc<App>, routes: Routes, limits: RequestLimits) -> HttpService {
-        let router = router::router(Arc::clone(&app), routes);
+        let table = router::router(Arc::clone(&app), routes);
         let hits = [Route::Image, Route::Thumbnail].map(|it| app.metrics.of_hits(it.pattern()));
-        HttpService { app, router, routes, limits, heads: HeadOrder::default(), hits }
+        HttpService { app, router: table, routes, limits, heads: HeadOrder::default(), hits }
     }
 
     /// Gives the body of a request a time-out.
