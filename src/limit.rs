@@ -14,7 +14,7 @@ pub(crate) struct Limit {
 
 /// A place that is taken until this is dropped, by a panic too.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct Admitted {
     _gauge: GaugeGuard,
     _permit: OwnedSemaphorePermit,
 }
@@ -30,9 +30,9 @@ impl Limit {
     }
 
     /// Takes a place, if one is free.
-    pub(crate) fn try_take(&self) -> Option<Place> {
+    pub(crate) fn try_take(&self) -> Option<Admitted> {
         let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
-        Some(Place { _gauge: GaugeGuard::raise(&self.gauge), _permit: permit })
+        Some(Admitted { _gauge: GaugeGuard::raise(&self.gauge), _permit: permit })
     }
 }
 

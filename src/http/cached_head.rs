@@ -69,7 +69,7 @@ pub(crate) struct CachedHead {
     address: Box<str>,
     accept: Option<Box<[u8]>>,
     accept_encoding: Option<Box<[u8]>>,
-    /// Whether it is under the plain address or the one with the version, and depends on nothing else.
+    /// Set under the plain address and the one with the version, if it depends on nothing else.
     is_primary: bool,
     status: HeadStatus,
     /// The representation whose bytes follow a 200.
@@ -145,7 +145,7 @@ impl CachedHead {
             && self.accept_encoding.as_deref() == key.accept_encoding
     }
 
-    /// Whether it answers a request with this validator.
+    /// Returns whether it answers a request with this validator.
     fn answers(&self, validator: Validator<'_>, to_head: bool) -> bool {
         let matches = matches!(validator, Validator::Tag(tag) if tag == self.etag.as_bytes());
         match self.status {

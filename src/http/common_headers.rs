@@ -23,7 +23,7 @@ pub(crate) struct Exchange<'a> {
     pub(crate) route: Route,
     pub(crate) method: &'a Method,
     pub(crate) version: Version,
-    /// Whether the server was told to stop.
+    /// Set once the server was told to stop.
     pub(crate) is_stopping: bool,
 }
 

@@ -18,6 +18,9 @@ const MAX_ADDRESS: usize = 128;
 /// The longest `Accept` or `Accept-Encoding` that is a part of a cached head's key.
 const MAX_FIELD: usize = 256;
 
+/// The beginning of an image's addresses.
+const IMAGES: &str = "/images/";
+
 /// A GET or HEAD with nothing in its head that changes how its connection goes on.
 #[derive(Debug)]
 pub(crate) struct FastRequest<'b> {
@@ -28,7 +31,7 @@ pub(crate) struct FastRequest<'b> {
     accept: Option<&'b [u8]>,
     accept_encoding: Option<&'b [u8]>,
     pub(crate) request_id: Option<&'b [u8]>,
-    /// Whether the answer depends on nothing else in the head.
+    /// Set if the answer depends on nothing else in the head.
     is_simple: bool,
 }
 
@@ -99,9 +102,12 @@ impl<'b> FastRequest<'b> {
             "HEAD" => Method::HEAD,
             _ => return None,
         };
-        let end = target.bytes().position(|byte| matches!(byte, b'?' | b'#'));
-        if !Route::of(&target[..end.unwrap_or(target.len())]).is_of_images() {
-            return None;
+        // All addresses of an image; the few others are looked up.
+        if !target.starts_with(IMAGES) {
+            let path = target.split(['?', '#']).next().unwrap_or_default();
+            if !Route::of(path).is_of_images() {
+                return None;
+            }
         }
         let (mut if_none_match, mut request_id, mut is_simple) = (None, None, true);
         let (mut accept, mut accept_encoding) = (None, None);
@@ -154,17 +160,16 @@ impl<'b> FastRequest<'b> {
         if !self.is_simple {
             return None;
         }
-        let path_and_query = self.target.strip_prefix("/images/")?;
+        let path_and_query = self.target.strip_prefix(IMAGES)?;
         let end = path_and_query.bytes().position(|byte| matches!(byte, b'?' | b'#' | b'/'));
         let (name, rest) = path_and_query.split_at(end.unwrap_or(path_and_query.len()));
-        let rest_of_path = rest.split(['?', '#']).next().unwrap_or_default();
-        if !matches!(rest_of_path, "" | "/thumbnail") {
-            return None;
+        if let Some(segment) = rest.strip_prefix('/') {
+            let after = segment.strip_prefix("thumbnail")?;
+            if !(after.is_empty() || after.starts_with('?')) {
+                return None;
+            }
         }
-        let format = Format::ALL.into_iter().find_map(|format| {
-            name.strip_suffix(format.name()).and_then(|name| name.strip_suffix('.'))
-        });
-        let id = format.unwrap_or(name);
+        let id = without_format(name);
         let rest = &path_and_query[id.len()..];
         // Without escapes, so that nothing is written in two ways.
         let is_plain = |byte: u8| {
@@ -204,6 +209,19 @@ impl<'b> FastRequest<'b> {
         }
         Some(request)
     }
+}
+
+/// Returns the id in the last part of a path, which may end in a format.
+fn without_format(name: &str) -> &str {
+    // Most have no dot there.
+    let end = &name.as_bytes()[name.len().saturating_sub(5)..];
+    if !end.contains(&b'.') {
+        return name;
+    }
+    let stem = Format::ALL.into_iter().find_map(|format| {
+        name.strip_suffix(format.name()).and_then(|name| name.strip_suffix('.'))
+    });
+    stem.unwrap_or(name)
 }
 
 impl<'b> ImageAddress<'b> {

@@ -14,7 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use super::problem::Cause;
 use super::router::{Route, Routes};
 use crate::app::App;
-use crate::limit::{Limit, Place};
+use crate::limit::{Admitted, Limit};
 use crate::metrics::Metrics;
 use crate::server::peer::Peer;
 use crate::server::timeouts::ActiveRequest;
@@ -45,7 +45,7 @@ impl RequestLimits {
     }
 
     /// Takes a place for a request. The error is the limit that was reached.
-    pub(crate) fn admit(&self, route: Route, routes: Routes) -> Result<Place, usize> {
+    pub(crate) fn admit(&self, route: Route, routes: Routes) -> Result<Admitted, usize> {
         if route.is_for_operators() && routes != Routes::Public {
             self.operators.try_take().ok_or(OPERATORS)
         } else {
@@ -58,20 +58,20 @@ impl RequestLimits {
 #[derive(Debug)]
 pub(crate) struct InFlight {
     /// `None` where the request was refused.
-    _place: Option<Place>,
+    _place: Option<Admitted>,
     metrics: Arc<Metrics>,
     /// `None` in the fast loop, which has time-outs of its own.
     connection: Option<ActiveRequest>,
     /// The bytes of the body that were taken.
     bytes: u64,
-    /// Whether that is all of it.
+    /// Set when that is all of it.
     whole: bool,
     record: Option<Box<AccessRecord>>,
 }
 
 impl InFlight {
     pub(crate) fn new(
-        place: Option<Place>,
+        place: Option<Admitted>,
         metrics: &Arc<Metrics>,
         connection: Option<ActiveRequest>,
     ) -> InFlight {

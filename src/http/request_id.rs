@@ -42,8 +42,11 @@ impl RequestId {
 }
 
 fn random_digits() -> [u8; 32] {
-    let random = fastrand::u128(..).to_be_bytes();
-    std::array::from_fn(|place| digits(random[place / 2])[place % 2])
+    let mut text = [0; 32];
+    for (two, byte) in text.chunks_exact_mut(2).zip(fastrand::u128(..).to_be_bytes()) {
+        two.copy_from_slice(&digits(byte));
+    }
+    text
 }
 
 #[cfg(test)]

@@ -133,10 +133,10 @@ fn public(app: &App) -> Router<Arc<HttpState>> {
     }
 }
 
-/// An id with a slash in it matches no route; it is a bad id all the same.
+/// Answers an address without a route. An id with a slash in it matches no route; it is a bad id all the same.
 async fn unknown_image_or_address(uri: Uri) -> Problem {
     match Route::of(uri.path()) {
-        Route::Image => Problem::bad_id(&"the id is empty, or has a slash in it"),
+        Route::Image => Problem::bad_id(&"the id must have a character, and no slash"),
         Route::Images
         | Route::Thumbnail
         | Route::Info

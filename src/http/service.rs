@@ -25,7 +25,7 @@ use super::state::HttpState;
 use super::{CACHE_STATUS, FromMemory};
 use crate::app::App;
 use crate::image::Metadata;
-use crate::limit::Place;
+use crate::limit::Admitted;
 use crate::metrics::{HitMetrics, Shed};
 use crate::server::peer::Peer;
 use crate::server::timeouts::ConnectionState;
@@ -184,7 +184,7 @@ impl HttpService {
     }
 
     /// Gives a request its place, or says why it isn't even routed.
-    fn admit(&self, route: Route, request: &Request<Body>) -> Result<Place, Problem> {
+    fn admit(&self, route: Route, request: &Request<Body>) -> Result<Admitted, Problem> {
         check_host(request).map_err(Problem::bad_host)?;
         self.limits.admit(route, self.routes).map_err(|limit| {
             self.app.metrics.count_shed(Shed::Requests);
@@ -260,4 +260,67 @@ fn path_and_query(uri: &Uri) -> &str {
 /// Shortens an address for the log.
 fn logged(address: &str) -> String {
     address.chars().take(LONGEST_PATH).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+    use std::time::Duration;
+
+    use axum::http::header::{ACCEPT, ACCEPT_ENCODING, HOST};
+
+    use super::*;
+    use crate::image::{ImageId, MediaType, record};
+    use crate::store::{Condition, Expiry};
+
+    #[tokio::test]
+    async fn every_representation_in_memory_is_answered_from_a_cached_head() {
+        let (app, _dir) = crate::server::tests::app(&[]).await;
+        let mut picture = Cursor::new(Vec::new());
+        let pixels = ::image::RgbImage::new(100, 50);
+        pixels.write_to(&mut picture, ::image::ImageFormat::Png).unwrap();
+        let circles = "<circle cx='5' cy='5' r='4'/>".repeat(50);
+        let drawing = format!("<svg xmlns='http://www.w3.org/2000/svg'>{circles}</svg>");
+        for (name, bytes, media_type) in [
+            ("a", picture.get_ref().as_slice(), MediaType::Png),
+            ("svg", drawing.as_bytes(), MediaType::Svg),
+        ] {
+            let value = Bytes::from(record::encode(bytes, media_type, None));
+            let (id, ttl) = (ImageId::parse(name).unwrap(), Duration::from_secs(60));
+            app.store.put(&id, value, Expiry::In(ttl), &Condition::Always).await.unwrap();
+        }
+        let service = HttpService::new(
+            &Arc::new(HttpState::new(Arc::clone(&app))),
+            Routes::All,
+            RequestLimits::new(&app),
+        );
+        let connection = Arc::new(ConnectionState::new());
+        for (path, is_cached) in [
+            ("/images/a", true),
+            // First, so that it is known that the picture doesn't move.
+            ("/images/a?format=auto", true),
+            ("/images/a?w=64", true),
+            ("/images/a.webp", true),
+            ("/images/a/thumbnail", true),
+            ("/images/svg", true),
+            ("/images/a?w=%36%34", false),
+            ("/images/a?v=00000000000000000000000000000000", false),
+            ("/images/absent", false),
+        ] {
+            for method in [Method::GET, Method::HEAD] {
+                let request = || {
+                    let request = Request::builder().method(&method).uri(path);
+                    let request = request.header(HOST, "a").header(ACCEPT_ENCODING, "br");
+                    request.header(ACCEPT, "image/webp").body(Body::empty()).unwrap()
+                };
+                for _ in 0..3 {
+                    drop(service.answer(Peer::Unix, &connection, request()).await);
+                }
+                let request = request();
+                let fast = FastRequest::of_checked(&request).unwrap();
+                let hit = service.find(&fast, Instant::now());
+                assert_eq!(hit.is_some(), is_cached, "{method} {path}");
+            }
+        }
+    }
 }

@@ -68,8 +68,8 @@ enum Decision {
     Library,
     /// By a cached head.
     Replay(Replay),
-    /// By the router.
-    Route(Request<Body>),
+    /// By the router. Boxed: a cached head shouldn't be moved with the room for it.
+    Route(Box<Request<Body>>),
 }
 
 /// The way in which a connection goes on.
@@ -185,7 +185,7 @@ impl<'a> FastLoop<'a> {
             Decision::Replay(replay) => self.send_replay(replay, tick).await,
             Decision::Route(request) => {
                 let head_only = request.method() == Method::HEAD;
-                let answer = self.server.service.answer(self.peer, self.connection, request);
+                let answer = self.server.service.answer(self.peer, self.connection, *request);
                 // Boxed: a connection that doesn't need it shouldn't have the room for it, 0.5 KB.
                 let response = Box::pin(answer).await;
                 self.send(response, head_only, tick).await
@@ -212,7 +212,7 @@ impl<'a> FastLoop<'a> {
             Decision::Replay(replay)
         } else {
             match fast.to_request(request.headers) {
-                Some(request) => Decision::Route(request),
+                Some(request) => Decision::Route(Box::new(request)),
                 None => return Decision::Library,
             }
         };

@@ -56,7 +56,7 @@ impl Listeners {
     pub fn bind(settings: &Settings) -> anyhow::Result<Listeners> {
         let http = &settings.http;
         let tls = Tls::load(http)?;
-        let socket = match inherited().context("the socket that was handed over (LISTEN_FDS)")? {
+        let socket = match inherited().context("the inherited socket (LISTEN_FDS) can't be used")? {
             Some(socket) => socket,
             None => bind(&http.listen)
                 .with_context(|| format!("{} can't be listened on ([http] listen)", http.listen))?,

@@ -42,7 +42,7 @@ use crate::http::in_flight::{HTTP_2_PIECE, RequestLimits};
 use crate::http::router::Routes;
 use crate::http::service::HttpService;
 use crate::http::state::HttpState;
-use crate::limit::{Limit, Place};
+use crate::limit::{Admitted, Limit};
 use crate::metrics::{Metrics, Shed};
 use crate::shutdown::{Phase, Shutdown};
 
@@ -222,7 +222,7 @@ impl Server {
         }
         let (server, place) = (Arc::clone(self), place.flatten());
         tokio::spawn(reporting("connection", async move {
-            let _place: Option<Place> = place;
+            let _place: Option<Admitted> = place;
             server.secure(io, peer).await;
         }));
     }
@@ -367,7 +367,7 @@ async fn pause_after(error: &io::Error) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::pin::Pin;
     use std::task::{Context, Poll};
 
@@ -415,23 +415,26 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_connection_task_that_panics_gives_its_place_back_and_the_others_go_on() {
+    /// An app on an embedded store in a folder of its own.
+    pub(crate) async fn app(given: &[(&str, &str)]) -> (Arc<App>, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let described = settings::described();
-        let given = [
-            ("embedded.dir", dir.path().to_str().unwrap()),
-            ("embedded.demo", "false"),
-            ("limits.connections", "1"),
-        ];
-        let overrides: Vec<_> = given
+        let embedded = [("embedded.dir", dir.path().to_str().unwrap()), ("embedded.demo", "false")];
+        let overrides: Vec<_> = embedded
             .iter()
+            .chain(given)
             .map(|(key, text)| {
                 let setting = described.iter().find(|it| it.key == *key).unwrap();
                 setting.overridden(text, "test".into())
             })
             .collect();
         let app = App::build(Settings::load(&overrides).unwrap()).await.unwrap();
+        (app, dir)
+    }
+
+    #[tokio::test]
+    async fn a_connection_task_that_panics_gives_its_place_back_and_the_others_go_on() {
+        let (app, _dir) = app(&[("limits.connections", "1")]).await;
         let (alive, mut last_has_ended) = mpsc::channel(1);
         let limits = RequestLimits::new(&app);
         let state = Arc::new(HttpState::new(Arc::clone(&app)));

@@ -25,10 +25,10 @@ use crate::settings;
 /// has a time of its own: when a piece of it was last taken. One that is too old ends the connection, whatever its
 /// other streams do. A socket that was full and has room again is progress too. A part of a head counts as idle.
 #[derive(Debug)]
-pub(crate) struct ConnectionState(Mutex<State>);
+pub(crate) struct ConnectionState(Mutex<ConnectionActivity>);
 
 #[derive(Debug)]
-struct State {
+struct ConnectionActivity {
     activity: Activity,
     /// Time of the last sending, taking or finishing.
     progress: Instant,
@@ -39,7 +39,7 @@ struct State {
     next_stream: u64,
 }
 
-/// What a connection is doing.
+/// The activity on a connection.
 #[derive(Debug)]
 enum Activity {
     /// No request, and no byte of one.
@@ -58,7 +58,7 @@ struct Sending {
     taken: Instant,
 }
 
-/// What opens an HTTP/2 connection (RFC 9113 §3.4).
+/// The bytes that open an HTTP/2 connection (RFC 9113 §3.4).
 pub(crate) const HTTP_2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A request on a connection, until its answer has been handed over or given up.
@@ -77,7 +77,7 @@ pub(crate) struct Timeouts {
     send: Duration,
 }
 
-/// What a client is late with.
+/// The thing that a client is late with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Overdue {
     /// Nothing.
@@ -116,7 +116,7 @@ impl Timeouts {
 
 impl ConnectionState {
     pub(crate) fn new() -> ConnectionState {
-        ConnectionState(Mutex::new(State {
+        ConnectionState(Mutex::new(ConnectionActivity {
             activity: Activity::Idle,
             progress: Instant::now(),
             blocked: false,
@@ -155,7 +155,7 @@ impl ConnectionState {
         self.lock().has_had_request
     }
 
-    /// Returns what the client is late with.
+    /// Returns the thing that the client is late with.
     pub(crate) fn overdue(&self, timeouts: &Timeouts, now: Instant) -> Overdue {
         let state = self.lock();
         let since = |then: Instant| now.saturating_duration_since(then);
@@ -199,13 +199,13 @@ impl ConnectionState {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ConnectionActivity> {
         // Nothing under the lock can panic half-way, so a poisoned one is sound.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl ConnectionActivity {
     fn end_handling(&mut self) {
         if let Activity::Busy { handling, .. } = &mut self.activity {
             *handling -= 1;
@@ -343,7 +343,7 @@ mod tests {
         Arc::new(ConnectionState::new())
     }
 
-    /// What the client is late with, if nothing else happens for some seconds.
+    /// Returns the thing that the client is late with, if nothing else happens for some seconds.
     fn overdue_in(seconds: u64, connection: &ConnectionState) -> Overdue {
         connection.overdue(&TIMEOUTS, Instant::now() + Duration::from_secs(seconds))
     }

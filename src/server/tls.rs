@@ -1,4 +1,4 @@
-//! TLS on a listener: the certificate, and its renewal under way.
+//! TLS on a listener, and the renewal of its certificate while the server runs.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -15,17 +15,17 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::settings;
 
-/// What a listener needs to speak TLS.
+/// The TLS of a listener.
 #[derive(Clone)]
 pub(super) struct Tls {
     pub(super) acceptor: TlsAcceptor,
     certificate: Arc<Certificate>,
-    /// When the two files had been written that were read.
+    /// Modification times of the two files, taken before they were read.
     seen: (Option<SystemTime>, Option<SystemTime>),
     interval: Duration,
 }
 
-/// The certificate and key in two files, as they were when they were last seen to fit together.
+/// The newest certificate and key of the two files that fit together.
 #[derive(Debug)]
 struct Certificate {
     chain_file: PathBuf,
@@ -34,15 +34,15 @@ struct Certificate {
 }
 
 impl Tls {
-    /// What the settings name, or nothing where they name no certificate.
+    /// Loads the certificate of the settings. Returns `None` if they name none.
     pub(super) fn load(settings: &settings::HttpSettings) -> anyhow::Result<Option<Tls>> {
         let (certificate_file, key_file) = (&settings.tls_cert_file, &settings.tls_key_file);
         match (certificate_file.as_os_str().is_empty(), key_file.as_os_str().is_empty()) {
             (true, true) => return Ok(None),
             (false, false) => {}
-            _ => anyhow::bail!("[http] tls_cert_file and tls_key_file belong together"),
+            _ => anyhow::bail!("set both [http] tls_cert_file and tls_key_file, or none"),
         }
-        // Before they are read: what is written in between is read again.
+        // Taken first: files that are written in between are read again.
         let seen = (modified(certificate_file), modified(key_file));
         let certificate = Arc::new(Certificate {
             current: RwLock::new(Arc::new(read(certificate_file, key_file)?)),
@@ -60,8 +60,8 @@ impl Tls {
         Ok(Some(Tls { acceptor, certificate, seen, interval: settings.tls_reload_interval }))
     }
 
-    /// Looks at the files from time to time, for ever. A pair that doesn't fit, as while it is being written, is
-    /// logged, and what there was stays.
+    /// Checks the files at an interval, for ever. A pair that doesn't fit, as while it is being written, is logged and not
+    /// used.
     pub(super) async fn keep_current(self) {
         let (certificate_file, key_file) =
             (&self.certificate.chain_file, &self.certificate.key_file);

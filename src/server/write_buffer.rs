@@ -1,8 +1,8 @@
-//! Writing a connection's bytes together.
+//! A write buffer for a connection.
 //!
 //! The HTTP library writes each frame of HTTP/2 by itself, and none is larger than its client allows: 16 KiB, as a rule.
-//! But a write's way through the kernel costs more than the copy of 16 KiB. So what the library writes is kept until it
-//! has nothing more to write for now, or until there is a lot. `benches/README.md` has the figures.
+//! But a system call costs more than the copy of 16 KiB. So frames are kept until the library has nothing more to write
+//! for now, or until there are many. `benches/README.md` has the figures.
 
 use std::io;
 use std::pin::Pin;
@@ -11,21 +11,21 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// As much as goes through the kernel at once.
-const A_LOT: usize = 64 * 1024;
+/// Bytes that are written at once.
+const FULL: usize = 64 * 1024;
 
-/// A connection whose writes are gathered: one for the HTTP library, and one for whoever polls that.
+/// A connection whose writes are gathered. The HTTP library has one clone, the task that polls the library another.
 #[derive(Debug)]
 pub(crate) struct WriteBuffer<W>(Arc<Mutex<Outgoing<W>>>);
 
 #[derive(Debug)]
 struct Outgoing<W> {
     io: W,
-    /// Off for HTTP/1.1, of which the library writes a whole head and body at once. There it also leaves some connections
-    /// without shutting them down, those that asked for an upgrade, and would leave what waits unsent.
+    /// Off for HTTP/1.1, whose heads and bodies the library writes at once. There it also leaves connections that asked
+    /// for an upgrade without shutting them down, and would leave the waiting bytes unsent.
     gathers: bool,
     waiting: Vec<u8>,
-    /// How many of those have been written.
+    /// Number of those that have been written.
     written: usize,
 }
 
@@ -41,7 +41,7 @@ impl<W: AsyncRead + AsyncWrite + Unpin> WriteBuffer<W> {
         WriteBuffer(Arc::new(Mutex::new(Outgoing { io, gathers, waiting, written })))
     }
 
-    /// Polls the library's side of the connection, and writes what it has written.
+    /// Polls the library's side of the connection, and sends the bytes that it has written.
     pub(crate) fn poll_with<E: From<io::Error>>(
         &self,
         library: Pin<&mut impl Future<Output = Result<(), E>>>,
@@ -49,7 +49,7 @@ impl<W: AsyncRead + AsyncWrite + Unpin> WriteBuffer<W> {
     ) -> Poll<Result<(), E>> {
         let polled = library.poll(context);
         let sent = self.lock().poll_send(context);
-        // Where it has ended with an error, its last words are sent as far as they can be.
+        // If it has ended with an error, its last bytes are sent as far as they can be.
         if polled.is_pending() {
             ready!(sent)?;
         }
@@ -72,7 +72,7 @@ impl<W: AsyncWrite + Unpin> Outgoing<W> {
         }
         // An idle connection has no buffer.
         (self.waiting, self.written) = (Vec::new(), 0);
-        // Over TLS some of it may wait there.
+        // Some bytes may wait in the TLS layer.
         Pin::new(&mut self.io).poll_flush(context)
     }
 }
@@ -104,10 +104,10 @@ impl<W: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WriteBuffer<W> {
     ) -> Poll<io::Result<usize>> {
         let mut outgoing = self.lock();
         let length = slices.iter().map(|it| it.len()).sum();
-        if outgoing.waiting.len() + length > A_LOT {
+        if outgoing.waiting.len() + length > FULL {
             ready!(outgoing.poll_send(context))?;
         }
-        if length > A_LOT || !outgoing.gathers {
+        if length > FULL || !outgoing.gathers {
             return Pin::new(&mut outgoing.io).poll_write_vectored(context, slices);
         }
         for slice in slices {
@@ -120,7 +120,7 @@ impl<W: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WriteBuffer<W> {
         true
     }
 
-    /// The library asks for it after each frame. Whoever polls it sends them together.
+    /// Does nothing where writes are gathered: the library asks for it after each frame.
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut outgoing = self.lock();
         if outgoing.gathers {

@@ -110,7 +110,7 @@ fn an_unusable_certificate_stops_the_start_and_the_error_names_its_setting() {
         assert!(!output.status.success());
         String::from_utf8(output.stderr).unwrap()
     };
-    assert!(start(&[&pem]).contains("belong together"));
+    assert!(start(&[&pem]).contains("tls_key_file, or none"));
     assert!(start(&[&pem, &key]).contains("don't fit together"));
     assert!(
         start(&[Path::new("/no/such.pem"), &key]).contains("/no/such.pem ([http] tls_cert_file)")
