@@ -286,7 +286,7 @@ mod tests {
             ("svg", drawing.as_bytes(), MediaType::Svg),
         ] {
             let value = Bytes::from(record::encode(bytes, media_type, None));
-            let (id, ttl) = (ImageId::parse(name).unwrap(), Duration::from_secs(60));
+            let (id, ttl) = (ImageId::parse(name).unwrap(), Duration::from_mins(1));
             app.store.put(&id, value, Expiry::In(ttl), &Condition::Always).await.unwrap();
         }
         let service = HttpService::new(
