@@ -471,7 +471,7 @@ async fn bytes_held_by_slow_clients_count_against_the_fetch_budget() {
     let refused = server.get("/images/i4").await;
     let members = refused.problem(503, "busy");
     assert_eq!(refused.header("retry-after"), "1");
-    assert!(members["detail"].as_str().unwrap().contains("no room"), "{members}");
+    assert!(members["detail"].as_str().unwrap().contains("no memory"), "{members}");
     assert!(server.metric("afterimage_shed_total{limit=\"fetch_bytes\"}").await >= 1);
     // Many requests at once don't exceed the budget either.
     let many = (0..12).map(|number| {

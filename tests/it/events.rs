@@ -240,7 +240,7 @@ async fn a_bad_subscription_is_400_with_the_reason() {
         ("", "bad-parameter", "ids or prefix is missing"),
         ("ids=a&prefix=b", "bad-parameter", "both"),
         ("ids=a,b,c,d", "bad-parameter", "4 ids are named, the limit is 3 ([events] ids)"),
-        ("ids=a&inline=some", "bad-parameter", "inline is none, thumbnail or full"),
+        ("ids=a&inline=some", "bad-parameter", "`inline` must be `none`, `thumbnail` or `full`"),
         ("ids=a&since=1", "bad-parameter", "this address takes ids or prefix, and inline"),
         ("prefix=a*", "bad-parameter", "prefix is the beginning of an id"),
         ("ids=", "bad-id", "the id is empty"),

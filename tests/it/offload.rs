@@ -652,7 +652,7 @@ fn a_misconfigured_object_store_stops_the_start() {
         (vec!["--offload-url", "s3://a/b", "--offload-serve", "redirect"], "public_url"),
         (
             vec!["--offload-url", "s3://a/b", "--offload-options", "[\"sped=5\"]"],
-            "`sped` is no option",
+            "has no option `sped`",
         ),
         (vec!["--offload-options", "[\"sped\"]"], "a name and a value"),
         (vec!["--offload-serve", "sideways"], "unknown variant `sideways`"),
