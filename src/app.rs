@@ -28,7 +28,7 @@ pub struct App {
     pub settings: Settings,
     /// The store of records.
     pub store: Arc<Store>,
-    /// What the store is known to hold.
+    /// The known content of the store.
     pub index: Arc<Index<Outcome>>,
     /// The bytes in memory.
     pub cache: Arc<Cache>,

@@ -1,8 +1,8 @@
-//! Where an answer came from, in the terms of RFC 9211.
+//! The source of an answer, in the terms of RFC 9211.
 
 use std::time::Duration;
 
-/// How a read was answered.
+/// The source of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheStatus {
     /// From memory.

@@ -25,14 +25,14 @@ const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 
 /// Renders variants, previews and placeholders.
 #[derive(Debug, Clone)]
-pub struct Renderer(Arc<Shared>);
+pub struct Renderer(Arc<RenderParts>);
 
 #[derive(Debug)]
-struct Shared {
+struct RenderParts {
     cache: Arc<Cache>,
     metrics: Arc<Metrics>,
-    pictures: Arc<Flights<(CacheKey, Kind), Outcome<Representation>>>,
-    previewing: Arc<Flights<ImageVersion, Outcome<Arc<Preview>>>>,
+    pictures: Arc<Flights<(CacheKey, Kind), RenderOutcome<Representation>>>,
+    previewing: Arc<Flights<ImageVersion, RenderOutcome<Arc<Preview>>>>,
     previews: Mutex<LruCache<ImageVersion, Arc<Preview>>>,
     /// Images that can't be rendered. A version never changes, so nobody tries it again.
     failed: Mutex<LruCache<ImageVersion, PictureError>>,
@@ -45,7 +45,7 @@ struct Shared {
 
 type ImageVersion = (ImageId, Version);
 
-type Outcome<T> = Result<Rendered<T>, PictureError>;
+type RenderOutcome<T> = Result<Rendered<T>, PictureError>;
 
 /// The product of a render.
 #[derive(Debug, Clone)]
@@ -61,7 +61,7 @@ impl<T> Rendered<T> {
         Rendered { product, time: Duration::ZERO }
     }
 
-    /// Where the product came from.
+    /// The source of the product.
     #[must_use]
     pub fn cache_status(&self) -> CacheStatus {
         if self.time.is_zero() { CacheStatus::Hit } else { CacheStatus::Rendered }
@@ -91,7 +91,7 @@ impl Renderer {
         cache: Arc<Cache>,
         metrics: Arc<Metrics>,
     ) -> Renderer {
-        Renderer(Arc::new(Shared {
+        Renderer(Arc::new(RenderParts {
             cache,
             metrics,
             pictures: Arc::default(),
@@ -192,14 +192,14 @@ impl Renderer {
     /// Joins the render under way, or begins one. Nobody waits longer than a render may take.
     async fn join<K, T, W>(
         &self,
-        flights: &Arc<Flights<K, Outcome<T>>>,
+        flights: &Arc<Flights<K, RenderOutcome<T>>>,
         key: K,
         work: impl FnOnce() -> W,
     ) -> Result<Rendered<T>, RenderError>
     where
         K: Clone + Eq + Hash + Send + 'static,
         T: Clone + Send + Sync + 'static,
-        W: Future<Output = Outcome<T>> + Send + 'static,
+        W: Future<Output = RenderOutcome<T>> + Send + 'static,
     {
         let Some((flight, _joined)) = flights.join_within(key, self.0.max_queued, work) else {
             self.0.metrics.count_shed(Shed::Renders);
@@ -214,13 +214,13 @@ impl Renderer {
     }
 }
 
-impl Shared {
+impl RenderParts {
     /// Runs a render when a core is free for it.
     async fn run<T: Send + 'static>(
         &self,
         source: Option<&ImageVersion>,
         work: impl FnOnce(RenderLimits) -> Result<T, PictureError> + Send + 'static,
-    ) -> Outcome<T> {
+    ) -> RenderOutcome<T> {
         let deadline = Instant::now().checked_add(self.timeout);
         let limits = RenderLimits { pixels: self.max_pixels, deadline };
         let permit = Arc::clone(&self.permits).acquire_owned().await;

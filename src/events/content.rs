@@ -27,7 +27,7 @@ pub enum Inline {
 
 /// The content of one event.
 #[derive(Debug)]
-pub enum Content<'a> {
+pub enum EventContent<'a> {
     /// There is no image.
     Absent {
         /// The id.
@@ -49,7 +49,7 @@ pub enum Content<'a> {
 }
 
 /// Encodes an event for its stream.
-pub type Encode = fn(&Content<'_>) -> Bytes;
+pub type Encode = fn(&EventContent<'_>) -> Bytes;
 
 /// An encoded event, and the version that it tells of; `None` if there is no image.
 #[derive(Debug, Clone)]
@@ -162,12 +162,12 @@ impl EventMaker {
             Inline::None | Inline::Thumbnail => None,
         };
         let version = snapshot.version();
-        let content = Content::Present { id, version, inline, thumbnail, original };
+        let content = EventContent::Present { id, version, inline, thumbnail, original };
         Ok((version, (self.encode)(&content)))
     }
 
     fn absent(&self, id: &ImageId) -> Event {
-        Event { version: None, text: (self.encode)(&Content::Absent { id }) }
+        Event { version: None, text: (self.encode)(&EventContent::Absent { id }) }
     }
 
     fn made(&self) -> MutexGuard<'_, EventCache> {

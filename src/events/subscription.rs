@@ -23,7 +23,7 @@ const READS: usize = 64;
 /// Opens streams, and makes their events.
 #[derive(Debug)]
 pub struct Events {
-    shared: Arc<Shared>,
+    shared: Arc<StreamParts>,
     heartbeat: Duration,
     /// Most ids that one stream may name.
     most_ids: NonZeroUsize,
@@ -33,7 +33,7 @@ pub struct Events {
 }
 
 #[derive(Debug)]
-struct Shared {
+struct StreamParts {
     hub: Arc<Hub>,
     maker: Arc<EventMaker>,
     reading: Semaphore,
@@ -66,7 +66,7 @@ impl Events {
             let (hub, store) = (Arc::clone(hub), Arc::clone(&reader.store));
             async move { hub.list(&store, most_ids.get()).await }
         };
-        let shared = Shared {
+        let shared = StreamParts {
             hub: Arc::clone(hub),
             maker: Arc::new(EventMaker::new(Arc::clone(reader), encode, events.inline_bytes)),
             reading: Semaphore::new(READS),
@@ -118,7 +118,7 @@ impl Events {
 /// An open stream. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Subscription {
-    shared: Arc<Shared>,
+    shared: Arc<StreamParts>,
     stream: Arc<Stream>,
     number: u64,
     inline: Inline,
@@ -126,7 +126,7 @@ pub struct Subscription {
     current: Option<ImageId>,
     /// Ids whose state couldn't be read.
     failed: Vec<ImageId>,
-    /// When those are read again.
+    /// The time at which those are read again.
     retry: Option<Instant>,
     /// The version of each image that was sent last. An image that has left this is sent again when it may have changed.
     sent: LruCache<ImageId, Option<Version>>,

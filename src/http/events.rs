@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::problem::Problem;
 use super::state::HttpState;
 use super::urls;
-use crate::events::{Content, Followed, Inline, Subscription, TooMany};
+use crate::events::{EventContent, Followed, Inline, Subscription, TooMany};
 use crate::image::{ImageId, MAX_ID_LENGTH, Version};
 use crate::shutdown::Phase;
 
@@ -124,12 +124,12 @@ fn body(state: &HttpState, subscription: Subscription) -> Body {
 }
 
 /// Encodes an event as it stands in a stream (HTML, §9.2.6).
-pub(crate) fn encode(content: &Content<'_>) -> Bytes {
+pub(crate) fn encode(content: &EventContent<'_>) -> Bytes {
     match content {
-        Content::Absent { id } => {
+        EventContent::Absent { id } => {
             message("concept_absent", None, ConceptAbsent { concept_id: id.as_str() })
         }
-        Content::Present { id, version, inline, thumbnail, original } => {
+        EventContent::Present { id, version, inline, thumbnail, original } => {
             let thumbnail = match inline {
                 Inline::None => Some(urls::thumbnail(id, *version)),
                 Inline::Thumbnail | Inline::Full => thumbnail.as_ref().map(urls::data),

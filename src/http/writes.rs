@@ -32,14 +32,14 @@ use crate::settings;
 use crate::store::Replaced;
 use crate::write::{Put, Submission, Target};
 
-/// For how long what is sent should be kept, in seconds (RFC 8030 §5.2).
+/// Time to live of the submitted image, in seconds (RFC 8030 §5.2).
 const TTL: HeaderName = HeaderName::from_static("ttl");
 
-/// How often what is written is in memory at the same time: the body, the record that is made of it or the image that is
-/// in it, and twice the command for Redis.
+/// Copies of a body in memory at the same time: the body, the record that is made of it or the image that is in it, and
+/// twice the command for Redis.
 const COPIES: u64 = 4;
 
-/// For a body that doesn't say how long it is.
+/// First reservation for a body without `Content-Length`.
 const FIRST_PIECE: usize = 64 * 1024;
 
 #[derive(Deserialize)]
@@ -51,8 +51,8 @@ pub(crate) struct WriteParams {
 
 type Parsed = Result<Query<WriteParams>, QueryRejection>;
 
-/// `PUT /images/{id}?ttl=2h` with an image or a JSON record. The body is read last: who may not write can't make the
-/// server hold one.
+/// `PUT /images/{id}?ttl=2h` with an image or a JSON record. The body is read last, so that a client without the right to
+/// write can't make the server hold one.
 pub(crate) async fn put(
     State(state): State<Arc<HttpState>>,
     Extension(peer): Extension<Peer>,
@@ -70,7 +70,7 @@ pub(crate) async fn put(
     Ok((status, [(ETAG, put.metadata.etag)]).into_response())
 }
 
-/// `POST /images?ttl=2h` with an image or a JSON record, which gets the id that its bytes have: the same image is stored
+/// `POST /images?ttl=2h` with an image or a JSON record. The id is made of the image's bytes, so the same image is stored
 /// once, however often it is sent.
 pub(crate) async fn post(
     State(state): State<Arc<HttpState>>,
@@ -118,7 +118,7 @@ pub(crate) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Reads what is to be written, and writes it.
+/// Reads a submission, and writes it.
 async fn accept(
     app: &App,
     target: Target,
@@ -135,7 +135,7 @@ async fn accept(
         Digests::of(headers).map_err(|detail| Problem::new(ProblemKind::BadDigest, detail))?;
     let preconditions = conditional::preconditions(headers);
     let limit = app.settings.records.max_value;
-    // What says that it is too large is refused before it is sent; what doesn't say may be as large as any.
+    // A body that announces too much is refused before it is sent.
     let announced = headers.get(CONTENT_LENGTH);
     let announced: Option<usize> = announced.and_then(|it| it.to_str().ok()?.parse().ok());
     if announced.is_some_and(|length| length > limit) {
@@ -159,7 +159,7 @@ async fn accept(
     Ok(app.writer.put(target, submission, ttl, preconditions).await?)
 }
 
-/// How long an image is to live: as the address says, or the field `TTL`, or the settings.
+/// The time to live: from the parameter `ttl`, the field `TTL`, or the settings.
 fn time_to_live(
     parameter: Option<&str>,
     headers: &HeaderMap,
@@ -187,14 +187,14 @@ fn time_to_live(
     Ok(asked)
 }
 
-/// What a body is said to be.
+/// The declared content of a body.
 enum BodyContent {
     Image(Option<MediaType>),
     Record,
 }
 
-/// What a body is, if that can be written. curl says nothing of a file that it sends, and others say only that it is
-/// bytes; then they speak for themselves.
+/// The declared content of a body, if it can be written. curl declares no type for a file, and other clients declare
+/// only bytes; then the type is told from the bytes.
 fn content(headers: &HeaderMap) -> Result<BodyContent, Problem> {
     // A part would be taken for the whole (RFC 9110 §14.5).
     if headers.contains_key(CONTENT_RANGE) {
@@ -223,7 +223,7 @@ fn content(headers: &HeaderMap) -> Result<BodyContent, Problem> {
     Ok(BodyContent::Image(Some(media_type)))
 }
 
-/// The whole body, or why it can't be had. What arrives is kept once, in one piece.
+/// Reads the whole body, into one piece of memory.
 async fn read(
     mut body: Body,
     announced: Option<usize>,
@@ -240,7 +240,7 @@ async fn read(
         if announced.is_none() {
             room.grow(COPIES * (whole.len() + data.len()) as u64)?;
         }
-        // One that is announced and doesn't come takes no memory.
+        // Only now: a body that is announced and doesn't come takes no memory.
         if whole.is_empty() {
             whole.reserve(announced.unwrap_or(data.len()));
         }

@@ -46,7 +46,7 @@ pub enum Want {
 pub struct Answer {
     /// The answer itself.
     pub content: AnswerContent,
-    /// Where it came from.
+    /// The source of the answer.
     pub cache_status: CacheStatus,
     /// Time spent on its parts.
     pub timing: Timing,
@@ -92,7 +92,7 @@ pub struct Timing {
 pub struct ReadFailure {
     /// The reason.
     pub error: ReadError,
-    /// Where the failure is known from; `None` if it isn't known what the store holds.
+    /// The source of the failure; `None` if the content of the store isn't known.
     pub cache_status: Option<CacheStatus>,
     /// Time spent on the parts of the read.
     pub timing: Timing,

@@ -23,7 +23,7 @@ pub type Outcome = Result<Fetch, FetchError>;
 #[derive(Debug, Clone)]
 pub struct Fetch {
     found: Found,
-    /// When the value expires.
+    /// The expiry of the value.
     expires: Option<Instant>,
     timing: Timing,
 }

@@ -32,7 +32,7 @@ use crate::store::{Store, StoreError};
 /// The parts that a read needs.
 #[derive(Debug)]
 pub struct Reader {
-    /// What the store is known to hold.
+    /// The known content of the store.
     pub index: Arc<Index<Outcome>>,
     /// The store of records.
     pub store: Arc<Store>,
@@ -63,9 +63,9 @@ pub struct Info {
     pub preview: Option<Arc<Preview>>,
     /// The thumbnail, if the image can be decoded.
     pub thumbnail: Option<Representation>,
-    /// When the record expires.
+    /// The expiry of the record.
     pub expires: Option<Instant>,
-    /// Where the image came from.
+    /// The source of the image.
     pub cache_status: CacheStatus,
     /// Time spent on the parts of the read.
     pub timing: Timing,

@@ -25,7 +25,7 @@ pub struct Snapshot {
     timing: Timing,
 }
 
-/// Where the bytes of a snapshot are.
+/// The place of the bytes of a snapshot.
 #[derive(Debug)]
 pub(super) enum Source {
     /// In memory, or if they have left it, in the store.
@@ -69,7 +69,7 @@ impl Snapshot {
         }
     }
 
-    /// Where the snapshot came from.
+    /// The source of the snapshot.
     #[must_use]
     pub fn cache_status(&self) -> CacheStatus {
         self.cache_status
