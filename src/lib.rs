@@ -1,17 +1,19 @@
 //! Afterimage serves images that live in Redis: from memory, and never a replaced one.
 //!
-//! The map of the house, in the order in which a request walks through it:
+//! The map of the house, in the order of a request's way through it:
 //!
-//! - [`settings`] is read once; [`app`] puts the parts together; [`server`] owns connections.
-//! - [`http`] turns a request into values and an answer into a response. Nothing below it knows HTTP.
+//! - [`cli`] parses the command line, [`settings`] are read once, [`app`] puts the parts together.
+//! - [`server`] owns connections: sockets, bytes and time. [`http`] knows what HTTP means; nothing below it does.
 //! - [`read`] and [`mod@write`] know the order of the steps; the steps don't know each other.
-//! - [`image`] has the values: ids, versions, types, records, variants.
-//! - [`index`] knows what the store holds while it may rely on it, and keeps the promise that nothing replaced is
-//!   served; [`coalesce`] makes one fetch of many.
-//! - [`store`] keeps records and tells of changes; [`offload`] has the images that moved out of them; [`cache`] keeps
-//!   decoded bytes; [`picture`] knows pixels and signatures; [`render`] schedules renders.
-//! - [`events`] tells browsers what changes.
-//! - [`log`] and [`metrics`] inform operators; [`cli`] is the command line.
+//! - [`image`] has the values: ids, versions, records, representations, variants.
+//! - [`index`] knows which versions are current, and keeps the promise that nothing replaced is served; [`coalesce`] makes
+//!   one fetch of many.
+//! - [`store`] keeps records and reports changes, [`changes`] passes them on; [`offload`] has the images that moved out of
+//!   their records.
+//! - [`cache`] keeps decoded bytes, and [`originals`] bring them there; [`render`] schedules what [`picture`] draws.
+//! - [`events`] tells browsers of changes.
+//! - [`budget`], [`cpu`] and `limit` are permits for bytes, cores and places; [`shutdown`] has the phases of a stop.
+//! - [`log`] and [`metrics`] inform operators.
 //!
 //! `ARCHITECTURE.md` says why it is so.
 
