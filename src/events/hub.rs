@@ -40,7 +40,7 @@ struct Followers {
 }
 
 impl Hub {
-    /// Notes a change of the store. It is called where pushes arrive, so the work is done by [`Hub::dispatch`].
+    /// Notes a change of the store. It is called where pushes arrive, so the work is done by `Hub::dispatch`.
     pub fn apply(&self, change: &Change) {
         let mut followers = self.followers();
         match change {
