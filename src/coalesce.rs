@@ -99,16 +99,15 @@ where
     where
         W: Future<Output = T> + Send + 'static,
     {
-        let joined = self.join_within(key, usize::MAX, work);
-        joined.expect("there are never so many")
+        let joined = self.join_or_begin(key, || Some(work()));
+        joined.expect("the work is never refused")
     }
 
-    /// The same; `None` if there is none to join and `most` are under way.
-    pub fn join_within<W>(
+    /// The same; `None` if there is no flight to join and `begin` refuses one by giving no work.
+    pub fn join_or_begin<W>(
         self: &Arc<Self>,
         key: K,
-        most: usize,
-        work: impl FnOnce() -> W,
+        begin: impl FnOnce() -> Option<W>,
     ) -> Option<(Arc<Flight<T>>, bool)>
     where
         W: Future<Output = T> + Send + 'static,
@@ -117,13 +116,11 @@ where
         if let Some(flight) = flights.get(&key) {
             return Some((Arc::clone(flight), true));
         }
-        if flights.len() >= most {
-            return None;
-        }
+        let work = begin()?;
         let (flight, completion) = Flight::new();
         flights.insert(key.clone(), Arc::clone(&flight));
         drop(flights);
-        let (place, work) = (Place { flights: Arc::clone(self), key }, work());
+        let place = Place { flights: Arc::clone(self), key };
         // A task: the request that began it may leave.
         tokio::spawn(async move {
             let outcome = work.await;

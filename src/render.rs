@@ -38,7 +38,8 @@ struct RenderParts {
     failed: Mutex<LruCache<ImageVersion, PictureError>>,
     /// One permit per core.
     permits: Arc<Semaphore>,
-    max_queued: usize,
+    /// One permit for each render that is running or queued.
+    queue: Arc<Semaphore>,
     timeout: Duration,
     max_pixels: u64,
 }
@@ -99,7 +100,9 @@ impl Renderer {
             previews: Mutex::new(LruCache::new(REMEMBERED)),
             failed: Mutex::new(LruCache::new(REMEMBERED)),
             permits: Arc::new(Semaphore::new(cores)),
-            max_queued: settings.limits.renders.get(),
+            queue: Arc::new(Semaphore::new(
+                settings.limits.renders.get().min(Semaphore::MAX_PERMITS),
+            )),
             timeout: settings.pictures.timeout,
             max_pixels: settings.pictures.max_pixels,
         }))
@@ -201,7 +204,15 @@ impl Renderer {
         T: Clone + Send + Sync + 'static,
         W: Future<Output = RenderOutcome<T>> + Send + 'static,
     {
-        let Some((flight, _joined)) = flights.join_within(key, self.0.max_queued, work) else {
+        let begin = || {
+            let place = Arc::clone(&self.0.queue).try_acquire_owned().ok()?;
+            let work = work();
+            Some(async move {
+                let _place = place;
+                work.await
+            })
+        };
+        let Some((flight, _joined)) = flights.join_or_begin(key, begin) else {
             self.0.metrics.count_shed(Shed::Renders);
             return Err(RenderError::Busy);
         };

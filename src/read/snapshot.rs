@@ -191,9 +191,12 @@ impl Snapshot {
     /// The bytes of the original. Gives `None` if the record had to be read again for them, so that the snapshot may be of
     /// another version now.
     async fn bytes(&mut self) -> Result<Option<Image>, ReadFailure> {
-        let cached = self.reader.cache.get_image(&self.id, self.version());
+        let cached = match &self.source {
+            Source::Image(image) => Some(image.clone()),
+            _ => self.reader.cache.get_image(&self.id, self.version()),
+        };
         let image = match (&self.source, cached) {
-            (Source::Image(image), _) => return Ok(Some(image.clone())),
+            (Source::Image(_), image) => return Ok(image),
             (Source::Remote(remote), Some(image)) => {
                 let _ = remote.metadata.set(Arc::clone(&image.original.metadata));
                 image
