@@ -106,10 +106,12 @@ impl Cache {
         Some(Image { original: original.clone(), coded: coded.cloned().collect() })
     }
 
-    /// True if any representation of a version is in memory.
+    /// True if the original of a version is in memory.
     #[must_use]
     pub fn contains(&self, id: &ImageId, version: Version) -> bool {
-        self.lock().by_key.contains(&CacheKey::Image(id.clone(), version))
+        let entries = self.lock();
+        let all = entries.by_key.peek(&CacheKey::Image(id.clone(), version));
+        all.is_some_and(|all| all.iter().any(|it| it.metadata.kind == RepresentationKind::Original))
     }
 
     /// Inserts an image, and evicts the least recently used ones until there is room.

@@ -157,7 +157,7 @@ impl Writer {
             metadata = metadata.of_version(it.version);
             moved = Some((offload, it));
         }
-        let written = self.tracked(&id, self.store.put(&id, value, expiry, &condition));
+        let written = self.make(&id, self.store.put(&id, value, expiry, &condition));
         let Written::Done(replaced) = written.await? else {
             return Err(WriteError::PreconditionFailed);
         };
@@ -178,7 +178,7 @@ impl Writer {
             Some(_) => noting(condition),
             None => (condition, Arc::default()),
         };
-        match self.tracked(id, self.store.remove(id, &condition)).await? {
+        match self.make(id, self.store.remove(id, &condition)).await? {
             Written::Done(Replaced::Value) => {}
             Written::Done(Replaced::Nothing) => return Err(WriteError::Absent),
             Written::ConditionFailed => return Err(WriteError::PreconditionFailed),
@@ -191,7 +191,7 @@ impl Writer {
     }
 
     /// Makes a write, times the push that it causes, and passes the change on at once.
-    async fn tracked(
+    async fn make(
         &self,
         id: &ImageId,
         write: impl Future<Output = Result<Written, StoreError>>,

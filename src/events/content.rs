@@ -109,11 +109,16 @@ impl EventMaker {
         if let Some(text) = self.made().events.get(&key).cloned() {
             return Ok(Some(Event { version: Some(version), text }));
         }
-        let (making, _joined) = self.making.join(key, || {
+        let (making, joined) = self.making.join(key, || {
             let (maker, id) = (Arc::clone(self), id.clone());
             async move { maker.make(&id, inline).await }
         });
-        making.outcome().await.map_err(|_lost| Unknown)?.map(Some)
+        let event = making.outcome().await.map_err(|_lost| Unknown)??;
+        // A flight that began earlier may have made the event of a version in between. It is read again.
+        if joined && event.version != Some(version) {
+            return Err(Unknown);
+        }
+        Ok(Some(event))
     }
 
     /// Makes the event of the version that is current now.

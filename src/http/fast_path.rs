@@ -231,8 +231,9 @@ impl<'b> ImageAddress<'b> {
     pub(crate) fn key(&self, original: &Metadata) -> Option<(HeadKey<'b>, bool)> {
         let is_named = match self.rest.strip_prefix("?v=") {
             Some(version) if version.len() == 32 && original.version.is_named(version) => true,
-            Some(version) if version.len() == 32 => return None,
-            Some(_) | None => false,
+            // Another version, or junk that would push out the heads of other images.
+            Some(_) => return None,
+            None => false,
         };
         let is_long = |field: Option<&[u8]>| field.is_some_and(|it| it.len() > MAX_FIELD);
         let accept = self.accept.filter(|_| self.is_negotiated());

@@ -139,7 +139,7 @@ impl Reader {
             () = self.index.until_unreachable() => match self.index.last_known(id) {
                 Some(last_known) if self.can_serve(id, &last_known) => {
                     let stale = self.stale(id, last_known, self.unreachable());
-                return stale.map_err(ReadFailure::unknown);
+                    return stale.map_err(ReadFailure::unknown);
                 }
                 _ => fetch.await,
             },

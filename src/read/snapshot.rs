@@ -140,6 +140,10 @@ impl Snapshot {
             return Ok(Some(kept));
         }
         let original = self.load().await?.original;
+        // The snapshot may have moved on to a version of another type.
+        if !original.metadata.media_type.is_decodable() {
+            return Ok(None);
+        }
         self.render(original, variant).await.map(Some)
     }
 
