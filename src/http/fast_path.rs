@@ -231,8 +231,11 @@ impl<'b> ImageAddress<'b> {
     pub(crate) fn key(&self, original: &Metadata) -> Option<(HeadKey<'b>, bool)> {
         let is_named = match self.rest.strip_prefix("?v=") {
             Some(version) if version.len() == 32 && original.version.is_named(version) => true,
-            // Another version, or junk that would push out the heads of other images.
-            Some(_) => return None,
+            Some(more) => match more.split_once('&') {
+                Some((version, _)) if original.version.is_named(version) => false,
+                // Another version, or junk that would push out the heads of other images.
+                Some(_) | None => return None,
+            },
             None => false,
         };
         let is_long = |field: Option<&[u8]>| field.is_some_and(|it| it.len() > MAX_FIELD);
