@@ -161,7 +161,7 @@ async fn a_bad_parameter_is_400_and_lists_the_allowed_values() {
         ("a.webp?format=png", "twice"),
         ("a?w=64&w=128", "duplicate"),
         ("a?width=64", "this address takes v, w, h, fit, q, dpr, format and fallback"),
-        ("a/thumbnail?w=64", "this address takes v and fallback"),
+        ("a/thumbnail?w=64", "this address takes the parameters `v` and `fallback`"),
     ] {
         let answer = server.get(&format!("/images/{address}")).await;
         let members = answer.problem(400, "bad-parameter");

@@ -346,7 +346,7 @@ async fn a_body_that_contradicts_its_headers_is_refused_and_not_stored() {
     let jpeg = ("content-type", "image/jpeg");
     let problem = put(&server, "/images/a", &[jpeg], &bytes).await.problem(415, "media-type");
     let detail = problem["detail"].as_str().unwrap();
-    assert!(detail.contains("the body is image/png, and Content-Type says image/jpeg"), "{detail}");
+    assert!(detail.contains("the body is image/png, but Content-Type says image/jpeg"), "{detail}");
     for (headers, body, status, kind) in [
         (vec![PNG], &b"no image"[..], 400, "not-an-image"),
         (vec![PNG], b"", 400, "not-an-image"),
