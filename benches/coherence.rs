@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use afterimage::app::App;
-use afterimage::cache_status::CacheStatus;
+use afterimage::App;
+use afterimage::CacheStatus;
 use afterimage::image::ImageId;
 use afterimage::image::coding::AcceptedCodings;
 use afterimage::image::preconditions::Preconditions;
-use afterimage::read::{Answer, ImageRequest, Want};
 use afterimage::store::Coherence;
+use afterimage::{Answer, ImageRequest, Want};
 use criterion::{BenchmarkId, Criterion};
 use redis::aio::MultiplexedConnection;
 use tokio::runtime::Runtime;

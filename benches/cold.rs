@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use afterimage::cache::Cache;
+use afterimage::Cache;
 use afterimage::image::record::{self, Content, Record};
 use afterimage::image::{ImageId, MediaType, Metadata, Representation, Version};
 use afterimage::picture::sniff::sniff;

@@ -27,31 +27,31 @@ pub struct App {
     /// The settings, as given at start.
     pub settings: Settings,
     /// The store of records.
-    pub store: Arc<Store>,
+    pub(crate) store: Arc<Store>,
     /// The known content of the store.
     pub index: Arc<Index<Outcome>>,
     /// The bytes in memory.
-    pub cache: Arc<Cache>,
+    pub(crate) cache: Arc<Cache>,
     /// Reads images.
     pub reader: Arc<Reader>,
     /// Writes images.
-    pub writer: Writer,
+    pub(crate) writer: Writer,
     /// Memory for what is being written.
-    pub write_budget: WriteBudget,
+    pub(crate) write_budget: WriteBudget,
     /// Renders pictures.
-    pub renderer: Renderer,
+    pub(crate) renderer: Renderer,
     /// The event streams, and the images that they follow.
-    pub hub: Arc<Hub>,
+    pub(crate) hub: Arc<Hub>,
     /// Hashes and decodes.
-    pub cpu: Cpu,
+    pub(crate) cpu: Cpu,
     /// The counters.
-    pub metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<Metrics>,
     /// The tokens that may write.
-    pub tokens: Tokens,
+    pub(crate) tokens: Tokens,
     #[expect(dead_code, reason = "held for its tasks")]
     moving: Option<MoveTasks>,
     /// The phases of a stop. The server moves it on.
-    pub shutdown: Shutdown,
+    pub(crate) shutdown: Shutdown,
 }
 
 impl App {

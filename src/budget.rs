@@ -63,7 +63,7 @@ impl FetchBudget {
 
 /// Memory for what is being written. It is separate, so that writers can't take the readers' memory.
 #[derive(Debug)]
-pub struct WriteBudget {
+pub(crate) struct WriteBudget {
     /// One permit for each KiB.
     permits: Semaphore,
     bytes: u64,
@@ -74,13 +74,13 @@ pub struct WriteBudget {
 impl WriteBudget {
     /// A budget of `bytes`. A reservation waits for at most `patience`.
     #[must_use]
-    pub fn new(bytes: usize, patience: Duration, metrics: Arc<Metrics>) -> WriteBudget {
+    pub(crate) fn new(bytes: usize, patience: Duration, metrics: Arc<Metrics>) -> WriteBudget {
         let permits = Semaphore::new(bytes.div_ceil(1024));
         WriteBudget { permits, bytes: bytes as u64, patience, metrics }
     }
 
     /// Reserves memory for a write. A write larger than the budget gets all of it.
-    pub async fn reserve(&self, bytes: u64) -> Result<WriteReservation<'_>, OverBudget> {
+    pub(crate) async fn reserve(&self, bytes: u64) -> Result<WriteReservation<'_>, OverBudget> {
         let permits = self.permits.acquire_many(kibibytes(bytes.min(self.bytes)));
         let permit = tokio::time::timeout(self.patience, permits).await;
         let Ok(Ok(permit)) = permit else { return Err(self.shed()) };
@@ -95,14 +95,14 @@ impl WriteBudget {
 
 /// Memory that is reserved for a write, and grows with it.
 #[derive(Debug)]
-pub struct WriteReservation<'a> {
+pub(crate) struct WriteReservation<'a> {
     permit: SemaphorePermit<'a>,
     budget: &'a WriteBudget,
 }
 
 impl WriteReservation<'_> {
     /// Grows to `bytes` in all. It doesn't wait: two writes that each wait for more would wait for each other.
-    pub fn grow(&mut self, bytes: u64) -> Result<(), OverBudget> {
+    pub(crate) fn grow(&mut self, bytes: u64) -> Result<(), OverBudget> {
         let reserved = u32::try_from(self.permit.num_permits()).unwrap_or(u32::MAX);
         let more = kibibytes(bytes).saturating_sub(reserved);
         if more > 0 {

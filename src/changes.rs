@@ -12,7 +12,7 @@ use crate::store::Change;
 
 /// The parts that learn of changes.
 #[derive(Debug, Clone)]
-pub struct Changes {
+pub(crate) struct Changes {
     /// Times pushes and counts them.
     pub metrics: Arc<Metrics>,
     /// Invalidates what it knows.
@@ -25,7 +25,7 @@ pub struct Changes {
 
 impl Changes {
     /// Passes on a change that the store reports.
-    pub fn apply(&self, change: &Change) {
+    pub(crate) fn apply(&self, change: &Change) {
         match change {
             Change::Invalidated(id) => {
                 self.metrics.invalidations.inc();
@@ -48,7 +48,7 @@ impl Changes {
 
     /// Passes on a write that this server has made. The push reports it too, but later; a client that has read the answer
     /// to the write must not be served the version before it. The mover leaves it to the push.
-    pub fn apply_own_write(&self, id: &ImageId) {
+    pub(crate) fn apply_own_write(&self, id: &ImageId) {
         let change = Change::Invalidated(id.clone());
         self.index.apply(change.clone());
         self.events.apply(&change);

@@ -81,7 +81,7 @@ impl<T> Completion<T> {
 
 /// Flights under way, by keys whose outcome never changes.
 #[derive(Debug)]
-pub struct Flights<K, T>(Mutex<HashMap<K, Arc<Flight<T>>>>);
+pub(crate) struct Flights<K, T>(Mutex<HashMap<K, Arc<Flight<T>>>>);
 
 impl<K, T> Default for Flights<K, T> {
     fn default() -> Self {
@@ -95,7 +95,11 @@ where
     T: Clone + Send + Sync + 'static,
 {
     /// Joins the flight of a key, or begins one in a task of its own. Tells if it joined.
-    pub fn join<W>(self: &Arc<Self>, key: K, work: impl FnOnce() -> W) -> (Arc<Flight<T>>, bool)
+    pub(crate) fn join<W>(
+        self: &Arc<Self>,
+        key: K,
+        work: impl FnOnce() -> W,
+    ) -> (Arc<Flight<T>>, bool)
     where
         W: Future<Output = T> + Send + 'static,
     {
@@ -104,7 +108,7 @@ where
     }
 
     /// The same; `None` if there is no flight to join and `begin` refuses one by giving no work.
-    pub fn join_or_begin<W>(
+    pub(crate) fn join_or_begin<W>(
         self: &Arc<Self>,
         key: K,
         begin: impl FnOnce() -> Option<W>,

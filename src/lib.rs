@@ -17,30 +17,40 @@
 //!
 //! `ARCHITECTURE.md` says why it is so.
 
-pub mod app;
-pub mod budget;
-pub mod cache;
-pub mod cache_status;
-pub mod changes;
+mod app;
+mod budget;
+mod cache;
+mod cache_status;
+mod changes;
 pub mod cli;
-pub mod coalesce;
-pub mod cpu;
-pub mod events;
-pub mod http;
+mod coalesce;
+mod cpu;
+mod events;
+mod http;
 pub mod image;
-pub mod index;
+mod index;
 mod limit;
-pub mod log;
-pub mod metrics;
-pub mod offload;
-pub mod originals;
+mod log;
+mod metrics;
+mod offload;
+mod originals;
 pub mod picture;
-pub mod read;
-pub mod render;
-pub mod server;
+mod read;
+mod render;
+mod server;
 pub mod settings;
-pub mod shutdown;
+mod shutdown;
 pub mod store;
 mod task;
-pub mod tokens;
-pub mod write;
+mod tokens;
+mod write;
+
+// The parts that tests and benches start or measure. Nothing else is public.
+pub use app::App;
+pub use cache::Cache;
+pub use cache_status::CacheStatus;
+pub use http::ProblemKind;
+pub use http::router::Route;
+pub use index::Guard;
+pub use read::{Answer, ImageRequest, Want};
+pub use server::{Listener, Listeners, Stop, serve};

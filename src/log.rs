@@ -14,7 +14,7 @@ use crate::settings::{self, LogFormat};
 ///
 /// A thread of its own writes the lines, so that a log reader that stalls holds up no request; lines that don't fit into
 /// the queue are dropped. The rest of the queue is written when the guard is dropped.
-pub fn start(settings: &settings::LogSettings) -> anyhow::Result<WorkerGuard> {
+pub(crate) fn start(settings: &settings::LogSettings) -> anyhow::Result<WorkerGuard> {
     let filter: Targets = settings.filter.parse()?;
     let (writer, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(QUEUED_LINES)

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 /// Stages of a server's life, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// Requests are answered.
     Serving,
     /// Requests are answered, but `/readyz` says no, and HTTP/1.1 answers close their connections.
@@ -19,17 +19,17 @@ pub enum Phase {
 
 /// The current [`Phase`], shared by all who have to know it. Clones share one phase.
 #[derive(Debug, Clone)]
-pub struct Shutdown(Arc<watch::Sender<Phase>>);
+pub(crate) struct Shutdown(Arc<watch::Sender<Phase>>);
 
 impl Shutdown {
     /// Begins in [`Phase::Serving`].
     #[must_use]
-    pub fn new() -> Shutdown {
+    pub(crate) fn new() -> Shutdown {
         Shutdown(Arc::new(watch::Sender::new(Phase::Serving)))
     }
 
     /// Moves on to a phase. There is no way back: an earlier phase changes nothing.
-    pub fn advance(&self, phase: Phase) {
+    pub(crate) fn advance(&self, phase: Phase) {
         self.0.send_if_modified(|current| {
             let later = phase > *current;
             if later {
@@ -41,12 +41,12 @@ impl Shutdown {
 
     /// Returns whether the server was told to stop.
     #[must_use]
-    pub fn is_stopping(&self) -> bool {
+    pub(crate) fn is_stopping(&self) -> bool {
         *self.0.borrow() >= Phase::Stopping
     }
 
     /// Waits until a phase has begun.
-    pub async fn reached(&self, phase: Phase) {
+    pub(crate) async fn reached(&self, phase: Phase) {
         // The sender outlives this borrow, so there is no error.
         let _ = self.0.subscribe().wait_for(|current| *current >= phase).await;
     }

@@ -13,24 +13,24 @@ use crate::settings;
 ///
 /// They are kept and compared as their SHA-256, and always all of them: the time of a comparison tells nothing about a
 /// token, not even its length.
-pub struct Tokens(Vec<[u8; 32]>);
+pub(crate) struct Tokens(Vec<[u8; 32]>);
 
 impl Tokens {
     /// Reads the tokens.
-    pub fn load(settings: &settings::WriteSettings) -> anyhow::Result<Tokens> {
+    pub(crate) fn load(settings: &settings::WriteSettings) -> anyhow::Result<Tokens> {
         let tokens = read(settings)?;
         Ok(Tokens(tokens.iter().map(|token| Sha256::digest(token.reveal()).into()).collect()))
     }
 
     /// True without any token.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// True for one of the tokens.
     #[must_use]
-    pub fn contain(&self, token: &[u8]) -> bool {
+    pub(crate) fn contain(&self, token: &[u8]) -> bool {
         let given: [u8; 32] = Sha256::digest(token).into();
         self.0.iter().fold(Choice::from(0), |found, it| found | it.ct_eq(&given)).into()
     }
@@ -44,7 +44,7 @@ impl fmt::Debug for Tokens {
 }
 
 /// Reads the tokens of the settings and of the file that they name.
-pub fn read(settings: &settings::WriteSettings) -> anyhow::Result<Vec<settings::Token>> {
+pub(crate) fn read(settings: &settings::WriteSettings) -> anyhow::Result<Vec<settings::Token>> {
     let mut tokens = settings.tokens.clone();
     if !settings.tokens_file.as_os_str().is_empty() {
         tokens.extend(read_file(&settings.tokens_file)?);

@@ -19,7 +19,7 @@ use crate::store::{Coherence, Condition, Expiry, Replaced, Store, StoreError, Wr
 
 /// An image to be written.
 #[derive(Debug)]
-pub enum Submission {
+pub(crate) enum Submission {
     /// The bytes of an image. A record is made of them.
     Image {
         /// The bytes, as they will be served.
@@ -33,7 +33,7 @@ pub enum Submission {
 
 /// The id to write to.
 #[derive(Debug)]
-pub enum Target {
+pub(crate) enum Target {
     /// A given id.
     Id(ImageId),
     /// The id that is made of the image's bytes ([`ImageId::of_content`]).
@@ -42,7 +42,7 @@ pub enum Target {
 
 /// The result of a write.
 #[derive(Debug)]
-pub struct Put {
+pub(crate) struct Put {
     /// The id that was written to.
     pub id: ImageId,
     /// The metadata that the next read answers.
@@ -53,7 +53,7 @@ pub struct Put {
 
 /// Reasons for a write that wasn't made.
 #[derive(Debug, thiserror::Error)]
-pub enum WriteError {
+pub(crate) enum WriteError {
     /// The submission is no image. A read would answer an error.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
@@ -100,7 +100,7 @@ struct Prepared {
 
 /// The parts that a write needs.
 #[derive(Debug)]
-pub struct Writer {
+pub(crate) struct Writer {
     store: Arc<Store>,
     offload: Option<Arc<Offload>>,
     changes: Changes,
@@ -111,7 +111,7 @@ pub struct Writer {
 
 impl Writer {
     /// Writes to a store, and through it to the object store if one is configured.
-    pub fn new(
+    pub(crate) fn new(
         store: &Arc<Store>,
         offload: Option<&Arc<Offload>>,
         changes: &Changes,
@@ -129,7 +129,7 @@ impl Writer {
     }
 
     /// Writes an image that lives for `time_to_live`.
-    pub async fn put(
+    pub(crate) async fn put(
         &self,
         target: Target,
         submission: Submission,
@@ -168,7 +168,7 @@ impl Writer {
     }
 
     /// Removes an image.
-    pub async fn remove(
+    pub(crate) async fn remove(
         &self,
         id: &ImageId,
         preconditions: Preconditions,

@@ -16,7 +16,7 @@ use crate::settings::{ListenOn, Settings, Token};
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Sends a request to the server at an address, with a bearer token if one is given, and reads the whole answer.
-pub async fn send(
+pub(super) async fn send(
     listen: &ListenOn,
     method: Method,
     path: &str,

@@ -1,6 +1,6 @@
 //! The command line: grammar, settings of the call, and dispatch to the commands.
 
-pub mod client;
+mod client;
 mod demo;
 mod health;
 mod put;

@@ -16,7 +16,7 @@ const KEPT_BYTES: usize = 16 * 1024 * 1024;
 
 /// The part of an image that its events carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Inline {
+pub(crate) enum Inline {
     /// Addresses only.
     None,
     /// The thumbnail.
@@ -27,7 +27,7 @@ pub enum Inline {
 
 /// The content of one event.
 #[derive(Debug)]
-pub enum EventContent<'a> {
+pub(crate) enum EventContent<'a> {
     /// There is no image.
     Absent {
         /// The id.
@@ -49,7 +49,7 @@ pub enum EventContent<'a> {
 }
 
 /// Encodes an event for its stream.
-pub type Encode = fn(&EventContent<'_>) -> Bytes;
+pub(super) type Encode = fn(&EventContent<'_>) -> Bytes;
 
 /// An encoded event, and the version that it tells of; `None` if there is no image.
 #[derive(Debug, Clone)]

@@ -17,7 +17,7 @@ pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 /// The streams and what they follow.
 #[derive(Debug, Default)]
-pub struct Hub {
+pub(crate) struct Hub {
     followers: Mutex<Followers>,
     /// Notified when something has changed.
     changed: Notify,
@@ -41,7 +41,7 @@ struct Followers {
 
 impl Hub {
     /// Notes a change of the store. It is called where pushes arrive, so the work is done by `Hub::dispatch`.
-    pub fn apply(&self, change: &Change) {
+    pub(crate) fn apply(&self, change: &Change) {
         let mut followers = self.followers();
         match change {
             Change::Invalidated(id) if followers.is_followed(id) => {

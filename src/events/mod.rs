@@ -16,7 +16,7 @@ mod hub;
 mod stream;
 mod subscription;
 
-pub use self::content::{Encode, EventContent, Inline};
-pub use self::hub::Hub;
-pub use self::stream::Followed;
-pub use self::subscription::{Events, Subscription, TooMany};
+pub(crate) use self::content::{EventContent, Inline};
+pub(crate) use self::hub::Hub;
+pub(crate) use self::stream::Followed;
+pub(crate) use self::subscription::{Events, Subscription, TooMany};

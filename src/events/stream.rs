@@ -14,7 +14,7 @@ const PENDING: usize = 100;
 
 /// The images that a stream follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Followed {
+pub(crate) enum Followed {
     /// These.
     Ids(HashSet<ImageId>),
     /// Those whose id begins with this text.

@@ -22,7 +22,7 @@ const READS: usize = 64;
 
 /// Opens streams, and makes their events.
 #[derive(Debug)]
-pub struct Events {
+pub(crate) struct Events {
     shared: Arc<StreamParts>,
     heartbeat: Duration,
     /// Most ids that one stream may name.
@@ -43,12 +43,12 @@ struct StreamParts {
 /// The limit on open streams is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0} event streams are open ([events] connections)")]
-pub struct TooMany(usize);
+pub(crate) struct TooMany(usize);
 
 impl Events {
     /// Starts the tasks of a hub. They end when this is dropped.
     #[must_use]
-    pub fn start(
+    pub(crate) fn start(
         hub: &Arc<Hub>,
         reader: &Arc<Reader>,
         encode: Encode,
@@ -83,19 +83,23 @@ impl Events {
 
     /// Longest time between two signs of life on an idle stream.
     #[must_use]
-    pub fn heartbeat(&self) -> Duration {
+    pub(crate) fn heartbeat(&self) -> Duration {
         self.heartbeat
     }
 
     /// Most ids that one stream may name.
     #[must_use]
-    pub fn most_ids(&self) -> usize {
+    pub(crate) fn most_ids(&self) -> usize {
         self.most_ids.get()
     }
 
     /// Opens a stream. It begins with the state of every image that it follows; with a prefix, of no more images than a
     /// stream may name.
-    pub fn subscribe(&self, followed: Followed, inline: Inline) -> Result<Subscription, TooMany> {
+    pub(crate) fn subscribe(
+        &self,
+        followed: Followed,
+        inline: Inline,
+    ) -> Result<Subscription, TooMany> {
         let stream = Arc::new(Stream::new(followed, self.most_ids.get()));
         let Some(number) = self.shared.hub.add(&stream, self.most_streams) else {
             self.shared.metrics.count_shed(Shed::Streams);
@@ -117,7 +121,7 @@ impl Events {
 
 /// An open stream. It ends when this is dropped.
 #[derive(Debug)]
-pub struct Subscription {
+pub(crate) struct Subscription {
     shared: Arc<StreamParts>,
     stream: Arc<Stream>,
     number: u64,
@@ -134,7 +138,7 @@ pub struct Subscription {
 
 impl Subscription {
     /// The next event; `None` when the stream has to end. Safe to cancel: no event is lost.
-    pub async fn next(&mut self) -> Option<Bytes> {
+    pub(crate) async fn next(&mut self) -> Option<Bytes> {
         loop {
             if self.stream.is_overrun() {
                 return None;

@@ -6,7 +6,7 @@ use axum::http::HeaderName;
 
 use crate::image::Metadata;
 
-pub mod auth;
+pub(crate) mod auth;
 pub(crate) mod cached_head;
 mod common_headers;
 mod conditional;
@@ -26,7 +26,7 @@ mod placeholders;
 pub(crate) mod problem;
 mod representation;
 mod request_id;
-pub mod router;
+pub(crate) mod router;
 pub(crate) mod service;
 pub(crate) mod state;
 mod urls;

@@ -88,7 +88,7 @@ impl Route {
 
 /// The routes of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Routes {
+pub(crate) enum Routes {
     /// All of them.
     All,
     /// Those for the public: the operators have a listener of their own.

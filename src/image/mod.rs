@@ -1,7 +1,7 @@
 //! The values that everything else works with: ids, versions, and what the submodules add to them.
 
 pub mod bounds;
-pub mod buffer;
+pub(crate) mod buffer;
 pub mod coding;
 mod media_type;
 pub mod preconditions;

@@ -36,7 +36,7 @@ use crate::originals::Originals;
 use crate::picture;
 use crate::settings::{self, ServeOffloaded};
 
-pub use self::mover::{MoveTasks, Mover};
+pub(crate) use self::mover::{MoveTasks, Mover};
 
 /// An object never changes (RFC 8246).
 const IMMUTABLE: &str = "public, max-age=31536000, immutable";

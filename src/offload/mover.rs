@@ -156,13 +156,13 @@ impl Mover {
 
 /// The tasks that move and sweep. They end when this is dropped.
 #[derive(Debug)]
-pub struct MoveTasks(#[expect(dead_code, reason = "held for its tasks")] Vec<Task>);
+pub(crate) struct MoveTasks(#[expect(dead_code, reason = "held for its tasks")] Vec<Task>);
 
 impl MoveTasks {
     /// Starts to move and to sweep. `settling` is the longest time from an upload to the write of its record, in addition
     /// to `[offload] timeout`.
     #[must_use]
-    pub fn start(
+    pub(crate) fn start(
         store: &Arc<Store>,
         offload: &Arc<Offload>,
         settings: &OffloadSettings,

@@ -21,7 +21,7 @@ const TEAL: [f32; 3] = [30.0, 170.0, 180.0];
 const VIOLET: [f32; 3] = [150.0, 70.0, 230.0];
 
 /// Draws the four demo images: id, type and bytes.
-pub fn draw() -> ImageResult<Vec<(&'static str, MediaType, Vec<u8>)>> {
+pub(crate) fn draw() -> ImageResult<Vec<(&'static str, MediaType, Vec<u8>)>> {
     let pair = [
         Glow { x: 0.36, y: 0.42, radius: 0.22, colour: EMBER },
         Glow { x: 0.62, y: 0.56, radius: 0.26, colour: TEAL },

@@ -1,7 +1,7 @@
 //! Pixels: synchronous, pure, without I/O. Nothing here knows HTTP, the store or the cache.
 
 pub mod decode;
-pub mod demo;
+pub(crate) mod demo;
 pub mod encode;
 pub mod placeholder;
 pub mod resize;

@@ -17,7 +17,7 @@ use crate::offload::RemoteImage;
 use crate::store::StoreError;
 
 /// The outcome that one fetch brings to all who wait for it.
-pub type Outcome = Result<Fetch, FetchError>;
+pub(crate) type Outcome = Result<Fetch, FetchError>;
 
 /// The result of a fetch that the store answered.
 #[derive(Debug, Clone)]

@@ -10,11 +10,12 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub use self::answer::{Answer, AnswerContent, ImageRequest, ReadError, ReadFailure, Timing, Want};
-pub use self::decode::CorruptLog;
+pub use self::answer::{Answer, ImageRequest, Want};
+pub(crate) use self::answer::{AnswerContent, ReadError, ReadFailure, Timing};
+pub(crate) use self::decode::CorruptLog;
 use self::fetch::Fetched;
-pub use self::fetch::Outcome;
-pub use self::snapshot::Snapshot;
+pub(crate) use self::fetch::Outcome;
+pub(crate) use self::snapshot::Snapshot;
 use self::snapshot::Source;
 use crate::budget::FetchBudget;
 use crate::cache::Cache;

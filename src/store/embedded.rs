@@ -59,7 +59,7 @@ pub struct EmbeddedStore {
 /// Another process has the store open, which can be asked to write.
 #[derive(Debug, thiserror::Error)]
 #[error("the store {} is in use by another process, such as a running afterimage", .0.display())]
-pub struct InUse(pub PathBuf);
+pub(crate) struct InUse(pub PathBuf);
 
 impl EmbeddedStore {
     /// Opens the database in the data directory; creates both if they are missing.

@@ -11,9 +11,9 @@ mod bulk;
 mod change;
 mod condition;
 mod connection;
-pub mod embedded;
+pub(crate) mod embedded;
 mod error;
-pub mod redis;
+mod redis;
 mod tracked_server;
 mod tracking;
 

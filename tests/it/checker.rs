@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use afterimage::app::App;
-use afterimage::index::Guard;
+use afterimage::App;
+use afterimage::Guard;
 use redis::aio::MultiplexedConnection;
 
 use crate::coherence::on_every_server;

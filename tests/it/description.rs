@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use afterimage::http::ProblemKind;
-use afterimage::http::router::Route;
+use afterimage::ProblemKind;
+use afterimage::Route;
 use afterimage::image::MediaType;
 use bytes::Bytes;
 use hyper::{Method, StatusCode};

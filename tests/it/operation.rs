@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use afterimage::server::Stop;
+use afterimage::Stop;
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
 use rustls::pki_types::pem::PemObject;

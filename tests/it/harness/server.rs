@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use afterimage::app::App;
-use afterimage::server::{Listener, Listeners, Stop};
+use afterimage::App;
 use afterimage::settings::{self, Settings};
+use afterimage::{Listener, Listeners, Stop};
 use bytes::Bytes;
 use hyper::Method;
 use tokio::sync::oneshot;
@@ -60,7 +60,7 @@ impl Server {
         let (main, admin) = (address(&listeners.main), listeners.admin.as_ref().and_then(address));
         let (stop, stopped) = oneshot::channel();
         let shutdown = async { stopped.await.unwrap_or(Stop::AtOnce) };
-        let running = tokio::spawn(afterimage::server::serve(app, listeners, shutdown));
+        let running = tokio::spawn(afterimage::serve(app, listeners, shutdown));
         Server {
             address: main.unwrap_or(nowhere),
             admin: admin.unwrap_or(nowhere),
