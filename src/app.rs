@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use crate::audit::Auditor;
 use crate::budget::{FetchBudget, WriteBudget};
 use crate::cache::Cache;
 use crate::changes::Changes;
+use crate::clock::Clock;
 use crate::cpu::Cpu;
 use crate::events::Hub;
 use crate::index::{Guard, Index, IndexLimits};
@@ -16,6 +18,7 @@ use crate::render::Renderer;
 use crate::settings::Settings;
 use crate::shutdown::Shutdown;
 use crate::store::{ChangeListener, Store};
+use crate::task::Task;
 use crate::tokens::Tokens;
 use crate::write::Writer;
 
@@ -50,6 +53,8 @@ pub struct App {
     pub(crate) tokens: Tokens,
     #[expect(dead_code, reason = "held for its tasks")]
     moving: Option<MoveTasks>,
+    #[expect(dead_code, reason = "held for its task")]
+    audits: Option<Task>,
     /// The phases of a stop. The server moves it on.
     pub(crate) shutdown: Shutdown,
 }
@@ -57,11 +62,15 @@ pub struct App {
 impl App {
     /// Opens the store and puts the parts together.
     pub async fn build(settings: Settings) -> anyhow::Result<Arc<App>> {
-        App::build_guarded(settings, Guard::On).await
+        App::build_for_test(settings, Guard::On, Clock::default()).await
     }
 
     #[doc(hidden)]
-    pub async fn build_guarded(settings: Settings, guard: Guard) -> anyhow::Result<Arc<App>> {
+    pub async fn build_for_test(
+        settings: Settings,
+        guard: Guard,
+        clock: Clock,
+    ) -> anyhow::Result<Arc<App>> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let patience = settings.redis.response_timeout;
         let limits = IndexLimits {
@@ -71,7 +80,7 @@ impl App {
             serve_stale_for: settings.cache.serve_stale_for,
         };
         let metrics = Arc::new(Metrics::new());
-        let index = Arc::new(Index::guarded(limits, guard));
+        let index = Arc::new(Index::guarded(limits, guard, clock));
         let cache = Arc::new(Cache::new(settings.cache.images, settings.cache.bytes));
         let cpu = Cpu::new(cores);
         let originals = Originals::new(Arc::clone(&cache), cpu.clone());
@@ -103,10 +112,13 @@ impl App {
             mover: offload.as_ref().map(|_| mover),
         };
         let mut store = Store::open(&settings).await?;
-        store.watch(ChangeListener::new({
-            let changes = changes.clone();
-            move |change| changes.apply(&change)
-        }));
+        store.watch(
+            clock,
+            ChangeListener::new({
+                let changes = changes.clone();
+                move |change| changes.apply(&change)
+            }),
+        );
         let store = Arc::new(store);
 
         let reader = Arc::new(Reader {
@@ -116,7 +128,8 @@ impl App {
             cache: Arc::clone(&cache),
             originals,
             renderer: renderer.clone(),
-            budget,
+            patience,
+            budget: Arc::clone(&budget),
             cpu: cpu.clone(),
             metrics: Arc::clone(&metrics),
             corrupt_log: CorruptLog::default(),
@@ -124,6 +137,13 @@ impl App {
         let moving = offload
             .as_ref()
             .map(|offload| MoveTasks::start(&store, offload, &settings.offload, patience));
+        let auditor = Auditor {
+            index: Arc::clone(&index),
+            store: Arc::clone(&store),
+            budget,
+            cpu: cpu.clone(),
+            metrics: Arc::clone(&metrics),
+        };
         Ok(Arc::new(App {
             writer: Writer::new(&store, offload.as_ref(), &changes, &cpu, &settings),
             hub,
@@ -138,6 +158,7 @@ impl App {
             cpu,
             metrics,
             moving,
+            audits: auditor.start(&settings.audit),
             settings,
         }))
     }

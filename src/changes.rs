@@ -36,7 +36,7 @@ impl Changes {
             }
             Change::Heartbeat { round_trip, .. } => self.metrics.observe_heartbeat(*round_trip),
             Change::TrackingLost { .. } => self.metrics.expect_no_pushes(),
-            Change::TrackingStarted { .. } | Change::Probed(_) => {}
+            Change::TrackingStarted { .. } | Change::Awake { .. } | Change::Probed(_) => {}
         }
         // The index comes first: the others read, and must not be shown what was there before.
         self.index.apply(change.clone());

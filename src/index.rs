@@ -50,11 +50,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lru::LruCache;
-use tokio::sync::watch;
+use tokio::sync::futures::OwnedNotified;
+use tokio::sync::{Notify, watch};
 
+use crate::clock::{BootInstant, Clock};
 use crate::coalesce::{Completion, Flight};
 use crate::image::record::Corrupt;
 use crate::image::{ImageId, Metadata, Version};
@@ -108,7 +110,7 @@ pub struct FetchResult {
     /// The digest of the value, if there is one.
     pub digest: Option<Digest>,
     /// The expiry of the value; `None` if it never expires.
-    pub expires: Option<Instant>,
+    pub expires: Option<BootInstant>,
 }
 
 /// The answer of the index to a request.
@@ -153,7 +155,17 @@ pub struct FetchLease<T> {
     /// than two.
     before: Option<Arc<Flight<T>>>,
     epoch: u64,
-    began: Instant,
+    began: BootInstant,
+}
+
+/// A claim of the index that a key has this content now.
+#[derive(Debug)]
+pub struct Claim {
+    /// The key.
+    pub id: ImageId,
+    /// The digest of its value, if it has one.
+    pub digest: Option<Digest>,
+    fetched: BootInstant,
 }
 
 /// The limits of an index.
@@ -186,7 +198,10 @@ pub struct Index<T> {
     state: Mutex<State<T>>,
     limits: IndexLimits,
     guard: Guard,
+    clock: Clock,
     unreachable: watch::Sender<bool>,
+    /// Notified when a lease is renewed or the state of coherence changes.
+    renewed: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -204,18 +219,20 @@ struct State<T> {
     entries: LruCache<ImageId, Entry>,
     /// The fetches that can be joined, all of the present epoch.
     flights: HashMap<ImageId, Arc<Flight<T>>>,
+    /// Set once something was kept in the present epoch.
+    has_kept: bool,
     /// Coherent epochs that have ended, with the last moment in which they were certain.
-    ended: VecDeque<(u64, Instant)>,
+    ended: VecDeque<(u64, BootInstant)>,
 }
 
 #[derive(Debug)]
 struct Entry {
     known: Known,
     digest: Option<Digest>,
-    expires: Option<Instant>,
+    expires: Option<BootInstant>,
     epoch: u64,
     /// The beginning of the fetch that found it.
-    fetched: Instant,
+    fetched: BootInstant,
     /// The store has reported a change since: this content is known to be gone.
     replaced: bool,
 }
@@ -224,12 +241,12 @@ impl<T: Clone> Index<T> {
     /// An index that knows nothing and relies on nobody.
     #[must_use]
     pub fn new(limits: IndexLimits) -> Index<T> {
-        Index::guarded(limits, Guard::On)
+        Index::guarded(limits, Guard::On, Clock::default())
     }
 
     #[doc(hidden)]
     #[must_use]
-    pub fn guarded(limits: IndexLimits, guard: Guard) -> Index<T> {
+    pub fn guarded(limits: IndexLimits, guard: Guard, clock: Clock) -> Index<T> {
         // Unbounded and then resized, since `LruCache::new` allocates for its whole capacity at once.
         let mut entries = LruCache::unbounded();
         entries.resize(limits.entries);
@@ -242,36 +259,48 @@ impl<T: Clone> Index<T> {
             tracked: 0,
             entries,
             flights: HashMap::new(),
+            has_kept: false,
             ended: VecDeque::new(),
         };
-        Index { state: Mutex::new(state), limits, guard, unreachable }
+        let (state, renewed) = (Mutex::new(state), Arc::default());
+        Index { state, limits, guard, clock, unreachable, renewed }
     }
 
-    /// Looks up an image, or admits the request to a fetch of it.
-    pub fn look_up(self: &Arc<Self>, id: &ImageId) -> Lookup<T> {
+    /// The clock that leases and expiries are read on.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// Looks up an image, or admits the request to a fetch of it. An error if the lease is over: the next heartbeat renews
+    /// it or fails, so look again after it.
+    pub fn look_up(self: &Arc<Self>, id: &ImageId) -> Result<Lookup<T>, OwnedNotified> {
+        let now = self.clock.now();
         let mut state = self.lock();
         let state = &mut *state;
-        let coherent = state.is_coherent();
+        if state.coherence == Coherence::Coherent && !state.is_coherent_at(now) {
+            return Err(Arc::clone(&self.renewed).notified_owned());
+        }
         if let Some(entry) = state.entries.get(id) {
             match &state.coherence {
-                Coherence::Coherent if coherent && entry.is_current(state.epoch) => {
-                    return Lookup::Current(entry.known.clone());
+                Coherence::Coherent if entry.is_current_at(state.epoch, now) => {
+                    return Ok(Lookup::Current(entry.known.clone()));
                 }
                 Coherence::Unreachable(_) => {
-                    if let Some(known) = entry.last_known(&state.ended, self.limits.serve_stale_for)
-                    {
-                        return Lookup::Stale(known);
+                    let stale_for = self.limits.serve_stale_for;
+                    if let Some(known) = entry.last_known(&state.ended, stale_for, now) {
+                        return Ok(Lookup::Stale(known));
                     }
                 }
                 Coherence::Coherent | Coherence::Unverified(_) => {}
             }
         }
-        Lookup::Ask(self.board(state, id))
+        Ok(Lookup::Ask(self.board(state, id)))
     }
 
-    /// The current image under an id, if it is known, and the id as it is kept. `now` is the beginning of the request: the
-    /// answer has to be true of that moment.
-    pub fn current(&self, id: &str, now: Instant) -> Option<(ImageId, Arc<Metadata>)> {
+    /// The current image under an id, if it is known, and the id as it is kept.
+    pub fn current(&self, id: &str) -> Option<(ImageId, Arc<Metadata>)> {
+        let now = self.clock.now();
         let mut state = self.lock();
         let state = &mut *state;
         let coherent = state.is_coherent_at(now);
@@ -292,14 +321,16 @@ impl<T: Clone> Index<T> {
     /// The last known version of an image whose fetch has failed, if that isn't too long ago.
     pub fn last_known(&self, id: &ImageId) -> Option<LastKnown> {
         let state = self.lock();
-        state.entries.peek(id)?.last_known(&state.ended, self.limits.serve_stale_for)
+        let (entry, stale_for) = (state.entries.peek(id)?, self.limits.serve_stale_for);
+        entry.last_known(&state.ended, stale_for, self.clock.now())
     }
 
-    /// The expiry of a version of an image, if it is the last known one and expires.
-    pub fn expiry(&self, id: &ImageId, version: Version) -> Option<Instant> {
+    /// Time until a version of an image expires, if it is the last known one and does.
+    pub fn time_to_live(&self, id: &ImageId, version: Version) -> Option<Duration> {
         let state = self.lock();
         let entry = state.entries.peek(id)?;
-        entry.expires.filter(|_| entry.known.version() == Some(version))
+        let expires = entry.expires.filter(|_| entry.known.version() == Some(version));
+        expires.map(|expires| expires.since(self.clock.now()))
     }
 
     /// True if [`Index::recognise`] could recognise a value of this key.
@@ -344,7 +375,7 @@ impl<T: Clone> Index<T> {
                     state.begin_epoch();
                 }
             }
-            Change::Heartbeat { connection, lease, round_trip: _ } => {
+            Change::Heartbeat { connection, lease, .. } | Change::Awake { connection, lease } => {
                 if connection == state.tracked {
                     state.lease = lease;
                 }
@@ -355,10 +386,13 @@ impl<T: Clone> Index<T> {
                     return;
                 }
                 if state.coherence == Coherence::Coherent {
-                    let ended = (state.epoch, last_heard);
-                    state.ended.push_back(ended);
-                    let limit = self.limits.serve_stale_for;
-                    state.ended.retain(|(_, end)| end.elapsed() < limit);
+                    // An epoch that nothing was kept in leaves nothing whose age it could tell.
+                    if state.has_kept {
+                        let ended = (state.epoch, last_heard);
+                        state.ended.push_back(ended);
+                    }
+                    let (now, limit) = (self.clock.now(), self.limits.serve_stale_for);
+                    state.ended.retain(|(_, end)| now.since(*end) < limit);
                     // A connection that comes and goes must not make this long. Entries of a dropped epoch
                     // count as certain only up to their fetch.
                     if state.ended.len() > MAX_ENDED {
@@ -376,7 +410,40 @@ impl<T: Clone> Index<T> {
         }
         let unreachable = matches!(state.coherence, Coherence::Unreachable(_));
         drop(state);
+        self.renewed.notify_waiters();
         self.unreachable.send_if_modified(|it| std::mem::replace(it, unreachable) != unreachable);
+    }
+
+    /// Some of the entries that claim to be current: of those that were asked for last, and of those that are oldest.
+    pub fn sample(&self, count: usize) -> Vec<Claim> {
+        /// Entries that are looked at from either end. The lock is held meanwhile.
+        const WINDOW: usize = 1000;
+        let now = self.clock.now();
+        let state = self.lock();
+        if !state.is_coherent_at(now) {
+            return Vec::new();
+        }
+        let newest = state.entries.iter().take(WINDOW);
+        let oldest = state.entries.iter().rev().take(state.entries.len().saturating_sub(WINDOW));
+        let current = newest
+            .chain(oldest.take(WINDOW))
+            .filter(|(_, entry)| entry.is_current_at(state.epoch, now));
+        let claim = |(id, entry): (&ImageId, &Entry)| Claim {
+            id: id.clone(),
+            digest: entry.digest,
+            fetched: entry.fetched,
+        };
+        fastrand::choose_multiple(current.map(claim), count)
+    }
+
+    /// True if the index still makes a claim.
+    pub fn still_claims(&self, claim: &Claim) -> bool {
+        let now = self.clock.now();
+        let state = self.lock();
+        state.is_coherent_at(now)
+            && state.entries.peek(&claim.id).is_some_and(|entry| {
+                entry.fetched == claim.fetched && entry.is_current_at(state.epoch, now)
+            })
     }
 
     /// Waits until the store is known to be unreachable.
@@ -387,7 +454,11 @@ impl<T: Clone> Index<T> {
 
     /// The state of coherence.
     pub fn coherence(&self) -> Coherence {
-        self.lock().coherence.clone()
+        let state = self.lock();
+        if state.coherence == Coherence::Coherent && !state.is_coherent_at(self.clock.now()) {
+            return Coherence::Unverified("the next heartbeat is being waited for".into());
+        }
+        state.coherence.clone()
     }
 
     /// The number of known keys.
@@ -406,7 +477,8 @@ impl<T: Clone> Index<T> {
     /// fetch that has not been sent will see every write that was acknowledged before the request began; so at
     /// most one fetch is under way and one is waiting for it.
     fn board(self: &Arc<Self>, state: &mut State<T>, id: &ImageId) -> Admission<T> {
-        let coherent = state.is_coherent();
+        let now = self.clock.now();
+        let coherent = state.is_coherent_at(now);
         let under_way = state.flights.get(id);
         if let Some(flight) = under_way
             && (coherent || !flight.is_sent())
@@ -434,7 +506,7 @@ impl<T: Clone> Index<T> {
             completion: Some(completion),
             before,
             epoch: state.epoch,
-            began: Instant::now(),
+            began: now,
         })
     }
 
@@ -445,12 +517,8 @@ impl<T: Clone> Index<T> {
 }
 
 impl<T> State<T> {
-    /// True if every change up to now has been pushed, or will be before the lease is renewed.
-    fn is_coherent(&self) -> bool {
-        self.is_coherent_at(Instant::now())
-    }
-
-    fn is_coherent_at(&self, now: Instant) -> bool {
+    /// True if every change up to `now` has been pushed, or will be before the lease is renewed.
+    fn is_coherent_at(&self, now: BootInstant) -> bool {
         self.coherence == Coherence::Coherent
             && match self.lease {
                 Lease::Endless => true,
@@ -461,36 +529,30 @@ impl<T> State<T> {
     /// Begins an epoch: nothing known before is current any more, and no fetch begun before can be joined or kept.
     fn begin_epoch(&mut self) {
         self.epoch += 1;
+        self.has_kept = false;
         self.flights.clear();
     }
 }
 
 impl Entry {
-    fn is_current(&self, epoch: u64) -> bool {
-        self.is_current_at(epoch, Instant::now())
-    }
-
-    fn is_current_at(&self, epoch: u64, now: Instant) -> bool {
+    fn is_current_at(&self, epoch: u64, now: BootInstant) -> bool {
         self.epoch == epoch && !self.replaced && self.expires.is_none_or(|expires| now < expires)
-    }
-
-    fn has_expired(&self) -> bool {
-        self.expires.is_some_and(|expires| Instant::now() >= expires)
     }
 
     /// The image, unless it is known to be gone, or was last certain too long ago: at its fetch, or at the end
     /// of the coherent epoch that it was fetched in.
     fn last_known(
         &self,
-        ended: &VecDeque<(u64, Instant)>,
+        ended: &VecDeque<(u64, BootInstant)>,
         serve_stale_for: Duration,
+        now: BootInstant,
     ) -> Option<LastKnown> {
         let end = ended.iter().find(|(epoch, _)| *epoch == self.epoch).map(|(_, end)| *end);
         let certain = end.map_or(self.fetched, |end| end.max(self.fetched));
-        let age = certain.elapsed();
+        let age = now.since(certain);
+        let has_expired = self.expires.is_some_and(|expires| now >= expires);
         let is_image = self.known.version().is_some();
-        let may_be_sent =
-            is_image && !self.replaced && !self.has_expired() && age < serve_stale_for;
+        let may_be_sent = is_image && !self.replaced && !has_expired && age < serve_stale_for;
         may_be_sent.then(|| LastKnown { known: self.known.clone(), age })
     }
 }
@@ -518,7 +580,7 @@ impl<T: Clone> FetchLease<T> {
         let state = self.index.lock();
         self.flight.mark_sent();
         drop(state);
-        self.began = Instant::now();
+        self.began = self.index.clock.now();
     }
 
     /// Keeps the result, unless a change has overtaken it. Gives the version that it replaces here.
@@ -544,8 +606,17 @@ impl<T: Clone> FetchLease<T> {
             fetched: self.began,
             replaced: false,
         };
+        state.has_kept = true;
         let old = state.entries.put(self.id.clone(), entry)?;
         old.known.version().filter(|old| now != Some(*old))
+    }
+
+    /// True if a push has named the key since the fetch was registered, and nothing else speaks against the result.
+    pub fn is_overtaken(&self) -> bool {
+        let state = self.index.lock();
+        self.flight.is_invalidated()
+            && self.epoch == state.epoch
+            && state.coherence == Coherence::Coherent
     }
 
     /// Brings the outcome to all who wait.
@@ -596,6 +667,10 @@ mod tests {
         index
     }
 
+    fn now() -> BootInstant {
+        Clock::default().now()
+    }
+
     fn id(text: &str) -> ImageId {
         ImageId::parse(text).unwrap()
     }
@@ -605,7 +680,7 @@ mod tests {
     }
 
     fn lost(connection: u64, coherence: Coherence) -> Change {
-        Change::TrackingLost { connection, last_heard: Instant::now(), coherence }
+        Change::TrackingLost { connection, last_heard: now(), coherence }
     }
 
     fn unverified() -> Coherence {
@@ -625,8 +700,12 @@ mod tests {
         }
     }
 
+    fn look_up(index: &TestIndex, name: &str) -> Lookup<u32> {
+        index.look_up(&id(name)).expect("the lease holds")
+    }
+
     fn lead(index: &TestIndex, name: &str) -> FetchLease<u32> {
-        match index.look_up(&id(name)) {
+        match look_up(index, name) {
             Lookup::Ask(Admission::Lead(lease)) => lease,
             other => panic!("expected to lead: {other:?}"),
         }
@@ -639,7 +718,7 @@ mod tests {
     }
 
     fn is_current(index: &TestIndex, name: &str, version: &str) -> bool {
-        matches!(index.look_up(&id(name)), Lookup::Current(Known::Present(metadata))
+        matches!(look_up(index, name), Lookup::Current(Known::Present(metadata))
             if metadata.version == Version::of(version.as_bytes()))
     }
 
@@ -649,23 +728,21 @@ mod tests {
         fetch(&index, "a", present("1"));
         assert!(is_current(&index, "a", "1"));
         fetch(&index, "b", FetchResult { known: Known::Absent, digest: None, expires: None });
-        assert!(matches!(index.look_up(&id("b")), Lookup::Current(Known::Absent)));
+        assert!(matches!(look_up(&index, "b"), Lookup::Current(Known::Absent)));
     }
 
-    #[test]
-    fn without_a_sign_of_life_nothing_is_current_until_the_next_one() {
+    #[tokio::test]
+    async fn without_a_sign_of_life_nothing_is_current_until_the_next_one() {
         let index = index();
-        let over = Lease::Until(Instant::now());
-        let later = Lease::Until(Instant::now() + Duration::from_mins(1));
+        let over = Lease::Until(now());
+        let later = Lease::Until(now() + Duration::from_mins(1));
         index.apply(Change::TrackingStarted { connection: 1, lease: later });
         fetch(&index, "a", present("1"));
         assert!(is_current(&index, "a", "1"));
         index.apply(Change::Heartbeat { connection: 1, lease: over, round_trip: Duration::ZERO });
-        let mut lease = lead(&index, "a");
-        lease.keep(present("1"));
-        lease.complete(0);
-        lead(&index, "a");
+        let renewal = index.look_up(&id("a")).expect_err("the lease is over");
         index.apply(Change::Heartbeat { connection: 1, lease: later, round_trip: Duration::ZERO });
+        renewal.await;
         assert!(is_current(&index, "a", "1"));
         // Of another connection, it says nothing.
         index.apply(Change::Heartbeat { connection: 0, lease: over, round_trip: Duration::ZERO });
@@ -739,7 +816,7 @@ mod tests {
     #[test]
     fn without_the_guard_the_old_value_stays_for_ever() {
         let limits = coherent().limits;
-        let index: TestIndex = Arc::new(Index::guarded(limits, Guard::Off));
+        let index: TestIndex = Arc::new(Index::guarded(limits, Guard::Off, Clock::default()));
         index.apply(tracked(1));
         let mut first = lead(&index, "a");
         index.apply(Change::Invalidated(id("a")));
@@ -759,6 +836,20 @@ mod tests {
         lead(&index, "a");
         lead(&index, "b");
         assert!(index.is_empty());
+    }
+
+    #[test]
+    fn epochs_in_which_nothing_was_kept_do_not_push_out_the_end_of_a_real_one() {
+        let index = coherent();
+        fetch(&index, "a", present("1"));
+        for connection in 2..200 {
+            index.apply(lost(connection - 1, unverified()));
+            index.apply(tracked(connection));
+        }
+        index.apply(lost(199, unreachable()));
+        let long_ago = index.state.lock().unwrap().ended.front().map(|(epoch, _)| *epoch);
+        assert_eq!(long_ago, Some(1));
+        assert!(index.last_known(&id("a")).is_some());
     }
 
     #[test]
@@ -809,19 +900,19 @@ mod tests {
         let index = coherent();
         let lease = lead(&index, "a");
         let _leader = lease.flight();
-        let Lookup::Ask(Admission::Join(_one)) = index.look_up(&id("a")) else { panic!() };
-        assert!(matches!(index.look_up(&id("a")), Lookup::Ask(Admission::Full)));
+        let Lookup::Ask(Admission::Join(_one)) = look_up(&index, "a") else { panic!() };
+        assert!(matches!(look_up(&index, "a"), Lookup::Ask(Admission::Full)));
     }
 
     #[tokio::test]
     async fn unverified_requests_join_only_a_fetch_that_has_not_departed() {
         let index = index();
         let mut first = lead(&index, "a");
-        let Lookup::Ask(Admission::Join(joined)) = index.look_up(&id("a")) else { panic!() };
+        let Lookup::Ask(Admission::Join(joined)) = look_up(&index, "a") else { panic!() };
         first.mark_sent().await;
         // Too late for that one: the next, which all who come now share.
         let mut second = lead(&index, "a");
-        assert!(matches!(index.look_up(&id("a")), Lookup::Ask(Admission::Join(_))));
+        assert!(matches!(look_up(&index, "a"), Lookup::Ask(Admission::Join(_))));
         // It waits for the first, so that outcomes settle in their order.
         let departing = tokio::spawn(async move {
             second.mark_sent().await;
@@ -843,10 +934,10 @@ mod tests {
         // No sign of life: the next request can't join it, though the epoch goes on.
         index.apply(Change::Heartbeat {
             connection: 1,
-            lease: Lease::Until(Instant::now()),
+            lease: Lease::Until(now()),
             round_trip: Duration::ZERO,
         });
-        let mut second = lead(&index, "a");
+        let Admission::Lead(mut second) = index.ask(&id("a")) else { panic!() };
         // The push finds only the second; the first must not settle on what it read before.
         index.apply(Change::Invalidated(id("a")));
         index.apply(Change::Heartbeat {
@@ -871,7 +962,7 @@ mod tests {
     #[test]
     fn nothing_is_current_past_its_expiry() {
         let index = coherent();
-        let expires = |after| Some(Instant::now() + Duration::from_millis(after));
+        let expires = |after| Some(now() + Duration::from_millis(after));
         fetch(&index, "a", FetchResult { expires: expires(0), ..present("1") });
         lead(&index, "a");
         fetch(&index, "b", FetchResult { expires: expires(60_000), ..present("1") });
@@ -883,10 +974,10 @@ mod tests {
         let index = coherent();
         fetch(&index, "a", present("1"));
         fetch(&index, "b", present("1"));
-        fetch(&index, "c", FetchResult { expires: Some(Instant::now()), ..present("1") });
+        fetch(&index, "c", FetchResult { expires: Some(now()), ..present("1") });
         index.apply(Change::Invalidated(id("b")));
         index.apply(lost(1, unreachable()));
-        assert!(matches!(index.look_up(&id("a")), Lookup::Stale(_)));
+        assert!(matches!(look_up(&index, "a"), Lookup::Stale(_)));
         assert!(index.last_known(&id("a")).is_some());
         lead(&index, "b");
         lead(&index, "c");
@@ -902,15 +993,15 @@ mod tests {
         let index: TestIndex = Arc::new(Index::new(limits));
         index.apply(tracked(1));
         fetch(&index, "a", present("1"));
-        let fetched = Instant::now();
-        while fetched.elapsed() < Duration::from_millis(50) {
+        let fetched = now();
+        while now().since(fetched) < Duration::from_millis(50) {
             std::hint::spin_loop();
         }
         // Long fetched, but certain until now.
         index.apply(lost(1, unreachable()));
-        assert!(matches!(index.look_up(&id("a")), Lookup::Stale(_)));
-        let lost = Instant::now();
-        while lost.elapsed() < Duration::from_millis(50) {
+        assert!(matches!(look_up(&index, "a"), Lookup::Stale(_)));
+        let lost = now();
+        while now().since(lost) < Duration::from_millis(50) {
             std::hint::spin_loop();
         }
         lead(&index, "a");

@@ -12,17 +12,19 @@
 //!   their records.
 //! - [`cache`] keeps decoded bytes, and [`originals`] bring them there; [`render`] schedules what [`picture`] draws.
 //! - [`events`] tells browsers of changes.
-//! - [`budget`], [`cpu`] and `limit` are permits for bytes, cores and places; [`shutdown`] has the phases of a stop.
-//! - [`log`] and [`metrics`] inform operators.
+//! - [`clock`] counts suspended time; [`budget`], [`cpu`] and `limit` are permits for bytes, cores and places; [`shutdown`] has the phases of a stop.
+//! - [`log`] and [`metrics`] inform operators, and [`audit`] compares what is claimed to be current with the store.
 //!
 //! `ARCHITECTURE.md` says why it is so.
 
 mod app;
+mod audit;
 mod budget;
 mod cache;
 mod cache_status;
 mod changes;
 pub mod cli;
+mod clock;
 mod coalesce;
 mod cpu;
 mod events;
@@ -49,6 +51,7 @@ mod write;
 pub use app::App;
 pub use cache::Cache;
 pub use cache_status::CacheStatus;
+pub use clock::{Clock, Suspended};
 pub use http::ProblemKind;
 pub use http::router::Route;
 pub use index::Guard;

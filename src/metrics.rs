@@ -57,6 +57,10 @@ pub struct Metrics {
     pub offload_errors: Counter,
     /// Objects removed because no record referred to them.
     pub swept: Counter,
+    /// Entries that were compared with the store.
+    pub audit_checked: Counter,
+    /// Entries among those that claimed to be current and weren't.
+    pub audit_stale: Counter,
     /// Events sent.
     pub events: Counter,
     /// Open event streams.
@@ -229,6 +233,16 @@ impl Metrics {
                 "Failed moves to the object store and failed fetches from it",
             ),
             swept: registered(all, "swept", "Objects removed because no record referred to them"),
+            audit_checked: registered(
+                all,
+                "audit_checked",
+                "Entries that claimed to be current and were compared with the store",
+            ),
+            audit_stale: registered(
+                all,
+                "audit_stale",
+                "Compared entries whose value the store had replaced, unnoticed",
+            ),
             events: registered(all, "events", "Events sent on event streams"),
             event_streams: registered(all, "event_streams", "Open event streams"),
             requests_in_flight: registered(all, "requests_in_flight", "Requests being answered"),

@@ -1,7 +1,6 @@
 //! `GET /images/{id}/info`: the metadata of an image, and a small picture of it, as JSON.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
@@ -33,8 +32,7 @@ pub(crate) async fn get(
         }
     };
     let metadata = &info.metadata;
-    let expires_in =
-        info.expires.map(|expires| expires.saturating_duration_since(Instant::now()).as_secs());
+    let expires_in = info.time_to_live.map(|left| left.as_secs());
     let body = json!({
         "id": id.as_str(),
         "type": metadata.media_type.as_str(),

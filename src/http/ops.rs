@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::HeaderName;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::IntoResponse;
@@ -12,6 +12,7 @@ use serde_json::json;
 use super::problem::Problem;
 use super::state::HttpState;
 use crate::metrics::GaugeReadings;
+use crate::store::{Coherence, StoreError};
 
 const NEVER_CACHED: (HeaderName, &str) = (CACHE_CONTROL, "no-store");
 
@@ -21,17 +22,35 @@ pub(crate) async fn healthz() -> impl IntoResponse {
     ([NEVER_CACHED, PLAIN], "ok\n")
 }
 
-/// `GET /readyz`: succeeds if the store answers, too, and the server isn't stopping. Reports the state of coherence.
+/// `GET /readyz`: succeeds while anything can be answered, in an outage too, and reports the state of coherence. With
+/// `?strict` it succeeds only while that is `coherent`.
+///
+/// An outage of the store is one for all servers at once. Were they unready, a balancer would take all of them out, and
+/// nobody would get the images that they still have.
 pub(crate) async fn readyz(
     State(state): State<Arc<HttpState>>,
+    RawQuery(query): RawQuery,
 ) -> Result<impl IntoResponse, Problem> {
-    let answers = state.app.store.ping().await;
+    let is_strict = match query.as_deref() {
+        None | Some("") => false,
+        Some("strict") => true,
+        Some(_) => {
+            return Err(Problem::bad_parameter("the only parameter is `strict`, without a value"));
+        }
+    };
     let coherence = state.app.index.coherence();
     if state.app.shutdown.is_stopping() {
         return Err(Problem::stopping().with_coherence(coherence));
     }
-    if let Err(error) = answers {
-        return Err(Problem::from(error).with_coherence(coherence));
+    let is_ready = match &coherence {
+        Coherence::Coherent => true,
+        Coherence::Unverified(_) => !is_strict,
+        // Before anything is known there is nothing to answer with.
+        Coherence::Unreachable(_) => !is_strict && !state.app.index.is_empty(),
+    };
+    if !is_ready {
+        let reason = coherence.reason().unwrap_or_default().to_owned();
+        return Err(Problem::from(StoreError::unreachable(reason)).with_coherence(coherence));
     }
     let body =
         json!({"status": "ready", "coherence": coherence.name(), "reason": coherence.reason()});

@@ -199,6 +199,7 @@ impl From<StoreError> for Problem {
         let (kind, detail) = match error {
             StoreError::TimedOut => (ProblemKind::StoreTimeout, "the store didn't answer in time"),
             StoreError::Unreachable(_)
+            | StoreError::Forbidden(_)
             | StoreError::Refused(_)
             | StoreError::WrongType
             | StoreError::TooLarge { .. } => {

@@ -99,7 +99,7 @@ impl HttpService {
         if !request.has_well_formed_host() {
             return None;
         }
-        let CachedHit { head, route, body } = self.find(request, began)?;
+        let CachedHit { head, route, body } = self.find(request)?;
         let place = self.limits.admit(route, self.routes).ok()?;
         let mut in_flight = InFlight::new(Some(place), &self.app.metrics, None);
         let id = RequestId::of(request.request_id);
@@ -143,7 +143,7 @@ impl HttpService {
         };
         let mut in_flight = InFlight::new(place, &self.app.metrics, Some(connection));
         let fast = FastRequest::of_checked(&request).filter(|_| refusal.is_none());
-        let hit = fast.as_ref().and_then(|fast| self.find(fast, began));
+        let hit = fast.as_ref().and_then(|fast| self.find(fast));
         let mut response = if let Some(CachedHit { head, route, body }) = hit {
             self.count_hit(route, &method, head.status(), began);
             let mut response = Response::new(Body::from(body));
@@ -194,13 +194,13 @@ impl HttpService {
 
     /// Finds the cached head that answers a request, and the bytes that follow it. Coherence is the index's: it is asked
     /// first, whether the image is current.
-    fn find(&self, request: &FastRequest<'_>, began: Instant) -> Option<CachedHit> {
+    fn find(&self, request: &FastRequest<'_>) -> Option<CachedHit> {
         let address = request.image()?;
         let validator = request.validator()?;
         if self.routes == Routes::Admin {
             return None;
         }
-        let (id, original) = self.app.index.current(address.id, began)?;
+        let (id, original) = self.app.index.current(address.id)?;
         let (key, _is_primary) = address.key(&original)?;
         let is_head = request.method == Method::HEAD;
         let heads = original.attachment.get::<CachedHeads>()?;
@@ -223,7 +223,7 @@ impl HttpService {
         response: &Response<Body>,
     ) {
         let status = HeadStatus::of(response.status(), *method == Method::HEAD);
-        let original = self.app.index.current(address.id, Instant::now());
+        let original = self.app.index.current(address.id);
         let (Some(status), Some((_, original))) = (status, original) else { return };
         // The answer may be about the version before.
         if metadata.version != original.version {
@@ -318,7 +318,7 @@ mod tests {
                 }
                 let request = request();
                 let fast = FastRequest::of_checked(&request).unwrap();
-                let hit = service.find(&fast, Instant::now());
+                let hit = service.find(&fast);
                 assert_eq!(hit.is_some(), is_cached, "{method} {path}");
             }
         }

@@ -93,6 +93,7 @@ impl Mover {
             // Either no record is left, or all are listed when tracking starts again.
             Change::Flushed
             | Change::Heartbeat { .. }
+            | Change::Awake { .. }
             | Change::Probed(_)
             | Change::TrackingLost { .. } => {}
         }

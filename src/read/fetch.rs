@@ -1,7 +1,8 @@
 //! One fetch from the store, for all requests that wait for it.
 
 use std::sync::Arc;
-use std::time::Instant;
+
+use tokio::time::{Instant, timeout_at};
 
 use super::Reader;
 use super::answer::{ReadError, ReadFailure, Timing};
@@ -9,6 +10,7 @@ use super::decode::Opened;
 use crate::budget::OverBudget;
 use crate::cache::Insertion;
 use crate::cache_status::CacheStatus;
+use crate::clock::BootInstant;
 use crate::image::record::Corrupt;
 use crate::image::{Image, ImageId};
 use crate::index::{Admission, Digest, FetchLease, FetchResult, Known};
@@ -24,7 +26,7 @@ pub(crate) type Outcome = Result<Fetch, FetchError>;
 pub struct Fetch {
     found: Found,
     /// The expiry of the value.
-    expires: Option<Instant>,
+    expires: Option<BootInstant>,
     timing: Timing,
 }
 
@@ -97,7 +99,8 @@ impl Reader {
             let outcome = flight.outcome().await.map_err(ReadFailure::unknown)?;
             let fetch = outcome.map_err(ReadFailure::unknown)?;
             // A request that joined late may have begun after the value expired.
-            if collapsed && fetch.expires.is_some_and(|expires| Instant::now() >= expires) {
+            if collapsed && fetch.expires.is_some_and(|expires| self.index.clock().now() >= expires)
+            {
                 admission = self.index.ask(id);
             } else {
                 break (fetch, collapsed);
@@ -122,10 +125,28 @@ impl Reader {
     }
 
     /// Fetches an image for all who wait, and keeps what it found before they are told.
-    async fn lead(self: Arc<Self>, mut lease: FetchLease<Outcome>) {
+    ///
+    /// A push that comes meanwhile may be that of the very value that was read. Then the image is fetched once more, for
+    /// nobody in particular: otherwise an outage would find its bytes in memory and nothing known of them.
+    async fn lead(self: Arc<Self>, lease: FetchLease<Outcome>) {
+        let id = lease.id().clone();
+        if self.lead_once(lease).await
+            && let Admission::Lead(lease) = self.index.ask(&id)
+        {
+            self.lead_once(lease).await;
+        }
+    }
+
+    /// Returns true if a change has overtaken an image on its way.
+    async fn lead_once(&self, mut lease: FetchLease<Outcome>) -> bool {
         self.metrics.fetches.inc();
-        lease.mark_sent().await;
-        let outcome = self.ask_store(lease.id()).await.map(|(fetch, digest)| {
+        // One deadline for all that the store is waited for, so that time-outs don't add up.
+        let deadline = Instant::now() + self.patience;
+        let asked = match timeout_at(deadline, lease.mark_sent()).await {
+            Ok(()) => self.ask_store(lease.id(), deadline).await,
+            Err(_elapsed) => Err(FetchError::Store(StoreError::TimedOut)),
+        };
+        let outcome = asked.map(|(fetch, digest)| {
             let known = match &fetch.found {
                 Found::Image(image, _) => Known::Present(Arc::clone(&image.original.metadata)),
                 Found::Offloaded(remote) => Known::Offloaded(Arc::clone(remote)),
@@ -141,19 +162,31 @@ impl Reader {
         if let Err(FetchError::Store(error)) = &outcome {
             self.metrics.count_store_error(error);
         }
+        let is_image = outcome
+            .as_ref()
+            .is_ok_and(|it| matches!(it.found, Found::Image(..) | Found::Offloaded(_)));
+        let is_overtaken = is_image && lease.is_overtaken();
         lease.complete(outcome);
+        is_overtaken
     }
 
     /// Asks the store, and decodes its answer.
-    async fn ask_store(&self, id: &ImageId) -> Result<(Fetch, Option<Digest>), FetchError> {
+    async fn ask_store(
+        &self,
+        id: &ImageId,
+        deadline: Instant,
+    ) -> Result<(Fetch, Option<Digest>), FetchError> {
         let began = Instant::now();
+        let too_late = |_elapsed| StoreError::TimedOut;
         let value = async {
-            let size = self.store.size(id).await?;
+            let size = timeout_at(deadline, self.store.size(id)).await.map_err(too_late)??;
             // Memory for the value, until it is decoded and dropped.
-            let reservation = self.budget.reserve(size).await?;
+            let reservation = timeout_at(deadline, self.budget.reserve(size)).await;
+            let reservation = reservation.unwrap_or(Err(OverBudget))?;
             // The time to live is counted from before the question, so that an expiry is never later here than there.
-            let asked = Instant::now();
-            let stored = self.store.get(id, size).await?;
+            let asked = self.index.clock().now();
+            let stored =
+                timeout_at(deadline, self.store.get(id, size)).await.map_err(too_late)??;
             Ok::<_, FetchError>((stored, asked, reservation))
         };
         let value = value.await;
@@ -172,7 +205,7 @@ impl Reader {
         let Some(stored) = stored else {
             return without_value(Found::Absent);
         };
-        let expires = stored.time_to_live.and_then(|left| asked.checked_add(left));
+        let expires = stored.time_to_live.map(|left| asked + left);
         let (opened, digest, decoding) = self.decode(id, stored.value).await;
         timing.hash = decoding.hash;
         timing.decode = decoding.decode;

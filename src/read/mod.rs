@@ -8,7 +8,7 @@ mod snapshot;
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 pub use self::answer::{Answer, ImageRequest, Want};
 pub(crate) use self::answer::{AnswerContent, ReadError, ReadFailure, Timing};
@@ -30,6 +30,9 @@ use crate::picture::Preview;
 use crate::render::Renderer;
 use crate::store::{Store, StoreError};
 
+/// Longest time for which a request waits for the next heartbeat. By then the connection is lost.
+const RENEWAL: Duration = Duration::from_secs(2);
+
 /// The parts that a read needs.
 #[derive(Debug)]
 pub struct Reader {
@@ -45,6 +48,8 @@ pub struct Reader {
     pub originals: Originals,
     /// Renders variants.
     pub renderer: Renderer,
+    /// Longest time for which a request waits for the store.
+    pub patience: Duration,
     /// Memory for values that are being fetched.
     pub budget: Arc<FetchBudget>,
     /// Hashes and decodes.
@@ -64,8 +69,8 @@ pub struct Info {
     pub preview: Option<Arc<Preview>>,
     /// The thumbnail, if the image can be decoded.
     pub thumbnail: Option<Representation>,
-    /// The expiry of the record.
-    pub expires: Option<Instant>,
+    /// Time until the record expires; `None` if it never does.
+    pub time_to_live: Option<Duration>,
     /// The source of the image.
     pub cache_status: CacheStatus,
     /// Time spent on the parts of the read.
@@ -88,8 +93,8 @@ impl Reader {
         let preview = snapshot.preview().await?;
         let thumbnail = snapshot.thumbnail().await?;
         let metadata = snapshot.load().await?.original.metadata;
-        let expires = self.index.expiry(id, metadata.version);
-        Ok(Info { metadata, preview, thumbnail, expires, cache_status, timing })
+        let time_to_live = self.index.time_to_live(id, metadata.version);
+        Ok(Info { metadata, preview, thumbnail, time_to_live, cache_status, timing })
     }
 
     /// The current version of an image.
@@ -113,7 +118,7 @@ impl Reader {
 
     /// A snapshot of an image: one version, and where its bytes are. Asks the store only if the index doesn't know.
     pub async fn open(self: &Arc<Self>, id: &ImageId) -> Result<Snapshot, ReadFailure> {
-        let source = match self.index.look_up(id) {
+        let source = match self.look_up(id).await {
             Lookup::Current(Known::Present(metadata)) => Source::Known(metadata),
             Lookup::Current(Known::Offloaded(remote)) => Source::Remote(remote),
             Lookup::Current(Known::Absent) => return Err(known(ReadError::Absent)),
@@ -127,6 +132,21 @@ impl Reader {
         Ok(Snapshot::new(self, id, source, CacheStatus::Hit, Timing::default()))
     }
 
+    /// Looks up an image. After a pause of this process the next heartbeat is a matter of a millisecond, and cheaper than a
+    /// fetch for each request that waits.
+    async fn look_up(&self, id: &ImageId) -> Lookup<Outcome> {
+        let looked_up = async {
+            loop {
+                match self.index.look_up(id) {
+                    Ok(found) => return found,
+                    Err(renewal) => renewal.await,
+                }
+            }
+        };
+        let looked_up = tokio::time::timeout(RENEWAL, looked_up).await;
+        looked_up.unwrap_or_else(|_elapsed| Lookup::Ask(self.index.ask(id)))
+    }
+
     /// A snapshot of what the store holds now; or of the last known version, as soon as the store is known to be
     /// unreachable.
     async fn open_by_fetch(
@@ -136,6 +156,8 @@ impl Reader {
     ) -> Result<Snapshot, ReadFailure> {
         let mut fetch = pin!(self.fetch(id, admission));
         let fetched = tokio::select! {
+            // First, so that no admission is dropped without having been used.
+            biased;
             fetched = &mut fetch => fetched,
             () = self.index.until_unreachable() => match self.index.last_known(id) {
                 Some(last_known) if self.can_serve(id, &last_known) => {
@@ -154,10 +176,9 @@ impl Reader {
                 Ok(Snapshot::new(self, id, source, cache_status, timing))
             }
             Err(failure) => match (&failure.error, self.index.last_known(id)) {
-                (
-                    ReadError::Store(StoreError::Unreachable(_) | StoreError::TimedOut),
-                    Some(last_known),
-                ) => self.stale(id, last_known, failure.error).map_err(ReadFailure::unknown),
+                (ReadError::Store(error), Some(last_known)) if error.is_outage() => {
+                    self.stale(id, last_known, failure.error).map_err(ReadFailure::unknown)
+                }
                 _ => Err(failure),
             },
         }

@@ -32,6 +32,7 @@ pub struct Settings {
     pub records: RecordSettings,
     pub writes: WriteSettings,
     pub events: EventSettings,
+    pub audit: AuditSettings,
     pub offload: OffloadSettings,
     pub cache: CacheSettings,
     pub pictures: PictureSettings,
@@ -95,6 +96,7 @@ pub struct RedisSettings {
     #[serde(deserialize_with = "duration")]
     pub response_timeout: Duration,
     pub tracking: bool,
+    pub canary: bool,
 }
 
 /// `[embedded]`: the store on disk that is used without Redis.
@@ -143,6 +145,16 @@ pub struct EventSettings {
     pub inline_bytes: usize,
     #[serde(deserialize_with = "duration")]
     pub heartbeat: Duration,
+}
+
+/// `[audit]`: comparisons of the index with the store.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
+pub struct AuditSettings {
+    #[serde(deserialize_with = "duration_or_none")]
+    pub interval: Duration,
+    pub entries: NonZeroUsize,
 }
 
 /// `[offload]`: the object store that images are moved to.

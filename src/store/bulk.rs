@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connection::CommandFailure;
-use super::tracked_server::{TrackedServer, run_id_in};
+use super::server::{ServerInfo, TrackedServer};
 use super::{StoreError, Stored};
 use crate::settings;
 
@@ -29,7 +29,7 @@ pub(super) const LARGE: u64 = 64 * 1024;
 /// Longest line of a reply that is accepted.
 const MAX_LINE: u64 = 4096;
 
-/// Longest reply to `INFO server` that is accepted: ten times the usual.
+/// Longest reply to one of the questions about the server that is accepted: ten times the usual.
 const MAX_INFO: usize = 64 * 1024;
 
 /// Connections for large values.
@@ -97,7 +97,24 @@ impl BulkConnections {
         let Ok(Ok(_permit)) = permit else {
             return Err(CommandFailure::NotRead(StoreError::TimedOut));
         };
-        let generation = self.tracked.generation();
+        loop {
+            let generation = self.tracked.generation();
+            tokio::select! {
+                biased;
+                read = self.get_in(generation, key, limit, deadline) => return read,
+                // Asked again over a new connection: nothing that the old one still says may be used.
+                () = self.tracked.left(generation) => {}
+            }
+        }
+    }
+
+    async fn get_in(
+        &self,
+        generation: u64,
+        key: &str,
+        limit: usize,
+        deadline: Instant,
+    ) -> Result<Option<Stored>, CommandFailure> {
         let idle = {
             let mut idle = self.idle();
             idle.retain(|(of, _)| *of == generation);
@@ -118,7 +135,6 @@ impl BulkConnections {
         let connection = timeout(self.connect_timeout, self.connect()).await;
         let timed_out = |_elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into());
         let connection = connection.unwrap_or_else(timed_out).map_err(CommandFailure::NotOpened)?;
-        let deadline = Instant::now() + self.response_timeout;
         self.read(connection, generation, key, limit, deadline).await
     }
 
@@ -155,23 +171,21 @@ impl BulkConnections {
         };
         let mut connection = BulkConnection(BufReader::new(socket));
         let mut greeting = self.greeting.clone();
-        greeting.cmd("INFO").arg("server");
+        greeting.cmd("INFO").arg("server").cmd("INFO").arg("replication");
         connection.0.write_all(&greeting.get_packed_pipeline()).await?;
         for _command in self.greeting.cmd_iter() {
             let line = connection.line().await?;
             error_in(&line)?;
         }
-        let line = connection.line().await?;
-        let info = match length_in(&line) {
-            Ok(Some(length)) if length > MAX_INFO => return Err(unexpected()),
-            Ok(Some(length)) => connection.bytes(length).await?,
-            Ok(None) => Vec::new(),
-            // A user without the right to ask goes on. Other errors, such as too many clients, end the connection.
-            Err(error) if error.code() == Some("NOPERM") => Vec::new(),
-            Err(error) if error.to_string().contains("unknown command") => Vec::new(),
-            Err(error) => return Err(error),
-        };
-        self.tracked.check(run_id_in(&String::from_utf8_lossy(&info)).as_deref())?;
+        // A user who may not ask this is served over the other connections, which have more ways to tell the server.
+        let mut info = Vec::new();
+        for _section in 0..2 {
+            match length_in(&connection.line().await?)? {
+                Some(length) if length <= MAX_INFO => info.extend(connection.bytes(length).await?),
+                _ => return Err(unexpected()),
+            }
+        }
+        self.tracked.check(&ServerInfo::from_text(&String::from_utf8_lossy(&info)))?;
         Ok(connection)
     }
 

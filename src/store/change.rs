@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::clock::BootInstant;
 use crate::image::ImageId;
 
 /// An announcement of a watched store.
@@ -25,6 +26,13 @@ pub enum Change {
         /// Time that the store took to answer.
         round_trip: Duration,
     },
+    /// This process has run all along, so the last heartbeat is still to be relied upon.
+    Awake {
+        /// Number of the connection.
+        connection: u64,
+        /// Validity of the announcement.
+        lease: Lease,
+    },
     /// Result of a probe while changes aren't announced: the store answers, or it doesn't.
     Probed(Coherence),
     /// From now on nothing is announced over this connection.
@@ -32,7 +40,7 @@ pub enum Change {
         /// Number of the connection.
         connection: u64,
         /// The last time at which every change was certainly announced.
-        last_heard: Instant,
+        last_heard: BootInstant,
         /// The state that remains.
         coherence: Coherence,
     },
@@ -48,7 +56,7 @@ pub enum Lease {
     /// For ever: all changes are made in this process.
     Endless,
     /// Up to this time, unless a heartbeat renews it.
-    Until(Instant),
+    Until(BootInstant),
 }
 
 /// State of a store's announcements.

@@ -15,7 +15,7 @@ use redis::{
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::StoreError;
-use super::tracked_server::{TrackedServer, run_id};
+use super::server::{ServerInfo, TrackedServer};
 use crate::coalesce::Flight;
 
 /// A shared attempt to connect, and its result.
@@ -53,7 +53,7 @@ impl ExclusiveConnection<'_> {
         commands: &Pipeline,
     ) -> Result<T, StoreError> {
         let replies = commands.query_async(&mut self.connection).await;
-        replies.map_err(|error| CommandFailure::after_sending(error).into())
+        replies.map_err(|error| self.pool.tracked.failed(error).into())
     }
 
     /// Returns the connection to the pool. Nothing that was sent over it may have an effect on later commands.
@@ -107,15 +107,10 @@ impl DataConnections {
             }
         }
         let (client, config) = (self.client.clone(), self.config.clone());
-        let opening = SharedConnection::new(client, config, Arc::clone(&self.tracked)).opening();
+        let opening =
+            SharedConnection::new(client, config, Arc::clone(&self.tracked)).opening(generation);
         let connection = opened(&opening).await?;
         Ok(ExclusiveConnection { pool: self, generation, connection, _permit: permit })
-    }
-
-    /// Checks that the server answers over a data connection.
-    pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        let (_pong,): (String,) = self.query(redis::pipe().cmd("PING"), Retry::Once).await?;
-        Ok(())
     }
 
     /// Sends commands over the connection with the fewest pending ones: a reply of a megabyte holds up those behind it.
@@ -179,15 +174,30 @@ impl SharedConnection {
         retry: Retry,
     ) -> Result<T, StoreError> {
         let _pending = PendingCommand::on(&self.pending);
-        match self.try_once(commands).await {
-            Err(CommandFailure::Broken(_)) if retry == Retry::Once => self.try_once(commands).await,
-            result => result,
+        if retry == Retry::Never {
+            return Ok(self.try_once(self.tracked.generation(), commands).await?);
         }
-        .map_err(StoreError::from)
+        let mut broken = false;
+        loop {
+            let generation = self.tracked.generation();
+            tokio::select! {
+                biased;
+                result = self.try_once(generation, commands) => match result {
+                    Err(CommandFailure::Broken(_)) if !broken => broken = true,
+                    result => return Ok(result?),
+                },
+                // Asked again over a new connection: nothing that the old one still says may be used.
+                () = self.tracked.left(generation) => {}
+            }
+        }
     }
 
-    async fn try_once<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, CommandFailure> {
-        let opening = self.opening();
+    async fn try_once<T: FromRedisValue>(
+        &self,
+        generation: u64,
+        commands: &Pipeline,
+    ) -> Result<T, CommandFailure> {
+        let opening = self.opening(generation);
         let mut connection = opened(&opening).await?;
         commands.query_async(&mut connection).await.map_err(|error| {
             // After a timeout too: the peer may acknowledge for ever and never answer. The next command takes a new
@@ -195,13 +205,12 @@ impl SharedConnection {
             if error.is_timeout() || error.is_unrecoverable_error() {
                 forget(&self.opening, &opening);
             }
-            CommandFailure::after_sending(error)
+            self.tracked.failed(error)
         })
     }
 
     /// Returns the attempt of this generation, pending or complete, or begins one.
-    fn opening(&self) -> Opening {
-        let generation = self.tracked.generation();
+    fn opening(&self, generation: u64) -> Opening {
         let mut slot = lock(&self.opening);
         if let Some((of, opening)) = &*slot
             && *of == generation
@@ -218,10 +227,10 @@ impl SharedConnection {
             let mut opened = client.get_multiplexed_async_connection_with_config(&config).await;
             match &mut opened {
                 Ok(connection) => {
-                    let run_id = run_id(connection).await;
-                    if let Err(mismatch) = tracked.check(run_id.as_deref()) {
+                    let checked = ServerInfo::ask(connection).await;
+                    if let Err(error) = checked.and_then(|server| tracked.check(&server)) {
                         forget(&slot, &mine);
-                        opened = Err(mismatch);
+                        opened = Err(error);
                     }
                 }
                 Err(_) => forget(&slot, &mine),
@@ -279,10 +288,20 @@ impl CommandFailure {
     }
 }
 
+/// True if a write was refused because the server is a replica.
+pub(super) fn is_read_only(error: &RedisError) -> bool {
+    error.to_string().contains("READONLY")
+}
+
 impl From<CommandFailure> for StoreError {
     fn from(failure: CommandFailure) -> StoreError {
         match failure {
             CommandFailure::NotRead(error) => error,
+            CommandFailure::NotOpened(error) | CommandFailure::Answered(error)
+                if error.code() == Some("NOPERM") =>
+            {
+                StoreError::forbidden(error)
+            }
             CommandFailure::NotOpened(error) if matches!(error.kind(), ErrorKind::Server(_)) => {
                 StoreError::refused(error)
             }
@@ -296,6 +315,9 @@ impl From<CommandFailure> for StoreError {
             // In a transaction the code is inside the text of EXEC's own error.
             CommandFailure::Answered(error) if error.to_string().contains("WRONGTYPE") => {
                 StoreError::WrongType
+            }
+            CommandFailure::Answered(error) if is_read_only(&error) => {
+                StoreError::unreachable(error)
             }
             CommandFailure::Answered(error) => match error.kind() {
                 ErrorKind::Server(

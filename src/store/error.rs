@@ -12,7 +12,10 @@ pub enum StoreError {
     /// The store is connected and didn't answer in time.
     #[error("the store didn't answer in time")]
     TimedOut,
-    /// The store answered with an error of its own: no permission, out of memory.
+    /// The user may not do this.
+    #[error("the store doesn't permit it: {0}")]
+    Forbidden(#[source] Arc<dyn Error + Send + Sync>),
+    /// The store answered with an error of its own, such as out of memory.
     #[error("the store refused: {0}")]
     Refused(#[source] Arc<dyn Error + Send + Sync>),
     /// The key holds a type other than a string.
@@ -37,6 +40,11 @@ impl StoreError {
         StoreError::Unreachable(Arc::from(cause.into()))
     }
 
+    /// [`StoreError::Forbidden`] with its cause, an error or a text.
+    pub fn forbidden(cause: impl Into<Box<dyn Error + Send + Sync>>) -> StoreError {
+        StoreError::Forbidden(Arc::from(cause.into()))
+    }
+
     /// [`StoreError::Refused`] with its cause, an error or a text.
     pub fn refused(cause: impl Into<Box<dyn Error + Send + Sync>>) -> StoreError {
         StoreError::Refused(Arc::from(cause.into()))
@@ -49,8 +57,14 @@ impl StoreError {
         match self {
             StoreError::Unreachable(_) => Some(unreachable),
             StoreError::TimedOut => Some(timeout),
-            StoreError::Refused(_) => Some(refused),
+            StoreError::Forbidden(_) | StoreError::Refused(_) => Some(refused),
             StoreError::WrongType | StoreError::TooLarge { .. } => None,
         }
+    }
+
+    /// True if nothing can be had from the store for now, so that what is in memory is the best answer to a read.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        matches!(self, StoreError::Unreachable(_) | StoreError::TimedOut | StoreError::Forbidden(_))
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::clock::Clock;
 use crate::image::ImageId;
 use crate::settings::Settings;
 
@@ -14,7 +15,8 @@ mod connection;
 pub(crate) mod embedded;
 mod error;
 mod redis;
-mod tracked_server;
+mod server;
+mod standing;
 mod tracking;
 
 pub use self::change::{Change, ChangeListener, Coherence, Lease};
@@ -59,7 +61,13 @@ pub struct Stored {
 impl Stored {
     /// A value with the answer to `PTTL`: -1 for a key without expiry, -2 for a key that is gone since.
     fn with_pttl(value: Bytes, pttl: i64) -> Stored {
-        Stored { value, time_to_live: u64::try_from(pttl).ok().map(Duration::from_millis) }
+        let time_to_live = match pttl {
+            -1 => None,
+            // Gone: it expired between the two.
+            ..-1 => Some(Duration::ZERO),
+            0.. => Some(Duration::from_millis(pttl.unsigned_abs())),
+        };
+        Stored { value, time_to_live }
     }
 }
 
@@ -82,15 +90,19 @@ impl Store {
     /// An unreachable Redis is not an error: it may come back at any time.
     pub async fn open(settings: &Settings) -> anyhow::Result<Store> {
         match settings.redis.url.get() {
-            Some(url) => Ok(Store::Redis(Box::new(RedisStore::open(url, settings)?))),
+            Some(url) => {
+                let store = RedisStore::open(url, settings)?;
+                store.refuse_cluster().await?;
+                Ok(Store::Redis(Box::new(store)))
+            }
             None => Ok(Store::Embedded(EmbeddedStore::open(settings).await?)),
         }
     }
 
     /// Announces changes from now on. Call it once, before the store is shared.
-    pub fn watch(&mut self, listener: ChangeListener) {
+    pub fn watch(&mut self, clock: Clock, listener: ChangeListener) {
         match self {
-            Store::Redis(store) => store.watch(listener),
+            Store::Redis(store) => store.watch(clock, listener),
             Store::Embedded(store) => store.watch(listener),
         }
     }
@@ -156,4 +168,17 @@ impl Store {
 /// one is installed already, which is as good.
 pub(crate) fn install_tls_provider() {
     let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_expires_between_get_and_pttl_has_expired() {
+        let time_to_live = |pttl| Stored::with_pttl(Bytes::new(), pttl).time_to_live;
+        assert_eq!(time_to_live(-2), Some(Duration::ZERO));
+        assert_eq!(time_to_live(-1), None);
+        assert_eq!(time_to_live(1500), Some(Duration::from_millis(1500)));
+    }
 }

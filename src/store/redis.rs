@@ -1,7 +1,7 @@
 //! The store in Redis or Valkey.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ::redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use ::redis::{
@@ -13,17 +13,22 @@ use bytes::Bytes;
 
 use super::bulk::{self, BulkConnections};
 use super::connection::{CommandFailure, DataConnections, ExclusiveConnection, Retry};
+use super::server::{CLUSTER, Mode, ServerInfo};
 use super::tracking::Tracking;
 use super::{
     Change, ChangeListener, Coherence, Condition, Cursor, Expiry, Page, Replaced, StoreError,
     Stored, Written,
 };
+use crate::clock::Clock;
 use crate::image::ImageId;
 use crate::settings::{self, Settings};
 use crate::task::Task;
 
 /// Silence on a connection after which TCP probes the other end.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// Longest time for which a start waits for Redis to say what it is.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
 
 /// Records in Redis, read and written over a few connections that reconnect by themselves.
 ///
@@ -37,6 +42,7 @@ pub struct RedisStore {
     connect_timeout: Duration,
     response_timeout: Duration,
     track: bool,
+    canary: bool,
     tracking: Option<Task>,
     key_prefix: String,
     max_value: usize,
@@ -60,19 +66,42 @@ impl RedisStore {
             connect_timeout: settings.redis.connect_timeout,
             response_timeout: settings.redis.response_timeout,
             track: settings.redis.tracking,
+            canary: settings.redis.canary,
             tracking: None,
             key_prefix: settings.records.key_prefix.clone(),
             max_value: settings.records.max_value,
         })
     }
 
+    /// Refuses a server that would answer for some of the keys only. One that can't be reached in time is no error: it may
+    /// come back, and is looked at again by every new connection.
+    pub(super) async fn refuse_cluster(&self) -> anyhow::Result<()> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(FIRST_LOOK))
+            .set_response_timeout(Some(FIRST_LOOK));
+        let asked = async {
+            let client = &self.tracking_client;
+            let mut connection =
+                client.get_multiplexed_async_connection_with_config(&config).await.ok()?;
+            ServerInfo::ask(&mut connection).await.ok()
+        };
+        let server = tokio::time::timeout(FIRST_LOOK, asked).await.ok().flatten();
+        anyhow::ensure!(
+            server.and_then(|it| it.mode) != Some(Mode::Cluster),
+            "{CLUSTER} ([redis] url)"
+        );
+        Ok(())
+    }
+
     /// Starts the tracking connection.
-    pub(super) fn watch(&mut self, listener: ChangeListener) {
+    pub(super) fn watch(&mut self, clock: Clock, listener: ChangeListener) {
         if self.track {
             let tracking = Tracking {
                 client: self.tracking_client.clone(),
                 key_prefix: self.key_prefix.clone(),
                 connect_timeout: self.connect_timeout,
+                canary: self.canary,
+                clock,
                 listener,
                 data: Arc::clone(&self.data),
             };
@@ -80,7 +109,7 @@ impl RedisStore {
         } else {
             listener.notify(Change::TrackingLost {
                 connection: 1,
-                last_heard: Instant::now(),
+                last_heard: clock.now(),
                 coherence: Coherence::Unverified("tracking is off ([redis] tracking)".into()),
             });
         }
@@ -287,7 +316,8 @@ impl RedisStore {
     }
 
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        self.data.ping().await
+        let (_pong,): (String,) = self.data.query(::redis::pipe().cmd("PING"), Retry::Once).await?;
+        Ok(())
     }
 
     fn key(&self, id: &ImageId) -> String {

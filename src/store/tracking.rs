@@ -3,28 +3,31 @@
 //! This is not the client's `ConnectionManager`, which reconnects silently and without tracking, and passes pushes through
 //! another task, out of order.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::{Fuse, FusedFuture};
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, PushInfo, PushKind, RedisError, ServerErrorKind,
-    Value,
+    AsyncConnectionConfig, Client, ErrorKind, PushInfo, PushKind, RedisError, RedisResult,
+    ServerErrorKind, Value,
 };
 use tokio::sync::Notify;
+use tokio::time::MissedTickBehavior;
 
-use super::connection::DataConnections;
-use super::tracked_server::run_id;
-use super::{Change, ChangeListener, Coherence, Lease};
+use super::connection::{DataConnections, Retry};
+use super::server::{self, Role, RoleCommand, ServerInfo, text};
+use super::standing::{GIVEN_UP, LEASE, Standing};
+use super::{Change, ChangeListener, Coherence, Lease, StoreError};
+use crate::clock::{BootInstant, Clock};
 use crate::image::ImageId;
 use crate::task::Task;
 
-/// Interval of heartbeats, and time limit of each. A silent partition is noticed within the sum of the two.
-const HEARTBEAT: Duration = Duration::from_secs(1);
-
-/// Validity of one heartbeat: until the next one must have been answered.
-const LEASE: Duration = Duration::from_secs(2);
+/// Interval at which this process shows that it runs.
+const TICK: Duration = Duration::from_millis(20);
 
 /// Pauses between attempts to connect: from the first, doubled up to the last, each with jitter.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -40,6 +43,9 @@ pub(super) struct Tracking {
     pub(super) client: Client,
     pub(super) key_prefix: String,
     pub(super) connect_timeout: Duration,
+    /// Set if a key is written now and then, to see that its push comes.
+    pub(super) canary: bool,
+    pub(super) clock: Clock,
     pub(super) listener: ChangeListener,
     /// The data connections. They must lead to the same server.
     pub(super) data: Arc<DataConnections>,
@@ -51,26 +57,49 @@ enum TrackingFailure {
     /// The failure may pass: no server, one that is loading, too many clients, a wrong password.
     #[error("no tracking connection: {0}")]
     Passing(#[source] RedisError),
-    /// The server has no `CLIENT TRACKING … BCAST`, or doesn't permit it.
+    /// The user may not run a command, which can be changed at any time.
+    #[error("the server can't push changes to this user: {0}")]
+    Forbidden(#[source] RedisError),
+    /// The server has no `CLIENT TRACKING … BCAST`.
     #[error("the server can't push changes: {0}")]
     Unsupported(#[source] RedisError),
     /// The server accepted the command and doesn't track.
     #[error("the server can't push changes: CLIENT TRACKINGINFO answers {0:?}")]
     Inactive(Value),
+    /// Another server behind the same address would not be noticed.
+    #[error(
+        "the server can't be told from another one: the user must be allowed to run INFO or CLIENT INFO"
+    )]
+    Unidentified,
+    /// A replica would not be noticed.
+    #[error("the server's role is unknown: the user must be allowed to run HELLO, ROLE or INFO")]
+    RoleUnknown,
+}
+
+/// A connection that tracks.
+struct Tracked {
+    connection: MultiplexedConnection,
+    server: ServerInfo,
+    role_command: RoleCommand,
+    /// The first heartbeat was sent then, and has been answered.
+    heard: BootInstant,
 }
 
 /// State of one tracking connection, shared by the client's push callback and the supervisor.
 #[derive(Debug)]
 struct TrackingConnection {
-    connection: u64,
+    number: u64,
     listener: ChangeListener,
     data: Arc<DataConnections>,
     key_prefix: String,
     /// Time at which the last answered heartbeat was sent: every change before it has been announced.
-    last_heard: Mutex<Instant>,
+    last_heard: Mutex<BootInstant>,
     /// The loss is announced once: the first reason is the cause, later ones are consequences.
     loss_announced: AtomicBool,
     ended: Notify,
+    /// Key that this server writes to see its push, behind the prefix.
+    canary: String,
+    canary_heard: Notify,
 }
 
 impl Tracking {
@@ -82,52 +111,55 @@ impl Tracking {
     /// Connects, tracks and sends heartbeats, again and again, until the store is dropped.
     async fn supervise(self) {
         let (mut pause, mut logged) = (FIRST_PAUSE, None);
+        // No id begins with a tilde. One key for each server: another one's push proves nothing here.
+        let canary = format!("~afterimage:canary:{:016x}", fastrand::u64(..));
         for number in 1.. {
             let tracking = Arc::new(TrackingConnection {
-                connection: number,
+                number,
                 listener: self.listener.clone(),
                 data: Arc::clone(&self.data),
                 key_prefix: self.key_prefix.clone(),
-                last_heard: Mutex::new(Instant::now()),
+                last_heard: Mutex::new(self.clock.now()),
                 loss_announced: AtomicBool::new(false),
                 ended: Notify::new(),
+                canary: canary.clone(),
+                canary_heard: Notify::new(),
             });
             let coherence = match self.connect(&tracking).await {
-                Ok((connection, run_id)) => {
+                Ok(tracked) => {
                     // First, so that every fetch of the new epoch uses a new connection.
-                    self.data.tracked.renew(run_id);
-                    let lease = Lease::Until(Instant::now() + LEASE);
+                    self.data.tracked.begin(tracked.server.clone());
+                    tracking.heard(tracked.heard);
+                    let lease = Lease::Until(tracked.heard + LEASE);
                     self.listener.notify(Change::TrackingStarted { connection: number, lease });
                     tracing::info!(connection = number, "coherent: redis pushes every change");
                     logged = None;
-                    let began = Instant::now();
-                    let coherence = tokio::select! {
-                        coherence = tracking.send_heartbeats(connection) => coherence,
-                        () = self.data.tracked.mismatch.notified() => {
-                            Coherence::Unverified("the address leads to another server now".into())
-                        }
+                    let began = self.clock.now();
+                    let reason = tokio::select! {
+                        reason = self.keep(&tracking, tracked) => reason,
+                        reason = self.data.tracked.doubted() => reason,
                     };
                     // A connection that breaks at once doesn't reset the pause.
-                    if began.elapsed() > 2 * LAST_PAUSE {
+                    if self.clock.elapsed(began) > 2 * LAST_PAUSE {
                         pause = FIRST_PAUSE;
                     }
-                    coherence
+                    Coherence::Unverified(reason.into())
                 }
                 Err(failure) => {
-                    if !matches!(failure, TrackingFailure::Passing(_)) {
+                    if let TrackingFailure::Unsupported(_) | TrackingFailure::Inactive(_) = failure
+                    {
                         pause = UNSUPPORTED_PAUSE;
                     }
                     Coherence::Unverified(failure.to_string().into())
                 }
             };
             tracking.lose(&coherence);
-            // Again: the connection may have been lost before the generation was renewed.
+            // Again: the connection may have been lost before the generation began.
             self.data.tracked.end();
             // Without tracking every request asks Redis, so it matters whether Redis answers.
-            let coherence = match tokio::time::timeout(HEARTBEAT, self.data.ping()).await {
-                Ok(Ok(())) => coherence,
-                Ok(Err(error)) => Coherence::Unreachable(error.to_string().into()),
-                Err(_elapsed) => Coherence::Unreachable("PING was not answered".into()),
+            let coherence = match self.probe().await {
+                Ok(()) => coherence,
+                Err(error) => Coherence::Unreachable(error.to_string().into()),
             };
             self.listener.notify(Change::Probed(coherence.clone()));
             // Logged once for each reason: an outage of an hour is one line.
@@ -141,14 +173,38 @@ impl Tracking {
         }
     }
 
+    /// Checks that records can be read: that the address leads to a primary, and that the user may.
+    async fn probe(&self) -> Result<(), StoreError> {
+        let mut probe = redis::pipe();
+        probe.add_command(self.read_probe());
+        let read = self.data.query::<(u64,)>(&probe, Retry::Once);
+        let read = tokio::time::timeout(GIVEN_UP, read);
+        let look = tokio::time::timeout(GIVEN_UP, self.look());
+        let (read, looked) = tokio::join!(read, look);
+        // Where no new connection can be opened, an open one may still do.
+        if let Ok(Ok((_, server))) = looked
+            && let Err(error) = server.check_readable()
+        {
+            self.data.tracked.reopen();
+            return Err(StoreError::unreachable(error));
+        }
+        read.unwrap_or(Err(StoreError::TimedOut)).map(|_length| ())
+    }
+
+    /// A command that is refused where reading an image would be: by a server that is loading, or by an ACL.
+    fn read_probe(&self) -> redis::Cmd {
+        redis::cmd("STRLEN").arg(format!("{}~", self.key_prefix)).to_owned()
+    }
+
     /// Opens a connection that certainly tracks: `CLIENT TRACKINGINFO` is checked as well, since `OK` alone proves little.
     async fn connect(
         &self,
         tracking: &Arc<TrackingConnection>,
-    ) -> Result<(MultiplexedConnection, Option<String>), TrackingFailure> {
+    ) -> Result<Tracked, TrackingFailure> {
+        // No response timeout: after a pause of this process it would be over before the answer has been read.
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.connect_timeout))
-            .set_response_timeout(Some(HEARTBEAT))
+            .set_response_timeout(None)
             .set_push_sender({
                 let tracking = Arc::clone(tracking);
                 move |push| {
@@ -156,9 +212,30 @@ impl Tracking {
                     Ok::<(), ()>(())
                 }
             });
-        let mut connection =
-            self.client.get_multiplexed_async_connection_with_config(&config).await?;
-        let run_id = run_id(&mut connection).await;
+        let connected = async {
+            let mut connection =
+                self.client.get_multiplexed_async_connection_with_config(&config).await?;
+            self.track(&mut connection).await.map(|tracked| tracked(connection))
+        };
+        let timed_out = |_elapsed| {
+            let error = std::io::Error::from(std::io::ErrorKind::TimedOut);
+            Err(TrackingFailure::Passing(error.into()))
+        };
+        let limit = self.connect_timeout + GIVEN_UP;
+        tokio::time::timeout(limit, connected).await.unwrap_or_else(timed_out)
+    }
+
+    /// Begins to track over a connection, and sends the first heartbeat: until a server can read records, nothing has begun.
+    async fn track(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<impl FnOnce(MultiplexedConnection) -> Tracked + use<>, TrackingFailure> {
+        let server = ServerInfo::ask(connection).await?;
+        server.check_readable()?;
+        if !server.is_identified() {
+            return Err(TrackingFailure::Unidentified);
+        }
+        let role_command = server.role_command.ok_or(TrackingFailure::RoleUnknown)?;
 
         let mut tracking = redis::cmd("CLIENT");
         tracking.arg("TRACKING").arg("ON").arg("BCAST");
@@ -167,16 +244,135 @@ impl Tracking {
         }
         let mut info = redis::cmd("CLIENT");
         info.arg("TRACKINGINFO");
-        tracking.exec_async(&mut connection).await.map_err(TrackingFailure::from_tracking)?;
+        tracking.exec_async(connection).await.map_err(TrackingFailure::from_tracking)?;
         let info: Value =
-            info.query_async(&mut connection).await.map_err(TrackingFailure::from_tracking)?;
-        if is_tracking(&info, &self.key_prefix) {
-            Ok((connection, run_id))
-        } else {
-            Err(TrackingFailure::Inactive(info))
+            info.query_async(connection).await.map_err(TrackingFailure::from_tracking)?;
+        if !is_tracking(&info, &self.key_prefix) {
+            return Err(TrackingFailure::Inactive(info));
+        }
+        let heard = self.clock.now();
+        self.beat(connection.clone(), role_command).await?;
+        Ok(move |connection| Tracked { connection, server, role_command, heard })
+    }
+
+    /// Sends a heartbeat: can records be read, and is the server still a primary? Every change before it was announced
+    /// before it is answered.
+    async fn beat(
+        &self,
+        mut connection: MultiplexedConnection,
+        role_command: RoleCommand,
+    ) -> RedisResult<()> {
+        let mut heartbeat = redis::pipe();
+        heartbeat.add_command(self.read_probe()).add_command(role_command.command());
+        let (_length, role): (u64, Value) = heartbeat.query_async(&mut connection).await?;
+        match role_command.role_in(&role) {
+            Some(Role::Primary) => Ok(()),
+            Some(Role::Replica) => Err((ErrorKind::Io, server::REPLICA).into()),
+            None => Err((ErrorKind::Parse, "the server didn't tell its role").into()),
         }
     }
+
+    /// Keeps a tracking connection in use for as long as it may be relied upon; returns the reason for which it may not.
+    ///
+    /// The lease that is announced ends soon, and is announced again with each tick: for as long as this process runs, the
+    /// heartbeats are answered and the address leads to this server.
+    async fn keep(&self, tracking: &TrackingConnection, tracked: Tracked) -> String {
+        let Tracked { connection, role_command, heard, .. } = tracked;
+        let mut standing = Standing::new(heard);
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut beat, mut verification) = (pin!(Fuse::terminated()), pin!(Fuse::terminated()));
+        let (mut beat_sent, mut verification_began) = (heard, heard);
+        loop {
+            tokio::select! {
+                biased;
+                () = tracking.ended.notified() => return CLOSED.to_owned(),
+                answered = &mut beat => match RedisResult::<()>::from(answered) {
+                    Ok(()) => {
+                        tracking.heard(beat_sent);
+                        standing.heard(beat_sent);
+                        let round_trip = self.clock.elapsed(beat_sent);
+                        if let Some(lease) = standing.lease(self.clock.now()) {
+                            let connection = tracking.number;
+                            tracking.listener.notify(Change::Heartbeat { connection, lease, round_trip });
+                        }
+                    }
+                    Err(error) if error.is_connection_dropped() => return CLOSED.to_owned(),
+                    Err(error) => return error.to_string(),
+                },
+                verified = &mut verification => match verified {
+                    Ok(()) => standing.verified(verification_began),
+                    Err(reason) => standing.not_verified(reason),
+                },
+                _ = ticks.tick() => {
+                    let now = self.clock.now();
+                    if let Err(reason) = standing.tick(now) {
+                        return reason;
+                    }
+                    if let Some(lease) = standing.lease(now) {
+                        tracking.listener.notify(Change::Awake { connection: tracking.number, lease });
+                    }
+                    if standing.wants_heartbeat(now, beat_sent) && beat.is_terminated() {
+                        beat_sent = now;
+                        beat.set(self.beat(connection.clone(), role_command).fuse());
+                    }
+                    if standing.wants_verification(now, verification_began)
+                        && verification.is_terminated()
+                    {
+                        verification_began = now;
+                        verification.set(self.verify(tracking).fuse());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Opens a new connection to the address and compares where it leads. Another server is reported to the data
+    /// connections' guard, which ends the generation.
+    async fn verify(&self, tracking: &TrackingConnection) -> Result<(), String> {
+        let verified = async {
+            let (mut connection, server) = self.look().await?;
+            self.data.tracked.check(&server)?;
+            if self.canary {
+                self.see_canary(tracking, &mut connection).await?;
+            }
+            Ok(())
+        };
+        verified.await.map_err(|error: RedisError| error.to_string())
+    }
+
+    /// Opens a new connection to see where the address leads.
+    async fn look(&self) -> RedisResult<(MultiplexedConnection, ServerInfo)> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.connect_timeout.min(GIVEN_UP)))
+            .set_response_timeout(Some(GIVEN_UP));
+        let mut connection =
+            self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let server = ServerInfo::ask(&mut connection).await?;
+        Ok((connection, server))
+    }
+
+    /// Writes a key of this server's own and waits for its push.
+    async fn see_canary(
+        &self,
+        tracking: &TrackingConnection,
+        connection: &mut MultiplexedConnection,
+    ) -> RedisResult<()> {
+        let heard = tracking.canary_heard.notified();
+        let mut write = redis::cmd("SET");
+        let key = format!("{}{}", self.key_prefix, tracking.canary);
+        write.arg(key).arg("").arg("PX").arg(60_000);
+        write.exec_async(connection).await?;
+        tokio::time::timeout(GIVEN_UP, heard).await.map_err(|_elapsed| {
+            let lost = "a key was written and no push of it came ([redis] canary)";
+            self.data.tracked.doubt(lost);
+            RedisError::from((ErrorKind::Io, lost))
+        })
+    }
 }
+
+/// Reason after a disconnection.
+const CLOSED: &str = "the tracking connection was closed";
 
 impl TrackingConnection {
     /// Applies a push. The client calls it in the order of the wire, before any reply behind the push.
@@ -188,7 +384,7 @@ impl TrackingConnection {
                 _ => self.listener.notify(Change::Flushed),
             },
             PushKind::Disconnection => {
-                self.lose(&closed());
+                self.lose(&Coherence::Unverified(CLOSED.into()));
                 self.ended.notify_one();
             }
             _ => {}
@@ -201,8 +397,14 @@ impl TrackingConnection {
         };
         // A key that isn't the prefix and a valid id is never requested.
         let id = std::str::from_utf8(key).ok().and_then(|key| key.strip_prefix(&self.key_prefix));
-        if let Some(id) = id.and_then(|id| ImageId::parse(id).ok()) {
-            self.listener.notify(Change::Invalidated(id));
+        match id {
+            Some(id) if id == self.canary => self.canary_heard.notify_waiters(),
+            Some(id) => {
+                if let Ok(id) = ImageId::parse(id) {
+                    self.listener.notify(Change::Invalidated(id));
+                }
+            }
+            None => {}
         }
     }
 
@@ -210,54 +412,26 @@ impl TrackingConnection {
         if self.loss_announced.swap(true, Ordering::SeqCst) {
             return;
         }
-        // At once: the server may restart with a new `run_id` before the supervisor runs.
+        // At once: what the data connections are about to hear may come from a server that is no longer the primary.
         self.data.tracked.end();
         self.listener.notify(Change::TrackingLost {
-            connection: self.connection,
+            connection: self.number,
             last_heard: *self.last_heard.lock().unwrap_or_else(PoisonError::into_inner),
             coherence: coherence.clone(),
         });
     }
 
-    /// Sends heartbeats until the connection is lost; returns the remaining state.
-    async fn send_heartbeats(&self, mut connection: MultiplexedConnection) -> Coherence {
-        let mut interval = tokio::time::interval(HEARTBEAT);
-        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = self.ended.notified() => return closed(),
-                _ = interval.tick() => {}
-            }
-            let sent = Instant::now();
-            let ping = redis::cmd("PING");
-            match tokio::time::timeout(HEARTBEAT, ping.exec_async(&mut connection)).await {
-                Ok(Ok(())) => {
-                    *self.last_heard.lock().unwrap_or_else(PoisonError::into_inner) = sent;
-                    let lease = Lease::Until(sent + LEASE);
-                    let (connection, round_trip) = (self.connection, sent.elapsed());
-                    self.listener.notify(Change::Heartbeat { connection, lease, round_trip });
-                }
-                Ok(Err(error)) if error.is_connection_dropped() => return closed(),
-                Ok(Err(error)) => return Coherence::Unverified(error.to_string().into()),
-                Err(_elapsed) => {
-                    let reason = format!("the heartbeat was not answered within {HEARTBEAT:?}");
-                    return Coherence::Unverified(reason.into());
-                }
-            }
-        }
+    fn heard(&self, sent: BootInstant) {
+        *self.last_heard.lock().unwrap_or_else(PoisonError::into_inner) = sent;
     }
-}
-
-/// State after a disconnection, until the next attempt to connect.
-fn closed() -> Coherence {
-    Coherence::Unverified("the tracking connection was closed".into())
 }
 
 impl TrackingFailure {
     /// Classifies the failure of a command that only servers with tracking have.
     fn from_tracking(error: RedisError) -> TrackingFailure {
         match error.kind() {
-            ErrorKind::Server(ServerErrorKind::ResponseError | ServerErrorKind::NoPerm) => {
+            ErrorKind::Server(ServerErrorKind::NoPerm) => TrackingFailure::Forbidden(error),
+            ErrorKind::Server(ServerErrorKind::ResponseError) => {
                 TrackingFailure::Unsupported(error)
             }
             _ => TrackingFailure::from(error),
@@ -290,12 +464,4 @@ fn is_tracking(info: &Value, key_prefix: &str) -> bool {
         )
     };
     holds("flags", "on") && holds("flags", "bcast") && holds("prefixes", key_prefix)
-}
-
-fn text(value: &Value) -> Option<&str> {
-    match value {
-        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
-        Value::SimpleString(text) => Some(text),
-        _ => None,
-    }
 }
