@@ -8,7 +8,8 @@
 # ARGUMENTS go to `cargo test`: `tests/run.sh quick --test it -- freshness::`. Programs that are missing are installed as
 # root on Debian, and named otherwise.
 #
-# Soak: AFTERIMAGE_TEST_SOAK_MINUTES (60) in all, AFTERIMAGE_TEST_EVENTS_SECONDS (900) for one run of the streams.
+# Soak: AFTERIMAGE_TEST_SOAK_MINUTES (60) in all, AFTERIMAGE_TEST_EVENTS_SECONDS (900) for one run of the streams,
+# AFTERIMAGE_TEST_FAULTS_SECONDS (600) for one of the checker with faults on each kind of server.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -59,7 +60,7 @@ run() {
 # The first tier leaves out modules that need more than the programs above or hold a server under load, and in each other
 # module `long`: tests that take seconds each or need another program.
 if [ "$tier" = quick ]; then
-  skip=(browser:: checker:: concepts:: dashboards:: fronts:: offload:: pixels:: python:: redis_8:: valkey_9:: long::)
+  skip=(browser:: checker:: fault_checker:: concepts:: dashboards:: fronts:: offload:: pixels:: python:: redis_8:: valkey_9:: long::)
   # Most of them wait more than they compute.
   export RUST_TEST_THREADS=${RUST_TEST_THREADS:-4}
   run --lib --bins --test it "$@" ::: "${skip[@]/#/--skip=}"
@@ -119,9 +120,10 @@ minutes=${AFTERIMAGE_TEST_SOAK_MINUTES:-60}
 export AFTERIMAGE_TEST_EVENTS_SECONDS=${AFTERIMAGE_TEST_EVENTS_SECONDS:-900}
 deadline=$((SECONDS + 60 * minutes))
 run --test it "$@" ::: events::
+AFTERIMAGE_TEST_FAULTS_SECONDS=${AFTERIMAGE_TEST_FAULTS_SECONDS:-600} run --test it "$@" ::: fault_checker::
 round=0
 while [ "$SECONDS" -lt "$deadline" ]; do
   round=$((round + 1))
   echo "soak: round $round, $(((deadline - SECONDS) / 60)) minutes left"
-  run --test it "$@" ::: checker:: coherence:: outage:: embedded:: offload:: writes:: memory:: connections::
+  run --test it "$@" ::: checker:: coherence:: faults:: outage:: embedded:: offload:: writes:: memory:: connections::
 done

@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use afterimage::App;
-use afterimage::Guard;
+use afterimage::{Clock, Guard};
 use redis::aio::MultiplexedConnection;
 
 use crate::coherence::on_every_server;
 use crate::harness::server::load;
-use crate::harness::{Answer, Client, Flavour, RedisServer, Server, png, record};
+use crate::harness::{Answer, Client, Flavour, RedisServer, Server, png, record, until};
 
 /// Largest allowed staleness. The contract allows one push, well under a millisecond, but the test machine may suspend a
 /// thread for longer.
@@ -52,6 +52,29 @@ async fn the_races_detect_a_disabled_guard() {
     let stale = races(&redis, Guard::Off, 300).await;
     println!("{stale} of 300 races left a stale image without the guard");
     assert!(stale > 0);
+}
+
+/// The auditor of a server without the guard finds what the races found; with the guard it compares and finds nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_auditor_detects_a_disabled_guard() {
+    let redis = RedisServer::start().await;
+    for (guard, rounds) in [(Guard::On, 100), (Guard::Off, 300)] {
+        let servers = two_servers_with(&redis, guard, &[("audit.interval", "100ms")]).await;
+        let stale = races_on(&servers, &redis, guard, rounds).await;
+        let total = async |name| servers[0].metric(name).await + servers[1].metric(name).await;
+        if guard == Guard::On {
+            until("entries are compared", || async {
+                total("afterimage_audit_checked_total").await >= 10
+            })
+            .await;
+            assert_eq!((stale, total("afterimage_audit_stale_total").await), (0, 0));
+        } else {
+            until("the auditor finds them", || async {
+                total("afterimage_audit_stale_total").await > 0
+            })
+            .await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -99,9 +122,20 @@ fn number(answer: &Answer) -> u64 {
 }
 
 async fn two_servers(redis: &RedisServer, guard: Guard) -> [Server; 2] {
-    let settings = load(&[("redis.url", &redis.url())]);
+    two_servers_with(redis, guard, &[]).await
+}
+
+async fn two_servers_with(
+    redis: &RedisServer,
+    guard: Guard,
+    further: &[(&str, &str)],
+) -> [Server; 2] {
+    let url = redis.url();
+    let mut settings = vec![("redis.url", url.as_str())];
+    settings.extend_from_slice(further);
+    let settings = load(&settings);
     let start = async || {
-        let app = App::build_guarded(settings.clone(), guard).await.unwrap();
+        let app = App::build_for_test(settings.clone(), guard, Clock::default()).await.unwrap();
         Server::serve(app).coherent().await
     };
     [start().await, start().await]
@@ -110,11 +144,14 @@ async fn two_servers(redis: &RedisServer, guard: Guard) -> [Server; 2] {
 /// Races a write with a read on each of two servers, and counts the rounds after which one of them never serves the
 /// new version.
 async fn races(redis: &RedisServer, guard: Guard, rounds: u64) -> u64 {
-    let servers = two_servers(redis, guard).await;
+    races_on(&two_servers(redis, guard).await, redis, guard, rounds).await
+}
+
+async fn races_on(servers: &[Server; 2], redis: &RedisServer, guard: Guard, rounds: u64) -> u64 {
     let mut writer = redis.connect().await;
     let mut stale = 0;
     let mut clients = Vec::new();
-    for server in &servers {
+    for server in servers {
         clients.push((Client::connect(server.address).await, Random(7 + clients.len() as u64)));
     }
     let mut random = Random(42);

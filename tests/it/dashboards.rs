@@ -84,6 +84,7 @@ fn each_alert_fires_for_its_own_fault_and_for_no_other() {
     const UNREACHABLE: &str = r#"coherence{state="unreachable"}"#;
     const SHED: &str = r#"shed_total{limit="requests"}"#;
     const TIMEOUTS: &str = r#"store_errors_total{kind="timeout"}"#;
+    const STALE: &str = "audit_stale_total";
     const FAST: &str = r#"request_duration_seconds_bucket{route="/images/{id}",le="0.01"}"#;
     const HITS: &str = r#"reads_total{served="hit"}"#;
     // Series of a healthy server: a value for each minute, or the growth of a counter.
@@ -98,9 +99,10 @@ fn each_alert_fires_for_its_own_fault_and_for_no_other() {
         (FAST, "0+5990x30"),
         (HITS, "0+5900x30"),
         (SHED, "0+0x30"),
+        (STALE, "0+0x30"),
     ]);
     // Deviations from that, and the alerts that fire.
-    let cases: [(Changes, &[&str]); 7] = [
+    let cases: [(Changes, &[&str]); 8] = [
         (&[], &[]),
         (&[("up", "0+0x30")], &["Down"]),
         (&[(COHERENT, "0+0x30")], &["NotCoherent"]),
@@ -110,6 +112,7 @@ fn each_alert_fires_for_its_own_fault_and_for_no_other() {
             &["Failing"],
         ),
         (&[(SHED, "0+1x30")], &["Sheds"]),
+        (&[(STALE, "0x10 1x20")], &["Stale"]),
         // There are fewer fast responses than hits, so some hits are slow. Otherwise all slow ones could be misses.
         (&[(FAST, "0+5800x30")], &["SlowHits"]),
     ];
@@ -119,7 +122,8 @@ fn each_alert_fires_for_its_own_fault_and_for_no_other() {
         let series = series.into_iter().map(|(name, values)| {
             let name = match name.strip_suffix('}') {
                 Some(name) => format!("afterimage_{name},instance=\"a\"}}").replace("{,", "{"),
-                None => format!("{name}{{job=\"afterimage\",instance=\"a\"}}"),
+                None if name == "up" => r#"up{job="afterimage",instance="a"}"#.to_owned(),
+                None => format!("afterimage_{name}{{instance=\"a\"}}"),
             };
             json!({"series": name, "values": values})
         });

@@ -44,6 +44,8 @@ mod dashboards;
 mod description;
 mod embedded;
 mod events;
+mod fault_checker;
+mod faults;
 mod freshness;
 mod fronts;
 mod memory;

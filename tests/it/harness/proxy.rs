@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -19,14 +20,18 @@ pub(crate) enum Held {
     Data,
     /// Connections without tracking that are open already.
     OldData,
-    /// Connections with tracking, and every new connection.
+    /// Connections with tracking.
     Tracking,
+    /// No connection; but pushes are dropped.
+    Pushes,
 }
 
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     held: watch::Sender<Held>,
     target: Arc<AtomicU16>,
+    /// In milliseconds.
+    delay: Arc<AtomicU64>,
     accepting: JoinHandle<()>,
 }
 
@@ -36,7 +41,8 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let (held, heard) = watch::channel(Held::None);
         let target = Arc::new(AtomicU16::new(port));
-        let to = Arc::clone(&target);
+        let delay = Arc::new(AtomicU64::new(0));
+        let (to, data_delay) = (Arc::clone(&target), Arc::clone(&delay));
         let accepting = tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
                 let Ok(far) = TcpStream::connect(("127.0.0.1", to.load(Ordering::SeqCst))).await
@@ -52,17 +58,23 @@ impl Proxy {
                     held: heard.clone(),
                     tracks: AtomicBool::new(false),
                     made_under: *heard.borrow(),
+                    delay: Arc::clone(&data_delay),
                 });
-                tokio::spawn(Arc::clone(&new).carry(near_in, far_out));
-                tokio::spawn(new.carry(far_in, near_out));
+                tokio::spawn(Arc::clone(&new).carry(near_in, far_out, false));
+                tokio::spawn(new.carry(far_in, near_out, true));
             }
         });
-        Proxy { address, held, target, accepting }
+        Proxy { address, held, target, delay, accepting }
     }
 
     /// Holds these connections from now on, and forwards what the others had waiting.
     pub(crate) fn hold(&self, held: Held) {
         self.held.send_replace(held);
+    }
+
+    /// Delays what the server sends on connections without tracking.
+    pub(crate) fn delay_data(&self, delay: Duration) {
+        self.delay.store(delay.as_millis().try_into().unwrap(), Ordering::SeqCst);
     }
 
     /// Connects new connections to another server; existing ones stay.
@@ -82,10 +94,16 @@ struct Wire {
     held: watch::Receiver<Held>,
     tracks: AtomicBool,
     made_under: Held,
+    delay: Arc<AtomicU64>,
 }
 
 impl Wire {
-    async fn carry(self: Arc<Self>, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+    async fn carry(
+        self: Arc<Self>,
+        mut from: OwnedReadHalf,
+        mut to: OwnedWriteHalf,
+        from_server: bool,
+    ) {
         let (mut held, mut buffer) = (self.held.clone(), vec![0; 64 * 1024]);
         loop {
             let Ok(length) = from.read(&mut buffer).await else { return };
@@ -93,18 +111,23 @@ impl Wire {
                 self.tracks.store(true, Ordering::SeqCst);
             }
             let passes = |held: &Held| match held {
-                Held::None => true,
+                Held::None | Held::Pushes => true,
                 Held::All => false,
                 Held::Data => self.tracks.load(Ordering::SeqCst),
                 Held::OldData => {
                     self.tracks.load(Ordering::SeqCst) || self.made_under == Held::OldData
                 }
-                Held::Tracking => {
-                    !self.tracks.load(Ordering::SeqCst) && self.made_under != Held::Tracking
-                }
+                Held::Tracking => !self.tracks.load(Ordering::SeqCst),
             };
             if held.wait_for(passes).await.is_err() || length == 0 {
                 return;
+            }
+            if from_server && buffer[0] == b'>' && *held.borrow() == Held::Pushes {
+                continue;
+            }
+            let delay = self.delay.load(Ordering::SeqCst);
+            if from_server && delay > 0 && !self.tracks.load(Ordering::SeqCst) {
+                tokio::time::sleep(Duration::from_millis(delay)).await;
             }
             if to.write_all(&buffer[..length]).await.is_err() {
                 return;

@@ -114,6 +114,32 @@ impl RedisServer {
         self.until_ready().await;
     }
 
+    /// Starts the server again with further arguments, while it loads what it saved.
+    pub(crate) fn restart_loading(&mut self, arguments: &[&str]) {
+        let arguments: Vec<String> =
+            self.arguments.iter().cloned().chain(arguments.iter().map(|&it| it.into())).collect();
+        self.child = spawn(&self.program, self.port, self.dir.path(), &arguments);
+    }
+
+    /// True if the server answers `PING`.
+    pub(crate) async fn answers(&self) -> bool {
+        let client = redis::Client::open(self.url()).unwrap();
+        match client.get_multiplexed_async_connection().await {
+            Ok(mut connection) => redis::cmd("PING").exec_async(&mut connection).await.is_ok(),
+            Err(_) => false,
+        }
+    }
+
+    /// True while the server answers commands with `LOADING`.
+    pub(crate) async fn is_loading(&self) -> bool {
+        let client = redis::Client::open(self.url()).unwrap();
+        let Ok(mut connection) = client.get_multiplexed_async_connection().await else {
+            return false;
+        };
+        let ping = redis::cmd("PING").exec_async(&mut connection).await;
+        ping.is_err_and(|error| error.code() == Some("LOADING"))
+    }
+
     /// Sends the server a signal, such as `STOP` or `CONT`.
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();

@@ -1,0 +1,359 @@
+//! The checker of the promise while servers fail: one fault after the other, beside a writer and readers. An answer that
+//! isn't marked as stale must not be older than the bound that `docs/coherence.md` states for the fault.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use afterimage::{App, Clock, Guard, Suspended};
+use redis::aio::MultiplexedConnection;
+
+use crate::coherence::on_every_server;
+use crate::harness::redis::free_port;
+use crate::harness::server::{load, program};
+use crate::harness::{
+    Client, Flavour, Held, Process, Proxy, RedisServer, Server, png, record, until,
+};
+
+mod long {
+    use super::{no_answer_is_older_than_the_bound_of_its_fault, on_every_server};
+
+    on_every_server! {
+        no_answer_is_older_than_the_bound_of_its_fault
+    }
+}
+
+const KEYS: u64 = 4;
+
+/// Allowance for a machine that suspends a thread of the test itself, and has two cores for five servers.
+const ALLOWANCE: Duration = Duration::from_millis(500);
+
+/// The lease: bound on staleness of everything but a switched address.
+const LEASE: Duration = Duration::from_millis(500);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// The primary becomes a replica of nobody's; the new one takes writes, and the address follows later.
+    Demotion,
+    /// The address leads to the new primary, and no connection to the old one is cut.
+    Switch,
+    /// The same while the old primary hangs; then it wakes up.
+    HungSwitch,
+    Freeze,
+    Suspension,
+    /// Redis hangs.
+    Hang,
+    /// Every connection is closed by Redis.
+    Kill,
+    NoAccess,
+    NoTracking,
+    Loading,
+}
+
+impl Fault {
+    const ALL: [Fault; 10] = [
+        Fault::Demotion,
+        Fault::Switch,
+        Fault::HungSwitch,
+        Fault::Freeze,
+        Fault::Suspension,
+        Fault::Hang,
+        Fault::Kill,
+        Fault::NoAccess,
+        Fault::NoTracking,
+        Fault::Loading,
+    ];
+
+    fn bound(self) -> Duration {
+        match self {
+            Fault::Switch | Fault::HungSwitch => Duration::from_secs(3),
+            _ => LEASE,
+        }
+    }
+}
+
+/// Writes that were acknowledged, with their time, for each key.
+type History = Arc<Mutex<HashMap<u64, Vec<(u64, Instant)>>>>;
+
+/// An answer that a reader got.
+struct Seen {
+    server: usize,
+    key: u64,
+    asked: Instant,
+    number: u64,
+}
+
+/// Two Redis servers behind one address, and two Afterimages: one in this process with a clock that can be put forward, one
+/// in a process of its own that can be frozen.
+struct World {
+    primary: RedisServer,
+    other: RedisServer,
+    proxy: Proxy,
+    here: Server,
+    process: Process,
+    suspended: &'static Suspended,
+    history: History,
+    next: u64,
+}
+
+async fn no_answer_is_older_than_the_bound_of_its_fault(flavour: Flavour) {
+    let seconds = std::env::var("AFTERIMAGE_TEST_FAULTS_SECONDS").ok();
+    let seconds = seconds.map_or(0, |it| it.parse().expect("a number of seconds"));
+    let begin = Instant::now();
+    let mut world = World::start(flavour).await;
+    let mut answers = 0;
+    for round in 0.. {
+        for fault in Fault::ALL {
+            let (seen, wrong) = world.check(fault).await;
+            assert!(wrong.is_empty(), "round {round}, {fault:?}: {wrong:#?}");
+            answers += seen;
+        }
+        if begin.elapsed() >= Duration::from_secs(seconds) {
+            break;
+        }
+    }
+    println!("{answers} answers in {:?}", begin.elapsed());
+}
+
+async fn run(redis: &RedisServer, command: &[&str]) {
+    let mut it = redis::cmd(command[0]);
+    it.arg(&command[1..]).exec_async(&mut writer_of(redis).await).await.unwrap();
+}
+
+/// A connection of a user whose rights stay.
+async fn writer_of(redis: &RedisServer) -> MultiplexedConnection {
+    let url = format!("redis://writer:any@127.0.0.1:{}", redis.port);
+    let config =
+        redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(30)));
+    let client = redis::Client::open(url).unwrap();
+    client.get_multiplexed_async_connection_with_config(&config).await.unwrap()
+}
+
+async fn pause(from: u64, to: u64) {
+    tokio::time::sleep(Duration::from_millis(fastrand::u64(from..to))).await;
+}
+
+impl World {
+    async fn start(flavour: Flavour) -> World {
+        let user = ["--user", "writer", "on", "nopass", "~*", "&*", "+@all"];
+        let primary = RedisServer::start_flavour(flavour, &user).await;
+        let other = RedisServer::start_flavour(flavour, &user).await;
+        let proxy = Proxy::to(primary.port).await;
+        let url = format!("redis://{}", proxy.address);
+        let suspended: &'static Suspended = Box::leak(Box::default());
+        let clock = Clock::suspendable(suspended);
+        let settings = load(&[("redis.url", &url), ("log.access", "false")]);
+        let app = App::build_for_test(settings, Guard::On, clock).await.unwrap();
+        let here = Server::serve(app).coherent().await;
+        let mut command = program();
+        command.args(["--redis-url", &url, "--log-access", "false"]);
+        let process = Process::start(command);
+        let history = History::default();
+        World { primary, other, proxy, here, process, suspended, history, next: 1 }
+    }
+
+    fn addresses(&self) -> [SocketAddr; 2] {
+        [self.here.address, self.process.address]
+    }
+
+    /// Injects a fault beside a writer and readers; gives the number of answers, and those that were too old.
+    async fn check(&mut self, fault: Fault) -> (usize, Vec<String>) {
+        self.other_follows().await;
+        self.write_all().await;
+        self.settle().await;
+        let stop = Arc::new(AtomicBool::new(false));
+        let readers: Vec<_> = (0..6)
+            .map(|reader| {
+                let server = reader % 2;
+                tokio::spawn(read(server, self.addresses()[server], Arc::clone(&stop)))
+            })
+            .collect();
+        self.inject(fault).await;
+        self.settle().await;
+        stop.store(true, Ordering::SeqCst);
+        let (mut answers, mut wrong) = (0, Vec::new());
+        for reader in readers {
+            for seen in reader.await.unwrap() {
+                answers += 1;
+                let history = self.history.lock().unwrap();
+                let newer = history[&seen.key].iter().find(|(number, _)| *number > seen.number);
+                if let Some((number, written)) = newer {
+                    let late = seen.asked.saturating_duration_since(*written);
+                    if late > fault.bound() + ALLOWANCE {
+                        let Seen { server, key, number: seen, .. } = seen;
+                        wrong.push(format!(
+                            "server {server}, k{key}: {seen}, asked {late:?} after {number} was written"
+                        ));
+                    }
+                }
+            }
+        }
+        (answers, wrong)
+    }
+
+    async fn inject(&mut self, fault: Fault) {
+        match fault {
+            Fault::Demotion => {
+                run(&self.other, &["REPLICAOF", "NO", "ONE"]).await;
+                run(&self.primary, &["REPLICAOF", "127.0.0.1", &free_port().to_string()]).await;
+                std::mem::swap(&mut self.primary, &mut self.other);
+                self.write_for(1000).await;
+                self.proxy.lead_to(self.primary.port);
+                self.write_for(500).await;
+            }
+            Fault::Switch => {
+                run(&self.other, &["REPLICAOF", "NO", "ONE"]).await;
+                std::mem::swap(&mut self.primary, &mut self.other);
+                self.proxy.lead_to(self.primary.port);
+                self.write_for(4500).await;
+            }
+            Fault::HungSwitch => {
+                run(&self.other, &["REPLICAOF", "NO", "ONE"]).await;
+                self.primary.signal("STOP");
+                std::mem::swap(&mut self.primary, &mut self.other);
+                self.proxy.lead_to(self.primary.port);
+                self.write_for(fastrand::u64(300..2000)).await;
+                self.other.signal("CONT");
+                self.write_for(4000).await;
+            }
+            Fault::Freeze => {
+                for _ in 0..4 {
+                    self.process.signal("STOP");
+                    self.write_for(fastrand::u64(200..1500)).await;
+                    self.process.signal("CONT");
+                    self.write_for(300).await;
+                }
+            }
+            Fault::Suspension => {
+                for _ in 0..4 {
+                    self.proxy.hold(Held::Tracking);
+                    self.write_all().await;
+                    self.suspended.add(Duration::from_secs(fastrand::u64(1..100)));
+                    self.write_for(300).await;
+                    self.proxy.hold(Held::None);
+                    self.write_for(300).await;
+                }
+            }
+            Fault::Hang => {
+                for _ in 0..3 {
+                    self.primary.signal("STOP");
+                    pause(100, 1500).await;
+                    self.primary.signal("CONT");
+                    self.write_for(300).await;
+                }
+            }
+            Fault::Kill => {
+                for _ in 0..10 {
+                    run(&self.primary, &["CLIENT", "KILL", "USER", "default"]).await;
+                    self.write_for(150).await;
+                }
+            }
+            Fault::NoAccess => {
+                run(&self.primary, &["ACL", "SETUSER", "default", "resetkeys", "~other:*"]).await;
+                self.write_for(1500).await;
+                run(&self.primary, &["ACL", "SETUSER", "default", "~*"]).await;
+                self.write_for(300).await;
+            }
+            Fault::NoTracking => {
+                run(&self.primary, &["ACL", "SETUSER", "default", "-client|tracking"]).await;
+                run(&self.primary, &["CLIENT", "KILL", "USER", "default"]).await;
+                self.write_for(1500).await;
+                run(&self.primary, &["ACL", "SETUSER", "default", "+client|tracking"]).await;
+                self.write_for(300).await;
+            }
+            Fault::Loading => {
+                run(&self.primary, &["SAVE"]).await;
+                self.primary.kill();
+                self.primary.restart_loading(&[
+                    "--key-load-delay",
+                    "300000",
+                    "--loading-process-events-interval-bytes",
+                    "1024",
+                ]);
+                pause(500, 1000).await;
+                until("it has loaded", || async { self.primary.answers().await }).await;
+                self.write_for(300).await;
+            }
+        }
+    }
+
+    /// Makes the other server a replica that has everything, with the rights that users had at first.
+    async fn other_follows(&mut self) {
+        let port = self.primary.port.to_string();
+        run(&self.other, &["REPLICAOF", "127.0.0.1", &port]).await;
+        until("the replica is in step", || async {
+            let mut info = redis::cmd("INFO");
+            let mut connection = writer_of(&self.other).await;
+            let text: String = info.arg("replication").query_async(&mut connection).await.unwrap();
+            text.contains("master_link_status:up")
+        })
+        .await;
+    }
+
+    /// Writes to random keys for a while.
+    async fn write_for(&mut self, milliseconds: u64) {
+        let end = Instant::now() + Duration::from_millis(milliseconds);
+        let mut connection = writer_of(&self.primary).await;
+        while Instant::now() < end {
+            self.write(&mut connection, fastrand::u64(0..KEYS)).await;
+            pause(2, 30).await;
+        }
+    }
+
+    async fn write_all(&mut self) {
+        let mut connection = writer_of(&self.primary).await;
+        for key in 0..KEYS {
+            self.write(&mut connection, key).await;
+        }
+    }
+
+    async fn write(&mut self, connection: &mut MultiplexedConnection, key: u64) {
+        self.next += 1;
+        let number = self.next;
+        let mut set = redis::cmd("SET");
+        let mut image = png(0, 3000);
+        image[8..16].copy_from_slice(&number.to_le_bytes());
+        set.arg(format!("image:k{key}")).arg(record(&image));
+        set.exec_async(connection).await.unwrap();
+        self.history.lock().unwrap().entry(key).or_default().push((number, Instant::now()));
+    }
+
+    /// Waits until both servers serve the last state of every key from memory, as current.
+    async fn settle(&self) {
+        for address in self.addresses() {
+            for key in 0..KEYS {
+                let last = self.history.lock().unwrap()[&key].last().unwrap().0;
+                until("the last state is served from memory", || async {
+                    let answer =
+                        crate::harness::get(address, &format!("/images/k{key}"), &[]).await;
+                    answer.header("cache-status") == "afterimage; hit"
+                        && number_in(&answer.body) == last
+                })
+                .await;
+            }
+        }
+    }
+}
+
+fn number_in(body: &[u8]) -> u64 {
+    u64::from_le_bytes(body[8..16].try_into().unwrap())
+}
+
+/// Reads until it is told to stop. Answers that are marked as stale, and refusals, are left out.
+async fn read(server: usize, address: SocketAddr, stop: Arc<AtomicBool>) -> Vec<Seen> {
+    let mut client = Client::connect(address).await;
+    let mut all = Vec::new();
+    while !stop.load(Ordering::SeqCst) {
+        let key = fastrand::u64(0..KEYS);
+        let asked = Instant::now();
+        let answer = client.get(&format!("/images/k{key}"), &[]).await;
+        let is_marked = answer.header("cache-status").contains("detail=store-unreachable");
+        if answer.status == 200 && !is_marked {
+            all.push(Seen { server, key, asked, number: number_in(&answer.body) });
+        }
+        pause(1, 5).await;
+    }
+    all
+}
