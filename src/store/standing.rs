@@ -9,7 +9,7 @@ use crate::clock::BootInstant;
 const HEARTBEAT: Duration = Duration::from_millis(250);
 
 /// Validity of a heartbeat, counted from when it was sent: the next one must have been answered by then.
-pub(super) const LEASE: Duration = Duration::from_millis(500);
+const LEASE: Duration = Duration::from_millis(500);
 
 /// Time after which the connection is given up, if heartbeats aren't answered. A server that only paused for less answers
 /// behind its pushes, so nothing known has to be fetched again.

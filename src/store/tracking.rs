@@ -20,7 +20,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::connection::{DataConnections, Retry};
 use super::server::{self, Role, RoleCommand, ServerInfo, text};
-use super::standing::{GIVEN_UP, LEASE, Standing};
+use super::standing::{GIVEN_UP, Standing};
 use super::{Change, ChangeListener, Coherence, Lease, StoreError};
 use crate::clock::{BootInstant, Clock};
 use crate::image::ImageId;
@@ -130,13 +130,15 @@ impl Tracking {
                     // First, so that every fetch of the new epoch uses a new connection.
                     self.data.tracked.begin(tracked.server.clone());
                     tracking.heard(tracked.heard);
-                    let lease = Lease::Until(tracked.heard + LEASE);
+                    let standing = Standing::new(tracked.heard);
+                    let lease = standing.lease(self.clock.now());
+                    let lease = lease.unwrap_or(Lease::Until(tracked.heard));
                     self.listener.notify(Change::TrackingStarted { connection: number, lease });
                     tracing::info!(connection = number, "coherent: redis pushes every change");
                     logged = None;
                     let began = self.clock.now();
                     let reason = tokio::select! {
-                        reason = self.keep(&tracking, tracked) => reason,
+                        reason = self.keep(&tracking, tracked, standing) => reason,
                         reason = self.data.tracked.doubted() => reason,
                     };
                     // A connection that breaks at once doesn't reset the pause.
@@ -276,9 +278,13 @@ impl Tracking {
     ///
     /// The lease that is announced ends soon, and is announced again with each tick: for as long as this process runs, the
     /// heartbeats are answered and the address leads to this server.
-    async fn keep(&self, tracking: &TrackingConnection, tracked: Tracked) -> String {
+    async fn keep(
+        &self,
+        tracking: &TrackingConnection,
+        tracked: Tracked,
+        mut standing: Standing,
+    ) -> String {
         let Tracked { connection, role_command, heard, .. } = tracked;
-        let mut standing = Standing::new(heard);
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut beat, mut verification) = (pin!(Fuse::terminated()), pin!(Fuse::terminated()));
