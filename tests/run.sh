@@ -21,7 +21,7 @@ esac
 # A program, and Debian's package that has it.
 needs=(redis-server:redis-server openssl:openssl python3:python3)
 if [ "$tier" != quick ]; then
-  needs+=(curl:curl nginx:nginx varnishd:varnish prometheus:prometheus chromium:chromium node:nodejs npm:npm)
+  needs+=(curl:curl prlimit:util-linux nginx:nginx varnishd:varnish prometheus:prometheus chromium:chromium node:nodejs npm:npm)
 fi
 missing=()
 for need in "${needs[@]}"; do

@@ -14,6 +14,9 @@ use crate::server::{self, Listeners};
 use crate::settings::Settings;
 use crate::store::Store;
 
+/// `SIGXFSZ` of Linux, macOS and the BSDs: a write went past the limit on the size of files (`ulimit -f`, `LimitFSIZE`).
+const FILE_SIZE_EXCEEDED: i32 = 25;
+
 /// Files that are open beside connections: listeners, the store, certificates.
 const OTHER_FILES: u64 = 256;
 
@@ -27,6 +30,8 @@ pub(super) async fn run(mut settings: Settings) -> anyhow::Result<()> {
     let url = listeners.main.url();
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    // A file of the store that may not grow fails a write, as a full disk does. Without a handler the signal ends the process.
+    let _ = signal(SignalKind::from_raw(FILE_SIZE_EXCEEDED))?;
 
     let app = App::build(settings).await?;
     let demo = demo::fill(&app.store, app.settings.embedded.demo).await?;

@@ -100,6 +100,7 @@ problem_kinds! {
     Stopping = SERVICE_UNAVAILABLE, "stopping", "stopping";
     StoreUnavailable = SERVICE_UNAVAILABLE, "store-unavailable", "store unavailable";
     StoreTimeout = GATEWAY_TIMEOUT, "store-timeout", "store timeout";
+    DiskFull = INSUFFICIENT_STORAGE, "disk-full", "disk full";
 }
 
 /// An error answer. Never cacheable: the next request may succeed.
@@ -196,7 +197,12 @@ fn shortened(text: &str) -> String {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
-        let (kind, detail) = match error {
+        let (kind, detail) = match &error {
+            // The system's own words, which name no host and no path.
+            StoreError::DiskFull(_) => {
+                return Problem::new(ProblemKind::DiskFull, error.to_string())
+                    .caused_by(error.to_string());
+            }
             StoreError::TimedOut => (ProblemKind::StoreTimeout, "the store didn't answer in time"),
             StoreError::Unreachable(_)
             | StoreError::Forbidden(_)

@@ -7,10 +7,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use bytes::Bytes;
 use etcetera::AppStrategy;
-use redb::{
-    Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
-};
+use redb::{ReadableTable, TableDefinition, TableError, TableHandle, WriteTransaction};
 
+use super::database::{End, PROBE, ReopeningDatabase, is_damage};
+use super::database_file::DatabaseFile;
+pub(crate) use super::database_file::InUse;
 use super::{
     Change, ChangeListener, Condition, Cursor, Expiry, Lease, Page, Replaced, StoreError, Stored,
     Written,
@@ -31,9 +32,6 @@ const MARKS: TableDefinition<&str, ()> = TableDefinition::new("marks");
 const HEADER: usize = 8;
 const NEVER: u64 = 0;
 
-/// Memory that redb may use for pages of the file. Decoded images are cached elsewhere.
-const PAGE_CACHE_BYTES: usize = 16 * 1024 * 1024;
-
 /// Smallest file that is worth compacting.
 const COMPACTED_FROM: u64 = 8 * 1024 * 1024;
 
@@ -45,9 +43,12 @@ const SWEEP_BATCH: usize = 256;
 /// A `put` is on the disk when it returns: redb ends each transaction with an fsync, so neither `kill -9` nor a power cut
 /// undoes an acknowledged write. The space of removed records is reused; a file that is mostly empty is compacted when
 /// it is opened.
+///
+/// While the disk is full, reads go on and writes fail with [`StoreError::DiskFull`]; the first write for which there is room
+/// succeeds.
 #[derive(Debug)]
 pub struct EmbeddedStore {
-    database: Arc<Database>,
+    database: Arc<ReopeningDatabase>,
     path: PathBuf,
     key_prefix: String,
     max_value: usize,
@@ -55,11 +56,6 @@ pub struct EmbeddedStore {
     listener: Option<ChangeListener>,
     sweeper: Option<Task>,
 }
-
-/// Another process has the store open, which can be asked to write.
-#[derive(Debug, thiserror::Error)]
-#[error("the store {} is in use by another process, such as a running afterimage", .0.display())]
-pub(crate) struct InUse(pub PathBuf);
 
 impl EmbeddedStore {
     /// Opens the database in the data directory; creates both if they are missing.
@@ -95,16 +91,18 @@ impl EmbeddedStore {
     pub(super) async fn size(&self, id: &ImageId) -> Result<u64, StoreError> {
         let (key, limit) = (self.key(id), self.max_value);
         self.blocking(move |database| {
-            let records = database.begin_read()?.open_table(RECORDS)?;
-            let record = records.get(key.as_str())?;
-            let size = record.map_or(0, |record| match split(record.value()) {
-                (expiry, _) if expiry != NEVER && expiry <= now() => 0,
-                (_, value) => value.len(),
-            });
-            Ok(if size > limit {
-                Err(StoreError::TooLarge { size: size as u64, limit })
-            } else {
-                Ok(size as u64)
+            database.read(|transaction| {
+                let records = transaction.open_table(RECORDS)?;
+                let record = records.get(key.as_str())?;
+                let size = record.map_or(0, |record| match split(record.value()) {
+                    (expiry, _) if expiry != NEVER && expiry <= now() => 0,
+                    (_, value) => value.len(),
+                });
+                Ok(if size > limit {
+                    Err(StoreError::TooLarge { size: size as u64, limit })
+                } else {
+                    Ok(size as u64)
+                })
             })
         })
         .await?
@@ -113,22 +111,36 @@ impl EmbeddedStore {
     /// Marks the database as started; returns true the first time.
     pub(crate) async fn is_first_start(&self) -> Result<bool, StoreError> {
         self.blocking(|database| {
-            let transaction = begin_write(database)?;
-            let first = transaction.open_table(MARKS)?.insert("started", ())?.is_none();
-            transaction.commit()?;
-            Ok(first)
+            let started = database.read(|transaction| match transaction.open_table(MARKS) {
+                Err(TableError::TableDoesNotExist(_)) => Ok(false),
+                marks => Ok(marks?.get("started")?.is_some()),
+            })?;
+            if started {
+                return Ok(false);
+            }
+            database.write(0, |transaction| {
+                transaction.open_table(MARKS)?.insert("started", ())?;
+                Ok(End::Commit(true))
+            })
         })
         .await
     }
 
-    /// Writes a mark, since a disk that was full for a moment leaves a database that can only be read.
+    /// Checks that the database can be read. Nothing is written: this is asked often.
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
         self.blocking(|database| {
-            let transaction = begin_write(database)?;
-            transaction.open_table(MARKS)?.insert("pinged", ())?;
-            Ok(transaction.commit()?)
+            database.read(|transaction| {
+                transaction.open_table(RECORDS)?;
+                Ok(())
+            })
         })
         .await
+    }
+
+    /// Returns the reason why the last write failed, such as a full disk; `None` once one has succeeded. While there is a
+    /// reason, the sweeper tries at each interval whether there is room again.
+    pub(super) fn write_failure(&self) -> Option<Arc<str>> {
+        self.database.write_failure()
     }
 
     /// The path of the database file.
@@ -140,19 +152,21 @@ impl EmbeddedStore {
     pub(super) async fn get(&self, id: &ImageId) -> Result<Option<Stored>, StoreError> {
         let (key, limit) = (self.key(id), self.max_value);
         self.blocking(move |database| {
-            let records = database.begin_read()?.open_table(RECORDS)?;
-            let Some(record) = records.get(key.as_str())? else {
-                return Ok(Ok(None));
-            };
-            let (expiry, value) = split(record.value());
-            let now = now();
-            Ok(if expiry != NEVER && expiry <= now {
-                Ok(None)
-            } else if value.len() > limit {
-                Err(StoreError::TooLarge { size: value.len() as u64, limit })
-            } else {
-                let time_to_live = (expiry != NEVER).then(|| Duration::from_millis(expiry - now));
-                Ok(Some(Stored { value: Bytes::copy_from_slice(value), time_to_live }))
+            database.read(|transaction| {
+                let records = transaction.open_table(RECORDS)?;
+                let Some(record) = records.get(key.as_str())? else {
+                    return Ok(Ok(None));
+                };
+                let (expiry, value) = split(record.value());
+                let now = now();
+                Ok(if expiry != NEVER && expiry <= now {
+                    Ok(None)
+                } else if value.len() > limit {
+                    Err(StoreError::TooLarge { size: value.len() as u64, limit })
+                } else {
+                    let left = (expiry != NEVER).then(|| Duration::from_millis(expiry - now));
+                    Ok(Some(Stored { value: Bytes::copy_from_slice(value), time_to_live: left }))
+                })
             })
         })
         .await?
@@ -165,7 +179,7 @@ impl EmbeddedStore {
         expiry: Expiry,
         condition: &Condition,
     ) -> Result<Written, StoreError> {
-        self.change(id, condition, move |transaction, key, before| {
+        self.change(id, condition, value.len(), move |transaction, key, before| {
             let after = |time_to_live: Duration| {
                 let millis = u64::try_from(time_to_live.as_millis()).unwrap_or(u64::MAX);
                 now().saturating_add(millis.max(1))
@@ -197,15 +211,16 @@ impl EmbeddedStore {
         id: &ImageId,
         condition: &Condition,
     ) -> Result<Written, StoreError> {
-        self.change(id, condition, |_transaction, _key, _before| Ok(())).await
+        self.change(id, condition, 0, |_transaction, _key, _before| Ok(())).await
     }
 
-    /// Removes a record if the condition holds, and lets `put` write in its place. redb has one write transaction at a time,
-    /// so check and write are atomic.
+    /// Removes a record if the condition holds, and lets `put` write a value of this size in its place. redb has one write
+    /// transaction at a time, so check and write are atomic.
     async fn change(
         &self,
         id: &ImageId,
         condition: &Condition,
+        size: usize,
         put: impl FnOnce(&WriteTransaction, &str, Option<u64>) -> Result<(), redb::Error>
         + Send
         + 'static,
@@ -214,29 +229,33 @@ impl EmbeddedStore {
         let (condition, limit) = (condition.clone(), self.max_value);
         let value_fits = move |value: &[u8]| value.len() <= limit;
         self.blocking(move |database| {
-            let transaction = begin_write(database)?;
-            let (holds, before) = {
-                let records = transaction.open_table(RECORDS)?;
-                let record = records.get(key.as_str())?;
-                let present = record.as_ref().map(|record| split(record.value()));
-                let present = present.filter(|(expiry, _)| *expiry == NEVER || *expiry > now());
-                let readable = |(_, value): (u64, _)| if value_fits(value) { value } else { &[] };
-                (condition.holds(present.map(readable)), present.map(|(expiry, _)| expiry))
-            };
-            if !holds {
-                transaction.abort()?;
-                return Ok(Written::ConditionFailed);
-            }
-            remove(&transaction, &key)?;
-            put(&transaction, &key, before)?;
-            transaction.commit()?;
-            if let Some(listener) = listener {
+            let written = database.write(size, |transaction| {
+                let (holds, before) = {
+                    let records = transaction.open_table(RECORDS)?;
+                    let record = records.get(key.as_str())?;
+                    let present = record.as_ref().map(|record| split(record.value()));
+                    let present = present.filter(|(expiry, _)| *expiry == NEVER || *expiry > now());
+                    let readable =
+                        |(_, value): (u64, _)| if value_fits(value) { value } else { &[] };
+                    (condition.holds(present.map(readable)), present.map(|(expiry, _)| expiry))
+                };
+                if !holds {
+                    return Ok(End::Abort(Written::ConditionFailed));
+                }
+                remove(transaction, &key)?;
+                put(transaction, &key, before)?;
+                Ok(End::Commit(Written::Done(match before {
+                    Some(_) => Replaced::Value,
+                    None => Replaced::Nothing,
+                })))
+            });
+            // After an error, too: the disk may have failed once the write was made.
+            if let Some(listener) = listener
+                && !matches!(written, Ok(Written::ConditionFailed))
+            {
                 listener.notify(Change::Invalidated(id));
             }
-            Ok(Written::Done(match before {
-                Some(_) => Replaced::Value,
-                None => Replaced::Nothing,
-            }))
+            written
         })
         .await
     }
@@ -250,28 +269,30 @@ impl EmbeddedStore {
         const VISITED_RECORDS: usize = 1000;
         let prefix_length = self.key_prefix.len();
         let beginning = format!("{}{beginning}", self.key_prefix);
+        let from = from.map_or_else(|| beginning.clone(), |cursor| cursor.0);
         self.blocking(move |database| {
-            let records = database.begin_read()?.open_table(RECORDS)?;
-            let from = from.map_or_else(|| beginning.clone(), |cursor| cursor.0);
-            let (mut ids, mut next, now) = (Vec::new(), None, now());
-            for (number, record) in records.range(from.as_str()..)?.enumerate() {
-                let (key, record) = record?;
-                let key = key.value();
-                if !key.starts_with(&beginning) {
-                    break;
+            database.read(|transaction| {
+                let records = transaction.open_table(RECORDS)?;
+                let (mut ids, mut next, now) = (Vec::new(), None, now());
+                for (number, record) in records.range(from.as_str()..)?.enumerate() {
+                    let (key, record) = record?;
+                    let key = key.value();
+                    if !key.starts_with(&beginning) {
+                        break;
+                    }
+                    if number == VISITED_RECORDS {
+                        next = Some(Cursor(key.to_owned()));
+                        break;
+                    }
+                    let (expiry, _) = split(record.value());
+                    if let Ok(id) = ImageId::parse(&key[prefix_length..])
+                        && (expiry == NEVER || expiry > now)
+                    {
+                        ids.push(id);
+                    }
                 }
-                if number == VISITED_RECORDS {
-                    next = Some(Cursor(key.to_owned()));
-                    break;
-                }
-                let (expiry, _) = split(record.value());
-                if let Ok(id) = ImageId::parse(&key[prefix_length..])
-                    && (expiry == NEVER || expiry > now)
-                {
-                    ids.push(id);
-                }
-            }
-            Ok(Page { ids, next })
+                Ok(Page { ids, next })
+            })
         })
         .await
     }
@@ -283,41 +304,65 @@ impl EmbeddedStore {
     /// Runs a transaction on a thread that may block.
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Database) -> Result<T, redb::Error> + Send + 'static,
+        work: impl FnOnce(&ReopeningDatabase) -> Result<T, redb::Error> + Send + 'static,
     ) -> Result<T, StoreError> {
         let database = Arc::clone(&self.database);
-        tokio::task::spawn_blocking(move || work(&database))
-            .await
-            .map_err(StoreError::unreachable)?
-            .map_err(StoreError::unreachable)
+        let done = tokio::task::spawn_blocking(move || work(&database)).await;
+        Ok(done.map_err(StoreError::unreachable)??)
     }
 }
 
-fn open_database(dir: &Path, path: &Path) -> anyhow::Result<Database> {
+fn open_database(dir: &Path, path: &Path) -> anyhow::Result<ReopeningDatabase> {
     std::fs::create_dir_all(dir).with_context(|| format!("can't create {}", dir.display()))?;
-    let mut builder = Database::builder();
-    builder.set_cache_size(PAGE_CACHE_BYTES);
-    let mut database = builder.create(path).map_err(|error| match error {
-        DatabaseError::DatabaseAlreadyOpen => anyhow::Error::new(InUse(path.to_owned())),
-        error => {
-            anyhow::Error::new(error).context(format!("can't open the store {}", path.display()))
+    let file = DatabaseFile::open(path)?;
+    let opened = ReopeningDatabase::open(path, file);
+    opened.and_then(|database| prepare(&database).map(|()| database)).map_err(|error| {
+        let path = path.display();
+        if is_damage(&error) {
+            anyhow::anyhow!(
+                "the store {path} is damaged, or another program's file ({error}): restore it from a backup, or move it \
+                 away to begin with a new store"
+            )
+        } else {
+            anyhow::Error::new(error).context(format!("can't open the store {path}"))
         }
+    })
+}
+
+/// Creates the tables, removes expired records and compacts the file, as far as each is due. A disk that is full now is no
+/// reason not to start: what is there can be read.
+fn prepare(database: &ReopeningDatabase) -> Result<(), redb::Error> {
+    let (created, probed) = database.read(|transaction| {
+        let tables: Vec<String> =
+            transaction.list_tables()?.map(|it| it.name().to_owned()).collect();
+        let has = |name: &str| tables.iter().any(|it| it == name);
+        Ok((has(RECORDS.name()) && has(EXPIRIES.name()), has(PROBE.name())))
     })?;
-    let transaction = begin_write(&database)?;
-    transaction.open_table(RECORDS)?;
-    transaction.open_table(EXPIRIES)?;
-    transaction.commit()?;
-    while remove_expired(&database, &|_| {})? == SWEEP_BATCH {}
-    // Compacting moves pages from the end into the gaps and truncates the file. It needs the database to itself, which is
-    // true only here, and reads all records, so it must at least halve the file.
-    let transaction = begin_write(&database)?;
-    let used = transaction.stats()?.allocated_pages() * transaction.stats()?.page_size() as u64;
-    transaction.abort()?;
-    let size = path.metadata().map_or(0, |file| file.len());
-    if size > 2 * used && size > COMPACTED_FROM {
-        database.compact().context("can't compact the store")?;
+    if !created {
+        database.write(0, |transaction| {
+            transaction.open_table(RECORDS)?;
+            transaction.open_table(EXPIRIES)?;
+            Ok(End::Commit(()))
+        })?;
     }
-    Ok(database)
+    if probed {
+        database.remove_probe();
+    }
+    let tidied = loop {
+        match remove_expired(database, &|_| {}) {
+            Ok(SWEEP_BATCH) => {}
+            Ok(_) => break database.compact_from(COMPACTED_FROM),
+            Err(error) => break Err(error),
+        }
+    };
+    match tidied {
+        Err(error) if is_damage(&error) => Err(error),
+        Err(error) => {
+            tracing::warn!(%error, "can't remove expired records and compact the store");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 /// Returns the directory of the settings, or else the platform's own place for application data.
@@ -334,13 +379,6 @@ fn data_dir(dir: &Path) -> anyhow::Result<PathBuf> {
     Ok(strategy.data_dir())
 }
 
-/// Begins a write with quick repair, so that opening after a crash takes milliseconds however large the file is.
-fn begin_write(database: &Database) -> Result<WriteTransaction, redb::Error> {
-    let mut transaction = database.begin_write()?;
-    transaction.set_quick_repair(true);
-    Ok(transaction)
-}
-
 /// Removes a record and its entry among the expiries; returns the expiry that it had.
 fn remove(transaction: &WriteTransaction, key: &str) -> Result<Option<u64>, redb::Error> {
     let mut records = transaction.open_table(RECORDS)?;
@@ -352,44 +390,47 @@ fn remove(transaction: &WriteTransaction, key: &str) -> Result<Option<u64>, redb
 }
 
 /// Removes up to [`SWEEP_BATCH`] expired records, announces each, and returns how many were due.
-fn remove_expired(database: &Database, announce: &dyn Fn(&str)) -> Result<usize, redb::Error> {
-    let due: Vec<String> = {
-        let expiries = database.begin_read()?.open_table(EXPIRIES)?;
-        expiries
-            .range(..(now(), ""))?
-            .take(SWEEP_BATCH)
-            .map(|entry| entry.map(|(key, _)| key.value().1.to_owned()))
-            .collect::<Result<_, _>>()?
-    };
+fn remove_expired(
+    database: &ReopeningDatabase,
+    announce: &dyn Fn(&str),
+) -> Result<usize, redb::Error> {
+    let due: Vec<String> = database.read(|transaction| {
+        let expiries = transaction.open_table(EXPIRIES)?;
+        let due = expiries.range(..(now(), ""))?.take(SWEEP_BATCH);
+        due.map(|entry| Ok(entry?.0.value().1.to_owned())).collect()
+    })?;
     if due.is_empty() {
         return Ok(0);
     }
-    let transaction = begin_write(database)?;
-    for key in &due {
-        // It may have been written again since the read above.
-        let expired = {
-            let records = transaction.open_table(RECORDS)?;
-            let record = records.get(key.as_str())?;
-            record.is_some_and(|record| {
-                let (expiry, _) = split(record.value());
-                expiry != NEVER && expiry <= now()
-            })
-        };
-        if expired {
-            remove(&transaction, key)?;
+    let removed = database.write(0, |transaction| {
+        for key in &due {
+            // It may have been written again since the read above.
+            let expired = {
+                let records = transaction.open_table(RECORDS)?;
+                let record = records.get(key.as_str())?;
+                record.is_some_and(|record| {
+                    let (expiry, _) = split(record.value());
+                    expiry != NEVER && expiry <= now()
+                })
+            };
+            if expired {
+                remove(transaction, key)?;
+            }
         }
-    }
-    transaction.commit()?;
+        Ok(End::Commit(()))
+    });
+    // After an error, too: the disk may have failed once they were removed.
     for key in &due {
         announce(key);
     }
+    removed?;
     Ok(due.len())
 }
 
 /// Removes expired records, until the store is dropped.
 #[derive(Clone)]
 struct Sweeper {
-    database: Weak<Database>,
+    database: Weak<ReopeningDatabase>,
     key_prefix: String,
     listener: ChangeListener,
 }
@@ -411,7 +452,8 @@ impl Sweeper {
         }
     }
 
-    /// Removes batch by batch, so that writes get in between, until nothing is due.
+    /// Removes batch by batch, so that writes get in between, until nothing is due. Then sees if failed writes would succeed
+    /// again.
     fn sweep(&self) -> Result<(), redb::Error> {
         let announce = |key: &str| {
             let id = key.strip_prefix(&self.key_prefix).map(ImageId::parse);
@@ -420,8 +462,10 @@ impl Sweeper {
             }
         };
         while let Some(database) = self.database.upgrade() {
-            if remove_expired(&database, &announce)? < SWEEP_BATCH {
-                break;
+            let removed = remove_expired(&database, &announce);
+            if !matches!(removed, Ok(SWEEP_BATCH)) {
+                database.probe_writes();
+                return removed.map(|_| ());
             }
         }
         Ok(())
@@ -477,9 +521,11 @@ mod tests {
             }),
         };
         sweeper.sweep().unwrap();
-        let transaction = store.database.begin_read().unwrap();
-        assert_eq!(transaction.open_table(RECORDS).unwrap().len().unwrap(), 1);
-        assert_eq!(transaction.open_table(EXPIRIES).unwrap().len().unwrap(), 0);
+        let left = store.database.read(|transaction| {
+            let records = transaction.open_table(RECORDS)?.len()?;
+            Ok((records, transaction.open_table(EXPIRIES)?.len()?))
+        });
+        assert_eq!(left.unwrap(), (1, 0));
         assert_eq!(announced.lock().unwrap().len(), due);
     }
 }

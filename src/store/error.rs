@@ -1,6 +1,7 @@
 //! Errors of a store.
 
 use std::error::Error;
+use std::io;
 use std::sync::Arc;
 
 /// Failure of a store to answer. It can be cloned for each request that shares a fetch.
@@ -18,6 +19,9 @@ pub enum StoreError {
     /// The store answered with an error of its own, such as out of memory.
     #[error("the store refused: {0}")]
     Refused(#[source] Arc<dyn Error + Send + Sync>),
+    /// The disk has no room for a write, or the file may not grow. Reads go on.
+    #[error("the disk of the store is full: {0}")]
+    DiskFull(#[source] Arc<io::Error>),
     /// The key holds a type other than a string.
     #[error("the key doesn't hold a string")]
     WrongType,
@@ -57,7 +61,9 @@ impl StoreError {
         match self {
             StoreError::Unreachable(_) => Some(unreachable),
             StoreError::TimedOut => Some(timeout),
-            StoreError::Forbidden(_) | StoreError::Refused(_) => Some(refused),
+            StoreError::Forbidden(_) | StoreError::Refused(_) | StoreError::DiskFull(_) => {
+                Some(refused)
+            }
             StoreError::WrongType | StoreError::TooLarge { .. } => None,
         }
     }

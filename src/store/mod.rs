@@ -1,5 +1,6 @@
 //! Stores of records: Redis, or a database of the program's own. One contract holds for both.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +13,8 @@ mod bulk;
 mod change;
 mod condition;
 mod connection;
+mod database;
+mod database_file;
 pub(crate) mod embedded;
 mod error;
 mod redis;
@@ -160,6 +163,17 @@ impl Store {
         match self {
             Store::Redis(store) => store.ping().await,
             Store::Embedded(store) => store.ping().await,
+        }
+    }
+
+    /// Returns the reason why the last write failed because of the store's own disk; `None` once one has succeeded. Costs
+    /// nothing.
+    #[must_use]
+    pub fn write_failure(&self) -> Option<Arc<str>> {
+        match self {
+            // A Redis that can't be written says so to each write.
+            Store::Redis(_) => None,
+            Store::Embedded(store) => store.write_failure(),
         }
     }
 }

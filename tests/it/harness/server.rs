@@ -140,7 +140,14 @@ pub(crate) struct Process {
 
 /// Command that runs the program without environment variables that it would read.
 pub(crate) fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_afterimage"));
+    program_below(&[])
+}
+
+/// The same, started by another program and its arguments.
+pub(crate) fn program_below(starter: &[&str]) -> Command {
+    let words: Vec<&str> = [starter, &[env!("CARGO_BIN_EXE_afterimage")]].concat();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]);
     for (name, _) in std::env::vars() {
         if name.starts_with("AFTERIMAGE_") || name == "PORT" || name == "REDIS_URL" {
             command.env_remove(name);
