@@ -46,6 +46,15 @@ pub(crate) enum EventContent<'a> {
         /// The original, if it is wanted and not too large.
         original: Option<Representation>,
     },
+    /// The images with a prefix.
+    List {
+        /// The prefix.
+        prefix: &'a str,
+        /// False if there are more than a stream may name.
+        complete: bool,
+        /// Their ids, in order.
+        ids: &'a [ImageId],
+    },
 }
 
 /// Encodes an event for its stream.
@@ -119,6 +128,11 @@ impl EventMaker {
             return Err(Unknown);
         }
         Ok(Some(event))
+    }
+
+    /// The event of the images with a prefix.
+    pub(super) fn list(&self, prefix: &str, complete: bool, ids: &[ImageId]) -> Bytes {
+        (self.encode)(&EventContent::List { prefix, complete, ids })
     }
 
     /// Makes the event of the version that is current now.

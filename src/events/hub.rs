@@ -126,10 +126,8 @@ impl Hub {
             let changed = std::mem::take(&mut followers.changed);
             let following: Vec<_> =
                 changed.into_iter().map(|id| (followers.following(&id), id)).collect();
-            let everybody: Vec<Arc<Stream>> = if std::mem::take(&mut followers.everything) || poll {
-                let prefixed: Vec<u64> = followers.by_prefix.values().flatten().copied().collect();
-                followers.unlisted.extend(prefixed);
-                self.unlisted.notify_one();
+            let everything = std::mem::take(&mut followers.everything) || poll;
+            let everybody: Vec<Arc<Stream>> = if everything {
                 followers.streams.values().map(Arc::clone).collect()
             } else {
                 Vec::new()
@@ -142,6 +140,14 @@ impl Hub {
             }
             for stream in everybody {
                 stream.add_everything();
+            }
+            if everything {
+                // Only now, so that a listing which is under way doesn't count as the one that is wanted.
+                let mut followers = self.followers();
+                let prefixed: Vec<u64> = followers.by_prefix.values().flatten().copied().collect();
+                followers.unlisted.extend(prefixed);
+                drop(followers);
+                self.unlisted.notify_one();
             }
         }
     }
@@ -195,34 +201,55 @@ impl Followers {
     }
 }
 
+/// A stream that waits for a listing.
+struct Waiting<'a> {
+    stream: &'a Arc<Stream>,
+    prefix: &'a str,
+    /// Number of this listing, for the stream.
+    listing: u64,
+    /// The images that it was told of. A listing may name one twice.
+    found: HashSet<ImageId>,
+}
+
 /// Lists the images of some streams with a prefix, at most `most` for each.
 async fn list_for(store: &Store, streams: &[&Arc<Stream>], most: usize) -> Result<(), StoreError> {
-    let prefix = |stream: &Arc<Stream>| match &stream.followed {
-        Followed::Prefix(prefix) => prefix.clone(),
-        Followed::Ids(_) => String::new(),
-    };
-    let mut waiting: Vec<(String, &Arc<Stream>, usize)> =
-        streams.iter().map(|it| (prefix(it), *it, most)).collect();
-    let common = waiting.iter().map(|(prefix, ..)| prefix.as_str()).reduce(|common, prefix| {
+    let mut waiting: Vec<Waiting<'_>> = Vec::new();
+    for stream in streams {
+        if let Some(prefix) = stream.prefix() {
+            let (listing, found) = (stream.begin_listing(), HashSet::new());
+            waiting.push(Waiting { stream, prefix, listing, found });
+        }
+    }
+    let common = waiting.iter().map(|it| it.prefix).reduce(|common, prefix| {
         let same = common.bytes().zip(prefix.bytes()).take_while(|(a, b)| a == b).count();
         &common[..same]
     });
-    let common = common.unwrap_or_default().to_owned();
+    let common = common.unwrap_or_default();
     let mut from: Option<Cursor> = None;
     loop {
-        let page = store.list(&common, from).await?;
+        let page = store.list(common, from).await?;
         for id in &page.ids {
-            for (prefix, stream, left) in &mut waiting {
-                if *left > 0 && id.as_str().starts_with(prefix.as_str()) {
-                    *left -= 1;
-                    stream.add(id);
+            waiting.retain_mut(|it| {
+                if !id.as_str().starts_with(it.prefix) || it.found.contains(id) {
+                    return true;
                 }
-            }
+                if it.found.len() == most {
+                    // It has its fill.
+                    it.stream.end_listing(it.listing, false);
+                    return false;
+                }
+                it.found.insert(id.clone());
+                it.stream.add(id);
+                true
+            });
         }
-        // A stream that has its fill, or whose client has left, needs no more.
-        waiting.retain(|(_, stream, left)| *left > 0 && Arc::strong_count(stream) > 1);
+        // A stream whose client has left needs no more.
+        waiting.retain(|it| Arc::strong_count(it.stream) > 1);
         from = page.next;
         if from.is_none() || waiting.is_empty() {
+            for it in &waiting {
+                it.stream.end_listing(it.listing, true);
+            }
             return Ok(());
         }
     }

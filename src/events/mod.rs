@@ -10,6 +10,9 @@
 //! A stream holds no events, only the ids whose state it may have to send, and the version of each image that it sent
 //! last. So a slow client gets fewer events but always the newest state, no client gets an older state after a newer one,
 //! and a new connection begins with the state of every image.
+//!
+//! A stream with a prefix is also told when the states of all images that a listing of the store found have been sent. The
+//! list of those that are there tells a page which of the images that it shows were removed while it was cut off.
 
 mod content;
 mod hub;

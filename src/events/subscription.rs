@@ -1,5 +1,6 @@
 //! Opens streams of events, and gives the next event of each.
 
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::content::{Encode, EventMaker, Inline, Unknown};
 use super::hub::{Hub, RETRY};
-use super::stream::{Followed, Stream};
+use super::stream::{Due, Followed, Listing, Stream};
 use crate::image::{ImageId, Version};
 use crate::metrics::{Metrics, Shed};
 use crate::read::Reader;
@@ -94,13 +95,15 @@ impl Events {
     }
 
     /// Opens a stream. It begins with the state of every image that it follows; with a prefix, of no more images than a
-    /// stream may name.
+    /// stream may name, and then the list of them.
     pub(crate) fn subscribe(
         &self,
         followed: Followed,
         inline: Inline,
     ) -> Result<Subscription, TooMany> {
-        let stream = Arc::new(Stream::new(followed, self.most_ids.get()));
+        let most_ids = self.most_ids.get();
+        let stream = Arc::new(Stream::new(followed, most_ids));
+        let listed = stream.prefix().map(|_| Gathered::new(most_ids));
         let Some(number) = self.shared.hub.add(&stream, self.most_streams) else {
             self.shared.metrics.count_shed(Shed::Streams);
             return Err(TooMany(self.most_streams));
@@ -115,6 +118,9 @@ impl Events {
             failed: Vec::new(),
             retry: None,
             sent: LruCache::new(self.most_ids),
+            gathered: listed,
+            listing: None,
+            listed: None,
         })
     }
 }
@@ -134,6 +140,62 @@ pub(crate) struct Subscription {
     retry: Option<Instant>,
     /// The version of each image that was sent last. An image that has left this is sent again when it may have changed.
     sent: LruCache<ImageId, Option<Version>>,
+    /// The images with the prefix, gathered for the next list.
+    gathered: Option<Gathered>,
+    /// The listing whose list is to be sent next.
+    listing: Option<Listing>,
+    /// The list that was sent last, if nothing was sent since.
+    listed: Option<List>,
+}
+
+/// The images with a prefix that were there when they were last read, since everything may have changed.
+///
+/// All that a listing finds are read, and all that change meanwhile. So once the listing has ended and they are read, these
+/// are all that there are: a page may drop every other one. That is how it learns of removals that it missed. An image that
+/// can't be read may be there, and is among them.
+#[derive(Debug)]
+struct Gathered {
+    ids: HashSet<ImageId>,
+    /// Most ids that are gathered.
+    most: usize,
+    /// There were more.
+    cut: bool,
+}
+
+/// Images with a prefix, in order.
+#[derive(Debug, PartialEq, Eq)]
+struct List {
+    ids: Vec<ImageId>,
+    complete: bool,
+}
+
+impl Gathered {
+    fn new(most: usize) -> Gathered {
+        Gathered { ids: HashSet::new(), most, cut: false }
+    }
+
+    fn note(&mut self, id: &ImageId, present: bool) {
+        if !present {
+            self.ids.remove(id);
+        } else if self.ids.len() < self.most || self.ids.contains(id) {
+            self.ids.insert(id.clone());
+        } else {
+            self.cut = true;
+        }
+    }
+
+    fn list(self, listing: Listing) -> List {
+        let mut ids: Vec<ImageId> = self.ids.into_iter().collect();
+        ids.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+        List { ids, complete: listing.complete && !self.cut }
+    }
+}
+
+impl List {
+    /// True if a page that was sent the other list learns nothing from this one.
+    fn adds_nothing_to(&self, other: &List) -> bool {
+        self == other || !(self.complete || other.complete)
+    }
 }
 
 impl Subscription {
@@ -152,16 +214,28 @@ impl Subscription {
                 self.current = None;
                 match event {
                     Ok(Some(event)) => {
+                        self.gather(&id, event.version.is_some());
                         self.sent.put(id, event.version);
+                        self.listed = None;
                         self.shared.metrics.events.inc();
                         return Some(event.text);
                     }
-                    Ok(None) => {}
+                    Ok(None) => {
+                        let present = self.sent.peek(&id).is_some_and(Option::is_some);
+                        self.gather(&id, present);
+                    }
                     Err(Unknown) => {
+                        // Perhaps it is there: it must not be taken for removed.
+                        self.gather(&id, true);
                         self.failed.push(id);
                         self.retry.get_or_insert_with(|| Instant::now() + RETRY);
                     }
                 }
+            }
+            if let Some(listing) = self.listing.take() {
+                let Some(list) = self.list(listing) else { continue };
+                self.shared.metrics.events.inc();
+                return Some(list);
             }
             let ready = self.stream.ready();
             match self.retry {
@@ -176,14 +250,38 @@ impl Subscription {
         }
     }
 
-    /// The next id to be read.
+    /// The next id to be read; `None` if none is due, or a list.
     fn take(&mut self) -> Option<ImageId> {
         let sent = self.sent.iter().map(|(id, _)| id);
-        self.stream.expand_everything(sent);
-        if self.current.is_none() {
-            self.current = self.stream.pop();
+        if self.stream.expand_everything(sent) && self.stream.prefix().is_some() {
+            self.gathered = Some(Gathered::new(self.sent.cap().get()));
+            self.listing = None;
+        }
+        if self.current.is_none() && self.listing.is_none() {
+            match self.stream.pop()? {
+                Due::Image(id) => self.current = Some(id),
+                Due::Listed(listing) => self.listing = Some(listing),
+            }
         }
         self.current.clone()
+    }
+
+    fn gather(&mut self, id: &ImageId, present: bool) {
+        if let Some(gathered) = &mut self.gathered {
+            gathered.note(id, present);
+        }
+    }
+
+    /// The event of a list; `None` if the page learns nothing from it.
+    fn list(&mut self, listing: Listing) -> Option<Bytes> {
+        let list = self.gathered.take()?.list(listing);
+        let known = self.listed.as_ref().is_some_and(|listed| list.adds_nothing_to(listed));
+        let event = (!known).then(|| {
+            let prefix = self.stream.prefix().unwrap_or_default();
+            self.shared.maker.list(prefix, list.complete, &list.ids)
+        });
+        self.listed = Some(list);
+        event
     }
 }
 

@@ -34,9 +34,14 @@ pub(crate) struct EventParams {
     ids: Option<String>,
     prefix: Option<String>,
     inline: Option<String>,
+    /// Sent by polyfills of `EventSource`, which can't send the header `Last-Event-ID` to another origin. Neither is needed: a
+    /// stream begins with the state of every image.
+    #[serde(rename = "lastEventId")]
+    _last_event_id: Option<String>,
 }
 
-/// `GET /events?ids=a,b` or `?prefix=concept_`, with `inline=none`, `thumbnail` or `full`.
+/// `GET /events?ids=a,b` or `?prefix=concept_`, with `inline=none`, `thumbnail` or `full`, and `lastEventId`, which is
+/// ignored.
 pub(crate) async fn get(
     State(state): State<Arc<HttpState>>,
     query: Result<Query<EventParams>, QueryRejection>,
@@ -142,6 +147,10 @@ pub(crate) fn encode(content: &EventContent<'_>) -> Bytes {
             };
             message("concept_progress", Some(*version), progress)
         }
+        EventContent::List { prefix, complete, ids } => {
+            let concept_ids = ids.iter().map(ImageId::as_str).collect();
+            message("concept_list", None, ConceptList { prefix, complete: *complete, concept_ids })
+        }
     }
 }
 
@@ -160,6 +169,14 @@ struct ConceptProgress<'a> {
 #[derive(Serialize)]
 struct ConceptAbsent<'a> {
     concept_id: &'a str,
+}
+
+/// The data of the event of all images with a prefix.
+#[derive(Serialize)]
+struct ConceptList<'a> {
+    prefix: &'a str,
+    complete: bool,
+    concept_ids: Vec<&'a str>,
 }
 
 fn message(name: &'static str, version: Option<Version>, data: impl Serialize) -> Bytes {

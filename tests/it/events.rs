@@ -126,8 +126,19 @@ impl Event {
         event
     }
 
+    /// The id of its image; empty for a list.
     fn of(&self) -> String {
+        if self.name == "concept_list" {
+            return String::new();
+        }
         self.data["data"]["concept_id"].as_str().unwrap().to_owned()
+    }
+
+    /// A list of the images with a prefix.
+    fn list(prefix: &str, complete: bool, ids: &[&str]) -> Event {
+        let data = json!({"prefix": prefix, "complete": complete, "concept_ids": ids});
+        let data = json!({"type": "concept_list", "data": data});
+        Event { name: "concept_list".to_owned(), id: String::new(), data }
     }
 }
 
@@ -220,6 +231,7 @@ async fn a_prefix_follows_existing_and_new_images() {
     let mut events = Events::of(server.address, "prefix=concept_").await;
     let both = events.next_of(&["concept_0", "concept_1"]).await;
     assert_eq!(both.len(), 2);
+    assert_eq!(events.next().await, Event::list("concept_", true, &["concept_0", "concept_1"]));
     redis.set("other", &record(&drawn(2))).await;
     redis.set("concept_2", &record(&drawn(3))).await;
     assert_eq!(events.next().await.of(), "concept_2");
@@ -230,6 +242,113 @@ async fn a_prefix_follows_existing_and_new_images() {
     flush.exec_async(&mut redis.connect().await).await.unwrap();
     let gone = events.next_of(&["concept_0", "concept_1", "concept_2"]).await;
     assert!(gone.values().all(|event| event.name == "concept_absent"), "{gone:?}");
+    assert_eq!(events.next().await, Event::list("concept_", true, &[]));
+}
+
+#[tokio::test]
+async fn a_page_that_was_cut_off_learns_which_images_with_its_prefix_are_left() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    for id in ["n1", "n2", "n3", "other"] {
+        redis.set(id, &record(&drawn(1))).await;
+    }
+    let mut events = Events::of(server.address, "prefix=n").await;
+    events.next_of(&["n1", "n2", "n3"]).await;
+    assert_eq!(events.next().await, Event::list("n", true, &["n1", "n2", "n3"]));
+    // A removal that it sees, and one while it is cut off.
+    redis.connect().await.del("image:n1").await.unwrap();
+    assert_eq!(events.next_of(&["n1"]).await["n1"].name, "concept_absent");
+    drop(events);
+    redis.connect().await.del("image:n2").await.unwrap();
+    redis.set("n4", &record(&drawn(4))).await;
+
+    let mut events = Events::of(server.address, "prefix=n").await;
+    events.next_of(&["n3", "n4"]).await;
+    assert_eq!(events.next().await, Event::list("n", true, &["n3", "n4"]));
+    // None at all is a list, too.
+    let mut events = Events::of(server.address, "prefix=none").await;
+    assert_eq!(events.next().await, Event::list("none", true, &[]));
+}
+
+#[tokio::test]
+async fn a_list_of_more_images_than_a_stream_may_name_says_that_it_is_not_complete() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("events.ids", "3")]).await.coherent().await;
+    for id in ["n1", "n2", "n3"] {
+        redis.set(id, &record(&drawn(1))).await;
+    }
+    let mut events = Events::of(server.address, "prefix=n").await;
+    events.next_of(&["n1", "n2", "n3"]).await;
+    assert_eq!(events.next().await, Event::list("n", true, &["n1", "n2", "n3"]));
+    redis.set("n4", &record(&drawn(1))).await;
+    let mut events = Events::of(server.address, "prefix=n").await;
+    let mut told = Vec::new();
+    let list = loop {
+        let event = events.next().await;
+        if event.name == "concept_list" {
+            break event;
+        }
+        told.push(event.of());
+    };
+    told.sort();
+    let told: Vec<&str> = told.iter().map(String::as_str).collect();
+    assert_eq!((told.len(), list), (3, Event::list("n", false, &told)));
+}
+
+#[tokio::test]
+async fn removals_during_a_redis_outage_are_told_afterwards() {
+    let redis = RedisServer::start().await;
+    let proxy = Proxy::to(redis.port).await;
+    let url = format!("redis://{}", proxy.address);
+    let server = Server::start(&[("redis.url", &url)]).await.coherent().await;
+    for id in ["a1", "a2", "a3"] {
+        redis.set(id, &record(&drawn(1))).await;
+    }
+    let mut named = Events::of(server.address, "ids=a1,a2,a3").await;
+    let mut prefixed = Events::of(server.address, "prefix=a").await;
+    for events in [&mut named, &mut prefixed] {
+        events.next_of(&["a1", "a2", "a3"]).await;
+    }
+    assert_eq!(prefixed.next().await, Event::list("a", true, &["a1", "a2", "a3"]));
+    proxy.hold(crate::harness::Held::All);
+    redis.connect().await.del("image:a2").await.unwrap();
+    until("the silence is noticed", || async { server.coherence().await != "coherent" }).await;
+    proxy.hold(crate::harness::Held::None);
+    for events in [&mut named, &mut prefixed] {
+        assert_eq!(events.next_of(&["a2"]).await["a2"].name, "concept_absent");
+    }
+    assert_eq!(prefixed.next().await, Event::list("a", true, &["a1", "a3"]));
+}
+
+#[tokio::test]
+async fn a_list_that_has_not_changed_is_not_sent_again() {
+    let redis = RedisServer::start().await;
+    // The store is listed at each heartbeat.
+    let settings = [("redis.tracking", "false"), ("events.heartbeat", "100ms")];
+    let server = Server::on(&redis, &settings).await;
+    redis.set("a", &record(&drawn(1))).await;
+    let mut events = Events::of(server.address, "prefix=a").await;
+    events.next_of(&["a"]).await;
+    assert_eq!(events.next().await, Event::list("a", true, &["a"]));
+    for _ in 0..10 {
+        assert_eq!(events.block().await.unwrap(), ":");
+    }
+    redis.connect().await.del("image:a").await.unwrap();
+    assert_eq!(events.next().await.name, "concept_absent");
+    assert_eq!(events.next().await, Event::list("a", true, &[]));
+}
+
+#[tokio::test]
+async fn the_last_event_id_that_a_polyfill_names_in_the_query_is_taken() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    for id in ["", "99914b932bd37a50b983c5e7c90ae93b", "any%20text"] {
+        let mut events = Events::of(server.address, &format!("ids=a&lastEventId={id}")).await;
+        assert_eq!(events.next().await.name, "concept_absent");
+    }
+    for query in ["ids=a&lasteventid=1", "ids=a&lastEventId=1&lastEventId=2", "lastEventId=1"] {
+        server.get(&format!("/events?{query}")).await.problem(400, "bad-parameter");
+    }
 }
 
 #[tokio::test]
@@ -344,10 +463,11 @@ async fn without_tracking_the_server_polls_for_changes() {
     let settings = [("redis.tracking", "false"), ("events.heartbeat", "200ms")];
     let server = Server::on(&redis, &settings).await;
     let mut events = Events::of(server.address, "prefix=a").await;
-    redis.set("a", &record(&drawn(1))).await;
-    assert_eq!(events.next().await.id, etag(&record(&drawn(1))).trim_matches('"'));
-    redis.set("a", &record(&drawn(2))).await;
-    assert_eq!(events.next().await.id, etag(&record(&drawn(2))).trim_matches('"'));
+    for seed in 1..=2 {
+        redis.set("a", &record(&drawn(seed))).await;
+        let told = events.next_of(&["a"]).await;
+        assert_eq!(told["a"].id, etag(&record(&drawn(seed))).trim_matches('"'));
+    }
 }
 
 async fn a_new_stream_never_gets_an_older_state_after_a_newer_one() {
@@ -413,7 +533,9 @@ async fn a_prefix_with_more_images_than_the_id_limit_misses_no_change() {
     let mut told = HashMap::new();
     while told != newest {
         let event = events.next().await;
-        told.insert(event.of(), event.id);
+        if event.name != "concept_list" {
+            told.insert(event.of(), event.id);
+        }
     }
 }
 
