@@ -111,6 +111,18 @@ sub vcl_backend_error {
 }
 
 sub vcl_synth {
+    if (resp.status == 1200) {
+        set resp.status = 200;
+        set resp.http.Content-Type = "text/event-stream";
+        set resp.http.Cache-Control = "no-cache, no-transform";
+        # Without it a page of another origin would count this as an error. It says nothing about anybody.
+        set resp.http.Access-Control-Allow-Origin = "*";
+        synthetic({"retry: 2000
+: Afterimage takes no stream now
+
+"});
+        return (deliver);
+    }
     # An error was dropped above. This time the old copy is used, however old it is.
     if (resp.status == 503 && req.restarts == 0) {
         return (restart);
@@ -121,6 +133,13 @@ sub vcl_synth {
 }
 
 sub vcl_deliver {
+    # A browser's EventSource never comes back after an error. While Afterimage restarts, or has no place for another stream,
+    # it gets a stream that ends at once.
+    if (req.url ~ "^/events\?" && req.http.Accept ~ "text/event-stream"
+        && resp.status >= 502 && resp.status <= 504) {
+        return (synth(1200));
+    }
+
     # Where the answer came from (RFC 9211 §2). A copy that is no longer fresh has a ttl below zero.
     if (resp.http.Cache-Status) {
         std.collect(resp.http.Cache-Status);

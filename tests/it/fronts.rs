@@ -55,11 +55,12 @@ behind_every_front! {
     a_write_forwarded_by_the_front_is_refused_by_afterimage
     a_request_has_the_same_id_in_the_front_and_in_afterimage
     events_pass_the_front_unbuffered
+    a_page_is_asked_to_come_back_while_afterimage_takes_no_stream
 }
 
 /// Kind of front.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Nginx,
     Varnish,
 }
@@ -70,10 +71,10 @@ const METHODS: &str = r#""^(GET|HEAD|OPTIONS)$""#;
 const BRIEF: (&str, &str) = ("http.max_age", "1s");
 
 /// A cache in front of Afterimage, stopped with the test, by its process id.
-struct Front {
+pub(crate) struct Front {
     kind: Kind,
     child: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     dir: TempDir,
 }
 
@@ -83,7 +84,7 @@ impl Front {
     }
 
     /// Starts a front with the shipped configuration, except for the ports and a change.
-    async fn configured(
+    pub(crate) async fn configured(
         kind: Kind,
         origin: SocketAddr,
         change: impl FnOnce(String) -> String,
@@ -159,6 +160,11 @@ impl Front {
 
     fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap()
+    }
+
+    /// nginx's lines about finished requests.
+    pub(crate) fn requests(&self) -> String {
+        fs::read_to_string(self.dir.path().join("access.log")).unwrap()
     }
 
     async fn get(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
@@ -690,6 +696,44 @@ async fn events_pass_the_front_unbuffered(kind: Kind) {
     }
     // Heartbeats pass too.
     assert_eq!(events.block().await.unwrap(), ":");
+}
+
+async fn a_page_is_asked_to_come_back_while_afterimage_takes_no_stream(kind: Kind) {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("events.connections", "1")]).await.coherent().await;
+    let front = Front::of(kind, server.address).await;
+    let page = [("accept", "text/event-stream"), ("origin", "https://a.example")];
+    let comes_back = async || {
+        let answer = front.get("/events?ids=a", &page).await;
+        assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+        assert_eq!(answer.header("content-type"), "text/event-stream");
+        assert_eq!(answer.header("cache-control"), "no-cache, no-transform");
+        assert_eq!(answer.header("access-control-allow-origin"), "*");
+        let text = str::from_utf8(&answer.body).unwrap();
+        assert!(text.starts_with("retry: 2000\n") && text.ends_with("\n\n"), "{text:?}");
+    };
+    let mut events = Events::of(front.address, "ids=a").await;
+    assert_eq!(events.next().await.name, "concept_absent");
+    // There is no place for another stream, then no server.
+    comes_back().await;
+    let address = server.address.to_string();
+    server.stop().await;
+    while events.block().await.is_some() {}
+    for _ in 0..3 {
+        comes_back().await;
+    }
+    // Other errors, and other clients, are told the truth.
+    assert!(front.get("/events?ids=a", &[]).await.status.is_server_error());
+
+    let server = Server::on(&redis, &[("http.listen", &address)]).await.coherent().await;
+    until("the front finds Afterimage again", || async {
+        front.get("/images/a", &[]).await.status == StatusCode::NOT_FOUND
+    })
+    .await;
+    front.get("/events?ids=%20", &page).await.problem(400, "bad-id");
+    let mut events = Events::of(front.address, "ids=a").await;
+    assert_eq!(events.next().await.name, "concept_absent");
+    drop(server);
 }
 
 async fn a_request_has_the_same_id_in_the_front_and_in_afterimage(kind: Kind) {
