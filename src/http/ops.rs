@@ -33,7 +33,7 @@ pub(crate) async fn readyz(
 ) -> Result<impl IntoResponse, Problem> {
     let is_strict = match query.as_deref() {
         None | Some("") => false,
-        Some("strict") => true,
+        Some("strict" | "strict=") => true,
         Some(_) => {
             return Err(Problem::bad_parameter("the only parameter is `strict`, without a value"));
         }
@@ -52,8 +52,12 @@ pub(crate) async fn readyz(
         let reason = coherence.reason().unwrap_or_default().to_owned();
         return Err(Problem::from(StoreError::unreachable(reason)).with_coherence(coherence));
     }
-    let body =
-        json!({"status": "ready", "coherence": coherence.name(), "reason": coherence.reason()});
+    let body = json!({
+        "status": "ready",
+        "coherence": coherence.name(),
+        "reason": coherence.reason(),
+        "write_failure": state.app.store.write_failure().as_deref(),
+    });
     Ok(([NEVER_CACHED], Json(body)))
 }
 

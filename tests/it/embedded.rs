@@ -212,7 +212,9 @@ async fn writes_fail_while_the_disk_is_full_and_resume_without_a_restart() {
             }
             client.get("/images/large", &[]).await.problem(404, "absent");
             let ready = client.get("/readyz", &[]).await;
-            assert!(ready.body.windows(10).any(|it| it == b"\"coherent\""), "{ready:?}");
+            let ready: serde_json::Value = serde_json::from_slice(&ready.body).unwrap();
+            assert_eq!(ready["coherence"], "coherent");
+            assert!(ready["write_failure"].is_string(), "{ready}");
         }
 
         limit_file_size(&process, "unlimited");
