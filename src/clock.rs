@@ -1,7 +1,7 @@
 //! Time that goes on while the machine is suspended.
 //!
-//! What the store vouches for and what expires there is counted with this clock. `CLOCK_MONOTONIC`, which std and tokio
-//! read, stands still in a suspended machine: a lease of half a second would be good for hours.
+//! Leases and the expiry of records are counted with this clock. `CLOCK_MONOTONIC`, which std and tokio read, stands still in
+//! a suspended machine: a lease of half a second would be good for hours.
 
 use std::ops::Add;
 use std::sync::atomic::{AtomicU64, Ordering};

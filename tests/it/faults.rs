@@ -30,7 +30,7 @@ on_every_server! {
 /// `Cache-Status` of a known image while its store can't be reached.
 const STALE: &str = "afterimage; fwd=stale; detail=store-unreachable";
 
-/// How long a test waits for what is promised within two seconds: machines that run tests are busy.
+/// Longest wait for something that is promised within two seconds: machines that run tests are busy.
 const TWO_SECONDS: Duration = Duration::from_secs(4);
 
 /// Waits until the server serves this version of `a` from memory, as current.
