@@ -57,6 +57,7 @@ pub(crate) fn answered(
         }
         _ => None,
     };
+    let is_redirect = matches!(content, AnswerContent::Redirect { .. });
     let (mut response, version_of) = match content {
         AnswerContent::Image(Representation { metadata, body }) => {
             let response = match conditional::part(headers, &metadata) {
@@ -69,8 +70,11 @@ pub(crate) fn answered(
             (response, metadata.version)
         }
         AnswerContent::Metadata(metadata) => (whole(&metadata, Body::empty()), metadata.version),
-        AnswerContent::Redirect { version, location } => (redirect(location), version),
-        AnswerContent::NotModified(metadata) => (not_modified(&metadata), metadata.version),
+        AnswerContent::Redirect { metadata, not_modified: true, .. }
+        | AnswerContent::NotModified(metadata) => (not_modified(&metadata), metadata.version),
+        AnswerContent::Redirect { metadata, location, not_modified: false } => {
+            (redirect(location, &metadata), metadata.version)
+        }
         AnswerContent::PreconditionFailed(metadata) => {
             (precondition_failed(&metadata), metadata.version)
         }
@@ -80,9 +84,7 @@ pub(crate) fn answered(
     if status.is_success() || status.is_redirection() {
         let freshness = match freshness(state, version_of, version, source) {
             // An object is removed some time after its record, so no cache should keep the redirect for ever.
-            forever if status == StatusCode::TEMPORARY_REDIRECT && forever == IMMUTABLE => {
-                state.fresh.clone()
-            }
+            forever if is_redirect && forever == IMMUTABLE => state.fresh.clone(),
             freshness => freshness,
         };
         headers.insert(CACHE_CONTROL, freshness);
@@ -216,12 +218,13 @@ pub(crate) fn whole(metadata: &Metadata, body: Body) -> Response {
 }
 
 /// A redirect to the image, by the same method (RFC 9110 §15.4.8).
-fn redirect(location: String) -> Response {
+fn redirect(location: String, metadata: &Metadata) -> Response {
     let location = HeaderValue::try_from(location).expect("addresses are checked at start");
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
     response.headers_mut().insert(LOCATION, location);
-    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(0));
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(metadata.length));
+    validators(response.headers_mut(), metadata);
     response
 }
 

@@ -91,6 +91,8 @@ pub struct ObjectRef<'a> {
     pub object: Option<Cow<'a, str>>,
     /// The SHA-256 of its bytes, if the record has it.
     pub sha256: Option<[u8; 32]>,
+    /// The number of its bytes, if the record has it.
+    pub size: Option<usize>,
 }
 
 /// An image decoded from a record.
@@ -115,6 +117,7 @@ struct Fields<'a> {
     created_at: Option<&'a RawValue>,
     object: Option<&'a RawValue>,
     sha256: Option<&'a RawValue>,
+    size_bytes: Option<&'a RawValue>,
 }
 
 /// A string, borrowed unless it has escapes: JavaScript writers may escape `/`.
@@ -144,6 +147,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
                         "created_at" => fields.created_at = Some(map.next_value()?),
                         "object" => fields.object = Some(map.next_value()?),
                         "sha256" => fields.sha256 = Some(map.next_value()?),
+                        "size_bytes" => fields.size_bytes = Some(map.next_value()?),
                         _ => drop(map.next_value::<IgnoredAny>()?),
                     }
                 }
@@ -186,13 +190,14 @@ impl<'a> Record<'a> {
         })?;
         let sha256 = fields.sha256.and_then(advisory_text).and_then(|text| from_hex(&text));
         let object = fields.object.and_then(advisory_text);
+        let size = fields.size_bytes.and_then(|raw| serde_json::from_str(raw.get()).ok());
         let content = match (fields.base64_data, fields.url) {
             // Some backends empty the field when they move the image.
             (Some(base64), Some(url)) if base64.is_empty() => {
-                Content::Offloaded(ObjectRef { url, object, sha256 })
+                Content::Offloaded(ObjectRef { url, object, sha256, size })
             }
             (Some(base64), _) => Content::Inline(base64),
-            (None, Some(url)) => Content::Offloaded(ObjectRef { url, object, sha256 }),
+            (None, Some(url)) => Content::Offloaded(ObjectRef { url, object, sha256, size }),
             (None, None) => return Err(Corrupt::NoImage),
         };
         let declared_type = fields.mime_type.or(fields.content_type);

@@ -84,6 +84,7 @@ pub struct RemoteImage {
     /// The public address.
     public_url: Option<String>,
     declared_type: Option<MediaType>,
+    declared_length: Option<usize>,
     sha256: Option<[u8; 32]>,
     created_at: Option<SystemTime>,
 }
@@ -185,6 +186,7 @@ impl Offload {
             path,
             public_url,
             declared_type: record.declared_type.as_deref().and_then(MediaType::named),
+            declared_length: object_ref.size,
             sha256: object_ref.sha256,
             created_at: record.created_at,
             metadata: OnceLock::new(),
@@ -337,12 +339,23 @@ impl Offload {
 }
 
 impl RemoteImage {
-    /// The address that clients are redirected to for the original, if they are. SVG is sent from here, in its sandbox.
+    /// The address that clients are redirected to for the original, if they are, and the metadata of that answer. SVG is
+    /// sent from here, in its sandbox.
     #[must_use]
-    pub fn redirect(&self) -> Option<&str> {
-        let redirects = self.offload.serve == ServeOffloaded::Redirect
-            && self.declared_type.is_some_and(|it| it != MediaType::Svg);
-        self.public_url.as_deref().filter(|_| redirects)
+    pub fn redirect(&self) -> Option<(&str, Arc<Metadata>)> {
+        let redirects = self.offload.serve == ServeOffloaded::Redirect;
+        let location = self.public_url.as_deref().filter(|_| redirects)?;
+        let media_type = self.declared_type.filter(|it| *it != MediaType::Svg)?;
+        Some((location, Arc::new(Metadata::new(self.version, media_type, 0, self.created_at))))
+    }
+
+    /// The metadata of the original according to its record, for answers without a body. `None` if the record isn't one
+    /// that the mover writes, and for SVG, which may be sent compressed.
+    #[must_use]
+    pub fn declared(&self) -> Option<Arc<Metadata>> {
+        let media_type = self.declared_type.filter(|it| *it != MediaType::Svg)?;
+        let length = self.declared_length.filter(|_| self.sha256.is_some())?;
+        Some(Arc::new(Metadata::new(self.version, media_type, length, self.created_at)))
     }
 
     /// Fetches the image, or joins a fetch that another request leads. Tells if it joined. The version is known, so the

@@ -10,7 +10,7 @@ use crate::image::coding::AcceptedCodings;
 use crate::image::preconditions::Preconditions;
 use crate::image::record::Corrupt;
 use crate::image::variant::{NotAcceptable, Transform};
-use crate::image::{ImageId, Metadata, Representation, Version};
+use crate::image::{ImageId, Metadata, Representation};
 use crate::offload::OffloadError;
 use crate::render::RenderError;
 use crate::store::StoreError;
@@ -61,10 +61,12 @@ pub enum AnswerContent {
     Metadata(Arc<Metadata>),
     /// A redirect to the object store.
     Redirect {
-        /// The version.
-        version: Version,
+        /// The metadata of the redirect: the image's validators, and no length.
+        metadata: Arc<Metadata>,
         /// The public address.
         location: String,
+        /// True if the client has this redirect already.
+        not_modified: bool,
     },
     /// The client has the representation already.
     NotModified(Arc<Metadata>),

@@ -7,6 +7,7 @@ use super::answer::{Answer, AnswerContent, ImageRequest, ReadError, ReadFailure,
 use super::choose::{Choice, choose, without_body};
 use crate::cache::Insertion;
 use crate::cache_status::CacheStatus;
+use crate::image::preconditions::Verdict;
 use crate::image::variant::{NotAcceptable, Resolved, Transform, Variant};
 use crate::image::{Image, ImageId, Metadata, Representation, RepresentationKind, Version};
 use crate::offload::RemoteImage;
@@ -161,8 +162,10 @@ impl Snapshot {
     fn redirect(&self, request: &ImageRequest) -> Option<AnswerContent> {
         let Source::Remote(remote) = &self.source else { return None };
         let as_it_is = request.transform.is_none() && request.want != Want::BodyNoRedirect;
-        let location = remote.redirect().filter(|_| as_it_is)?.to_owned();
-        Some(AnswerContent::Redirect { version: remote.version, location })
+        let (location, metadata) = remote.redirect().filter(|_| as_it_is)?;
+        // A redirect may be revalidated like an image. `If-Match` is for what has bytes (RFC 9110 §13.2.1).
+        let not_modified = request.preconditions.evaluate(&metadata) == Verdict::NotModified;
+        Some(AnswerContent::Redirect { metadata, location: location.to_owned(), not_modified })
     }
 
     /// The answer, if none of its bytes are needed or they are in memory.
@@ -170,9 +173,12 @@ impl Snapshot {
         &self,
         request: &ImageRequest,
     ) -> Result<Option<AnswerContent>, NotAcceptable> {
-        let Some(original) = self.metadata() else { return Ok(None) };
+        let Some(original) = self.metadata().map(Arc::clone).or_else(|| self.declared(request))
+        else {
+            return Ok(None);
+        };
         let cache = &self.reader.cache;
-        Ok(match choose(request, original)? {
+        Ok(match choose(request, &original)? {
             Choice::Stored(metadata) => without_body(request, metadata).or_else(|| {
                 let kept = cache.get(&self.id, metadata.version, metadata.kind);
                 kept.map(AnswerContent::Image)
@@ -190,6 +196,14 @@ impl Snapshot {
                 }
             }
         })
+    }
+
+    /// The metadata according to the record, for an image in the object store that hasn't been here yet. The record doesn't
+    /// say if a picture moves, on which negotiation depends.
+    fn declared(&self, request: &ImageRequest) -> Option<Arc<Metadata>> {
+        let Source::Remote(remote) = &self.source else { return None };
+        let is_negotiated = request.transform.is_some_and(|it| it.is_negotiated());
+        remote.declared().filter(|_| !is_negotiated)
     }
 
     /// The bytes of the original. Gives `None` if the record had to be read again for them, so that the snapshot may be of

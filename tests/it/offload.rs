@@ -176,12 +176,29 @@ async fn originals_redirect_to_the_public_url_and_variants_are_served_directly()
     assert_eq!(object.body, picture);
     let again = client.get(path, &[]).await;
     assert_eq!(again.header("cache-status"), "afterimage; hit");
+    // The redirect has the image's validators. `If-Match` is for what has bytes (RFC 9110 §13.2.1).
+    let tag = created.header("etag").to_owned();
+    assert_eq!(sent.header("etag"), tag);
+    for (name, value, status) in
+        [("if-none-match", &*tag, 304), ("if-none-match", "\"0\"", 307), ("if-match", "\"0\"", 307)]
+    {
+        for method in [Method::GET, Method::HEAD] {
+            let answer = client.send(method, path, &[(name, value)], Bytes::new()).await.unwrap();
+            assert_eq!(answer.status, status, "{name}: {value}");
+            assert_eq!(answer.header("etag"), tag);
+            assert_eq!(answer.header("cache-control"), "public, max-age=3600, immutable");
+            assert_eq!(answer.header("location").is_empty(), status == 304);
+        }
+    }
     let head = client.send(Method::HEAD, path, &[], Bytes::new()).await.unwrap();
     assert_eq!((head.status.as_u16(), head.header("location")), (307, location.as_str()));
     // Not immutable, even for a versioned address: the object will be swept some day.
     let version = created.header("etag").trim_matches('"');
     let versioned = client.get(&format!("{path}?v={version}"), &[]).await;
     assert_eq!(versioned.header("cache-control"), "public, max-age=3600, immutable");
+    let known = client.get(&format!("{path}?v={version}"), &[("if-none-match", &tag)]).await;
+    assert_eq!(known.status, StatusCode::NOT_MODIFIED);
+    assert_eq!(known.header("cache-control"), "public, max-age=3600, immutable");
     let outdated = client.get(&format!("{path}?v=0"), &[]).await;
     assert_eq!(outdated.header("cache-control"), "no-cache");
     assert_eq!(reader.metric("afterimage_offload_fetches_total").await, 0);
@@ -281,6 +298,49 @@ async fn an_object_store_outage_loses_nothing_and_serves_no_wrong_image() {
     assert!(server.metric("afterimage_offload_errors_total").await > 0);
     let third = self::server(&redis, s3.port, &more).await;
     assert_eq!(third.get("/images/during").await.body, newer);
+}
+
+#[tokio::test]
+async fn a_cold_head_of_an_offloaded_image_fetches_nothing() {
+    let (redis, s3) = (RedisServer::start().await, S3::start().await);
+    let writer = server(&redis, s3.port, &[]).await;
+    let bytes = png(1, 100_000);
+    let created = put(&writer, "/images/a", &bytes).await;
+    let tag = created.header("etag");
+    let server = self::server(&redis, s3.port, &[]).await;
+    let mut client = Client::connect(server.address).await;
+    let head = client.send(Method::HEAD, "/images/a", &[], Bytes::new()).await.unwrap();
+    assert_eq!((head.status, head.header("content-length")), (StatusCode::OK, "100000"));
+    for (name, value, status) in [
+        ("if-none-match", tag, 304),
+        ("if-match", "\"0\"", 412),
+        ("if-modified-since", head.header("last-modified"), 304),
+    ] {
+        let answer = client.get("/images/a", &[(name, value)]).await;
+        assert_eq!((answer.status.as_u16(), answer.header("etag")), (status, tag), "{name}");
+    }
+    assert_eq!(server.metric("afterimage_offload_fetches_total").await, 0);
+    let body = client.get("/images/a", &[]).await;
+    assert_eq!(body.body, bytes);
+    for name in ["etag", "last-modified", "content-type", "content-length", "cache-control"] {
+        assert_eq!(head.header(name), body.header(name), "{name}");
+        assert_ne!(head.header(name), "", "{name}");
+    }
+    // Only the bytes tell the rest: a drawing is sent compressed, and other programs' records say less.
+    redis.set("svg", &record(drawing().as_bytes())).await;
+    until("the image is offloaded", || is_moved(&redis, "svg")).await;
+    let (_, json) = stored(&redis, "a").await;
+    redis.set("b", serde_json::json!({"url": json["url"]}).to_string().as_bytes()).await;
+    let other = self::server(&redis, s3.port, &[]).await;
+    for (id, coding, fetches) in [("svg", "br", 1), ("b", "", 2)] {
+        let path = format!("/images/{id}");
+        let accepts = [("accept-encoding", "br")];
+        let address = other.address;
+        let mut client = Client::connect(address).await;
+        let head = client.send(Method::HEAD, &path, &accepts, Bytes::new()).await.unwrap();
+        assert_eq!((head.status, head.header("content-encoding")), (StatusCode::OK, coding));
+        assert_eq!(other.metric("afterimage_offload_fetches_total").await, fetches);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
