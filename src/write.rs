@@ -161,8 +161,10 @@ impl Writer {
         let Written::Done(replaced) = written.await? else {
             return Err(WriteError::PreconditionFailed);
         };
-        if let Some((offload, moved)) = moved {
-            offload.keep(&id, &moved, &metadata, bytes);
+        match (moved, &self.offload) {
+            (Some((offload, moved)), _) => offload.keep(&id, &moved, &metadata, bytes),
+            (None, Some(offload)) => offload.move_later(&id),
+            (None, None) => {}
         }
         Ok(Put { id, metadata, replaced })
     }

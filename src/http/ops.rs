@@ -52,11 +52,13 @@ pub(crate) async fn readyz(
         let reason = coherence.reason().unwrap_or_default().to_owned();
         return Err(Problem::from(StoreError::unreachable(reason)).with_coherence(coherence));
     }
+    let object_store = state.app.reader.offload.as_ref().and_then(|it| it.unavailability());
     let body = json!({
         "status": "ready",
         "coherence": coherence.name(),
         "reason": coherence.reason(),
         "write_failure": state.app.store.write_failure().as_deref(),
+        "object_store": object_store.as_deref(),
     });
     Ok(([NEVER_CACHED], Json(body)))
 }

@@ -1,6 +1,7 @@
 //! Error answers as `application/problem+json` (RFC 9457). Only this module gives an error its status.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::header::{
@@ -18,8 +19,8 @@ use crate::render::RenderError;
 use crate::store::{Coherence, StoreError};
 use crate::write::WriteError;
 
-/// Delay in seconds after which a client may try again when the store didn't answer.
-const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
+/// Delay after which a client may try again when the store didn't answer, or the server is at a limit.
+const RETRY_AFTER_503: Duration = Duration::from_secs(1);
 
 /// The challenge to a client without a token (RFC 6750 §3).
 const BEARER: HeaderValue = HeaderValue::from_static("Bearer realm=\"afterimage\"");
@@ -111,6 +112,8 @@ pub(crate) struct Problem {
     detail: String,
     cause: Option<Cause>,
     coherence: Option<Coherence>,
+    /// Delay after which the client may try again. A 503 has one in any case.
+    retry_after: Option<Duration>,
 }
 
 /// The cause of an error that isn't the client's fault. It goes to the log and not to the client, since it may name
@@ -120,7 +123,9 @@ pub(crate) struct Cause(pub(crate) Arc<str>);
 
 impl Problem {
     pub(crate) fn new(kind: ProblemKind, detail: impl Into<String>) -> Problem {
-        Problem { kind, detail: detail.into(), cause: None, coherence: None }
+        let retry_after =
+            (kind.status() == StatusCode::SERVICE_UNAVAILABLE).then_some(RETRY_AFTER_503);
+        Problem { kind, detail: detail.into(), cause: None, coherence: None, retry_after }
     }
 
     pub(crate) fn bad_id(detail: &impl ToString) -> Problem {
@@ -231,7 +236,9 @@ impl From<ReadError> for Problem {
             ReadError::Corrupt(_) => Problem::new(ProblemKind::CorruptRecord, detail),
             ReadError::Offload(error) => {
                 let detail = "the object store didn't give the image";
-                Problem::new(ProblemKind::OriginFailed, detail).caused_by(error.to_string())
+                let problem = Problem::new(ProblemKind::OriginFailed, detail);
+                let retry_after = error.retry_after();
+                Problem { retry_after, ..problem.caused_by(error.to_string()) }
             }
             ReadError::Store(error) => error.into(),
             ReadError::Busy => Problem::busy(detail),
@@ -320,8 +327,8 @@ impl IntoResponse for Problem {
             let shown = self.kind == ProblemKind::InvalidToken;
             headers.insert(WWW_AUTHENTICATE, if shown { INVALID_TOKEN } else { BEARER });
         }
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS);
+        if let Some(delay) = self.retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from(delay.as_secs().max(1)));
         }
         if let Some(cause) = self.cause {
             response.extensions_mut().insert(cause);

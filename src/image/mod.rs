@@ -29,7 +29,7 @@ const RESERVED_ENDS: [&str; 4] = [".webp", ".avif", ".jpg", ".png"];
 /// not ending in `.webp`, `.avif`, `.jpg` or `.png`.
 ///
 /// Every value of this type is safe in a Redis key, a path and a log line. Cloning shares it.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImageId(Arc<str>);
 
 /// Lets a map look an id up by its text: both hash alike.

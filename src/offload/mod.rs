@@ -5,6 +5,7 @@
 //! because the same image might be written again in that moment. `mover` moves what backends wrote, `sweep` removes
 //! objects that no record refers to any more.
 
+mod circuit;
 mod mover;
 mod sweep;
 
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use bytes::Bytes;
+use futures_util::TryStreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
@@ -36,7 +38,14 @@ use crate::originals::Originals;
 use crate::picture;
 use crate::settings::{self, ServeOffloaded};
 
+use self::circuit::{Away, Circuit};
 pub(crate) use self::mover::{MoveTasks, Mover};
+
+/// Most repetitions of a request within one attempt. Further attempts are the mover's, the probe's and the client's.
+const REPETITIONS: usize = 3;
+
+/// Shortest time-out of reads, unless `[offload] timeout` is shorter.
+const SHORTEST_READ_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An object never changes (RFC 8246).
 const IMMUTABLE: &str = "public, max-age=31536000, immutable";
@@ -53,6 +62,7 @@ pub struct Offload {
     timeout: Duration,
     /// False for a folder: files have no attributes.
     keeps_attributes: bool,
+    circuit: Circuit,
     fetches: Arc<Flights<(ImageId, Version), ObjectFetch>>,
     mover: Arc<Mover>,
     parts: Parts,
@@ -121,17 +131,35 @@ pub enum OffloadError {
         source: Corrupt,
     },
     /// The store refused or can't be reached.
-    #[error("the object store failed: {0}")]
+    #[error("the object store failed: {}", circuit::explain(.0))]
     Failed(#[source] Arc<object_store::Error>),
     /// The answer took too long.
     #[error("the object store didn't answer in time ([offload] timeout)")]
     TimedOut,
+    /// The store is known to be away, and wasn't asked.
+    #[error(transparent)]
+    Away(#[from] Away),
     /// Memory is full of images that are being fetched and sent.
     #[error(transparent)]
     OverBudget(#[from] OverBudget),
     /// The fetch panicked.
     #[error(transparent)]
     Lost(#[from] Lost),
+}
+
+impl OffloadError {
+    /// Time after which the same request may succeed, if the store is to blame and not the object.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            OffloadError::Away(away) => Some(away.retry_after()),
+            OffloadError::TimedOut | OffloadError::Failed(_) => Some(Duration::ZERO),
+            OffloadError::Gone(_)
+            | OffloadError::Damaged(_)
+            | OffloadError::Unusable { .. }
+            | OffloadError::OverBudget(_)
+            | OffloadError::Lost(_) => None,
+        }
+    }
 }
 
 impl Offload {
@@ -158,6 +186,7 @@ impl Offload {
         Ok(Some(Arc::new(Offload {
             store,
             folder,
+            circuit: Circuit::new(url.clone()),
             url,
             public_url,
             serve: settings.serve,
@@ -168,6 +197,17 @@ impl Offload {
             parts,
             max_value,
         })))
+    }
+
+    /// Returns the reason for which the object store can't be used, unless it can. Names no host.
+    #[must_use]
+    pub fn unavailability(&self) -> Option<Arc<str>> {
+        self.circuit.away().map(|away| away.reason)
+    }
+
+    /// Longest time for an answer to a reader, and between two parts of an image.
+    fn read_timeout(&self) -> Duration {
+        (self.timeout / 6).max(SHORTEST_READ_TIMEOUT).min(self.timeout)
     }
 
     /// The image that a record refers to, if its address is beneath one of the two in the settings. No other address is
@@ -218,8 +258,9 @@ impl Offload {
         let upload = fastrand::u64(..);
         let name = format!("{id}/{version}-{upload:016x}.{}", media_type.extension());
         let path: Path = self.folder.parts().chain(parsed(&name)?.parts()).collect();
-        self.put(&path, media_type, bytes).await?;
-        self.mover.succeed();
+        let put = self.put(&path, media_type, bytes).await;
+        self.circuit.note_upload(put.is_ok());
+        put?;
         let url = format!("{}/{name}", self.public_url.as_ref().unwrap_or(&self.url));
         let (value, image) = (record.clone(), bytes.clone());
         let moved = move || {
@@ -245,22 +286,43 @@ impl Offload {
             ]);
         }
         let put = self.store.put_opts(path, bytes.clone().into(), options);
-        self.in_time(put).await?;
+        self.in_time(self.timeout, put).await?;
         Ok(())
     }
 
-    /// Waits for the object store, for no longer than the time-out.
+    /// Waits for the object store, for no longer than `limit`, and not at all while it is known to be away.
     async fn in_time<T>(
         &self,
+        limit: Duration,
         work: impl Future<Output = object_store::Result<T>>,
     ) -> Result<T, OffloadError> {
-        match tokio::time::timeout(self.timeout, work).await {
-            Ok(Ok(done)) => Ok(done),
-            Ok(Err(object_store::Error::NotFound { path, .. })) => {
-                Err(OffloadError::Gone(Path::from(path)))
+        let answer = tokio::select! {
+            biased;
+            away = self.circuit.until_away() => return Err(away.into()),
+            answer = tokio::time::timeout(limit, work) => answer,
+        };
+        match answer {
+            Ok(Ok(done)) => {
+                self.circuit.note_answer();
+                Ok(done)
             }
-            Ok(Err(error)) => Err(OffloadError::Failed(Arc::new(error))),
-            Err(_elapsed) => Err(OffloadError::TimedOut),
+            Ok(Err(error)) => {
+                self.circuit.note_failure();
+                Err(match error {
+                    // Not the object is missing, but its bucket.
+                    error if error.to_string().contains("NoSuchBucket") => {
+                        OffloadError::Failed(Arc::new(error))
+                    }
+                    object_store::Error::NotFound { path, .. } => {
+                        OffloadError::Gone(Path::from(path))
+                    }
+                    error => OffloadError::Failed(Arc::new(error)),
+                })
+            }
+            Err(_elapsed) => {
+                self.circuit.note_silence(limit);
+                Err(OffloadError::TimedOut)
+            }
         }
     }
 }
@@ -283,17 +345,27 @@ impl Offload {
         metadata: &Metadata,
         bytes: &Bytes,
     ) -> Option<Moved> {
-        if self.mover.is_failing() {
-            // No writer should wait for an object store that is known to be away.
+        if self.circuit.failed_uploads() > 0 {
+            // No writer waits for a store that may be away. The mover finds out when it is back.
             return None;
         }
         match self.upload(id, record, metadata.version, metadata.media_type, bytes).await {
             Ok(moved) => Some(moved).filter(|it| it.value.len() <= self.max_value),
             Err(error) => {
                 self.parts.metrics.offload_errors.inc();
-                tracing::warn!(image.id = %id, %error, "a written image can't be moved yet");
+                // That it is away was logged.
+                if !matches!(error, OffloadError::Away(_)) {
+                    tracing::warn!(image.id = %id, %error, "a written image can't be moved yet");
+                }
                 None
             }
+        }
+    }
+
+    /// Queues an image that was written as it is because uploads fail. Nothing else would, where the store doesn't push.
+    pub(crate) fn move_later(&self, id: &ImageId) {
+        if self.circuit.failed_uploads() > 0 {
+            self.mover.add(id.clone());
         }
     }
 
@@ -307,15 +379,23 @@ impl Offload {
 
     async fn bring(&self, id: &ImageId, remote: &RemoteImage) -> ObjectFetch {
         let began = Instant::now();
-        let path = &remote.path;
-        let object = self.in_time(self.store.get(path)).await?;
+        let (path, timeout) = (&remote.path, self.read_timeout());
+        let object = self.in_time(timeout, self.store.get(path)).await?;
         let (size, limit) = (object.meta.size, self.max_value);
-        if size > limit as u64 {
+        let Some(length) = usize::try_from(size).ok().filter(|length| *length <= limit) else {
             let source = Corrupt::TooLarge { size, limit };
             return Err(OffloadError::Unusable { path: path.clone(), source });
-        }
+        };
         let _reservation = self.parts.budget.reserve(size).await?;
-        let bytes = self.in_time(object.bytes()).await?;
+        let bytes = async {
+            let (mut parts, mut bytes) = (object.into_stream(), Vec::with_capacity(length));
+            while let Some(part) = self.in_time(timeout, parts.try_next()).await? {
+                bytes.extend_from_slice(&part);
+            }
+            Ok::<_, OffloadError>(bytes)
+        };
+        let bytes = tokio::time::timeout(self.timeout, bytes).await;
+        let bytes = bytes.map_err(|_elapsed| OffloadError::TimedOut)??;
         self.parts.metrics.offload_fetches.inc();
         let (path, sha256) = (path.clone(), remote.sha256);
         let (version, created_at) = (remote.version, remote.created_at);
@@ -330,8 +410,7 @@ impl Offload {
             Ok((Metadata { animated, ..metadata }, bytes))
         });
         let (metadata, bytes) = checked.await?;
-        // A copy: a small image may be a part of a larger buffer of the connection's, which it would keep.
-        let original = self.parts.originals.counted(metadata, Vec::from(bytes));
+        let original = self.parts.originals.counted(metadata, bytes);
         let (image, insertion) = self.parts.originals.admit(id, original).await;
         let _ = remote.metadata.set(Arc::clone(&image.original.metadata));
         Ok(FetchedObject { image, insertion, time: began.elapsed() })
@@ -421,7 +500,11 @@ fn open_store(
 ) -> anyhow::Result<(ObjectStoreScheme, Arc<dyn ObjectStore>, Path)> {
     const EXPECTED: &str = "expected s3://, gs://, az:// or file:///";
     let (scheme, folder) = ObjectStoreScheme::parse(&Url::parse(url)?).context(EXPECTED)?;
-    let retry = RetryConfig { retry_timeout: settings.timeout, ..RetryConfig::default() };
+    let retry = RetryConfig {
+        max_retries: REPETITIONS,
+        retry_timeout: settings.timeout,
+        ..RetryConfig::default()
+    };
     // The three builders have the same methods, but no common trait.
     macro_rules! built {
         ($builder:ty) => {{

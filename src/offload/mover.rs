@@ -8,15 +8,19 @@
 //!
 //! The records themselves are the only memory across restarts: a record that still has its bytes is to be moved. So all
 //! records are listed whenever tracking starts.
+//!
+//! An image that can't be moved waits in the queue until it is tried again, and others overtake it. While the object store or
+//! the store of records is away, all images wait.
 
-use std::collections::{HashSet, VecDeque};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
+use super::circuit::{self, pause};
 use super::{Offload, OffloadError, sweep};
 use crate::budget::OverBudget;
 use crate::image::record::{self, Content, Record};
@@ -26,11 +30,16 @@ use crate::store::{Change, Condition, Expiry, Store, StoreError, Written};
 use crate::task::Task;
 
 /// Longest queue. Ids beyond it are found again by listing all records.
-const MOST: usize = 100_000;
+pub(super) const MOST: usize = 100_000;
 
-/// Pauses while the object store fails: the first, doubled with each failure up to the last.
+/// Pauses until an image that can't be moved is tried again: the first, doubled with each failure up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LAST_PAUSE: Duration = Duration::from_mins(1);
+
+/// Pause of a worker for each failed upload since the last one that succeeded, up to the longest. A few images that can't be
+/// moved delay nothing noticeably; where none can, the worker tries one a second.
+const BREATH: Duration = Duration::from_millis(10);
+const LONGEST_BREATH: Duration = Duration::from_secs(1);
 
 /// The queue of ids whose records may have to be moved.
 #[derive(Debug, Default)]
@@ -40,8 +49,6 @@ pub struct Mover {
     more: Notify,
     /// Notified when all records are to be listed.
     all: Notify,
-    /// Failures since the last success.
-    failures: AtomicU32,
 }
 
 #[derive(Debug, Default)]
@@ -53,6 +60,25 @@ struct MoveQueue {
     moving: HashSet<ImageId>,
     /// The queue was full, and ids were dropped.
     missed: bool,
+    /// The ids that couldn't be moved, in the order in which they are tried again.
+    later: BTreeSet<(Instant, ImageId)>,
+    /// The same ids, with the number of failures in a row and the time of the next attempt.
+    failed: HashMap<ImageId, (u32, Instant)>,
+}
+
+impl MoveQueue {
+    fn push(&mut self, id: ImageId) {
+        if self.ids.insert(id.clone()) && !self.moving.contains(&id) {
+            self.order.push_back(id);
+        }
+    }
+
+    /// Forgets that an image couldn't be moved. Returns the number of failures in a row.
+    fn forgive(&mut self, id: &ImageId) -> u32 {
+        let Some((failures, retry_at)) = self.failed.remove(id) else { return 0 };
+        self.later.remove(&(retry_at, id.clone()));
+        failures
+    }
 }
 
 /// An id that a worker has. Dropping it gives the id back.
@@ -84,6 +110,18 @@ enum MoveError {
     OverBudget(#[from] OverBudget),
 }
 
+impl MoveError {
+    /// True if the image itself may be the reason, so that others can be moved.
+    fn may_be_of_the_image(&self) -> bool {
+        match self {
+            MoveError::Store(_) | MoveError::OverBudget(_) => false,
+            MoveError::Offload(error) => {
+                !matches!(error, OffloadError::Away(_) | OffloadError::OverBudget(_))
+            }
+        }
+    }
+}
+
 impl Mover {
     /// Queues what a change of the store may have left to move.
     pub(crate) fn apply(&self, change: &Change) {
@@ -99,28 +137,55 @@ impl Mover {
         }
     }
 
-    fn add(&self, id: ImageId) {
+    pub(super) fn add(&self, id: ImageId) {
         let mut waiting = self.waiting();
         if waiting.ids.len() >= MOST {
             waiting.missed = true;
-        } else if waiting.ids.insert(id.clone()) && !waiting.moving.contains(&id) {
-            waiting.order.push_back(id);
+        } else {
+            waiting.push(id);
         }
         drop(waiting);
         self.more.notify_one();
     }
 
+    /// Queues an image that couldn't be moved, to be tried again after a pause. Returns the pause if this is its first
+    /// failure.
+    fn add_later(&self, id: &ImageId, now: Instant) -> Option<Duration> {
+        let mut waiting = self.waiting();
+        let failures = waiting.forgive(id);
+        let pause = pause(FIRST_PAUSE, failures, LAST_PAUSE);
+        // Beyond, it is found again when all records are listed.
+        if waiting.failed.len() < MOST {
+            waiting.failed.insert(id.clone(), (failures + 1, now + pause));
+            waiting.later.insert((now + pause, id.clone()));
+        }
+        drop(waiting);
+        // A worker that waits for more must not wait longer than until then.
+        self.more.notify_one();
+        (failures == 0).then_some(pause)
+    }
+
     async fn next(&self) -> Turn<'_> {
         loop {
-            if let Some(turn) = self.take() {
+            if let Some(turn) = self.take(Instant::now()) {
                 return turn;
             }
-            self.more.notified().await;
+            let next = self.waiting().later.first().map(|(retry_at, _)| *retry_at);
+            match next {
+                Some(next) => drop(tokio::time::timeout_at(next, self.more.notified()).await),
+                None => self.more.notified().await,
+            }
         }
     }
 
-    fn take(&self) -> Option<Turn<'_>> {
+    fn take(&self, now: Instant) -> Option<Turn<'_>> {
         let mut waiting = self.waiting();
+        while let Some((retry_at, _)) = waiting.later.first()
+            && *retry_at <= now
+            && let Some((_, id)) = waiting.later.pop_first()
+        {
+            waiting.push(id);
+        }
         let id = waiting.order.pop_front()?;
         waiting.ids.remove(&id);
         waiting.moving.insert(id.clone());
@@ -136,31 +201,14 @@ impl Mover {
     fn waiting(&self) -> MutexGuard<'_, MoveQueue> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// True if the last attempt failed.
-    pub(super) fn is_failing(&self) -> bool {
-        self.failures.load(Ordering::Relaxed) > 0
-    }
-
-    /// Notes a success.
-    pub(super) fn succeed(&self) {
-        self.failures.store(0, Ordering::Relaxed);
-    }
-
-    /// Notes a failure, and gives the pause after it.
-    fn pause(&self) -> Duration {
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed);
-        let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failures)).min(LAST_PAUSE);
-        pause.mul_f64(fastrand::f64().mul_add(0.5, 0.75))
-    }
 }
 
-/// The tasks that move and sweep. They end when this is dropped.
+/// The tasks that move, sweep and probe. They end when this is dropped.
 #[derive(Debug)]
 pub(crate) struct MoveTasks(#[expect(dead_code, reason = "held for its tasks")] Vec<Task>);
 
 impl MoveTasks {
-    /// Starts to move and to sweep. `settling` is the longest time from an upload to the write of its record, in addition
+    /// Starts to move, to sweep and to probe. `settling` is the longest time from an upload to the write of its record, in addition
     /// to `[offload] timeout`.
     #[must_use]
     pub(crate) fn start(
@@ -179,6 +227,10 @@ impl MoveTasks {
             let (store, offload) = both();
             tasks.push(Task::start("offload move", async move { work(&store, &offload).await }));
         }
+        tasks.push(Task::start("offload probe", {
+            let (_, offload) = both();
+            async move { circuit::run(&offload).await }
+        }));
         let ((store, offload), settings) = (both(), settings.clone());
         tasks.push(Task::start("offload sweep", async move {
             sweep::run(&store, &offload, &settings, settling).await;
@@ -213,17 +265,42 @@ async fn list(store: &Store, mover: &Mover, interval: Duration) {
 
 /// Moves one image after the other.
 async fn work(store: &Store, offload: &Offload) {
-    let mover = &offload.mover;
+    let (mover, circuit) = (&offload.mover, &offload.circuit);
+    let mut failures = 0;
     loop {
+        circuit.until_back().await;
         let turn = mover.next().await;
-        let Err(error) = move_one(store, offload, &turn.id).await else { continue };
+        let id = &turn.id;
+        let error = match move_one(store, offload, id).await {
+            Ok(()) => {
+                failures = 0;
+                mover.waiting().forgive(id);
+                continue;
+            }
+            Err(MoveError::Offload(OffloadError::Away(_))) => {
+                mover.add(id.clone());
+                continue;
+            }
+            Err(error) => error,
+        };
         offload.parts.metrics.offload_errors.inc();
-        let pause = mover.pause();
-        let pause_ms = pause.as_millis();
-        tracing::warn!(image.id = %turn.id, %error, pause_ms, "an image can't be moved yet");
-        mover.add(turn.id.clone());
-        drop(turn);
-        tokio::time::sleep(pause).await;
+        if error.may_be_of_the_image() {
+            if let Some(pause) = mover.add_later(id, Instant::now()) {
+                let pause_ms = pause.as_millis();
+                tracing::warn!(image.id = %id, %error, pause_ms, "an image can't be moved yet");
+            } else {
+                tracing::debug!(image.id = %id, %error, "an image can't be moved yet");
+            }
+            drop(turn);
+            tokio::time::sleep((BREATH * circuit.failed_uploads()).min(LONGEST_BREATH)).await;
+        } else {
+            let pause = pause(FIRST_PAUSE, failures, LAST_PAUSE);
+            failures += 1;
+            tracing::warn!(%error, pause_ms = pause.as_millis(), "images can't be moved yet");
+            mover.add(id.clone());
+            drop(turn);
+            tokio::time::sleep(pause).await;
+        }
     }
 }
 
@@ -277,21 +354,53 @@ fn inline_image(value: &[u8]) -> Option<(Metadata, Bytes)> {
 mod tests {
     use super::*;
 
+    fn ids<const N: usize>(names: [&str; N]) -> [ImageId; N] {
+        names.map(|name| ImageId::parse(name).unwrap())
+    }
+
     #[test]
     fn an_image_is_moved_by_one_at_a_time_and_looked_at_again_if_it_was_heard_of_meanwhile() {
-        let mover = Mover::default();
-        let [a, b] = ["a", "b"].map(|id| ImageId::parse(id).unwrap());
+        let (mover, now) = (Mover::default(), Instant::now());
+        let [a, b] = ids(["a", "b"]);
         for id in [&a, &a, &b] {
             mover.add(id.clone());
         }
-        let first = mover.take().unwrap();
+        let first = mover.take(now).unwrap();
         mover.add(a.clone());
-        let second = mover.take().unwrap();
+        let second = mover.take(now).unwrap();
         assert_eq!((&first.id, &second.id), (&a, &b));
-        assert!(mover.take().is_none());
+        assert!(mover.take(now).is_none());
         drop((first, second));
-        assert_eq!(mover.take().unwrap().id, a);
-        assert!(mover.take().is_none());
+        assert_eq!(mover.take(now).unwrap().id, a);
+        assert!(mover.take(now).is_none());
         assert!(mover.waiting().moving.is_empty());
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_moved_is_overtaken_and_tried_again_later_each_time() {
+        let (mover, mut now) = (Mover::default(), Instant::now());
+        let [a, b] = ids(["a", "b"]);
+        mover.add(a.clone());
+        mover.add(b.clone());
+        let mut last = Duration::ZERO;
+        for failures in 0..4 {
+            let turn = mover.take(now).unwrap();
+            assert_eq!(turn.id, a);
+            assert_eq!(mover.add_later(&turn.id, now).is_some(), failures == 0);
+            drop(turn);
+            if failures == 0 {
+                assert_eq!(mover.take(now).unwrap().id, b);
+            }
+            assert!(mover.take(now).is_none());
+            let (next, _) = mover.waiting().later.first().cloned().unwrap();
+            assert!(next - now > last, "{:?} after {last:?}", next - now);
+            (last, now) = (next - now, next);
+        }
+        // A new record is tried at once, and its success forgives.
+        mover.add(a.clone());
+        assert_eq!(mover.take(now).unwrap().id, a);
+        mover.waiting().forgive(&a);
+        assert!(mover.waiting().later.is_empty());
+        assert!(mover.waiting().failed.is_empty());
     }
 }

@@ -58,7 +58,7 @@ impl Offload {
         if self.owner(&path).as_ref() != Some(id) {
             return;
         }
-        match self.in_time(self.store.delete(&path)).await {
+        match self.in_time(self.timeout, self.store.delete(&path)).await {
             Ok(()) | Err(OffloadError::Gone(_)) => {}
             // The sweep finds it.
             Err(error) => {
@@ -71,7 +71,9 @@ impl Offload {
     async fn sweep(&self, store: &Store, grace: Duration) -> Result<u64, OffloadError> {
         let mut objects = self.store.list(Some(&self.folder));
         let mut removed = 0;
-        while let Some(object) = self.in_time(async { objects.next().await.transpose() }).await? {
+        while let Some(object) =
+            self.in_time(self.timeout, async { objects.next().await.transpose() }).await?
+        {
             let path = &object.location;
             let Some(id) = self.owner(path).filter(|_| is_older(&object, grace)) else { continue };
             match self.is_referred_to(store, &id, path).await {
@@ -83,7 +85,7 @@ impl Offload {
                     continue;
                 }
             }
-            match self.in_time(self.store.delete(path)).await {
+            match self.in_time(self.timeout, self.store.delete(path)).await {
                 Ok(()) => removed += 1,
                 Err(OffloadError::Gone(_)) => {}
                 Err(error) => tracing::warn!(%path, %error, "an object can't be swept"),

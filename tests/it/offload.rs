@@ -1,6 +1,8 @@
 //! Offload: images move to an object store, are served from there, and none is lost on the way.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -10,7 +12,7 @@ use redis::AsyncTypedCommands;
 use serde_json::Value;
 
 use crate::conditional::drawing;
-use crate::harness::s3::BUCKET;
+use crate::harness::s3::{BUCKET, Fault, Faulty};
 use crate::harness::server::program;
 use crate::harness::{
     Answer, Client, Held, Process, Proxy, RedisServer, S3, Server, etag, get, png, record, until,
@@ -298,6 +300,170 @@ async fn an_object_store_outage_loses_nothing_and_serves_no_wrong_image() {
     assert!(server.metric("afterimage_offload_errors_total").await > 0);
     let third = self::server(&redis, s3.port, &more).await;
     assert_eq!(third.get("/images/during").await.body, newer);
+}
+
+#[tokio::test]
+async fn images_that_cannot_be_moved_delay_no_others() {
+    for fault in [Fault::Refused, Fault::Hangs] {
+        let (redis, s3) = (RedisServer::start().await, S3::start().await);
+        let s3 = Faulty::before(&s3, move |_, target| target.contains("/bad").then_some(fault));
+        let s3 = s3.await;
+        let server = server(&redis, s3.port, &[("offload.timeout", "1s")]).await;
+        // As many as are moved at the same time, and each is tried twice.
+        for number in 0..4 {
+            redis.set(&format!("bad{number}"), &record(&png(number, 1000))).await;
+        }
+        until("none of them can be moved", || async {
+            server.metric("afterimage_offload_errors_total").await >= 8
+        })
+        .await;
+        let began = Instant::now();
+        for number in 0..60 {
+            redis.set(&format!("good{number}"), &record(&png(number, 1000))).await;
+        }
+        until("all others are moved", || async {
+            server.metric("afterimage_offloaded_total").await == 60
+        })
+        .await;
+        println!("{fault:?}: 60 images were moved in {:?}", began.elapsed());
+        // And the object store isn't thought to be away because of some images.
+        let bytes = png(1, 1000);
+        let created = put(&server, "/images/c", &bytes).await;
+        assert_eq!(created.status, StatusCode::CREATED);
+        until("a written one is moved", || is_moved(&redis, "c")).await;
+    }
+}
+
+#[tokio::test]
+async fn nobody_waits_for_an_object_store_that_is_known_to_be_away() {
+    // A fraction of the default time-out of 30 seconds, and plenty for a slow machine.
+    const SOON: Duration = Duration::from_secs(4);
+    let (redis, s3) = (RedisServer::start().await, S3::start().await);
+    let proxy = Proxy::to(s3.port).await;
+    let port = proxy.address.port();
+    let writer = server(&redis, port, &[]).await;
+    let bytes = png(1, 50_000);
+    for id in ["a", "b", "c"] {
+        put(&writer, &format!("/images/{id}"), &bytes).await;
+    }
+    assert_eq!(s3.keys().await.len(), 3);
+    let server = self::server(&redis, port, &[]).await;
+    assert_eq!(ready(server.address).await["object_store"], Value::Null);
+
+    proxy.hold(Held::All);
+    // A reader finds out, sooner than a writer would, who waits at the same time and is told.
+    let began = Instant::now();
+    let during = png(2, 50_000);
+    let (read, written) =
+        tokio::join!(server.get("/images/a"), put(&server, "/images/during", &during));
+    println!("the first read and the first write took {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(15));
+    read.problem(502, "origin-failed");
+    assert!(read.header("retry-after").parse::<u64>().unwrap() >= 1, "{read:?}");
+    assert_eq!(written.status, StatusCode::CREATED);
+
+    // Everybody else is answered at once.
+    let began = Instant::now();
+    server.get("/images/b").await.problem(502, "origin-failed");
+    assert_eq!(put(&server, "/images/later", &during).await.status, StatusCode::CREATED);
+    let removed = server.send(Method::DELETE, "/images/c", &[], Bytes::new()).await;
+    assert_eq!(removed.status, StatusCode::NO_CONTENT);
+    println!("another read, another write and a removal took {:?}", began.elapsed());
+    assert!(began.elapsed() < SOON);
+    let reason = ready(server.address).await["object_store"].as_str().unwrap().to_owned();
+    assert!(reason.contains("didn't answer within 5s"), "{reason}");
+
+    proxy.hold(Held::None);
+    for id in ["during", "later"] {
+        until("the image is moved", || is_moved(&redis, id)).await;
+    }
+    until("the image is read", || async { server.get("/images/a").await.body == bytes }).await;
+    assert_eq!(ready(server.address).await["object_store"], Value::Null);
+}
+
+#[tokio::test]
+async fn no_writer_waits_again_for_an_object_store_that_answers_and_takes_nothing() {
+    const TIMEOUT: Duration = Duration::from_secs(3);
+    let (redis, s3) = (RedisServer::start().await, S3::start().await);
+    let hangs = Arc::new(AtomicBool::new(true));
+    let s3 = Faulty::before(&s3, {
+        let hangs = Arc::clone(&hangs);
+        move |method, _| {
+            (method == Method::PUT && hangs.load(Ordering::Relaxed)).then_some(Fault::Hangs)
+        }
+    });
+    let s3 = s3.await;
+    let server = server(&redis, s3.port, &[("offload.timeout", "3s")]).await;
+    put(&server, "/images/first", &png(0, 1000)).await;
+    let began = Instant::now();
+    for number in 0..5 {
+        let created = put(&server, &format!("/images/{number}"), &png(number, 1000)).await;
+        assert_eq!(created.status, StatusCode::CREATED);
+    }
+    println!("five writes took {:?}", began.elapsed());
+    assert!(began.elapsed() < TIMEOUT);
+    hangs.store(false, Ordering::Relaxed);
+    until("all are moved", || async { server.metric("afterimage_offloaded_total").await == 6 })
+        .await;
+}
+
+/// The body of `/readyz`.
+async fn ready(address: std::net::SocketAddr) -> Value {
+    let ready = get(address, "/readyz", &[]).await;
+    assert_eq!(ready.status, StatusCode::OK);
+    serde_json::from_slice(&ready.body).unwrap()
+}
+
+#[tokio::test]
+async fn wrong_credentials_and_a_missing_bucket_show_in_readyz_and_in_one_line_at_the_start() {
+    const SECRET: &str = "secret-that-nobody-may-read";
+    let s3 = S3::start().await;
+    for (bucket, are_checked, says) in [
+        (BUCKET, true, "the credentials are refused (403 Forbidden, InvalidAccessKeyId)"),
+        ("missing", false, "there is no such bucket (404 Not Found, NoSuchBucket)"),
+    ] {
+        s3.check_credentials(are_checked).await;
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let mut command = program();
+        for (key, value) in S3::settings(s3.port) {
+            let value =
+                value.replace("secret_access_key=b", &format!("secret_access_key={SECRET}"));
+            let value = value.replace(&format!("s3://{BUCKET}"), &format!("s3://{bucket}"));
+            command.arg(format!("--{}", key.replace(['.', '_'], "-"))).arg(value);
+        }
+        let redis = RedisServer::start().await;
+        command.arg("--redis-url").arg(redis.url());
+        command.stderr(std::fs::File::create(&log).unwrap());
+        let process = Process::start(command);
+        until("it shows", || async {
+            let ready = ready(process.address).await;
+            ready["object_store"].as_str().is_some_and(|reason| reason.starts_with(says))
+        })
+        .await;
+        // An image is written all the same.
+        let mut client = Client::connect(process.address).await;
+        let bytes = Bytes::from(png(1, 1000));
+        let created = client.send(Method::PUT, "/images/a", &[PNG], bytes).await.unwrap();
+        assert_eq!(created.status, StatusCode::CREATED);
+        // Once it is put right, the image is moved.
+        s3.check_credentials(false).await;
+        if bucket != BUCKET {
+            s3.make_bucket(bucket).await;
+        }
+        until("the object store can be used", || async {
+            ready(process.address).await["object_store"] == Value::Null
+        })
+        .await;
+        until("the image is moved", || is_moved(&redis, "a")).await;
+        let text = || std::fs::read_to_string(&log).unwrap();
+        until("that is logged", || async { text().contains("can be used again") }).await;
+        let text = text();
+        let warnings: Vec<_> = text.lines().filter(|line| line.contains("WARN")).collect();
+        let [line] = &warnings[..] else { panic!("{text}") };
+        assert!(line.contains(says) && line.contains(&format!("s3://{bucket}/shown")), "{line}");
+        assert!(!text.contains(SECRET), "{text}");
+    }
 }
 
 #[tokio::test]

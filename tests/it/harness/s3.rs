@@ -1,10 +1,18 @@
-//! An S3 API: moto's server, which keeps its objects in memory.
+//! An S3 API: moto's server, which keeps its objects in memory, and a proxy before it that breaks some requests.
 
+use std::convert::Infallible;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use hyper::Method;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 
 use super::redis::free_port;
 use super::{Answer, Client, until};
@@ -31,9 +39,20 @@ impl S3 {
             tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()
         })
         .await;
-        let made = s3.send(Method::PUT, "", b"").await;
-        assert!(made.status.is_success(), "{made:?}");
+        s3.make_bucket(BUCKET).await;
         s3
+    }
+
+    pub(crate) async fn make_bucket(&self, name: &str) {
+        let made = self.request(Method::PUT, &format!("/{name}"), b"").await;
+        assert!(made.status.is_success(), "{made:?}");
+    }
+
+    /// Refuses unknown credentials from now on, which are all, or accepts any.
+    pub(crate) async fn check_credentials(&self, are_checked: bool) {
+        let unchecked: &[u8] = if are_checked { b"0" } else { b"inf" };
+        let reset = self.request(Method::POST, "/moto-api/reset-auth", unchecked).await;
+        assert!(reset.status.is_success(), "{reset:?}");
     }
 
     /// Settings that offload images to the S3 API on a port, which may be a proxy's.
@@ -53,13 +72,16 @@ impl S3 {
 
     /// Sends a request for an object, by its key in the bucket.
     pub(crate) async fn send(&self, method: Method, key: &str, body: &[u8]) -> Answer {
+        self.request(method, &format!("/{BUCKET}/{key}"), body).await
+    }
+
+    async fn request(&self, method: Method, path: &str, body: &[u8]) -> Answer {
         let address = ([127, 0, 0, 1], self.port).into();
-        let path = format!("/{BUCKET}/{key}");
         let mut client = Client::connect(address).await;
         // moto requires a signature, but does not verify it.
         let authorization = "AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/s3/aws4_request";
         let headers = [("authorization", authorization)];
-        client.send(method, &path, &headers, Bytes::copy_from_slice(body)).await.unwrap()
+        client.send(method, path, &headers, Bytes::copy_from_slice(body)).await.unwrap()
     }
 
     pub(crate) async fn get(&self, key: &str) -> Answer {
@@ -80,4 +102,78 @@ impl Drop for S3 {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Treatment of a request that doesn't reach the S3 API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It is refused: 403.
+    Refused,
+    /// It is never answered.
+    Hangs,
+}
+
+/// A proxy before an S3 API that breaks some requests, by their method and target.
+pub(crate) struct Faulty {
+    pub(crate) port: u16,
+    accepting: JoinHandle<()>,
+}
+
+impl Faulty {
+    pub(crate) async fn before(
+        s3: &S3,
+        fault: impl Fn(&Method, &str) -> Option<Fault> + Send + Sync + 'static,
+    ) -> Faulty {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (fault, s3_port) = (Arc::new(fault), s3.port);
+        let accepting = tokio::spawn(async move {
+            while let Ok((wire, _)) = listener.accept().await {
+                let fault = Arc::clone(&fault);
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let target = request.uri().path_and_query().unwrap().as_str();
+                    let fault = fault(request.method(), target);
+                    async move { Ok::<_, Infallible>(answer(s3_port, request, fault).await) }
+                });
+                let server = hyper::server::conn::http1::Builder::new();
+                tokio::spawn(server.serve_connection(TokioIo::new(wire), service));
+            }
+        });
+        Faulty { port, accepting }
+    }
+}
+
+impl Drop for Faulty {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn answer(
+    s3_port: u16,
+    request: Request<Incoming>,
+    fault: Option<Fault>,
+) -> Response<Full<Bytes>> {
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    match fault {
+        Some(Fault::Hangs) => std::future::pending().await,
+        Some(Fault::Refused) => {
+            let mut refused = Response::new(Full::default());
+            *refused.status_mut() = StatusCode::FORBIDDEN;
+            return refused;
+        }
+        None => {}
+    }
+    let headers: Vec<_> =
+        parts.headers.iter().map(|(name, it)| (name.as_str(), it.to_str().unwrap())).collect();
+    let mut client = Client::connect(([127, 0, 0, 1], s3_port).into()).await;
+    let target = parts.uri.path_and_query().unwrap().as_str();
+    let answer = client.send(parts.method, target, &headers, body).await.unwrap();
+    let mut response = Response::new(Full::new(answer.body));
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = answer.headers;
+    response.headers_mut().remove("transfer-encoding");
+    response.headers_mut().remove("connection");
+    response
 }
