@@ -187,7 +187,7 @@ impl Writer {
         }
         let removed = removed.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let (Some(offload), Some(value)) = (&self.offload, removed) {
-            offload.discard(id, &value).await;
+            offload.discard(&value);
         }
         Ok(())
     }

@@ -40,6 +40,7 @@ use crate::settings::{self, ServeOffloaded};
 
 use self::circuit::{Away, Circuit};
 pub(crate) use self::mover::{MoveTasks, Mover};
+use self::sweep::Discarded;
 
 /// Most repetitions of a request within one attempt. Further attempts are the mover's, the probe's and the client's.
 const REPETITIONS: usize = 3;
@@ -65,6 +66,7 @@ pub struct Offload {
     circuit: Circuit,
     fetches: Arc<Flights<(ImageId, Version), ObjectFetch>>,
     mover: Arc<Mover>,
+    discarded: Discarded,
     parts: Parts,
     max_value: usize,
 }
@@ -194,6 +196,7 @@ impl Offload {
             keeps_attributes: scheme != ObjectStoreScheme::Local,
             fetches: Arc::default(),
             mover,
+            discarded: Discarded::default(),
             parts,
             max_value,
         })))

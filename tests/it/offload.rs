@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -113,7 +113,7 @@ async fn a_written_image_goes_to_the_object_store_and_is_served_from_there() {
     assert_eq!(s3.keys().await.len(), 2);
     let removed = second.send(Method::DELETE, "/images/a", &[], Bytes::new()).await;
     assert_eq!(removed.status, StatusCode::NO_CONTENT);
-    assert_eq!(s3.keys().await, keys);
+    until("the object of the removed image is gone", || async { s3.keys().await == keys }).await;
 }
 
 #[tokio::test]
@@ -378,6 +378,10 @@ async fn nobody_waits_for_an_object_store_that_is_known_to_be_away() {
         until("the image is moved", || is_moved(&redis, id)).await;
     }
     until("the image is read", || async { server.get("/images/a").await.body == bytes }).await;
+    until("the object of the removed image is gone", || async {
+        !s3.keys().await.iter().any(|key| key.starts_with("shown/c/"))
+    })
+    .await;
     assert_eq!(ready(server.address).await["object_store"], Value::Null);
 }
 
@@ -648,6 +652,90 @@ async fn deleting_a_copied_record_keeps_the_object_of_the_original() {
 }
 
 #[tokio::test]
+async fn a_copied_or_renamed_record_keeps_its_object() {
+    let (redis, s3) = (RedisServer::start().await, S3::start().await);
+    let server = server(&redis, s3.port, &sweeping("100ms")).await;
+    let mut connection = redis.connect().await;
+    // The original is deleted, replaced, deleted by a backend, and renamed.
+    for (number, id) in ["deleted", "replaced", "removed", "renamed"].into_iter().enumerate() {
+        put(&server, &format!("/images/{id}"), &png(number as u64, 1000)).await;
+        let (from, to) = (format!("image:{id}"), format!("image:copy-of-{id}"));
+        let command = if id == "renamed" { "RENAME" } else { "COPY" };
+        redis::cmd(command).arg(from).arg(to).exec_async(&mut connection).await.unwrap();
+    }
+    let delete = async |id: &str| {
+        let path = format!("/images/{id}");
+        let removed = server.send(Method::DELETE, &path, &[], Bytes::new()).await;
+        assert_eq!(removed.status, StatusCode::NO_CONTENT);
+    };
+    delete("deleted").await;
+    put(&server, "/images/replaced", &png(9, 1000)).await;
+    connection.del("image:removed").await.unwrap();
+    // Behind them an object is swept, and one is removed because its image was deleted.
+    put(&server, "/images/swept?ttl=1ms", &png(10, 1000)).await;
+    put(&server, "/images/last", &png(11, 1000)).await;
+    delete("last").await;
+    until("both are gone", || async {
+        let keys = s3.keys().await;
+        !keys.iter().any(|it| it.starts_with("shown/swept/") || it.starts_with("shown/last/"))
+    })
+    .await;
+    let fresh = self::server(&redis, s3.port, &[]).await;
+    for (number, id) in ["deleted", "replaced", "removed", "renamed"].into_iter().enumerate() {
+        let copy = fresh.get(&format!("/images/copy-of-{id}")).await;
+        assert_eq!(copy.body, png(number as u64, 1000), "{id}");
+    }
+    assert_eq!(s3.keys().await.len(), 5);
+    // An object goes with the last record that refers to it.
+    delete("copy-of-deleted").await;
+    until("the object is gone", || async {
+        !s3.keys().await.iter().any(|it| it.starts_with("shown/deleted/"))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_sweep_that_would_remove_most_objects_removes_none() {
+    let (redis, other, s3) =
+        (RedisServer::start().await, RedisServer::start().await, S3::start().await);
+    let settings = sweeping("100ms");
+    let server = server(&redis, s3.port, &settings).await;
+    for number in 0..10 {
+        put(&server, &format!("/images/{number}"), &png(number, 1000)).await;
+    }
+    // Another server has the same folder with the wrong database.
+    let listings = Arc::new(AtomicU32::new(0));
+    let counting = Faulty::before(&s3, {
+        let listings = Arc::clone(&listings);
+        move |_, target| {
+            listings.fetch_add(u32::from(target.contains("list-type")), Ordering::Relaxed);
+            None
+        }
+    });
+    let counting = counting.await;
+    let _wrong = self::server(&other, counting.port, &settings).await;
+    put(&server, "/images/swept?ttl=1ms", &png(10, 1000)).await;
+    until("an object is swept, so that the others are old enough", || async {
+        server.metric("afterimage_swept_total").await == 1
+    })
+    .await;
+    let before = listings.load(Ordering::Relaxed);
+    until("the other server has swept since", || async {
+        listings.load(Ordering::Relaxed) >= before + 3
+    })
+    .await;
+    assert_eq!(s3.keys().await.len(), 10);
+    // An emptied database is the same.
+    redis::cmd("FLUSHALL").exec_async(&mut redis.connect().await).await.unwrap();
+    let before = listings.load(Ordering::Relaxed);
+    until("both servers have swept since", || async {
+        listings.load(Ordering::Relaxed) >= before + 10
+    })
+    .await;
+    assert_eq!(s3.keys().await.len(), 10);
+}
+
+#[tokio::test]
 async fn a_record_that_would_exceed_the_limit_is_not_offloaded() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let server = server(&redis, s3.port, &[("records.max_value", "1KiB")]).await;
@@ -701,6 +789,10 @@ async fn a_rewrite_during_the_sweep_of_its_object_never_loses_the_image() {
     let (redis, s3) = (RedisServer::start().await, S3::start().await);
     let sweeping = sweeping("5ms");
     let server = server(&redis, s3.port, &sweeping).await;
+    // Without others the sweep would refuse to remove all that there is.
+    for number in 0..20 {
+        put(&server, &format!("/images/other{number}"), &png(number, 1000)).await;
+    }
     let bytes = png(1, 1000);
     let value = record(&bytes);
     let json = [("content-type", "application/json")];
@@ -720,6 +812,9 @@ async fn a_rewrite_during_the_sweep_of_its_object_never_loses_the_image() {
         }
         redis.connect().await.del("image:a").await.unwrap();
     }
+    println!("{} objects were swept meanwhile", server.metric("afterimage_swept_total").await);
+    until("objects are swept", || async { server.metric("afterimage_swept_total").await > 0 })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
