@@ -89,12 +89,15 @@ impl Events {
 
     /// Reads the next event, skipping comments.
     pub(crate) async fn next(&mut self) -> Event {
-        loop {
-            let block = self.block().await.expect("the stream has ended");
-            if block != ":" {
-                return Event::parse(&block);
+        let next = async {
+            loop {
+                let block = self.block().await.expect("the stream has ended");
+                if block != ":" {
+                    return Event::parse(&block);
+                }
             }
-        }
+        };
+        tokio::time::timeout(PATIENCE, next).await.expect("only comments arrive on the stream")
     }
 
     /// Reads until there is an event for each of these ids, ignoring others.
@@ -312,7 +315,7 @@ async fn removals_during_a_redis_outage_are_told_afterwards() {
     assert_eq!(prefixed.next().await, Event::list("a", true, &["a1", "a2", "a3"]));
     proxy.hold(crate::harness::Held::All);
     redis.connect().await.del("image:a2").await.unwrap();
-    until("the silence is noticed", || async { server.coherence().await != "coherent" }).await;
+    until("the outage is noticed", || async { server.coherence().await == "unreachable" }).await;
     proxy.hold(crate::harness::Held::None);
     for events in [&mut named, &mut prefixed] {
         assert_eq!(events.next_of(&["a2"]).await["a2"].name, "concept_absent");
@@ -448,7 +451,7 @@ async fn changes_during_a_redis_outage_are_sent_afterwards() {
     proxy.hold(crate::harness::Held::All);
     redis.set("a1", &record(&drawn(2))).await;
     redis.set("a2", &record(&drawn(3))).await;
-    until("the silence is noticed", || async { server.coherence().await != "coherent" }).await;
+    until("the outage is noticed", || async { server.coherence().await == "unreachable" }).await;
     proxy.hold(crate::harness::Held::None);
     for events in [&mut named, &mut prefixed] {
         let told = events.next_of(&["a1", "a2"]).await;
