@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::budget::FetchBudget;
 use crate::cpu::Cpu;
-use crate::index::{Claim, Digest, Index};
+use crate::index::{Claim, ClaimedContent, Digest, Index};
 use crate::metrics::Metrics;
 use crate::read::Outcome;
 use crate::settings::AuditSettings;
@@ -64,23 +64,23 @@ impl Auditor {
 
     /// True if the store holds what the index claims; `None` if it can't be told now.
     async fn holds(&self, claim: &Claim) -> Option<bool> {
+        let unreadable = Some(claim.content == ClaimedContent::Unreadable);
         let size = match self.store.size(&claim.id).await {
             Ok(size) => size,
-            // Neither has a digest.
-            Err(StoreError::WrongType | StoreError::TooLarge { .. }) => {
-                return Some(claim.digest.is_none());
-            }
+            Err(StoreError::WrongType | StoreError::TooLarge { .. }) => return unreadable,
             Err(_) => return None,
         };
         let _reservation = self.budget.reserve(size).await.ok()?;
-        let stored = self.store.get(&claim.id, size).await.ok()?;
-        let digest = match stored {
-            None => None,
-            Some(stored) => {
+        let content = match self.store.get(&claim.id, size).await {
+            Ok(None) => ClaimedContent::Absent,
+            Ok(Some(stored)) => {
                 let value = stored.value;
-                Some(self.cpu.run_on(value.len(), move || Digest::of(&value)).await)
+                let digest = self.cpu.run_on(value.len(), move || Digest::of(&value)).await;
+                ClaimedContent::Value(digest)
             }
+            Err(StoreError::WrongType | StoreError::TooLarge { .. }) => return unreadable,
+            Err(_) => return None,
         };
-        Some(digest == claim.digest)
+        Some(content == claim.content)
     }
 }

@@ -163,9 +163,20 @@ pub struct FetchLease<T> {
 pub struct Claim {
     /// The key.
     pub id: ImageId,
-    /// The digest of its value, if it has one.
-    pub digest: Option<Digest>,
+    /// Its content.
+    pub content: ClaimedContent,
     fetched: BootInstant,
+}
+
+/// The content that the index claims a key to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClaimedContent {
+    /// No value.
+    Absent,
+    /// A value that the store doesn't hand out: of another type than a string, or too large.
+    Unreadable,
+    /// A value with this digest.
+    Value(Digest),
 }
 
 /// The limits of an index.
@@ -351,6 +362,7 @@ impl<T: Clone> Index<T> {
 
     /// Applies a change that the store reports.
     pub fn apply(&self, change: Change) {
+        let renews = !matches!(change, Change::Invalidated(_) | Change::Flushed);
         let mut state = self.lock();
         match change {
             Change::Invalidated(id) => {
@@ -408,10 +420,13 @@ impl<T: Clone> Index<T> {
                 }
             }
         }
+        // Under the lock, so that two changes leave the state of the later one.
         let unreachable = matches!(state.coherence, Coherence::Unreachable(_));
-        drop(state);
-        self.renewed.notify_waiters();
         self.unreachable.send_if_modified(|it| std::mem::replace(it, unreachable) != unreachable);
+        drop(state);
+        if renews {
+            self.renewed.notify_waiters();
+        }
     }
 
     /// Some of the entries that claim to be current: of those that were asked for last, and of those that are oldest.
@@ -430,7 +445,11 @@ impl<T: Clone> Index<T> {
             .filter(|(_, entry)| entry.is_current_at(state.epoch, now));
         let claim = |(id, entry): (&ImageId, &Entry)| Claim {
             id: id.clone(),
-            digest: entry.digest,
+            content: match (&entry.known, entry.digest) {
+                (_, Some(digest)) => ClaimedContent::Value(digest),
+                (Known::Absent, None) => ClaimedContent::Absent,
+                (_, None) => ClaimedContent::Unreadable,
+            },
             fetched: entry.fetched,
         };
         fastrand::choose_multiple(current.map(claim), count)
@@ -459,6 +478,16 @@ impl<T: Clone> Index<T> {
             return Coherence::Unverified("the next heartbeat is being waited for".into());
         }
         state.coherence.clone()
+    }
+
+    /// True if an image is known that may be served while the store can't be reached, among those that were asked for last.
+    pub fn can_serve_in_an_outage(&self) -> bool {
+        /// Entries that are looked at. The lock is held meanwhile.
+        const WINDOW: usize = 1000;
+        let (now, stale_for) = (self.clock.now(), self.limits.serve_stale_for);
+        let state = self.lock();
+        let mut newest = state.entries.iter().take(WINDOW);
+        newest.any(|(_, entry)| entry.last_known(&state.ended, stale_for, now).is_some())
     }
 
     /// The number of known keys.
@@ -611,7 +640,8 @@ impl<T: Clone> FetchLease<T> {
         old.known.version().filter(|old| now != Some(*old))
     }
 
-    /// True if a push has named the key since the fetch was registered, and nothing else speaks against the result.
+    /// True if the result isn't kept although its epoch goes on: a push has named the key, or another fetch took this one's
+    /// place.
     pub fn is_overtaken(&self) -> bool {
         let state = self.index.lock();
         self.flight.is_invalidated()

@@ -45,8 +45,7 @@ pub(crate) async fn readyz(
     let is_ready = match &coherence {
         Coherence::Coherent => true,
         Coherence::Unverified(_) => !is_strict,
-        // Before anything is known there is nothing to answer with.
-        Coherence::Unreachable(_) => !is_strict && !state.app.index.is_empty(),
+        Coherence::Unreachable(_) => !is_strict && state.app.index.can_serve_in_an_outage(),
     };
     if !is_ready {
         let reason = coherence.reason().unwrap_or_default().to_owned();

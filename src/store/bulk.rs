@@ -7,6 +7,7 @@
 use std::fmt::Debug;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,12 +20,15 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connection::CommandFailure;
-use super::server::{ServerInfo, TrackedServer};
+use super::server::{CurrentServer, ServerInfo, is_refusal};
 use super::{StoreError, Stored};
 use crate::settings;
 
 /// Smallest value, in bytes, for which the saved copy is worth a connection of its own.
 pub(super) const LARGE: u64 = 64 * 1024;
+
+/// No generation.
+const NEVER: u64 = u64::MAX;
 
 /// Longest line of a reply that is accepted.
 const MAX_LINE: u64 = 4096;
@@ -38,9 +42,11 @@ pub(super) struct BulkConnections {
     address: Address,
     /// First commands on a new connection: login and database.
     greeting: Pipeline,
-    tracked: Arc<TrackedServer>,
+    current: Arc<CurrentServer>,
     connect_timeout: Duration,
     response_timeout: Duration,
+    /// The generation in which the user turned out not to be allowed to run `INFO`.
+    without_info: AtomicU64,
     /// Idle connections, each with the generation in which it was opened.
     idle: Mutex<Vec<(u64, BulkConnection)>>,
     /// One permit for each connection.
@@ -58,7 +64,7 @@ impl BulkConnections {
     pub(super) fn new(
         info: &ConnectionInfo,
         settings: &settings::RedisSettings,
-        tracked: Arc<TrackedServer>,
+        current: Arc<CurrentServer>,
     ) -> Option<BulkConnections> {
         let address = match info.addr() {
             ConnectionAddr::Tcp(host, port) => {
@@ -77,7 +83,8 @@ impl BulkConnections {
         Some(BulkConnections {
             address,
             greeting,
-            tracked,
+            current,
+            without_info: AtomicU64::new(NEVER),
             connect_timeout: settings.connect_timeout,
             response_timeout: settings.response_timeout,
             idle: Mutex::default(),
@@ -98,12 +105,12 @@ impl BulkConnections {
             return Err(CommandFailure::NotRead(StoreError::TimedOut));
         };
         loop {
-            let generation = self.tracked.generation();
+            let generation = self.current.generation();
             tokio::select! {
+                // First: nothing that a connection of an earlier generation still says may be used.
                 biased;
+                () = self.current.left(generation) => {}
                 read = self.get_in(generation, key, limit, deadline) => return read,
-                // Asked again over a new connection: nothing that the old one still says may be used.
-                () = self.tracked.left(generation) => {}
             }
         }
     }
@@ -132,7 +139,10 @@ impl BulkConnections {
                 return read;
             }
         }
-        let connection = timeout(self.connect_timeout, self.connect()).await;
+        if self.without_info.load(Ordering::Relaxed) == generation {
+            return Err(CommandFailure::NotOpened(unexpected()));
+        }
+        let connection = timeout(self.connect_timeout, self.connect(generation)).await;
         let timed_out = |_elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into());
         let connection = connection.unwrap_or_else(timed_out).map_err(CommandFailure::NotOpened)?;
         self.read(connection, generation, key, limit, deadline).await
@@ -155,7 +165,7 @@ impl BulkConnections {
         Ok(stored)
     }
 
-    async fn connect(&self) -> Result<BulkConnection, RedisError> {
+    async fn connect(&self, generation: u64) -> Result<BulkConnection, RedisError> {
         let socket: Box<dyn BulkIo> = match &self.address {
             Address::Tcp(host, port, settings) => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
@@ -180,12 +190,24 @@ impl BulkConnections {
         // A user who may not ask this is served over the other connections, which have more ways to tell the server.
         let mut info = Vec::new();
         for _section in 0..2 {
-            match length_in(&connection.line().await?)? {
-                Some(length) if length <= MAX_INFO => info.extend(connection.bytes(length).await?),
-                _ => return Err(unexpected()),
+            match length_in(&connection.line().await?) {
+                Ok(Some(length)) if length <= MAX_INFO => {
+                    info.extend(connection.bytes(length).await?);
+                }
+                Err(error) if is_refusal(&error) => {
+                    self.without_info.store(generation, Ordering::Relaxed);
+                    return Err(error);
+                }
+                Err(error) => return Err(error),
+                Ok(_) => return Err(unexpected()),
             }
         }
-        self.tracked.check(&ServerInfo::from_text(&String::from_utf8_lossy(&info)))?;
+        let server = ServerInfo::from_text(&String::from_utf8_lossy(&info));
+        if !server.is_identified() {
+            self.without_info.store(generation, Ordering::Relaxed);
+            return Err(unexpected());
+        }
+        self.current.check(generation, &server)?;
         Ok(connection)
     }
 

@@ -15,7 +15,7 @@ use redis::{
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::StoreError;
-use super::server::{ServerInfo, TrackedServer};
+use super::server::{CurrentServer, ServerInfo, is_full};
 use crate::coalesce::Flight;
 
 /// A shared attempt to connect, and its result.
@@ -27,8 +27,8 @@ pub(super) struct DataConnections {
     connections: Vec<SharedConnection>,
     /// Connection that is considered first, so that all of them are used.
     turn: AtomicUsize,
-    /// The server that announces changes, from which data must come as well.
-    pub(super) tracked: Arc<TrackedServer>,
+    /// The server that data and pushes come from.
+    pub(super) current: Arc<CurrentServer>,
     /// Idle exclusive connections, each with the generation in which it was opened.
     idle: Mutex<Vec<(u64, MultiplexedConnection)>>,
     /// One permit for each exclusive connection.
@@ -52,8 +52,13 @@ impl ExclusiveConnection<'_> {
         &mut self,
         commands: &Pipeline,
     ) -> Result<T, StoreError> {
-        let replies = commands.query_async(&mut self.connection).await;
-        replies.map_err(|error| self.pool.tracked.failed(error).into())
+        tokio::select! {
+            biased;
+            () = self.pool.current.left(self.generation) => Err(given_up()),
+            replies = commands.query_async(&mut self.connection) => {
+                replies.map_err(|error| self.pool.current.failed(self.generation, error).into())
+            }
+        }
     }
 
     /// Returns the connection to the pool. Nothing that was sent over it may have an effect on later commands.
@@ -70,14 +75,14 @@ impl DataConnections {
         client: &Client,
         config: &AsyncConnectionConfig,
     ) -> DataConnections {
-        let tracked = Arc::new(TrackedServer::default());
+        let current = Arc::new(CurrentServer::default());
         let connections = (0..count.get())
-            .map(|_| SharedConnection::new(client.clone(), config.clone(), Arc::clone(&tracked)))
+            .map(|_| SharedConnection::new(client.clone(), config.clone(), Arc::clone(&current)))
             .collect();
         DataConnections {
             connections,
             turn: AtomicUsize::new(0),
-            tracked,
+            current,
             idle: Mutex::default(),
             exclusive: Semaphore::new(count.get().into()),
             client: client.clone(),
@@ -89,7 +94,7 @@ impl DataConnections {
     pub(super) async fn exclusive(&self) -> Result<ExclusiveConnection<'_>, StoreError> {
         let closed = |_closed| StoreError::unreachable("the store is being closed");
         let permit = self.exclusive.acquire().await.map_err(closed)?;
-        let generation = self.tracked.generation();
+        let generation = self.current.generation();
         let idle = || {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
             idle.retain(|(of, _)| *of == generation);
@@ -108,9 +113,14 @@ impl DataConnections {
         }
         let (client, config) = (self.client.clone(), self.config.clone());
         let opening =
-            SharedConnection::new(client, config, Arc::clone(&self.tracked)).opening(generation);
+            SharedConnection::new(client, config, Arc::clone(&self.current)).opening(generation);
         let connection = opened(&opening).await?;
         Ok(ExclusiveConnection { pool: self, generation, connection, _permit: permit })
+    }
+
+    /// Opens a new connection to see where the address leads.
+    pub(super) async fn look(&self) -> RedisResult<(MultiplexedConnection, ServerInfo)> {
+        open(&self.client, &self.config).await
     }
 
     /// Sends commands over the connection with the fewest pending ones: a reply of a megabyte holds up those behind it.
@@ -135,7 +145,7 @@ impl DataConnections {
 struct SharedConnection {
     client: Client,
     config: AsyncConnectionConfig,
-    tracked: Arc<TrackedServer>,
+    current: Arc<CurrentServer>,
     /// `None` while it is closed. Commands that need it while it is being opened share that attempt and its failure.
     opening: Arc<Mutex<Option<(u64, Opening)>>>,
     pending: AtomicUsize,
@@ -155,10 +165,10 @@ impl SharedConnection {
     fn new(
         client: Client,
         config: AsyncConnectionConfig,
-        tracked: Arc<TrackedServer>,
+        current: Arc<CurrentServer>,
     ) -> SharedConnection {
         let (opening, pending) = (Arc::default(), AtomicUsize::new(0));
-        SharedConnection { client, config, tracked, opening, pending }
+        SharedConnection { client, config, current, opening, pending }
     }
 
     /// Number of commands that wait for a reply.
@@ -174,20 +184,22 @@ impl SharedConnection {
         retry: Retry,
     ) -> Result<T, StoreError> {
         let _pending = PendingCommand::on(&self.pending);
-        if retry == Retry::Never {
-            return Ok(self.try_once(self.tracked.generation(), commands).await?);
-        }
         let mut broken = false;
         loop {
-            let generation = self.tracked.generation();
+            let generation = self.current.generation();
             tokio::select! {
+                // First: nothing that a connection of an earlier generation still says may be used.
                 biased;
+                () = self.current.left(generation) => match retry {
+                    Retry::Once => {}
+                    Retry::Never => return Err(given_up()),
+                },
                 result = self.try_once(generation, commands) => match result {
-                    Err(CommandFailure::Broken(_)) if !broken => broken = true,
+                    Err(CommandFailure::Broken(_)) if !broken && retry == Retry::Once => {
+                        broken = true;
+                    }
                     result => return Ok(result?),
                 },
-                // Asked again over a new connection: nothing that the old one still says may be used.
-                () = self.tracked.left(generation) => {}
             }
         }
     }
@@ -205,7 +217,7 @@ impl SharedConnection {
             if error.is_timeout() || error.is_unrecoverable_error() {
                 forget(&self.opening, &opening);
             }
-            self.tracked.failed(error)
+            self.current.failed(generation, error)
         })
     }
 
@@ -219,26 +231,39 @@ impl SharedConnection {
         }
         let (opening, completion) = Flight::new();
         *slot = Some((generation, Arc::clone(&opening)));
-        let (client, config, tracked) =
-            (self.client.clone(), self.config.clone(), Arc::clone(&self.tracked));
+        let (client, config, current) =
+            (self.client.clone(), self.config.clone(), Arc::clone(&self.current));
         let (slot, mine) = (Arc::clone(&self.opening), Arc::clone(&opening));
-        // Ends by itself, within the connect timeout.
+        // Ends by itself, within the time-outs to connect and to answer.
         tokio::spawn(async move {
-            let mut opened = client.get_multiplexed_async_connection_with_config(&config).await;
-            match &mut opened {
-                Ok(connection) => {
-                    let checked = ServerInfo::ask(connection).await;
-                    if let Err(error) = checked.and_then(|server| tracked.check(&server)) {
-                        forget(&slot, &mine);
-                        opened = Err(error);
-                    }
-                }
-                Err(_) => forget(&slot, &mine),
+            let opened = open(&client, &config).await.and_then(|(connection, server)| {
+                current.check(generation, &server)?;
+                Ok(connection)
+            });
+            if opened.is_err() {
+                forget(&slot, &mine);
             }
             completion.complete(opened);
         });
         opening
     }
+}
+
+/// Opens a connection, and asks what it leads to.
+async fn open(
+    client: &Client,
+    config: &AsyncConnectionConfig,
+) -> RedisResult<(MultiplexedConnection, ServerInfo)> {
+    let mut connection = client.get_multiplexed_async_connection_with_config(config).await?;
+    let server = ServerInfo::ask(&mut connection).await?;
+    Ok((connection, server))
+}
+
+/// The failure of a write whose generation ended before the reply.
+fn given_up() -> StoreError {
+    StoreError::unreachable(
+        "the connection was given up before the reply; the write may have been made",
+    )
 }
 
 async fn opened(opening: &Opening) -> Result<MultiplexedConnection, CommandFailure> {
@@ -301,6 +326,11 @@ impl From<CommandFailure> for StoreError {
                 if error.code() == Some("NOPERM") =>
             {
                 StoreError::forbidden(error)
+            }
+            CommandFailure::NotOpened(error) | CommandFailure::Answered(error)
+                if is_full(&error) || error.code() == Some("BUSY") =>
+            {
+                StoreError::unreachable(error)
             }
             CommandFailure::NotOpened(error) if matches!(error.kind(), ErrorKind::Server(_)) => {
                 StoreError::refused(error)

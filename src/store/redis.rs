@@ -13,11 +13,10 @@ use bytes::Bytes;
 
 use super::bulk::{self, BulkConnections};
 use super::connection::{CommandFailure, DataConnections, ExclusiveConnection, Retry};
-use super::server::{CLUSTER, Mode, ServerInfo};
+use super::server::{CLUSTER, Mode};
 use super::tracking::Tracking;
 use super::{
-    Change, ChangeListener, Coherence, Condition, Cursor, Expiry, Page, Replaced, StoreError,
-    Stored, Written,
+    ChangeListener, Condition, Cursor, Expiry, Page, Replaced, StoreError, Stored, Written,
 };
 use crate::clock::Clock;
 use crate::image::ImageId;
@@ -56,9 +55,9 @@ impl RedisStore {
             .set_connection_timeout(Some(settings.redis.connect_timeout))
             .set_response_timeout(Some(settings.redis.response_timeout));
         let data = DataConnections::new(settings.redis.connections, &data_client, &config);
-        let tracked = Arc::clone(&data.tracked);
+        let current = Arc::clone(&data.current);
         let info = data_client.get_connection_info();
-        let bulk = BulkConnections::new(info, &settings.redis, tracked);
+        let bulk = BulkConnections::new(info, &settings.redis, current);
         Ok(RedisStore {
             data: Arc::new(data),
             bulk,
@@ -76,43 +75,26 @@ impl RedisStore {
     /// Refuses a server that would answer for some of the keys only. One that can't be reached in time is no error: it may
     /// come back, and is looked at again by every new connection.
     pub(super) async fn refuse_cluster(&self) -> anyhow::Result<()> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(FIRST_LOOK))
-            .set_response_timeout(Some(FIRST_LOOK));
-        let asked = async {
-            let client = &self.tracking_client;
-            let mut connection =
-                client.get_multiplexed_async_connection_with_config(&config).await.ok()?;
-            ServerInfo::ask(&mut connection).await.ok()
-        };
-        let server = tokio::time::timeout(FIRST_LOOK, asked).await.ok().flatten();
-        anyhow::ensure!(
-            server.and_then(|it| it.mode) != Some(Mode::Cluster),
-            "{CLUSTER} ([redis] url)"
-        );
+        let looked = tokio::time::timeout(FIRST_LOOK, self.data.look()).await;
+        if let Ok(Ok((_, server))) = looked {
+            anyhow::ensure!(server.mode != Some(Mode::Cluster), "{CLUSTER} ([redis] url)");
+        }
         Ok(())
     }
 
     /// Starts the tracking connection.
     pub(super) fn watch(&mut self, clock: Clock, listener: ChangeListener) {
-        if self.track {
-            let tracking = Tracking {
-                client: self.tracking_client.clone(),
-                key_prefix: self.key_prefix.clone(),
-                connect_timeout: self.connect_timeout,
-                canary: self.canary,
-                clock,
-                listener,
-                data: Arc::clone(&self.data),
-            };
-            self.tracking = Some(tracking.start());
-        } else {
-            listener.notify(Change::TrackingLost {
-                connection: 1,
-                last_heard: clock.now(),
-                coherence: Coherence::Unverified("tracking is off ([redis] tracking)".into()),
-            });
-        }
+        let tracking = Tracking {
+            client: self.tracking_client.clone(),
+            is_on: self.track,
+            key_prefix: self.key_prefix.clone(),
+            connect_timeout: self.connect_timeout,
+            canary: self.canary,
+            clock,
+            listener,
+            data: Arc::clone(&self.data),
+        };
+        self.tracking = Some(tracking.start());
     }
 
     /// Asked before every `GET`, so that a value over the limit isn't transferred. One that is written between the two is

@@ -1,10 +1,8 @@
 //! The server behind the address: which one it is, and whether it may be read from.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use redis::aio::MultiplexedConnection;
 use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::connection::{CommandFailure, is_read_only};
 
@@ -111,12 +109,12 @@ impl ServerInfo {
             .unwrap_or(Comparison::Unknown)
     }
 
-    /// An error if records must not be read from this server.
-    pub(super) fn check_readable(&self) -> RedisResult<()> {
+    /// The reason for which records must not be read from this server, if there is one.
+    pub(super) fn check_readable(&self) -> Result<(), Unusable> {
         match (self.mode, self.role) {
-            (Some(Mode::Cluster), _) => Err(refusal(CLUSTER)),
-            (Some(Mode::Sentinel), _) => Err(refusal(SENTINEL)),
-            (_, Some(Role::Replica)) => Err(refusal(REPLICA)),
+            (Some(Mode::Cluster), _) => Err(Unusable(CLUSTER)),
+            (Some(Mode::Sentinel), _) => Err(Unusable(SENTINEL)),
+            (_, Some(Role::Replica)) => Err(Unusable(REPLICA)),
             _ => Ok(()),
         }
     }
@@ -131,8 +129,15 @@ const OTHER: &str = "the address leads to another server now";
 const UNKNOWN: &str = "the server can't be compared with the one that pushes changes: \
                        the user must be allowed to run INFO or CLIENT INFO";
 
-fn refusal(reason: &'static str) -> RedisError {
-    (ErrorKind::Io, reason).into()
+/// A server that must not be read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Unusable(pub(super) &'static str);
+
+impl From<Unusable> for RedisError {
+    fn from(Unusable(reason): Unusable) -> RedisError {
+        (ErrorKind::Client, reason).into()
+    }
 }
 
 impl RoleCommand {
@@ -174,10 +179,15 @@ fn answered(reply: Option<RedisResult<Value>>) -> RedisResult<Option<Value>> {
 pub(super) fn is_refusal(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Server(ServerErrorKind::NoPerm) => true,
-        // Not "max number of clients reached", say.
-        ErrorKind::Server(ServerErrorKind::ResponseError) => error.to_string().contains("unknown"),
+        // Each server has its own words for a command that it doesn't know.
+        ErrorKind::Server(ServerErrorKind::ResponseError) => !is_full(error),
         _ => false,
     }
+}
+
+/// True if the server takes no more clients.
+pub(super) fn is_full(error: &RedisError) -> bool {
+    error.to_string().contains("max number of clients")
 }
 
 fn role_in(text: &str) -> Option<Role> {
@@ -229,94 +239,145 @@ fn text_of(value: Option<&Value>) -> String {
     value.and_then(text).unwrap_or_default().to_owned()
 }
 
-/// The server that pushes changes. Data must come from that very server: after a failover the address may lead to
-/// another one, while connections to the old one live on.
+/// The one server that everything comes from, pushes and data. After a failover the address may lead to another one, while
+/// connections to the old one live on.
+///
+/// All connections of a generation lead to the same server. A connection that finds another one there, or a role that it
+/// must not have, ends the generation: every connection is opened anew, and replies that are still to come over the old
+/// ones aren't read.
 #[derive(Debug, Default)]
-pub(super) struct TrackedServer {
-    /// Grows when tracking begins and when it ends. Whatever a connection of an earlier generation still says isn't read.
-    generation: watch::Sender<u64>,
-    /// The server, while it is tracked.
-    server: Mutex<Option<ServerInfo>>,
-    doubt: Mutex<Option<String>>,
-    doubted: Notify,
+pub(super) struct CurrentServer(watch::Sender<Generation>);
+
+#[derive(Debug, Default)]
+struct Generation {
+    number: u64,
+    /// The server that its connections lead to, as far as one has been opened.
+    server: Option<ServerInfo>,
+    /// Set while this server pushes changes that are relied upon.
+    is_tracked: bool,
+    /// The reason for which the tracked server was given up.
+    doubt: Option<&'static str>,
 }
 
-impl TrackedServer {
-    /// Begins a generation: a new tracking connection is about to be relied upon.
-    pub(super) fn begin(&self, server: ServerInfo) {
-        *lock(&self.doubt) = None;
-        *lock(&self.server) = Some(server);
-        self.generation.send_modify(|generation| *generation += 1);
+impl Generation {
+    fn next(&mut self) {
+        self.number += 1;
+        self.server = None;
+        self.is_tracked = false;
     }
 
-    /// Ends the generation: no changes are announced for now. A server that hung may wake up and answer what it was asked
-    /// before, although another one has taken writes since; so those answers aren't awaited.
-    pub(super) fn end(&self) {
-        if lock(&self.server).take().is_some() {
-            self.generation.send_modify(|generation| *generation += 1);
+    /// Gives the server up.
+    fn doubt(&mut self, reason: &'static str) {
+        if self.is_tracked {
+            self.doubt = Some(reason);
         }
+        self.next();
+    }
+}
+
+impl CurrentServer {
+    /// Notes that a server is tracked. Its generation goes on if it is the one that data comes from already.
+    pub(super) fn track(&self, server: ServerInfo) {
+        self.0.send_modify(|generation| {
+            let present = generation.server.as_ref().map(|present| present.compare(&server));
+            if present != Some(Comparison::Same) {
+                generation.next();
+            }
+            generation.server = Some(server);
+            generation.is_tracked = true;
+            generation.doubt = None;
+        });
     }
 
-    /// Begins a generation without a tracked server: every connection is opened anew, and looked at.
+    /// Ends the generation of a server that isn't tracked any more. It may hang, wake up and answer what it was asked before,
+    /// although another one has taken writes since.
+    pub(super) fn end_tracking(&self) {
+        self.0.send_if_modified(|generation| {
+            let was_tracked = generation.is_tracked;
+            if was_tracked {
+                generation.next();
+            }
+            was_tracked
+        });
+    }
+
+    /// Ends the generation.
     pub(super) fn reopen(&self) {
-        *lock(&self.server) = None;
-        self.generation.send_modify(|generation| *generation += 1);
+        self.0.send_modify(Generation::next);
     }
 
-    /// The present generation, to which a connection that is opened now belongs.
+    /// The number of the present generation, to which a connection that is opened now belongs.
     pub(super) fn generation(&self) -> u64 {
-        *self.generation.borrow()
+        self.0.borrow().number
     }
 
     /// Waits until a generation has ended.
-    pub(super) async fn left(&self, generation: u64) {
+    pub(super) async fn left(&self, number: u64) {
         // The sender lives as long as this.
-        let _ = self.generation.subscribe().wait_for(|now| *now != generation).await;
+        let _ = self.0.subscribe().wait_for(|generation| generation.number != number).await;
     }
 
-    /// Checks that a new connection leads to a primary, and to the tracked server if there is one.
-    pub(super) fn check(&self, server: &ServerInfo) -> RedisResult<()> {
-        let tracked = lock(&self.server);
-        let reason = match tracked.as_ref().map(|tracked| tracked.compare(server)) {
-            Some(Comparison::Other) => OTHER,
-            Some(Comparison::Unknown) => UNKNOWN,
-            None | Some(Comparison::Same) => return server.check_readable(),
-        };
-        drop(tracked);
-        self.doubt(reason);
-        Err(refusal(reason))
+    /// Checks a server that a connection of a generation leads to: it must be a primary, and the same one for all.
+    pub(super) fn check(&self, number: u64, server: &ServerInfo) -> Result<(), Unusable> {
+        server.check_readable()?;
+        let mut checked = Ok(());
+        self.0.send_if_modified(|generation| {
+            if generation.number != number {
+                checked = Err(Unusable(OTHER));
+                return false;
+            }
+            let reason = match generation.server.as_ref().map(|present| present.compare(server)) {
+                Some(Comparison::Other) => OTHER,
+                Some(Comparison::Unknown) if generation.is_tracked => UNKNOWN,
+                None if server.is_identified() => {
+                    generation.server = Some(server.clone());
+                    return false;
+                }
+                None | Some(Comparison::Same | Comparison::Unknown) => return false,
+            };
+            generation.doubt(reason);
+            checked = Err(Unusable(reason));
+            true
+        });
+        checked
     }
 
-    /// Classifies the failure of commands that were sent. A refused write tells that the server is a replica.
-    pub(super) fn failed(&self, error: RedisError) -> CommandFailure {
+    /// Classifies the failure of commands that were sent in a generation. A refused write tells that the server is a replica.
+    pub(super) fn failed(&self, number: u64, error: RedisError) -> CommandFailure {
         if is_read_only(&error) {
-            self.doubt(REPLICA);
-            self.reopen();
+            self.0.send_if_modified(|generation| {
+                let is_present = generation.number == number;
+                if is_present {
+                    generation.doubt(REPLICA);
+                }
+                is_present
+            });
         }
         CommandFailure::after_sending(error)
     }
 
-    /// Reports a sign that the tracked server isn't the one to rely on.
-    pub(super) fn doubt(&self, reason: &str) {
-        if lock(&self.server).is_some() {
-            *lock(&self.doubt) = Some(reason.to_owned());
-            self.doubted.notify_one();
-        }
+    /// Gives the tracked server of a generation up.
+    pub(super) fn doubt(&self, number: u64, reason: &'static str) {
+        self.0.send_if_modified(|generation| {
+            let is_present = generation.number == number;
+            if is_present {
+                generation.doubt(reason);
+            }
+            is_present
+        });
     }
 
-    /// Waits for a doubt about the tracked server.
-    pub(super) async fn doubted(&self) -> String {
+    /// Waits until the tracked server is given up.
+    pub(super) async fn doubted(&self) -> &'static str {
+        let mut state = self.0.subscribe();
         loop {
-            if let Some(reason) = lock(&self.doubt).take() {
+            if let Some(reason) = state.borrow_and_update().doubt {
                 return reason;
             }
-            self.doubted.notified().await;
+            // The sender lives as long as this.
+            let _ = state.changed().await;
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -365,15 +426,63 @@ mod tests {
 
     #[tokio::test]
     async fn a_generation_ends_with_its_tracking() {
-        let tracked = TrackedServer::default();
-        tracked.begin(server(Some("a"), None));
-        let generation = tracked.generation();
-        assert!(tracked.check(&server(Some("a"), None)).is_ok());
-        assert!(tracked.check(&server(Some("b"), None)).is_err());
-        assert_eq!(tracked.doubted().await, OTHER);
-        tracked.end();
-        tracked.left(generation).await;
+        let current = CurrentServer::default();
+        current.track(server(Some("a"), None));
+        let generation = current.generation();
+        assert!(current.check(generation, &server(Some("a"), None)).is_ok());
+        current.end_tracking();
+        current.left(generation).await;
         // Nobody is tracked, so any primary may be read from.
-        assert!(tracked.check(&server(Some("b"), None)).is_ok());
+        assert!(current.check(current.generation(), &server(Some("b"), None)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn another_server_ends_the_generation_and_the_trust_in_its_pushes() {
+        let current = CurrentServer::default();
+        current.track(server(Some("a"), None));
+        let generation = current.generation();
+        assert!(current.check(generation, &server(Some("b"), None)).is_err());
+        assert_eq!(current.doubted().await, OTHER);
+        current.left(generation).await;
+        // A connection of that generation that is opened late doubts nobody.
+        current.track(server(Some("b"), None));
+        let tracked = current.generation();
+        assert!(current.check(generation, &server(Some("a"), None)).is_err());
+        assert!(current.0.borrow().doubt.is_none());
+        assert_eq!(current.generation(), tracked);
+    }
+
+    #[test]
+    fn without_tracking_all_connections_still_lead_to_one_server() {
+        let current = CurrentServer::default();
+        let generation = current.generation();
+        assert!(current.check(generation, &server(Some("a"), None)).is_ok());
+        assert!(current.check(generation, &server(Some("b"), None)).is_err());
+        let next = current.generation();
+        assert_ne!(next, generation);
+        assert!(current.check(next, &server(Some("b"), None)).is_ok());
+        // Tracking the server that data comes from already needs no new connections.
+        current.track(server(Some("b"), None));
+        assert_eq!(current.generation(), next);
+        current.track(server(Some("c"), None));
+        assert_ne!(current.generation(), next);
+    }
+
+    #[test]
+    fn any_words_for_an_unknown_command_are_no_answer() {
+        let error = |text: &str| {
+            let reply = redis::parse_redis_value(format!("-{text}\r\n").as_bytes()).unwrap();
+            reply.extract_error().unwrap_err()
+        };
+        for text in [
+            "ERR unknown command 'INFO'",
+            "ERR Unknown subcommand or wrong number of arguments for 'INFO'. Try CLIENT HELP.",
+            "ERR Syntax error, try CLIENT (LIST | KILL)",
+            "NOPERM this user has no permissions to run the 'info' command",
+        ] {
+            assert!(is_refusal(&error(text)), "{text}");
+        }
+        assert!(!is_refusal(&error("ERR max number of clients reached")));
+        assert!(!is_refusal(&error("LOADING Redis is loading the dataset in memory")));
     }
 }

@@ -76,9 +76,9 @@ impl Standing {
             self.heard_from = now;
             self.without_lease = Some(now);
         }
-        // The server, this process or the link stood still for long enough to be replaced: the address may lead elsewhere.
-        if now.since(self.heard) > LEASE {
-            self.verified_from = self.verified_from.max(self.heard + LEASE);
+        // Long enough for the server to be replaced.
+        if pause > GIVEN_UP {
+            self.verified_from = now;
         }
         if self.lease(now).is_some() {
             self.without_lease = None;
@@ -88,9 +88,11 @@ impl Standing {
         if now.since(since) < GIVEN_UP {
             return Ok(());
         }
-        Err(match &self.not_verified {
-            Some(reason) => format!("no new connection to the address could be checked: {reason}"),
-            None => format!("no heartbeat was answered within {GIVEN_UP:?}"),
+        Err(if now < self.heard + LEASE {
+            let reason = self.not_verified.as_deref().unwrap_or("it doesn't answer");
+            format!("no new connection to the address could be checked: {reason}")
+        } else {
+            format!("no heartbeat was answered within {GIVEN_UP:?}")
         })
     }
 
@@ -159,13 +161,23 @@ mod tests {
     }
 
     #[test]
-    fn after_a_lapse_the_address_has_to_be_looked_at_again() {
+    fn after_a_long_pause_the_address_has_to_be_looked_at_again() {
         let (mut standing, begin) = start();
-        let now = tick(&mut standing, begin, LEASE + Duration::from_millis(100));
-        standing.heard(now);
+        let awake = begin + 2 * GIVEN_UP;
+        standing.tick(awake).unwrap();
+        standing.heard(awake);
+        assert_eq!(standing.lease(awake), None);
+        assert!(standing.wants_verification(awake, begin));
+        standing.verified(awake);
+        assert!(standing.lease(awake).is_some());
+    }
+
+    #[test]
+    fn a_late_answer_renews_the_lease() {
+        let (mut standing, begin) = start();
+        let now = tick(&mut standing, begin, LEASE + Duration::from_millis(300));
         assert_eq!(standing.lease(now), None);
-        assert!(standing.wants_verification(now, begin));
-        standing.verified(now);
+        standing.heard(begin + Duration::from_millis(600));
         assert!(standing.lease(now).is_some());
     }
 

@@ -16,10 +16,10 @@ use redis::{
     ServerErrorKind, Value,
 };
 use tokio::sync::Notify;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::connection::{DataConnections, Retry};
-use super::server::{self, Role, RoleCommand, ServerInfo, text};
+use super::server::{self, Role, RoleCommand, ServerInfo, Unusable, text};
 use super::standing::{GIVEN_UP, Standing};
 use super::{Change, ChangeListener, Coherence, Lease, StoreError};
 use crate::clock::{BootInstant, Clock};
@@ -27,7 +27,7 @@ use crate::image::ImageId;
 use crate::task::Task;
 
 /// Interval at which this process shows that it runs.
-const TICK: Duration = Duration::from_millis(20);
+const TICK: Duration = Duration::from_millis(50);
 
 /// Pauses between attempts to connect: from the first, doubled up to the last, each with jitter.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -36,11 +36,16 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between attempts on a server without tracking. It may be replaced by one that has it.
 const UNSUPPORTED_PAUSE: Duration = Duration::from_secs(30);
 
+/// Interval at which a server is looked at that isn't tracked.
+const LOOK: Duration = Duration::from_secs(2);
+
 /// Supervisor of the tracking connection.
 #[derive(Debug)]
 pub(super) struct Tracking {
     /// Speaks RESP3, which has pushes.
     pub(super) client: Client,
+    /// `[redis] tracking`. Without it the server is only looked at.
+    pub(super) is_on: bool,
     pub(super) key_prefix: String,
     pub(super) connect_timeout: Duration,
     /// Set if a key is written now and then, to see that its push comes.
@@ -71,6 +76,12 @@ enum TrackingFailure {
         "the server can't be told from another one: the user must be allowed to run INFO or CLIENT INFO"
     )]
     Unidentified,
+    /// It must not be read from.
+    #[error(transparent)]
+    Unusable(#[from] Unusable),
+    /// `[redis] tracking` is off.
+    #[error("tracking is off ([redis] tracking)")]
+    Off,
     /// A replica would not be noticed.
     #[error("the server's role is unknown: the user must be allowed to run HELLO, ROLE or INFO")]
     RoleUnknown,
@@ -125,10 +136,13 @@ impl Tracking {
                 canary: canary.clone(),
                 canary_heard: Notify::new(),
             });
-            let coherence = match self.connect(&tracking).await {
+            let connected =
+                if self.is_on { self.connect(&tracking).await } else { Err(TrackingFailure::Off) };
+            let mut until_next = None;
+            let coherence = match connected {
                 Ok(tracked) => {
-                    // First, so that every fetch of the new epoch uses a new connection.
-                    self.data.tracked.begin(tracked.server.clone());
+                    // First, so that every fetch of the new epoch asks this server.
+                    self.data.current.track(tracked.server.clone());
                     tracking.heard(tracked.heard);
                     let standing = Standing::new(tracked.heard);
                     let lease = standing.lease(self.clock.now());
@@ -139,7 +153,7 @@ impl Tracking {
                     let began = self.clock.now();
                     let reason = tokio::select! {
                         reason = self.keep(&tracking, tracked, standing) => reason,
-                        reason = self.data.tracked.doubted() => reason,
+                        reason = self.data.current.doubted() => reason.to_owned(),
                     };
                     // A connection that breaks at once doesn't reset the pause.
                     if self.clock.elapsed(began) > 2 * LAST_PAUSE {
@@ -148,49 +162,86 @@ impl Tracking {
                     Coherence::Unverified(reason.into())
                 }
                 Err(failure) => {
-                    if let TrackingFailure::Unsupported(_) | TrackingFailure::Inactive(_) = failure
-                    {
-                        pause = UNSUPPORTED_PAUSE;
+                    match failure {
+                        TrackingFailure::Unsupported(_) | TrackingFailure::Inactive(_) => {
+                            until_next = Some(UNSUPPORTED_PAUSE);
+                        }
+                        TrackingFailure::Off => until_next = Some(Duration::MAX),
+                        _ => {}
                     }
                     Coherence::Unverified(failure.to_string().into())
                 }
             };
             tracking.lose(&coherence);
-            // Again: the connection may have been lost before the generation began.
-            self.data.tracked.end();
-            // Without tracking every request asks Redis, so it matters whether Redis answers.
+            // Again: the connection may have been lost before the server was tracked.
+            self.data.current.end_tracking();
+            let until_next = until_next.unwrap_or_else(|| {
+                let jittered = pause.mul_f64(fastrand::f64().mul_add(0.5, 0.75));
+                pause = (pause * 2).min(LAST_PAUSE);
+                jittered
+            });
+            self.watch(until_next, &coherence, &mut logged).await;
+        }
+    }
+
+    /// Looks at the server again and again, for as long as it isn't tracked: every request asks it, so it matters whether it
+    /// answers, and whether it is a primary.
+    async fn watch(
+        &self,
+        duration: Duration,
+        coherence: &Coherence,
+        logged: &mut Option<Coherence>,
+    ) {
+        let begin = Instant::now();
+        loop {
             let coherence = match self.probe().await {
-                Ok(()) => coherence,
-                Err(error) => Coherence::Unreachable(error.to_string().into()),
+                Ok(()) => coherence.clone(),
+                Err(reason) => Coherence::Unreachable(reason.into()),
             };
             self.listener.notify(Change::Probed(coherence.clone()));
             // Logged once for each reason: an outage of an hour is one line.
             if logged.as_ref() != Some(&coherence) {
                 let (state, reason) = (coherence.name(), coherence.reason());
-                tracing::warn!(state, reason, "not coherent: every request asks redis");
-                logged = Some(coherence);
+                if self.is_on {
+                    tracing::warn!(state, reason, "not coherent: every request asks redis");
+                } else {
+                    tracing::info!(state, reason, "not coherent: every request asks redis");
+                }
+                *logged = Some(coherence);
             }
-            tokio::time::sleep(pause.mul_f64(fastrand::f64().mul_add(0.5, 0.75))).await;
-            pause = (pause * 2).min(LAST_PAUSE);
+            let left = duration.saturating_sub(begin.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.min(LOOK)).await;
+            if begin.elapsed() >= duration {
+                return;
+            }
         }
     }
 
-    /// Checks that records can be read: that the address leads to a primary, and that the user may.
-    async fn probe(&self) -> Result<(), StoreError> {
+    /// Checks that records can be read: that the address leads to a primary, to which the data connections lead as well,
+    /// and that the user may. An error says why not.
+    async fn probe(&self) -> Result<(), String> {
         let mut probe = redis::pipe();
         probe.add_command(self.read_probe());
-        let read = self.data.query::<(u64,)>(&probe, Retry::Once);
-        let read = tokio::time::timeout(GIVEN_UP, read);
-        let look = tokio::time::timeout(GIVEN_UP, self.look());
+        let read = tokio::time::timeout(GIVEN_UP, self.data.query::<(u64,)>(&probe, Retry::Once));
+        let look = tokio::time::timeout(GIVEN_UP, self.data.look());
         let (read, looked) = tokio::join!(read, look);
         // Where no new connection can be opened, an open one may still do.
-        if let Ok(Ok((_, server))) = looked
-            && let Err(error) = server.check_readable()
-        {
-            self.data.tracked.reopen();
-            return Err(StoreError::unreachable(error));
+        if let Ok(Ok((_, server))) = looked {
+            if let Err(unusable) = server.check_readable() {
+                self.data.current.reopen();
+                return Err(unusable.to_string());
+            }
+            // Another server than theirs: then they are opened anew.
+            let _ = self.data.current.check(self.data.current.generation(), &server);
         }
-        read.unwrap_or(Err(StoreError::TimedOut)).map(|_length| ())
+        match read {
+            Ok(Ok(_) | Err(StoreError::WrongType)) => Ok(()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_elapsed) => Err(StoreError::TimedOut.to_string()),
+        }
     }
 
     /// A command that is refused where reading an image would be: by a server that is loading, or by an ACL.
@@ -263,14 +314,22 @@ impl Tracking {
         &self,
         mut connection: MultiplexedConnection,
         role_command: RoleCommand,
-    ) -> RedisResult<()> {
+    ) -> Result<(), TrackingFailure> {
         let mut heartbeat = redis::pipe();
         heartbeat.add_command(self.read_probe()).add_command(role_command.command());
-        let (_length, role): (u64, Value) = heartbeat.query_async(&mut connection).await?;
-        match role_command.role_in(&role) {
+        heartbeat.ignore_errors();
+        let replies: Vec<RedisResult<Value>> = heartbeat.query_async(&mut connection).await?;
+        let mut replies = replies.into_iter();
+        let mut next = || replies.next().unwrap_or(Ok(Value::Nil));
+        match next() {
+            // The key may be of any type: it was looked at.
+            Err(error) if error.code() != Some("WRONGTYPE") => return Err(error.into()),
+            _ => {}
+        }
+        match role_command.role_in(&next()?) {
             Some(Role::Primary) => Ok(()),
-            Some(Role::Replica) => Err((ErrorKind::Io, server::REPLICA).into()),
-            None => Err((ErrorKind::Parse, "the server didn't tell its role").into()),
+            Some(Role::Replica) => Err(Unusable(server::REPLICA).into()),
+            None => Err(TrackingFailure::RoleUnknown),
         }
     }
 
@@ -289,11 +348,12 @@ impl Tracking {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut beat, mut verification) = (pin!(Fuse::terminated()), pin!(Fuse::terminated()));
         let (mut beat_sent, mut verification_began) = (heard, heard);
+        let generation = self.data.current.generation();
         loop {
             tokio::select! {
                 biased;
                 () = tracking.ended.notified() => return CLOSED.to_owned(),
-                answered = &mut beat => match RedisResult::<()>::from(answered) {
+                answered = &mut beat => match answered {
                     Ok(()) => {
                         tracking.heard(beat_sent);
                         standing.heard(beat_sent);
@@ -303,8 +363,10 @@ impl Tracking {
                             tracking.listener.notify(Change::Heartbeat { connection, lease, round_trip });
                         }
                     }
-                    Err(error) if error.is_connection_dropped() => return CLOSED.to_owned(),
-                    Err(error) => return error.to_string(),
+                    Err(TrackingFailure::Passing(error)) if error.is_connection_dropped() => {
+                        return CLOSED.to_owned();
+                    }
+                    Err(failure) => return failure.to_string(),
                 },
                 verified = &mut verification => match verified {
                     Ok(()) => standing.verified(verification_began),
@@ -326,54 +388,47 @@ impl Tracking {
                         && verification.is_terminated()
                     {
                         verification_began = now;
-                        verification.set(self.verify(tracking).fuse());
+                        verification.set(self.verify(tracking, generation).fuse());
                     }
                 }
             }
         }
     }
 
-    /// Opens a new connection to the address and compares where it leads. Another server is reported to the data
-    /// connections' guard, which ends the generation.
-    async fn verify(&self, tracking: &TrackingConnection) -> Result<(), String> {
-        let verified = async {
-            let (mut connection, server) = self.look().await?;
-            self.data.tracked.check(&server)?;
-            if self.canary {
-                self.see_canary(tracking, &mut connection).await?;
-            }
-            Ok(())
-        };
-        verified.await.map_err(|error: RedisError| error.to_string())
+    /// Opens a new connection to the address and compares where it leads. Another server ends the generation.
+    async fn verify(&self, tracking: &TrackingConnection, generation: u64) -> Result<(), String> {
+        let looked = tokio::time::timeout(2 * GIVEN_UP, self.data.look()).await;
+        let looked = looked.map_err(|_elapsed| "it doesn't answer".to_owned())?;
+        let (connection, server) = looked.map_err(|error| error.to_string())?;
+        self.data.current.check(generation, &server).map_err(|unusable| unusable.to_string())?;
+        if self.canary && !self.sees_canary(tracking, connection).await {
+            let reason = "a key was written and no push of it came ([redis] canary)";
+            self.data.current.doubt(generation, reason);
+        }
+        Ok(())
     }
 
-    /// Opens a new connection to see where the address leads.
-    async fn look(&self) -> RedisResult<(MultiplexedConnection, ServerInfo)> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.connect_timeout.min(GIVEN_UP)))
-            .set_response_timeout(Some(GIVEN_UP));
-        let mut connection =
-            self.client.get_multiplexed_async_connection_with_config(&config).await?;
-        let server = ServerInfo::ask(&mut connection).await?;
-        Ok((connection, server))
-    }
-
-    /// Writes a key of this server's own and waits for its push.
-    async fn see_canary(
+    /// Writes a key of this server's own and waits for its push; false if none came. A write that is refused proves nothing.
+    async fn sees_canary(
         &self,
         tracking: &TrackingConnection,
-        connection: &mut MultiplexedConnection,
-    ) -> RedisResult<()> {
-        let heard = tracking.canary_heard.notified();
+        mut connection: MultiplexedConnection,
+    ) -> bool {
         let mut write = redis::cmd("SET");
         let key = format!("{}{}", self.key_prefix, tracking.canary);
         write.arg(key).arg("").arg("PX").arg(60_000);
-        write.exec_async(connection).await?;
-        tokio::time::timeout(GIVEN_UP, heard).await.map_err(|_elapsed| {
-            let lost = "a key was written and no push of it came ([redis] canary)";
-            self.data.tracked.doubt(lost);
-            RedisError::from((ErrorKind::Io, lost))
-        })
+        // Twice: this process may have paused, and not have read the push yet.
+        for _ in 0..2 {
+            let heard = tracking.canary_heard.notified();
+            if let Err(error) = write.exec_async(&mut connection).await {
+                tracing::debug!(%error, "the canary isn't written");
+                return true;
+            }
+            if tokio::time::timeout(GIVEN_UP, heard).await.is_ok() {
+                return true;
+            }
+        }
+        false
     }
 }
 
@@ -419,7 +474,7 @@ impl TrackingConnection {
             return;
         }
         // At once: what the data connections are about to hear may come from a server that is no longer the primary.
-        self.data.tracked.end();
+        self.data.current.end_tracking();
         self.listener.notify(Change::TrackingLost {
             connection: self.number,
             last_heard: *self.last_heard.lock().unwrap_or_else(PoisonError::into_inner),

@@ -22,6 +22,8 @@ on_every_server! {
     a_frozen_process_serves_nothing_that_was_replaced_meanwhile
     a_suspended_machine_serves_nothing_that_was_replaced_meanwhile
     a_store_that_is_loading_leaves_images_in_memory
+    an_unverified_server_notices_a_demotion_and_a_switched_address
+    a_switched_address_fails_no_request
     a_user_without_access_to_images_is_an_outage
     a_user_who_may_track_again_is_coherent_within_two_seconds
     an_image_fetched_during_its_own_write_survives_an_outage
@@ -76,7 +78,7 @@ async fn a_primary_demoted_in_place_is_not_read_from(flavour: Flavour) {
     // The link to the new primary is down, so the server will never learn of a write.
     run(&redis, &["REPLICAOF", "127.0.0.1", &free_port().to_string()]).await;
     until_ready_says(&server, "is a replica").await;
-    assert_eq!(server.coherence().await, "unreachable");
+    until_ready_says(&server, "unreachable").await;
     for _ in 0..20 {
         let answer = server.get("/images/a").await;
         assert_eq!(answer.header("cache-status"), STALE);
@@ -131,6 +133,49 @@ async fn switched(first: &RedisServer, second: &RedisServer) {
     assert!(switched.elapsed() < TWO_SECONDS, "{:?}", switched.elapsed());
     second.set("a", &newer).await;
     until_hit(&server, &newer).await;
+}
+
+/// A server that isn't tracked is looked at all the same.
+async fn an_unverified_server_notices_a_demotion_and_a_switched_address(flavour: Flavour) {
+    let first = RedisServer::start_flavour(flavour, &[]).await;
+    let second = RedisServer::start_flavour(flavour, &[]).await;
+    let proxy = Proxy::to(first.port).await;
+    let server = behind(&proxy, &[("redis.tracking", "false")]).await;
+    let [old, new, newer] = values();
+    first.set("a", &old).await;
+    second.set("a", &new).await;
+    // Open the data connections.
+    for _ in 0..8 {
+        assert_eq!(server.get("/images/a").await.header("etag"), etag(&old));
+    }
+    proxy.lead_to(second.port);
+    until("the other server is asked", || async {
+        server.get("/images/a").await.header("etag") == etag(&new)
+    })
+    .await;
+    run(&second, &["REPLICAOF", "127.0.0.1", &free_port().to_string()]).await;
+    until_ready_says(&server, "is a replica").await;
+    assert_eq!(server.get("/images/a").await.header("cache-status"), STALE);
+    run(&second, &["REPLICAOF", "NO", "ONE"]).await;
+    second.set("a", &newer).await;
+    until("the new version is served", || async {
+        server.get("/images/a").await.header("etag") == etag(&newer)
+    })
+    .await;
+}
+
+/// Requests that find another server behind the address ask that one.
+async fn a_switched_address_fails_no_request(flavour: Flavour) {
+    let first = RedisServer::start_flavour(flavour, &[]).await;
+    let second = RedisServer::start_flavour(flavour, &[]).await;
+    let proxy = Proxy::to(first.port).await;
+    let server = behind(&proxy, &[]).await.coherent().await;
+    let [_, new, _] = values();
+    second.set("a", &new).await;
+    // No data connection is open yet.
+    proxy.lead_to(second.port);
+    assert_eq!(server.get("/images/a").await.header("etag"), etag(&new));
+    until_hit(&server, &new).await;
 }
 
 async fn a_server_that_nothing_tells_from_another_is_unverified(flavour: Flavour) {
