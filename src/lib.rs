@@ -2,18 +2,19 @@
 //!
 //! The map of the house, in the order of a request's way through it:
 //!
-//! - [`cli`] parses the command line, [`settings`] are read once, [`app`] puts the parts together.
-//! - [`server`] owns connections: sockets, bytes and time. [`http`] knows what HTTP means; nothing below it does.
-//! - [`read`] and [`mod@write`] know the order of the steps; the steps don't know each other.
+//! - [`cli`] parses the command line, [`settings`] are read once, `app` puts the parts together.
+//! - `server` owns connections: sockets, bytes and time. `http` knows what HTTP means; nothing below it does.
+//! - `read` and `write` know the order of the steps; the steps don't know each other.
 //! - [`image`] has the values: ids, versions, records, representations, variants.
-//! - [`index`] knows which versions are current, and keeps the promise that nothing replaced is served; [`coalesce`] makes
+//! - `index` knows which versions are current, and keeps the promise that nothing replaced is served; `coalesce` makes
 //!   one fetch of many.
-//! - [`store`] keeps records and reports changes, [`changes`] passes them on; [`offload`] has the images that moved out of
+//! - [`store`] keeps records and reports changes, `changes` passes them on; `offload` has the images that moved out of
 //!   their records.
-//! - [`cache`] keeps decoded bytes, and [`originals`] bring them there; [`render`] schedules what [`picture`] draws.
-//! - [`events`] tells browsers of changes.
-//! - [`clock`] counts suspended time; [`budget`], [`cpu`] and `limit` are permits for bytes, cores and places; [`shutdown`] has the phases of a stop.
-//! - [`log`] and [`metrics`] inform operators, and [`audit`] compares what is claimed to be current with the store.
+//! - `cache` keeps decoded bytes, and `originals` bring them there; `render` schedules what [`picture`] draws.
+//! - `events` tells browsers of changes.
+//! - `clock` counts suspended time; `budget`, `cpu` and `limit` are permits for bytes, cores and places; `shutdown` has the
+//!   phases of a stop.
+//! - `log` and `metrics` inform operators, and `audit` compares what is claimed to be current with the store.
 //!
 //! `ARCHITECTURE.md` says why it is so.
 
