@@ -187,38 +187,35 @@ impl SharedConnection {
         let mut broken = false;
         loop {
             let generation = self.current.generation();
-            tokio::select! {
+            let opening = self.opening(generation);
+            let mut connection = tokio::select! {
                 // First: nothing that a connection of an earlier generation still says may be used.
                 biased;
+                () = self.current.left(generation) => continue,
+                connection = opened(&opening) => connection?,
+            };
+            let replies = tokio::select! {
+                biased;
                 () = self.current.left(generation) => match retry {
-                    Retry::Once => {}
+                    Retry::Once => continue,
                     Retry::Never => return Err(given_up()),
                 },
-                result = self.try_once(generation, commands) => match result {
-                    Err(CommandFailure::Broken(_)) if !broken && retry == Retry::Once => {
-                        broken = true;
-                    }
-                    result => return Ok(result?),
-                },
-            }
-        }
-    }
-
-    async fn try_once<T: FromRedisValue>(
-        &self,
-        generation: u64,
-        commands: &Pipeline,
-    ) -> Result<T, CommandFailure> {
-        let opening = self.opening(generation);
-        let mut connection = opened(&opening).await?;
-        commands.query_async(&mut connection).await.map_err(|error| {
+                replies = commands.query_async(&mut connection) => replies,
+            };
+            let error = match replies {
+                Ok(replies) => return Ok(replies),
+                Err(error) => error,
+            };
             // After a timeout too: the peer may acknowledge for ever and never answer. The next command takes a new
             // connection.
             if error.is_timeout() || error.is_unrecoverable_error() {
                 forget(&self.opening, &opening);
             }
-            self.current.failed(generation, error)
-        })
+            match self.current.failed(generation, error) {
+                CommandFailure::Broken(_) if !broken && retry == Retry::Once => broken = true,
+                failure => return Err(failure.into()),
+            }
+        }
     }
 
     /// Returns the attempt of this generation, pending or complete, or begins one.

@@ -253,6 +253,8 @@ struct Generation {
     number: u64,
     /// The server that its connections lead to, as far as one has been opened.
     server: Option<ServerInfo>,
+    /// A connection leads to a server that can't be told from others.
+    has_unidentified: bool,
     /// Set while this server pushes changes that are relied upon.
     is_tracked: bool,
     /// The reason for which the tracked server was given up.
@@ -263,6 +265,7 @@ impl Generation {
     fn next(&mut self) {
         self.number += 1;
         self.server = None;
+        self.has_unidentified = false;
         self.is_tracked = false;
     }
 
@@ -280,7 +283,9 @@ impl CurrentServer {
     pub(super) fn track(&self, server: ServerInfo) {
         self.0.send_modify(|generation| {
             let present = generation.server.as_ref().map(|present| present.compare(&server));
-            if present != Some(Comparison::Same) {
+            let is_other = present.is_some_and(|present| present != Comparison::Same);
+            // A connection that is being opened meanwhile is compared when it is open.
+            if is_other || generation.has_unidentified {
                 generation.next();
             }
             generation.server = Some(server);
@@ -333,7 +338,11 @@ impl CurrentServer {
                     generation.server = Some(server.clone());
                     return false;
                 }
-                None | Some(Comparison::Same | Comparison::Unknown) => return false,
+                None | Some(Comparison::Unknown) => {
+                    generation.has_unidentified = true;
+                    return false;
+                }
+                Some(Comparison::Same) => return false,
             };
             generation.doubt(reason);
             checked = Err(Unusable(reason));
