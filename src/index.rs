@@ -475,7 +475,7 @@ impl<T: Clone> Index<T> {
     pub fn coherence(&self) -> Coherence {
         let state = self.lock();
         if state.coherence == Coherence::Coherent && !state.is_coherent_at(self.clock.now()) {
-            return Coherence::Unverified("the next heartbeat is being waited for".into());
+            return Coherence::Unverified("waiting for the next heartbeat".into());
         }
         state.coherence.clone()
     }

@@ -1,9 +1,15 @@
-//! Background tasks that end with their owner.
+//! Background tasks that end with their owner, and their pauses.
 
 use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::task::JoinHandle;
+
+/// Varies a pause by a quarter either way, so that servers that failed together don't try again together.
+pub(crate) fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(fastrand::f64().mul_add(0.5, 0.75))
+}
 
 /// A background task. Dropping it aborts the task; an earlier end is logged with its name.
 #[derive(Debug)]

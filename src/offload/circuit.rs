@@ -19,6 +19,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::Offload;
+use crate::task::jittered;
 
 /// Pauses between probes while the store is away: the first, doubled with each failure up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -193,8 +194,7 @@ pub(super) async fn run(offload: &Offload) {
 
 /// Returns the pause after a number of failures, with some chance in it.
 pub(super) fn pause(first: Duration, failures: u32, last: Duration) -> Duration {
-    let pause = first.saturating_mul(2_u32.saturating_pow(failures)).min(last);
-    pause.mul_f64(fastrand::f64().mul_add(0.5, 0.75))
+    jittered(first.saturating_mul(2_u32.saturating_pow(failures)).min(last))
 }
 
 impl Offload {

@@ -30,7 +30,7 @@ use crate::picture::Preview;
 use crate::render::Renderer;
 use crate::store::{Store, StoreError};
 
-/// Longest time for which a request waits for the next heartbeat. By then the connection is lost.
+/// Longest time for which a request waits for the next heartbeat, before it asks the store all the same.
 const RENEWAL: Duration = Duration::from_secs(2);
 
 /// The parts that a read needs.

@@ -7,8 +7,7 @@
 use std::fmt::Debug;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
@@ -27,9 +26,6 @@ use crate::settings;
 /// Smallest value, in bytes, for which the saved copy is worth a connection of its own.
 pub(super) const LARGE: u64 = 64 * 1024;
 
-/// No generation.
-const NEVER: u64 = u64::MAX;
-
 /// Longest line of a reply that is accepted.
 const MAX_LINE: u64 = 4096;
 
@@ -46,7 +42,7 @@ pub(super) struct BulkConnections {
     connect_timeout: Duration,
     response_timeout: Duration,
     /// The generation in which the user turned out not to be allowed to run `INFO`.
-    without_info: AtomicU64,
+    without_info: Mutex<Option<u64>>,
     /// Idle connections, each with the generation in which it was opened.
     idle: Mutex<Vec<(u64, BulkConnection)>>,
     /// One permit for each connection.
@@ -84,7 +80,7 @@ impl BulkConnections {
             address,
             greeting,
             current,
-            without_info: AtomicU64::new(NEVER),
+            without_info: Mutex::default(),
             connect_timeout: settings.connect_timeout,
             response_timeout: settings.response_timeout,
             idle: Mutex::default(),
@@ -139,7 +135,7 @@ impl BulkConnections {
                 return read;
             }
         }
-        if self.without_info.load(Ordering::Relaxed) == generation {
+        if *self.without_info() == Some(generation) {
             return Err(CommandFailure::NotOpened(unexpected()));
         }
         let connection = timeout(self.connect_timeout, self.connect(generation)).await;
@@ -187,7 +183,7 @@ impl BulkConnections {
             let line = connection.line().await?;
             error_in(&line)?;
         }
-        // A user who may not ask this is served over the other connections, which have more ways to tell the server.
+        // Without INFO the other connections serve: they can also tell the server by CLIENT INFO.
         let mut info = Vec::new();
         for _section in 0..2 {
             match length_in(&connection.line().await?) {
@@ -195,7 +191,7 @@ impl BulkConnections {
                     info.extend(connection.bytes(length).await?);
                 }
                 Err(error) if is_refusal(&error) => {
-                    self.without_info.store(generation, Ordering::Relaxed);
+                    *self.without_info() = Some(generation);
                     return Err(error);
                 }
                 Err(error) => return Err(error),
@@ -204,14 +200,18 @@ impl BulkConnections {
         }
         let server = ServerInfo::from_text(&String::from_utf8_lossy(&info));
         if !server.is_identified() {
-            self.without_info.store(generation, Ordering::Relaxed);
+            *self.without_info() = Some(generation);
             return Err(unexpected());
         }
         self.current.check(generation, &server)?;
         Ok(connection)
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<(u64, BulkConnection)>> {
+    fn without_info(&self) -> MutexGuard<'_, Option<u64>> {
+        self.without_info.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<(u64, BulkConnection)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -242,9 +242,9 @@ fn text_of(value: Option<&Value>) -> String {
 /// The one server that everything comes from, pushes and data. After a failover the address may lead to another one, while
 /// connections to the old one live on.
 ///
-/// All connections of a generation lead to the same server. A connection that finds another one there, or a role that it
-/// must not have, ends the generation: every connection is opened anew, and replies that are still to come over the old
-/// ones aren't read.
+/// All connections of a generation lead to the same server. A new connection to another one ends the generation, as does a
+/// write that is refused by a replica: every connection is opened anew, and replies that are still to come over the old ones
+/// aren't read.
 #[derive(Debug, Default)]
 pub(super) struct CurrentServer(watch::Sender<Generation>);
 

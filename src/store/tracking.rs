@@ -24,7 +24,7 @@ use super::standing::{GIVEN_UP, Standing};
 use super::{Change, ChangeListener, Coherence, Lease, StoreError};
 use crate::clock::{BootInstant, Clock};
 use crate::image::ImageId;
-use crate::task::Task;
+use crate::task::{Task, jittered};
 
 /// Interval at which this process shows that it runs.
 const TICK: Duration = Duration::from_millis(50);
@@ -36,7 +36,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between attempts on a server without tracking. It may be replaced by one that has it.
 const UNSUPPORTED_PAUSE: Duration = Duration::from_secs(30);
 
-/// Interval at which a server is looked at that isn't tracked.
+/// Interval of probes while the server isn't tracked.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Supervisor of the tracking connection.
@@ -71,18 +71,18 @@ enum TrackingFailure {
     /// The server accepted the command and doesn't track.
     #[error("the server can't push changes: CLIENT TRACKINGINFO answers {0:?}")]
     Inactive(Value),
-    /// Another server behind the same address would not be noticed.
+    /// Nothing tells the server from another one, so a switched address would not be noticed.
     #[error(
         "the server can't be told from another one: the user must be allowed to run INFO or CLIENT INFO"
     )]
     Unidentified,
-    /// It must not be read from.
+    /// The server must not be read from.
     #[error(transparent)]
     Unusable(#[from] Unusable),
     /// `[redis] tracking` is off.
     #[error("tracking is off ([redis] tracking)")]
     Off,
-    /// A replica would not be noticed.
+    /// No command tells the server's role, so a demotion would not be noticed.
     #[error("the server's role is unknown: the user must be allowed to run HELLO, ROLE or INFO")]
     RoleUnknown,
 }
@@ -176,16 +176,16 @@ impl Tracking {
             // Again: the connection may have been lost before the server was tracked.
             self.data.current.end_tracking();
             let until_next = until_next.unwrap_or_else(|| {
-                let jittered = pause.mul_f64(fastrand::f64().mul_add(0.5, 0.75));
+                let before = pause;
                 pause = (pause * 2).min(LAST_PAUSE);
-                jittered
+                jittered(before)
             });
             self.watch(until_next, &coherence, &mut logged).await;
         }
     }
 
-    /// Looks at the server again and again, for as long as it isn't tracked: every request asks it, so it matters whether it
-    /// answers, and whether it is a primary.
+    /// Probes the server from time to time while it isn't tracked. Every request asks it meanwhile, so it must answer, and be
+    /// a primary.
     async fn watch(
         &self,
         duration: Duration,
@@ -210,11 +210,8 @@ impl Tracking {
                 *logged = Some(coherence);
             }
             let left = duration.saturating_sub(begin.elapsed());
-            if left.is_zero() {
-                return;
-            }
             tokio::time::sleep(left.min(LOOK)).await;
-            if begin.elapsed() >= duration {
+            if left <= LOOK {
                 return;
             }
         }
@@ -266,9 +263,9 @@ impl Tracking {
                 }
             });
         let connected = async {
-            let mut connection =
+            let connection =
                 self.client.get_multiplexed_async_connection_with_config(&config).await?;
-            self.track(&mut connection).await.map(|tracked| tracked(connection))
+            self.track(connection).await
         };
         let timed_out = |_elapsed| {
             let error = std::io::Error::from(std::io::ErrorKind::TimedOut);
@@ -281,9 +278,9 @@ impl Tracking {
     /// Begins to track over a connection, and sends the first heartbeat: until a server can read records, nothing has begun.
     async fn track(
         &self,
-        connection: &mut MultiplexedConnection,
-    ) -> Result<impl FnOnce(MultiplexedConnection) -> Tracked + use<>, TrackingFailure> {
-        let server = ServerInfo::ask(connection).await?;
+        mut connection: MultiplexedConnection,
+    ) -> Result<Tracked, TrackingFailure> {
+        let server = ServerInfo::ask(&mut connection).await?;
         server.check_readable()?;
         if !server.is_identified() {
             return Err(TrackingFailure::Unidentified);
@@ -297,15 +294,15 @@ impl Tracking {
         }
         let mut info = redis::cmd("CLIENT");
         info.arg("TRACKINGINFO");
-        tracking.exec_async(connection).await.map_err(TrackingFailure::from_tracking)?;
+        tracking.exec_async(&mut connection).await.map_err(TrackingFailure::from_tracking)?;
         let info: Value =
-            info.query_async(connection).await.map_err(TrackingFailure::from_tracking)?;
+            info.query_async(&mut connection).await.map_err(TrackingFailure::from_tracking)?;
         if !is_tracking(&info, &self.key_prefix) {
             return Err(TrackingFailure::Inactive(info));
         }
         let heard = self.clock.now();
         self.beat(connection.clone(), role_command).await?;
-        Ok(move |connection| Tracked { connection, server, role_command, heard })
+        Ok(Tracked { connection, server, role_command, heard })
     }
 
     /// Sends a heartbeat: can records be read, and is the server still a primary? Every change before it was announced

@@ -10,8 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use afterimage::App;
-use afterimage::{Clock, Guard};
+use afterimage::{App, Clock, Guard};
 use redis::aio::MultiplexedConnection;
 
 use crate::coherence::on_every_server;

@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use afterimage::ProblemKind;
-use afterimage::Route;
 use afterimage::image::MediaType;
+use afterimage::{ProblemKind, Route};
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};

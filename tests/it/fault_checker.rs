@@ -35,7 +35,7 @@ const LEASE: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
-    /// The primary becomes a replica of nobody's; the new one takes writes, and the address follows later.
+    /// The primary becomes a replica without a link; the new primary takes writes, and the address follows later.
     Demotion,
     /// The address leads to the new primary, and no connection to the old one is cut.
     Switch,

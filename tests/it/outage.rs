@@ -7,7 +7,8 @@ use redis::AsyncTypedCommands;
 
 use crate::coherence::on_every_server;
 use crate::harness::{
-    Client, Flavour, Held, Proxy, RedisServer, Server, etag, get, png, record, until,
+    Client, Flavour, Held, Proxy, RedisServer, STALE, Server, etag, get, png, record, until,
+    until_hit,
 };
 
 on_every_server! {
@@ -31,19 +32,6 @@ mod long {
     }
 }
 
-/// `Cache-Status` of a known image while its store can't be reached.
-const STALE: &str = "afterimage; fwd=stale; detail=store-unreachable";
-
-async fn until_version(server: &Server, value: &[u8]) {
-    let etag = etag(value);
-    // A hit, so that its push has been processed.
-    until("the version is served from memory as current", || async {
-        let answer = server.get("/images/a").await;
-        answer.header("etag") == etag && answer.header("cache-status") == "afterimage; hit"
-    })
-    .await;
-}
-
 async fn until_stale(server: &Server) {
     until("the last known version is served as stale", || async {
         server.get("/images/a").await.header("cache-status") == STALE
@@ -58,7 +46,7 @@ async fn a_silent_connection_is_noticed_within_two_seconds(flavour: Flavour) {
     let server = Server::start(&[("redis.url", &url)]).await.coherent().await;
     let (old, new) = (record(&png(1, 5000)), record(&png(2, 5000)));
     redis.set("a", &old).await;
-    until_version(&server, &old).await;
+    until_hit(server.address, &old).await;
 
     proxy.hold(Held::All);
     let silent = Instant::now();
@@ -78,7 +66,7 @@ async fn a_silent_connection_is_noticed_within_two_seconds(flavour: Flavour) {
         assert_eq!(answer.header("cache-control"), "public, max-age=5");
     }
     proxy.hold(Held::None);
-    until_version(&server, &new).await;
+    until_hit(server.address, &new).await;
     until("it is coherent again", || async { server.coherence().await == "coherent" }).await;
     assert_eq!(server.get("/images/a").await.header("etag"), etag(&new));
 }
@@ -91,7 +79,7 @@ async fn a_killed_tracking_connection_leaves_nothing_stale(flavour: Flavour) {
     for round in 0..20 {
         let value = record(&png(round, 5000));
         redis.set("a", &value).await;
-        until_version(&server, &value).await;
+        until_hit(server.address, &value).await;
         let list: String =
             redis::cmd("CLIENT").arg("LIST").query_async(&mut connection).await.unwrap();
         // Flag `B`: broadcast tracking.
@@ -115,7 +103,7 @@ async fn a_killed_tracking_connection_leaves_nothing_stale(flavour: Flavour) {
             .query_async(&mut connection)
             .await
             .unwrap();
-        until_version(&server, &replaced).await;
+        until_hit(server.address, &replaced).await;
         until("it is coherent again", || async { server.coherence().await == "coherent" }).await;
         assert_eq!(server.get("/images/a").await.header("etag"), etag(&replaced));
     }
@@ -129,7 +117,7 @@ async fn a_hanging_tracking_connection_leaves_every_response_fresh(flavour: Flav
     let server = Server::start(&[("redis.url", &url)]).await.coherent().await;
     let value = record(&png(1, 5000));
     redis.set("a", &value).await;
-    until_version(&server, &value).await;
+    until_hit(server.address, &value).await;
     // Open all data connections first, since new ones would hang too.
     for number in 0..8 {
         server.get(&format!("/images/n{number}")).await.problem(404, "absent");
@@ -161,14 +149,14 @@ async fn hanging_data_connections_are_replaced(flavour: Flavour) {
     let server = Server::start(&settings).await.coherent().await;
     let (old, new) = (record(&png(1, 5000)), record(&png(2, 5000)));
     redis.set("a", &old).await;
-    until_version(&server, &old).await;
+    until_hit(server.address, &old).await;
     proxy.hold(Held::OldData);
     redis.set("a", &new).await;
     until("the push has come and the connection hangs", || async {
         server.get("/images/a").await.status == StatusCode::GATEWAY_TIMEOUT
     })
     .await;
-    until_version(&server, &new).await;
+    until_hit(server.address, &new).await;
     assert_eq!(server.coherence().await, "coherent");
 }
 
@@ -181,7 +169,7 @@ async fn after_the_address_leads_to_another_server_nothing_old_is_served(flavour
     let (old, new, newer) = (record(&png(1, 5000)), record(&png(2, 5000)), record(&png(3, 5000)));
     first.set("a", &old).await;
     second.set("a", &new).await;
-    until_version(&server, &old).await;
+    until_hit(server.address, &old).await;
     // Open every data connection to the first server, which keeps running.
     for number in 0..8 {
         server.get(&format!("/images/n{number}")).await.problem(404, "absent");
@@ -196,9 +184,9 @@ async fn after_the_address_leads_to_another_server_nothing_old_is_served(flavour
     });
     let id = tracking.unwrap().strip_prefix("id=").unwrap().split(' ').next().unwrap();
     kill.arg("KILL").arg("ID").arg(id).exec_async(&mut first.connect().await).await.unwrap();
-    until_version(&server, &new).await;
+    until_hit(server.address, &new).await;
     second.set("a", &newer).await;
-    until_version(&server, &newer).await;
+    until_hit(server.address, &newer).await;
 }
 
 async fn a_redis_restarted_without_its_data_has_no_images(flavour: Flavour) {
@@ -225,11 +213,11 @@ async fn a_redis_restarted_with_its_data_has_the_same_images(flavour: Flavour) {
     let server = Server::on(&redis, &[]).await.coherent().await;
     let value = record(&png(1, 50_000));
     redis.set("a", &value).await;
-    until_version(&server, &value).await;
+    until_hit(server.address, &value).await;
     redis.kill();
     until_stale(&server).await;
     redis.restart().await;
-    until_version(&server, &value).await;
+    until_hit(server.address, &value).await;
     until("it is coherent again", || async { server.coherence().await == "coherent" }).await;
     assert_eq!(server.metric("afterimage_decodes_total").await, 1);
     assert_eq!(server.metric("afterimage_hashes_total").await, 1);
@@ -240,14 +228,14 @@ async fn a_paused_redis_is_noticed_and_the_server_recovers(flavour: Flavour) {
     let server = Server::on(&redis, &[]).await.coherent().await;
     let value = record(&png(1, 5000));
     redis.set("a", &value).await;
-    until_version(&server, &value).await;
+    until_hit(server.address, &value).await;
     redis.signal("STOP");
     until_stale(&server).await;
     assert_eq!(server.get("/images/a").await.header("etag"), etag(&value));
     redis.signal("CONT");
     let replaced = record(&png(2, 5000));
     redis.set("a", &replaced).await;
-    until_version(&server, &replaced).await;
+    until_hit(server.address, &replaced).await;
 }
 
 #[tokio::test]

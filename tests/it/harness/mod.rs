@@ -8,6 +8,7 @@ pub(crate) mod s3;
 pub(crate) mod server;
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 pub(crate) use self::client::{Answer, Client, Protocol, get};
@@ -26,6 +27,19 @@ pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut ask: impl Fn
         assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain until {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// `Cache-Status` of a known image while its store can't be reached.
+pub(crate) const STALE: &str = "afterimage; fwd=stale; detail=store-unreachable";
+
+/// Waits until a server serves this version of `a` from memory, as current: the push of it has been processed.
+pub(crate) async fn until_hit(server: SocketAddr, value: &[u8]) {
+    let etag = etag(value);
+    until("the version is served from memory as current", || async {
+        let answer = get(server, "/images/a", &[]).await;
+        answer.header("etag") == etag && answer.header("cache-status") == "afterimage; hit"
+    })
+    .await;
 }
 
 /// Bytes with a PNG signature and the given length, different for each seed.

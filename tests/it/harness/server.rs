@@ -6,9 +6,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use afterimage::App;
 use afterimage::settings::{self, Settings};
-use afterimage::{Listener, Listeners, Stop};
+use afterimage::{App, Listener, Listeners, Stop};
 use bytes::Bytes;
 use hyper::Method;
 use tokio::sync::oneshot;
