@@ -53,6 +53,7 @@ async fn set(connection: &mut MultiplexedConnection, number: usize, value: &[u8]
 async fn get(app: &Arc<App>, id: ImageId) -> Answer {
     let request = ImageRequest {
         id,
+        client: None,
         want: Want::Body,
         preconditions: Preconditions::default(),
         accepts: AcceptedCodings::UNSAID,

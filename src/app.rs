@@ -9,11 +9,13 @@ use crate::changes::Changes;
 use crate::clock::Clock;
 use crate::cpu::Cpu;
 use crate::events::Hub;
+use crate::holders::Holders;
 use crate::index::{Guard, Index, IndexLimits};
+use crate::limit::Turns;
 use crate::metrics::Metrics;
 use crate::offload::{self, MoveTasks, Mover, Offload};
 use crate::originals::Originals;
-use crate::read::{CorruptLog, Outcome, Reader};
+use crate::read::{CorruptLog, FETCHES_EACH, Outcome, Reader};
 use crate::render::Renderer;
 use crate::settings::Settings;
 use crate::shutdown::Shutdown;
@@ -47,6 +49,8 @@ pub struct App {
     pub(crate) hub: Arc<Hub>,
     /// Hashes and decodes.
     pub(crate) cpu: Cpu,
+    /// The answers that are being sent.
+    pub(crate) holders: Arc<Holders>,
     /// The counters.
     pub(crate) metrics: Arc<Metrics>,
     /// The tokens that may write.
@@ -75,6 +79,7 @@ impl App {
         let patience = settings.redis.response_timeout;
         let limits = IndexLimits {
             entries: settings.cache.index_entries,
+            absent: settings.cache.absent_entries,
             waiters: settings.limits.waiters.get(),
             fetches: settings.limits.requests.get(),
             serve_stale_for: settings.cache.serve_stale_for,
@@ -85,10 +90,16 @@ impl App {
         let cpu = Cpu::new(cores);
         let originals = Originals::new(Arc::clone(&cache), cpu.clone());
         let renderer = Renderer::new(cores, &settings, Arc::clone(&cache), Arc::clone(&metrics));
+        let holders = Arc::new(Holders::new(
+            settings.limits.answers.get(),
+            settings.http.min_send_rate as u64,
+            settings.http.send_timeout,
+        ));
         let budget = Arc::new(FetchBudget::new(
             settings.limits.fetch_bytes,
             patience,
             Arc::clone(&cache),
+            Arc::clone(&holders),
             Arc::clone(&metrics),
         ));
         let write_budget =
@@ -133,6 +144,7 @@ impl App {
             cpu: cpu.clone(),
             metrics: Arc::clone(&metrics),
             corrupt_log: CorruptLog::default(),
+            turns: Turns::new(FETCHES_EACH),
         });
         let moving = offload
             .as_ref()
@@ -156,6 +168,7 @@ impl App {
             write_budget,
             renderer,
             cpu,
+            holders,
             metrics,
             moving,
             audits: auditor.start(&settings.audit),

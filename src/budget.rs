@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::cache::Cache;
+use crate::holders::Holders;
 use crate::metrics::{Metrics, Shed};
 
 /// Memory for values that are being fetched and decoded.
@@ -19,41 +20,43 @@ pub struct FetchBudget {
     bytes: u64,
     patience: Duration,
     cache: Arc<Cache>,
+    holders: Arc<Holders>,
     metrics: Arc<Metrics>,
 }
 
 impl FetchBudget {
     /// A budget of `bytes`. A reservation waits for at most `patience`.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         bytes: usize,
         patience: Duration,
         cache: Arc<Cache>,
+        holders: Arc<Holders>,
         metrics: Arc<Metrics>,
     ) -> FetchBudget {
         let permits = Semaphore::new(bytes.div_ceil(1024));
-        FetchBudget { permits, bytes: bytes as u64, patience, cache, metrics }
+        FetchBudget { permits, bytes: bytes as u64, patience, cache, holders, metrics }
     }
 
     /// Reserves memory for a value. A value larger than the budget gets all of it.
     ///
-    /// Nobody knows when slow clients will let go of their bodies, so a value that has no room beside them is refused at
-    /// once.
+    /// Where slow clients hold the memory, the slowest of them are dropped: nobody knows when they will let go of their
+    /// bodies, and a new reader is as good as they are.
     pub async fn reserve(&self, bytes: u64) -> Result<SemaphorePermit<'_>, OverBudget> {
-        let is_full = || {
+        let fits = || {
             let in_flight = self.cache.held().in_flight as u64;
-            in_flight > 0 && in_flight + bytes > self.bytes
+            in_flight == 0 || in_flight + bytes <= self.bytes
         };
-        let permit = async {
-            if is_full() {
+        let reserved = async {
+            // First, so that what slow clients hold doesn't keep those waiting who would fit.
+            if !self.holders.drop_until(fits).await {
                 return None;
             }
-            let permits = self.permits.acquire_many(kibibytes(bytes.min(self.bytes)));
-            let permit = tokio::time::timeout(self.patience, permits).await.ok()?.ok()?;
+            let permit = self.permits.acquire_many(kibibytes(bytes.min(self.bytes))).await.ok()?;
             // Fetches that were ahead in the queue may have filled it since.
-            (!is_full()).then_some(permit)
+            self.holders.drop_until(fits).await.then_some(permit)
         };
-        let permit = permit.await;
+        let permit = tokio::time::timeout(self.patience, reserved).await.ok().flatten();
         if permit.is_none() {
             self.metrics.count_shed(Shed::FetchBytes);
         }

@@ -182,8 +182,10 @@ pub enum ClaimedContent {
 /// The limits of an index.
 #[derive(Debug, Clone, Copy)]
 pub struct IndexLimits {
-    /// Most known keys.
+    /// Most known keys with a value.
     pub entries: NonZeroUsize,
+    /// Most keys that are known to be absent. Anybody can ask for those, so they have a bound of their own.
+    pub absent: NonZeroUsize,
     /// Most requests that wait for one fetch.
     pub waiters: usize,
     /// Most fetches under way. They go on when their requests have left.
@@ -227,7 +229,10 @@ struct State<T> {
     lost: u64,
     /// The tracking connection that made the store coherent last. The loss of an older one means nothing.
     tracked: u64,
+    /// The keys with a value.
     entries: LruCache<ImageId, Entry>,
+    /// The keys without. A key is in one of the two at most.
+    absent: LruCache<ImageId, Entry>,
     /// The fetches that can be joined, all of the present epoch.
     flights: HashMap<ImageId, Arc<Flight<T>>>,
     /// Set once something was kept in the present epoch.
@@ -259,8 +264,9 @@ impl<T: Clone> Index<T> {
     #[must_use]
     pub fn guarded(limits: IndexLimits, guard: Guard, clock: Clock) -> Index<T> {
         // Unbounded and then resized, since `LruCache::new` allocates for its whole capacity at once.
-        let mut entries = LruCache::unbounded();
+        let (mut entries, mut absent) = (LruCache::unbounded(), LruCache::unbounded());
         entries.resize(limits.entries);
+        absent.resize(limits.absent);
         let (unreachable, _) = watch::channel(false);
         let state = State {
             coherence: Coherence::Unverified("the store has not been reached yet".into()),
@@ -269,6 +275,7 @@ impl<T: Clone> Index<T> {
             lost: 0,
             tracked: 0,
             entries,
+            absent,
             flights: HashMap::new(),
             has_kept: false,
             ended: VecDeque::new(),
@@ -292,7 +299,7 @@ impl<T: Clone> Index<T> {
         if state.coherence == Coherence::Coherent && !state.is_coherent_at(now) {
             return Err(Arc::clone(&self.renewed).notified_owned());
         }
-        if let Some(entry) = state.entries.get(id) {
+        if let Some(entry) = state.entries.get(id).or_else(|| state.absent.get(id)) {
             match &state.coherence {
                 Coherence::Coherent if entry.is_current_at(state.epoch, now) => {
                     return Ok(Lookup::Current(entry.known.clone()));
@@ -366,7 +373,7 @@ impl<T: Clone> Index<T> {
         let mut state = self.lock();
         match change {
             Change::Invalidated(id) => {
-                if let Some(entry) = state.entries.peek_mut(&id) {
+                if let Some(entry) = state.peek_mut(&id) {
                     entry.replaced = true;
                 }
                 if self.guard == Guard::On
@@ -377,6 +384,7 @@ impl<T: Clone> Index<T> {
             }
             Change::Flushed => {
                 state.entries.clear();
+                state.absent.clear();
                 state.begin_epoch();
             }
             Change::TrackingStarted { connection, lease } => {
@@ -438,10 +446,13 @@ impl<T: Clone> Index<T> {
         if !state.is_coherent_at(now) {
             return Vec::new();
         }
-        let newest = state.entries.iter().take(WINDOW);
-        let oldest = state.entries.iter().rev().take(state.entries.len().saturating_sub(WINDOW));
-        let current = newest
-            .chain(oldest.take(WINDOW))
+        let ends = |entries| {
+            let entries: &LruCache<_, _> = entries;
+            let oldest = entries.iter().rev().take(entries.len().saturating_sub(WINDOW));
+            entries.iter().take(WINDOW).chain(oldest.take(WINDOW))
+        };
+        let current = ends(&state.entries)
+            .chain(ends(&state.absent))
             .filter(|(_, entry)| entry.is_current_at(state.epoch, now));
         let claim = |(id, entry): (&ImageId, &Entry)| Claim {
             id: id.clone(),
@@ -460,7 +471,7 @@ impl<T: Clone> Index<T> {
         let now = self.clock.now();
         let state = self.lock();
         state.is_coherent_at(now)
-            && state.entries.peek(&claim.id).is_some_and(|entry| {
+            && state.peek(&claim.id).is_some_and(|entry| {
                 entry.fetched == claim.fetched && entry.is_current_at(state.epoch, now)
             })
     }
@@ -492,7 +503,8 @@ impl<T: Clone> Index<T> {
 
     /// The number of known keys.
     pub fn len(&self) -> usize {
-        self.lock().entries.len()
+        let state = self.lock();
+        state.entries.len() + state.absent.len()
     }
 
     /// True if no key is known.
@@ -553,6 +565,14 @@ impl<T> State<T> {
                 Lease::Endless => true,
                 Lease::Until(end) => now < end,
             }
+    }
+
+    fn peek(&self, id: &ImageId) -> Option<&Entry> {
+        self.entries.peek(id).or_else(|| self.absent.peek(id))
+    }
+
+    fn peek_mut(&mut self, id: &ImageId) -> Option<&mut Entry> {
+        self.entries.peek_mut(id).or_else(|| self.absent.peek_mut(id))
     }
 
     /// Begins an epoch: nothing known before is current any more, and no fetch begun before can be joined or kept.
@@ -619,7 +639,7 @@ impl<T: Clone> FetchLease<T> {
         let now = known.version();
         if self.flight.is_invalidated() || self.epoch != state.epoch {
             // Not kept, but it shows that an older entry is out of date.
-            if let Some(entry) = state.entries.peek_mut(&self.id)
+            if let Some(entry) = state.peek_mut(&self.id)
                 && entry.fetched < self.began
                 && entry.known.version() != now
             {
@@ -636,8 +656,30 @@ impl<T: Clone> FetchLease<T> {
             replaced: false,
         };
         state.has_kept = true;
-        let old = state.entries.put(self.id.clone(), entry)?;
-        old.known.version().filter(|old| now != Some(*old))
+        let id = self.id.clone();
+        let old = if matches!(entry.known, Known::Absent) {
+            let old = state.entries.pop(&id);
+            state.absent.put(id, entry).or(old)
+        } else {
+            state.absent.pop(&id);
+            state.entries.put(id, entry)
+        };
+        old?.known.version().filter(|old| now != Some(*old))
+    }
+
+    /// Gives the fetch up if nobody waits for it, as when all its requests were reset. From then on nobody can join it.
+    pub fn give_up_if_unwanted(&self) -> bool {
+        let mut state = self.index.lock();
+        let is_listed = state.flights.get(&self.id).is_some_and(|it| Arc::ptr_eq(it, &self.flight));
+        // New requests come to it by the list alone, under the lock.
+        let waiting = Arc::strong_count(&self.flight) - 1 - usize::from(is_listed);
+        if waiting > 0 {
+            return false;
+        }
+        if is_listed {
+            state.flights.remove(&self.id);
+        }
+        true
     }
 
     /// True if the result isn't kept although its epoch goes on: a push has named the key, or another fetch took this one's
@@ -685,6 +727,7 @@ mod tests {
     fn index() -> TestIndex {
         Arc::new(Index::new(IndexLimits {
             entries: NonZeroUsize::new(3).unwrap(),
+            absent: NonZeroUsize::new(2).unwrap(),
             waiters: 2,
             fetches: 1000,
             serve_stale_for: Duration::from_mins(10),
@@ -1055,6 +1098,45 @@ mod tests {
         let mut lease = lead(&index, "a");
         assert_eq!(lease.keep(present("2")), Some(Version::of(b"1")));
         assert_eq!(lease.keep(present("2")), None);
+    }
+
+    #[test]
+    fn absent_keys_push_out_no_images() {
+        let index = coherent();
+        let absent = || FetchResult { known: Known::Absent, digest: None, expires: None };
+        let is_absent = |name| matches!(look_up(&index, name), Lookup::Current(Known::Absent));
+        fetch(&index, "a", present("1"));
+        for number in 0..10 {
+            fetch(&index, &format!("i{number}"), absent());
+        }
+        assert!(is_current(&index, "a", "1"));
+        assert!(is_absent("i9") && index.len() == 3);
+        // A key is known once, whichever way it goes.
+        index.apply(Change::Invalidated(id("a")));
+        fetch(&index, "a", absent());
+        assert!(is_absent("a"));
+        index.apply(Change::Invalidated(id("a")));
+        fetch(&index, "a", present("2"));
+        assert!(is_current(&index, "a", "2"));
+        assert_eq!(index.len(), 2);
+        index.apply(Change::Flushed);
+        assert!(index.is_empty());
+    }
+
+    #[test]
+    fn a_fetch_that_nobody_waits_for_is_given_up_and_cannot_be_joined() {
+        let index = coherent();
+        let lease = lead(&index, "a");
+        let waiting = lease.flight();
+        assert!(!lease.give_up_if_unwanted());
+        let Lookup::Ask(Admission::Join(joined)) = look_up(&index, "a") else { panic!() };
+        drop(waiting);
+        assert!(!lease.give_up_if_unwanted());
+        drop(joined);
+        assert!(lease.give_up_if_unwanted());
+        let _next = lead(&index, "a");
+        drop(lease);
+        assert!(matches!(look_up(&index, "a"), Lookup::Ask(Admission::Join(_))));
     }
 
     #[test]

@@ -17,15 +17,21 @@ use crate::store::Store;
 /// `SIGXFSZ` of Linux, macOS and the BSDs: a write went past the limit on the size of files (`ulimit -f`, `LimitFSIZE`).
 const FILE_SIZE_EXCEEDED: i32 = 25;
 
-/// Files that are open beside connections: listeners, the store, certificates.
-const OTHER_FILES: u64 = 256;
+/// Files that are open beside the connections of clients and those of the store: listeners, certificates, connections that are
+/// told that there are too many, and those to an object store.
+const OTHER_FILES: u64 = 192;
+
+/// Connections to Redis for each of `[redis] connections`: one for small values, one for large ones, and one for a conditional
+/// write.
+const CONNECTIONS_EACH: u64 = 3;
 
 /// Fewest connections that the limit on open files should leave.
 const TOO_FEW_CONNECTIONS: usize = 1000;
 
 pub(super) async fn run(mut settings: Settings) -> anyhow::Result<()> {
     let _log = log::start(&settings.log)?;
-    settings.limits.connections = raise_open_file_limit(settings.limits.connections);
+    let others = OTHER_FILES + CONNECTIONS_EACH * u64::from(settings.redis.connections.get());
+    settings.limits.connections = raise_open_file_limit(settings.limits.connections, others);
     let listeners = Listeners::bind(&settings)?;
     let url = listeners.main.url();
     let (mut terminate, mut interrupt) =
@@ -57,9 +63,10 @@ pub(super) async fn run(mut settings: Settings) -> anyhow::Result<()> {
 }
 
 /// Raises the limit on open files, since each connection is one and the usual soft limit is 1,024. Returns the number of
-/// connections that it leaves room for: one more gets 503, where a failing `accept` would leave it without an answer.
-fn raise_open_file_limit(connections: NonZeroUsize) -> NonZeroUsize {
-    let wanted = (connections.get() as u64).saturating_add(OTHER_FILES);
+/// connections that it leaves room for, beside `others`: one more gets 503, where a failing `accept` would leave it without an
+/// answer, and the store without a connection.
+fn raise_open_file_limit(connections: NonZeroUsize, others: u64) -> NonZeroUsize {
+    let wanted = (connections.get() as u64).saturating_add(others);
     let allowed = match rlimit::increase_nofile_limit(wanted) {
         Ok(allowed) => allowed,
         Err(error) => {
@@ -67,7 +74,7 @@ fn raise_open_file_limit(connections: NonZeroUsize) -> NonZeroUsize {
             return connections;
         }
     };
-    let fit = connections_within(allowed, connections);
+    let fit = connections_within(allowed, others, connections);
     if fit.get() < TOO_FEW_CONNECTIONS.min(connections.get()) {
         tracing::warn!(
             connections = fit,
@@ -86,9 +93,9 @@ fn raise_open_file_limit(connections: NonZeroUsize) -> NonZeroUsize {
     fit
 }
 
-fn connections_within(open_files: u64, connections: NonZeroUsize) -> NonZeroUsize {
+fn connections_within(open_files: u64, others: u64, connections: NonZeroUsize) -> NonZeroUsize {
     // However low the limit is, half of it serves.
-    let room = open_files.saturating_sub(OTHER_FILES).max(open_files / 2);
+    let room = open_files.saturating_sub(others).max(open_files / 2);
     let room = usize::try_from(room).unwrap_or(usize::MAX);
     NonZeroUsize::new(room).unwrap_or(NonZeroUsize::MIN).min(connections)
 }
@@ -125,7 +132,7 @@ mod tests {
     #[test]
     fn connections_fit_into_the_limit_on_open_files() {
         let fit = |open_files, connections| {
-            connections_within(open_files, NonZeroUsize::new(connections).unwrap()).get()
+            connections_within(open_files, 256, NonZeroUsize::new(connections).unwrap()).get()
         };
         assert_eq!(fit(20_256, 20_000), 20_000);
         assert_eq!(fit(20_000, 20_000), 19_744);

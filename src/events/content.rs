@@ -152,8 +152,8 @@ impl EventMaker {
         let snapshot = async {
             match inline {
                 // All that the event carries has to be of one version: the bytes come first.
-                Inline::Full => self.reader.load(id).await,
-                Inline::None | Inline::Thumbnail => self.reader.open(id).await,
+                Inline::Full => self.reader.load(id, None).await,
+                Inline::None | Inline::Thumbnail => self.reader.open(id, None).await,
             }
         };
         let mut snapshot = snapshot.await.map_err(|failure| failure.error)?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::header::VARY;
@@ -15,6 +16,7 @@ use super::{conditional, negotiation, representation};
 use crate::image::ImageId;
 use crate::image::variant::Transform;
 use crate::read::{ImageRequest, Want};
+use crate::server::peer::Client;
 
 /// For an address that leaves the format to the server.
 const BY_ENCODING_AND_TYPE: HeaderValue = HeaderValue::from_static("Accept-Encoding, Accept");
@@ -22,6 +24,7 @@ const BY_ENCODING_AND_TYPE: HeaderValue = HeaderValue::from_static("Accept-Encod
 /// `GET` and `HEAD /images/{id}`, `/images/{id}.webp` and so on.
 pub(crate) async fn get(
     State(state): State<Arc<HttpState>>,
+    Extension(client): Extension<Client>,
     method: Method,
     uri: Uri,
     path: Result<Path<String>, PathRejection>,
@@ -34,7 +37,7 @@ pub(crate) async fn get(
         let (id, extension) = params::split_format(&text, allowed)?;
         let id = parse_id(id)?;
         let parameters = params::parse(&uri, extension, &headers, allowed)?;
-        Ok::<_, Problem>(answer(&state, &method, &headers, id, parameters).await)
+        Ok::<_, Problem>(answer(&state, client, &method, &headers, id, parameters).await)
     };
     let mut response = answer.await.unwrap_or_else(IntoResponse::into_response);
     if params::is_negotiated(&uri) {
@@ -46,6 +49,7 @@ pub(crate) async fn get(
 /// `GET` and `HEAD /images/{id}/thumbnail`.
 pub(crate) async fn thumbnail(
     State(state): State<Arc<HttpState>>,
+    Extension(client): Extension<Client>,
     method: Method,
     uri: Uri,
     path: Result<Path<String>, PathRejection>,
@@ -57,11 +61,12 @@ pub(crate) async fn thumbnail(
         return Err(Problem::bad_parameter("this address takes the parameters `v` and `fallback`"));
     }
     let parameters = ImageParams { transform: Some(Transform::THUMBNAIL), ..parameters };
-    Ok(answer(&state, &method, &headers, id, parameters).await)
+    Ok(answer(&state, client, &method, &headers, id, parameters).await)
 }
 
 async fn answer(
     state: &HttpState,
+    client: Client,
     method: &Method,
     headers: &HeaderMap,
     id: ImageId,
@@ -70,6 +75,7 @@ async fn answer(
     let want = if method == Method::HEAD { Want::Metadata } else { Want::Body };
     let request = ImageRequest {
         id,
+        client: Some(client.share()),
         want,
         preconditions: conditional::preconditions(headers),
         accepts: negotiation::accepted_codings(headers),

@@ -6,50 +6,92 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::body::Body;
-use axum::http::{HeaderValue, Method, StatusCode, Version};
+use axum::http::{HeaderValue, Method, Response, StatusCode, Version};
+use axum::response::IntoResponse;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use prometheus_client::metrics::gauge::Gauge;
 
-use super::problem::Cause;
+use super::problem::{Cause, Problem};
 use super::router::{Route, Routes};
 use crate::app::App;
-use crate::limit::{Admitted, Limit};
-use crate::metrics::Metrics;
-use crate::server::peer::Peer;
+use crate::holders::{Held, Holders};
+use crate::limit::{GaugeGuard, NoPlace, Place, Shares};
+use crate::metrics::{Metrics, Shed};
+use crate::server::peer::{Peer, PeerKey};
 use crate::server::timeouts::ActiveRequest;
 
 /// The target of the lines about requests.
 pub(crate) const ACCESS: &str = "afterimage::access";
 
-/// Most requests of operators that are answered at the same time.
+/// Most requests of operators that are worked on at the same time.
 const OPERATORS: usize = 64;
 
 /// The limits on requests of one app, which its listeners share.
+///
+/// A request has a place while it is worked on. A cached head is no work, and neither is a client that takes its time.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestLimits {
-    everybody: Limit,
+    everybody: Shares<PeerKey>,
     /// Operators look when there are too many other requests.
-    operators: Limit,
-    most: usize,
+    operators: Shares<PeerKey>,
+    metrics: Arc<Metrics>,
+    holders: Arc<Holders>,
 }
 
 impl RequestLimits {
     pub(crate) fn new(app: &App) -> RequestLimits {
-        let most = app.settings.limits.requests.get();
         RequestLimits {
-            everybody: Limit::new(most, &app.metrics.requests_in_flight),
-            operators: Limit::new(OPERATORS, &Gauge::default()),
-            most,
+            everybody: Shares::new(app.settings.limits.requests.get()),
+            operators: Shares::new(OPERATORS),
+            metrics: Arc::clone(&app.metrics),
+            holders: Arc::clone(&app.holders),
         }
     }
 
-    /// Takes a place for a request. The error is the limit that was reached.
-    pub(crate) fn admit(&self, route: Route, routes: Routes) -> Result<Admitted, usize> {
-        if route.is_for_operators() && routes != Routes::Public {
-            self.operators.try_take().ok_or(OPERATORS)
-        } else {
-            self.everybody.try_take().ok_or(self.most)
+    /// Takes a place for the work on a request. Probes that only ask if the process answers need none.
+    pub(crate) fn admit(
+        &self,
+        route: Route,
+        routes: Routes,
+        client: PeerKey,
+    ) -> Result<Option<Place<PeerKey>>, Response<Body>> {
+        let places = match route {
+            Route::Healthz => return Ok(None),
+            _ if route.is_for_operators() && routes != Routes::Public => &self.operators,
+            _ => &self.everybody,
+        };
+        places.try_take(Some(client)).map(Some).map_err(|reason| {
+            self.metrics.count_shed(Shed::Requests);
+            let places = places.places();
+            let problem = Problem::busy(match reason {
+                NoPlace::Full => {
+                    format!("{places} requests are being worked on ([limits] requests)")
+                }
+                NoPlace::ShareTaken => format!(
+                    "this client's share of {places} requests is being worked on ([limits] requests)"
+                ),
+            });
+            problem.into_response()
+        })
+    }
+
+    /// Begins a request. Those of operators are not in the gauge, which they look at.
+    pub(crate) fn begin(
+        &self,
+        route: Route,
+        client: PeerKey,
+        connection: Option<ActiveRequest>,
+    ) -> InFlight {
+        let is_counted = !route.is_for_operators();
+        InFlight {
+            _gauge: is_counted.then(|| GaugeGuard::raise(&self.metrics.requests_in_flight)),
+            limits: self.clone(),
+            client,
+            connection,
+            held: None,
+            bytes: 0,
+            whole: false,
+            record: None,
         }
     }
 }
@@ -57,11 +99,13 @@ impl RequestLimits {
 /// A request that is being answered, over whichever protocol, by a cached head or by the router.
 #[derive(Debug)]
 pub(crate) struct InFlight {
-    /// `None` where the request was refused.
-    _place: Option<Admitted>,
-    metrics: Arc<Metrics>,
+    _gauge: Option<GaugeGuard>,
+    limits: RequestLimits,
+    client: PeerKey,
     /// `None` in the fast loop, which has time-outs of its own.
     connection: Option<ActiveRequest>,
+    /// The answer, once it is being sent by the HTTP library.
+    held: Option<Held>,
     /// The bytes of the body that were taken.
     bytes: u64,
     /// Set when that is all of it.
@@ -70,15 +114,6 @@ pub(crate) struct InFlight {
 }
 
 impl InFlight {
-    pub(crate) fn new(
-        place: Option<Admitted>,
-        metrics: &Arc<Metrics>,
-        connection: Option<ActiveRequest>,
-    ) -> InFlight {
-        let metrics = Arc::clone(metrics);
-        InFlight { _place: place, metrics, connection, bytes: 0, whole: false, record: None }
-    }
-
     /// Sets the line that is logged at the end.
     pub(crate) fn log_at_end(&mut self, record: Option<Box<AccessRecord>>) {
         self.record = record;
@@ -91,12 +126,31 @@ impl InFlight {
         if let Some(connection) = &self.connection {
             connection.note_progress();
         }
+        if let Some(held) = &self.held {
+            held.note_taken(bytes);
+        }
+    }
+
+    /// Notes that the answer is known: it is being sent from now on, in pieces.
+    fn begin_sending(&mut self, length: Option<u64>, piece: usize) {
+        let Some(connection) = &mut self.connection else { return };
+        connection.begin_sending();
+        // An endless answer waits for events, not for its client.
+        if let Some(length) = length.filter(|it| *it > 0) {
+            let (holders, end) = (&self.limits.holders, connection.end());
+            self.held = Some(holders.add(self.client, end, length, piece as u64));
+        }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.metrics.response_bytes.inc_by(self.bytes);
+        self.limits.metrics.response_bytes.inc_by(self.bytes);
+        if self.whole
+            && let Some(connection) = &mut self.connection
+        {
+            connection.mark_answered();
+        }
         if let Some(record) = self.record.take() {
             record.log(self.bytes, self.whole);
         }
@@ -175,11 +229,9 @@ pub(crate) struct SentBody {
 
 impl SentBody {
     pub(crate) fn new(body: Body, mut in_flight: InFlight, version: Version) -> SentBody {
-        if let Some(connection) = &mut in_flight.connection {
-            connection.begin_sending();
-        }
-        in_flight.whole = body.is_end_stream();
         let piece = if version >= Version::HTTP_2 { HTTP_2_PIECE } else { PIECE };
+        in_flight.begin_sending(body.size_hint().exact(), piece);
+        in_flight.whole = body.is_end_stream();
         SentBody { body, rest: Bytes::new(), piece, in_flight }
     }
 

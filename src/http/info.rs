@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::HeaderValue;
 use axum::http::header::CACHE_CONTROL;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
@@ -18,14 +18,16 @@ use super::problem::Problem;
 use super::representation;
 use super::state::HttpState;
 use super::{CACHE_STATUS, SERVER_TIMING, urls};
+use crate::server::peer::Client;
 
 /// `GET /images/{id}/info`.
 pub(crate) async fn get(
     State(state): State<Arc<HttpState>>,
+    Extension(client): Extension<Client>,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Problem> {
     let id = images::id(path)?;
-    let info = match state.app.reader.info(&id).await {
+    let info = match state.app.reader.info(&id, client.share()).await {
         Ok(info) => info,
         Err(failure) => {
             return Ok(representation::failed(&state, &ImageParams::default(), failure).await);

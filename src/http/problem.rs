@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_TYPE, HeaderName, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
+    CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
     X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderValue, Method, StatusCode};
@@ -335,4 +335,9 @@ impl IntoResponse for Problem {
         }
         response
     }
+}
+/// The answer to a head over `[limits] header_bytes`: the same as the HTTP library's, which ends the connection too.
+pub(crate) fn head_too_large() -> Response {
+    let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    (status, [(CONNECTION, HeaderValue::from_static("close"))]).into_response()
 }

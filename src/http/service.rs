@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
+use axum::http::header::HeaderName;
 use axum::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use axum::response::IntoResponse;
 use bytes::Bytes;
@@ -18,16 +19,16 @@ use super::common_headers::{self, Exchange};
 use super::fast_path::{FastRequest, ImageAddress};
 use super::host::check_host;
 use super::in_flight::{ACCESS, AccessRecord, InFlight, RequestLimits, SentBody, method_name};
-use super::problem::{Cause, Problem};
+use super::problem::{self, Cause, Problem};
 use super::request_id::{REQUEST_ID, RequestId};
 use super::router::{self, Route, Routes};
 use super::state::HttpState;
 use super::{CACHE_STATUS, FromMemory};
 use crate::app::App;
 use crate::image::Metadata;
-use crate::limit::Admitted;
-use crate::metrics::{HitMetrics, Shed};
-use crate::server::peer::Peer;
+use crate::limit::Place;
+use crate::metrics::HitMetrics;
+use crate::server::peer::{Client, Peer, PeerKey};
 use crate::server::timeouts::ConnectionState;
 
 /// The longest address in the log, in characters: lines wait in memory for their reader.
@@ -100,8 +101,7 @@ impl HttpService {
             return None;
         }
         let CachedHit { head, route, body } = self.find(request)?;
-        let place = self.limits.admit(route, self.routes).ok()?;
-        let mut in_flight = InFlight::new(Some(place), &self.app.metrics, None);
+        let mut in_flight = self.limits.begin(route, peer.share(), None);
         let id = RequestId::of(request.request_id);
         self.count_hit(route, &request.method, head.status(), began);
         if self.logs_access() {
@@ -137,11 +137,9 @@ impl HttpService {
         let is_stopping = self.app.shutdown.is_stopping();
         let exchange = Exchange { route, method: &method, version, is_stopping };
 
-        let (place, refusal) = match self.admit(route, &request) {
-            Ok(place) => (Some(place), None),
-            Err(refusal) => (None, Some(refusal)),
-        };
-        let mut in_flight = InFlight::new(place, &self.app.metrics, Some(connection));
+        let client = Client::from(peer);
+        let mut in_flight = self.limits.begin(route, client.share(), Some(connection));
+        let refusal = self.refuse_head(&request);
         let fast = FastRequest::of_checked(&request).filter(|_| refusal.is_none());
         let hit = fast.as_ref().and_then(|fast| self.find(fast));
         let mut response = if let Some(CachedHit { head, route, body }) = hit {
@@ -153,13 +151,15 @@ impl HttpService {
             response
         } else {
             let address = fast.and_then(|fast| fast.image()).map(ImageAddress::to_owned);
-            let mut response = match refusal {
-                Some(problem) if method == Method::HEAD => {
-                    common_headers::without_body(problem.into_response())
-                }
-                Some(problem) => problem.into_response(),
+            let place = match refusal {
+                Some(refusal) => Err(refusal),
+                None => self.limits.admit(route, self.routes, client.share()),
+            };
+            let mut response = match place {
                 // Boxed: a large future, which an answer from memory shouldn't have the room for.
-                None => Box::pin(self.route(peer, request)).await,
+                Ok(place) => Box::pin(self.route(peer, client, place, request)).await,
+                Err(refusal) if method == Method::HEAD => common_headers::without_body(refusal),
+                Err(refusal) => refusal,
             };
             common_headers::complete(&mut response, &exchange);
             let from_memory = response.extensions_mut().remove::<FromMemory>();
@@ -183,13 +183,15 @@ impl HttpService {
         response.map(|body| SentBody::new(body, in_flight, version))
     }
 
-    /// Gives a request its place, or says why it isn't even routed.
-    fn admit(&self, route: Route, request: &Request<Body>) -> Result<Admitted, Problem> {
-        check_host(request).map_err(Problem::bad_host)?;
-        self.limits.admit(route, self.routes).map_err(|limit| {
-            self.app.metrics.count_shed(Shed::Requests);
-            Problem::busy(format!("{limit} requests are being answered ([limits] requests)"))
-        })
+    /// Returns the answer to a request whose head is refused before it is routed.
+    fn refuse_head(&self, request: &Request<Body>) -> Option<Response<Body>> {
+        // The HTTP library bounds its buffer, which may have room for more. Over HTTP/2 it counts.
+        let limit = self.app.settings.limits.header_bytes;
+        if request.version() < Version::HTTP_2 && head_length(request) > limit {
+            return Some(problem::head_too_large());
+        }
+        let problem = check_host(request).map_err(Problem::bad_host).err();
+        problem.map(IntoResponse::into_response)
     }
 
     /// Finds the cached head that answers a request, and the bytes that follow it. Coherence is the index's: it is asked
@@ -235,8 +237,16 @@ impl HttpService {
         }
     }
 
-    async fn route(&self, peer: Peer, mut request: Request<Body>) -> Response<Body> {
+    /// Works on a request. Its place is free again as soon as the answer is known.
+    async fn route(
+        &self,
+        peer: Peer,
+        client: Client,
+        _place: Option<Place<PeerKey>>,
+        mut request: Request<Body>,
+    ) -> Response<Body> {
         request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(client);
         let answered = tower_service::Service::call(&mut self.router.clone(), request).await;
         answered.unwrap_or_else(|never| match never {})
     }
@@ -250,6 +260,13 @@ impl HttpService {
     fn logs_access(&self) -> bool {
         self.app.settings.log.access && tracing::enabled!(target: ACCESS, Level::INFO)
     }
+}
+
+/// Returns the length of a head over HTTP/1.
+fn head_length(request: &Request<Body>) -> usize {
+    let target = path_and_query(request.uri()).len();
+    let field = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 4;
+    target + request.headers().iter().map(field).sum::<usize>()
 }
 
 /// Returns the address without the user and password that an absolute one may have.

@@ -13,6 +13,7 @@ use crate::image::variant::{NotAcceptable, Transform};
 use crate::image::{ImageId, Metadata, Representation};
 use crate::offload::OffloadError;
 use crate::render::RenderError;
+use crate::server::peer::PeerKey;
 use crate::store::StoreError;
 
 /// A parsed and valid request for an image.
@@ -20,6 +21,8 @@ use crate::store::StoreError;
 pub struct ImageRequest {
     /// The image.
     pub id: ImageId,
+    /// The client that asks, if it isn't the server itself.
+    pub client: Option<PeerKey>,
     /// The part of it that is asked for.
     pub want: Want,
     /// The client's preconditions.

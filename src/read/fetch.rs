@@ -11,11 +11,13 @@ use crate::budget::OverBudget;
 use crate::cache::Insertion;
 use crate::cache_status::CacheStatus;
 use crate::clock::BootInstant;
+use crate::coalesce::Lost;
 use crate::image::record::Corrupt;
 use crate::image::{Image, ImageId};
 use crate::index::{Admission, Digest, FetchLease, FetchResult, Known};
 use crate::metrics::Shed;
 use crate::offload::RemoteImage;
+use crate::server::peer::PeerKey;
 use crate::store::StoreError;
 
 /// The outcome that one fetch brings to all who wait for it.
@@ -52,6 +54,9 @@ pub enum FetchError {
     /// Memory is full.
     #[error(transparent)]
     OverBudget(#[from] OverBudget),
+    /// Nobody waits for it any more.
+    #[error("the fetch was given up, since nobody waits for it")]
+    GivenUp,
 }
 
 impl From<FetchError> for ReadError {
@@ -59,6 +64,7 @@ impl From<FetchError> for ReadError {
         match error {
             FetchError::Store(error) => ReadError::Store(error),
             FetchError::OverBudget(error) => ReadError::OverBudget(error),
+            FetchError::GivenUp => ReadError::Lost(Lost),
         }
     }
 }
@@ -76,6 +82,7 @@ impl Reader {
     pub(super) async fn fetch(
         self: &Arc<Self>,
         id: &ImageId,
+        client: Option<PeerKey>,
         mut admission: Admission<Outcome>,
     ) -> Result<(Fetched, CacheStatus, Timing), ReadFailure> {
         let (Fetch { found, timing, .. }, collapsed) = loop {
@@ -86,9 +93,9 @@ impl Reader {
                 }
                 Admission::Lead(lease) => {
                     let flight = lease.flight();
-                    // A task of its own: it ends by itself, within the store's time-outs, even if its requests have left.
-                    // If it panics, it drops its lease, and those who wait are told.
-                    tokio::spawn(Arc::clone(self).lead(lease));
+                    // A task of its own: it ends by itself, within the store's time-outs. If it panics, it drops its lease, and
+                    // those who wait are told.
+                    tokio::spawn(Arc::clone(self).lead(lease, client));
                     (flight, false)
                 }
                 Admission::Full => {
@@ -128,24 +135,44 @@ impl Reader {
     ///
     /// A push that comes meanwhile may be that of the very value that was read. Then the image is fetched once more, for
     /// nobody in particular: otherwise an outage would find its bytes in memory and nothing known of them.
-    async fn lead(self: Arc<Self>, lease: FetchLease<Outcome>) {
+    async fn lead(self: Arc<Self>, lease: FetchLease<Outcome>, client: Option<PeerKey>) {
         let id = lease.id().clone();
-        if self.lead_once(lease).await
+        if self.lead_once(lease, client, FetchLease::give_up_if_unwanted).await
             && let Admission::Lead(lease) = self.index.ask(&id)
         {
-            self.lead_once(lease).await;
+            self.lead_once(lease, client, |_| false).await;
         }
     }
 
-    /// Returns true if a change has overtaken an image on its way.
-    async fn lead_once(&self, mut lease: FetchLease<Outcome>) -> bool {
-        self.metrics.fetches.inc();
+    /// Returns true if a change has overtaken an image on its way. A fetch that is given up costs the store no more than the
+    /// question for a length.
+    async fn lead_once(
+        &self,
+        mut lease: FetchLease<Outcome>,
+        client: Option<PeerKey>,
+        is_given_up: impl Fn(&FetchLease<Outcome>) -> bool,
+    ) -> bool {
         // One deadline for all that the store is waited for, so that time-outs don't add up.
         let deadline = Instant::now() + self.patience;
-        let asked = match timeout_at(deadline, lease.mark_sent()).await {
-            Ok(()) => self.ask_store(lease.id(), deadline).await,
-            Err(_elapsed) => Err(FetchError::Store(StoreError::TimedOut)),
+        let asked = async {
+            let _turn = match client {
+                // Late because of its own fetches: that says nothing of the store.
+                Some(client) => {
+                    let turn = timeout_at(deadline, self.turns.take(client)).await;
+                    Some(turn.map_err(|_elapsed| OverBudget)?)
+                }
+                None => None,
+            };
+            timeout_at(deadline, lease.mark_sent())
+                .await
+                .map_err(|_elapsed| StoreError::TimedOut)?;
+            if is_given_up(&lease) {
+                return Err(FetchError::GivenUp);
+            }
+            self.metrics.fetches.inc();
+            self.ask_store(lease.id(), deadline, || is_given_up(&lease)).await
         };
+        let asked = asked.await;
         let outcome = asked.map(|(fetch, digest)| {
             let known = match &fetch.found {
                 Found::Image(image, _) => Known::Present(Arc::clone(&image.original.metadata)),
@@ -175,6 +202,7 @@ impl Reader {
         &self,
         id: &ImageId,
         deadline: Instant,
+        is_given_up: impl Fn() -> bool,
     ) -> Result<(Fetch, Option<Digest>), FetchError> {
         let began = Instant::now();
         let too_late = |_elapsed| StoreError::TimedOut;
@@ -183,6 +211,9 @@ impl Reader {
             // Memory for the value, until it is decoded and dropped.
             let reservation = timeout_at(deadline, self.budget.reserve(size)).await;
             let reservation = reservation.unwrap_or(Err(OverBudget))?;
+            if is_given_up() {
+                return Err(FetchError::GivenUp);
+            }
             // The time to live is counted from before the question, so that an expiry is never later here than there.
             let asked = self.index.clock().now();
             let stored =

@@ -23,15 +23,21 @@ use crate::cache_status::CacheStatus;
 use crate::cpu::Cpu;
 use crate::image::{ImageId, Metadata, Representation, Version};
 use crate::index::{Admission, Index, Known, LastKnown, Lookup};
+use crate::limit::Turns;
 use crate::metrics::Metrics;
 use crate::offload::Offload;
 use crate::originals::Originals;
 use crate::picture::Preview;
 use crate::render::Renderer;
+use crate::server::peer::PeerKey;
 use crate::store::{Store, StoreError};
 
 /// Longest time for which a request waits for the next heartbeat, before it asks the store all the same.
 const RENEWAL: Duration = Duration::from_secs(2);
+
+/// Fetches of one client that run at the same time; further ones wait for these. More than the store's connections need to
+/// be busy, and so few that the fetch of somebody else doesn't wait long behind them.
+pub(crate) const FETCHES_EACH: usize = 64;
 
 /// The parts that a read needs.
 #[derive(Debug)]
@@ -58,6 +64,8 @@ pub struct Reader {
     pub metrics: Arc<Metrics>,
     /// Corrupt records that were logged.
     pub corrupt_log: CorruptLog,
+    /// The turns of clients to fetch.
+    pub(crate) turns: Turns<PeerKey>,
 }
 
 /// The metadata of an image, and a small picture of it.
@@ -80,15 +88,22 @@ pub struct Info {
 impl Reader {
     /// Answers a request for an image.
     pub async fn image(self: &Arc<Self>, request: ImageRequest) -> Result<Answer, ReadFailure> {
-        let answer = async { self.open(&request.id).await?.answer(&request).await };
+        let answer = async {
+            let snapshot = self.open(&request.id, request.client).await?;
+            snapshot.answer(&request).await
+        };
         let answer = answer.await;
         self.count(answer.as_ref().map(|answer| answer.cache_status));
         answer
     }
 
     /// The metadata and a small picture of an image.
-    pub async fn info(self: &Arc<Self>, id: &ImageId) -> Result<Info, ReadFailure> {
-        let mut snapshot = self.load(id).await?;
+    pub async fn info(
+        self: &Arc<Self>,
+        id: &ImageId,
+        client: PeerKey,
+    ) -> Result<Info, ReadFailure> {
+        let mut snapshot = self.load(id, Some(client)).await?;
         let (cache_status, timing) = (snapshot.cache_status(), snapshot.timing());
         let preview = snapshot.preview().await?;
         let thumbnail = snapshot.thumbnail().await?;
@@ -99,15 +114,19 @@ impl Reader {
 
     /// The current version of an image.
     pub async fn version(self: &Arc<Self>, id: &ImageId) -> Result<Version, ReadFailure> {
-        let opened = self.open(id).await;
+        let opened = self.open(id, None).await;
         self.count(opened.as_ref().map(Snapshot::cache_status));
         opened.map(|snapshot| snapshot.version())
     }
 
     /// A snapshot of an image with its bytes.
-    pub async fn load(self: &Arc<Self>, id: &ImageId) -> Result<Snapshot, ReadFailure> {
+    pub async fn load(
+        self: &Arc<Self>,
+        id: &ImageId,
+        client: Option<PeerKey>,
+    ) -> Result<Snapshot, ReadFailure> {
         let loaded = async {
-            let mut snapshot = self.open(id).await?;
+            let mut snapshot = self.open(id, client).await?;
             snapshot.load().await?;
             Ok(snapshot)
         };
@@ -116,20 +135,25 @@ impl Reader {
         loaded
     }
 
-    /// A snapshot of an image: one version, and where its bytes are. Asks the store only if the index doesn't know.
-    pub async fn open(self: &Arc<Self>, id: &ImageId) -> Result<Snapshot, ReadFailure> {
+    /// A snapshot of an image: one version, and where its bytes are. Asks the store only if the index doesn't know, and
+    /// accounts the fetch to the client; `None` is the server itself.
+    pub async fn open(
+        self: &Arc<Self>,
+        id: &ImageId,
+        client: Option<PeerKey>,
+    ) -> Result<Snapshot, ReadFailure> {
         let source = match self.look_up(id).await {
             Lookup::Current(Known::Present(metadata)) => Source::Known(metadata),
             Lookup::Current(Known::Offloaded(remote)) => Source::Remote(remote),
             Lookup::Current(Known::Absent) => return Err(known(ReadError::Absent)),
             Lookup::Current(Known::Corrupt(corrupt)) => return Err(known(corrupt)),
             Lookup::Stale(last_known) => {
-                let stale = self.stale(id, last_known, self.unreachable());
+                let stale = self.stale(id, client, last_known, self.unreachable());
                 return stale.map_err(ReadFailure::unknown);
             }
-            Lookup::Ask(admission) => return self.open_by_fetch(id, admission).await,
+            Lookup::Ask(admission) => return self.open_by_fetch(id, client, admission).await,
         };
-        Ok(Snapshot::new(self, id, source, CacheStatus::Hit, Timing::default()))
+        Ok(Snapshot::new(self, id, client, source, CacheStatus::Hit, Timing::default()))
     }
 
     /// Looks up an image. After a pause of this process the next heartbeat is a matter of a millisecond, and cheaper than a
@@ -152,16 +176,17 @@ impl Reader {
     async fn open_by_fetch(
         self: &Arc<Self>,
         id: &ImageId,
+        client: Option<PeerKey>,
         admission: Admission<Outcome>,
     ) -> Result<Snapshot, ReadFailure> {
-        let mut fetch = pin!(self.fetch(id, admission));
+        let mut fetch = pin!(self.fetch(id, client, admission));
         let fetched = tokio::select! {
             // First, so that no admission is dropped without having been used.
             biased;
             fetched = &mut fetch => fetched,
             () = self.index.until_unreachable() => match self.index.last_known(id) {
                 Some(last_known) if self.can_serve(id, &last_known) => {
-                    let stale = self.stale(id, last_known, self.unreachable());
+                    let stale = self.stale(id, client, last_known, self.unreachable());
                     return stale.map_err(ReadFailure::unknown);
                 }
                 _ => fetch.await,
@@ -173,11 +198,11 @@ impl Reader {
                     Fetched::Image(image) => Source::Image(image),
                     Fetched::Remote(remote) => Source::Remote(remote),
                 };
-                Ok(Snapshot::new(self, id, source, cache_status, timing))
+                Ok(Snapshot::new(self, id, client, source, cache_status, timing))
             }
             Err(failure) => match (&failure.error, self.index.last_known(id)) {
                 (ReadError::Store(error), Some(last_known)) if error.is_outage() => {
-                    self.stale(id, last_known, failure.error).map_err(ReadFailure::unknown)
+                    self.stale(id, client, last_known, failure.error).map_err(ReadFailure::unknown)
                 }
                 _ => Err(failure),
             },
@@ -202,6 +227,7 @@ impl Reader {
     fn stale(
         self: &Arc<Self>,
         id: &ImageId,
+        client: Option<PeerKey>,
         last_known: LastKnown,
         error: ReadError,
     ) -> Result<Snapshot, ReadError> {
@@ -211,7 +237,7 @@ impl Reader {
             Known::Absent | Known::Corrupt(_) => return Err(error),
         };
         let cache_status = CacheStatus::Stale { age: last_known.age };
-        Ok(Snapshot::new(self, id, source, cache_status, Timing::default()))
+        Ok(Snapshot::new(self, id, client, source, cache_status, Timing::default()))
     }
 
     fn count(&self, read: Result<CacheStatus, &ReadFailure>) {

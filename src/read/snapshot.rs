@@ -12,6 +12,7 @@ use crate::image::variant::{NotAcceptable, Resolved, Transform, Variant};
 use crate::image::{Image, ImageId, Metadata, Representation, RepresentationKind, Version};
 use crate::offload::RemoteImage;
 use crate::picture::Preview;
+use crate::server::peer::PeerKey;
 
 /// One version of an image. Everything that is taken from a snapshot is of that version, whatever is written meanwhile.
 ///
@@ -21,6 +22,8 @@ use crate::picture::Preview;
 pub struct Snapshot {
     reader: Arc<Reader>,
     id: ImageId,
+    /// The client that fetches are accounted to.
+    client: Option<PeerKey>,
     source: Source,
     cache_status: CacheStatus,
     timing: Timing,
@@ -43,11 +46,13 @@ impl Snapshot {
     pub(super) fn new(
         reader: &Arc<Reader>,
         id: &ImageId,
+        client: Option<PeerKey>,
         source: Source,
         cache_status: CacheStatus,
         timing: Timing,
     ) -> Snapshot {
-        Snapshot { reader: Arc::clone(reader), id: id.clone(), source, cache_status, timing }
+        let (reader, id) = (Arc::clone(reader), id.clone());
+        Snapshot { reader, id, client, source, cache_status, timing }
     }
 
     /// The version.
@@ -223,7 +228,7 @@ impl Snapshot {
             (Source::Known(_), None) => {
                 let reader = Arc::clone(&self.reader);
                 let admission = reader.index.ask(&self.id);
-                *self = reader.open_by_fetch(&self.id, admission).await?;
+                *self = reader.open_by_fetch(&self.id, self.client, admission).await?;
                 return Ok(None);
             }
             (Source::LastKnown(_, error), None) => {

@@ -34,6 +34,7 @@ use super::listener::Io;
 use super::peer::Peer;
 use super::timeouts::ConnectionState;
 use super::{Server, Timeouts};
+use crate::holders::Held;
 use crate::http::cached_head::{field, head_text};
 use crate::http::fast_path::FastRequest;
 use crate::http::in_flight::SentBody;
@@ -41,6 +42,9 @@ use crate::http::service::Replay;
 
 /// The largest head that is read here. A larger one is for the HTTP library, which has the limit of the settings.
 const LARGEST_HEAD: usize = 8 * 1024;
+
+/// Largest buffer that an idle connection keeps.
+const KEPT: usize = 2 * 1024;
 
 /// More fields than any browser sends.
 const MOST_FIELDS: usize = 64;
@@ -66,6 +70,8 @@ pub(super) struct FastLoop<'a> {
 enum Decision {
     /// By the HTTP library.
     Library,
+    /// By nobody: the connection ends.
+    End,
     /// By a cached head.
     Replay(Replay),
     /// By the router. Boxed: a cached head shouldn't be moved with the room for it.
@@ -157,7 +163,7 @@ impl<'a> FastLoop<'a> {
                         return Poll::Ready(Next::Request);
                     }
                     Poll::Ready(Err(_gone)) => return Poll::Ready(Next::End),
-                    Poll::Pending => {}
+                    Poll::Pending => self.drop_large_buffers(),
                 }
                 if draining.as_mut().poll(context).is_ready() {
                     return Poll::Ready(Next::Library);
@@ -171,6 +177,15 @@ impl<'a> FastLoop<'a> {
         .await
     }
 
+    /// A connection without a request keeps no buffer that one large head or answer has needed.
+    fn drop_large_buffers(&mut self) {
+        for buffer in [&mut self.unread, &mut self.head] {
+            if buffer.capacity() > KEPT {
+                *buffer = Vec::new();
+            }
+        }
+    }
+
     /// Is ready when it is time to check the time-outs, and sets the next time.
     fn poll_tick(&self, mut tick: Pin<&mut Sleep>, context: &mut Context<'_>) -> Poll<()> {
         ready!(tick.as_mut().poll(context));
@@ -182,6 +197,7 @@ impl<'a> FastLoop<'a> {
     async fn answer(&mut self, tick: Pin<&mut Sleep>) -> Next {
         match self.decide() {
             Decision::Library => Next::Library,
+            Decision::End => Next::End,
             Decision::Replay(replay) => self.send_replay(replay, tick).await,
             Decision::Route(request) => {
                 let head_only = request.method() == Method::HEAD;
@@ -195,6 +211,11 @@ impl<'a> FastLoop<'a> {
 
     /// Takes the first request from the bytes that were read, unless it is for the HTTP library.
     fn decide(&mut self) -> Decision {
+        // A connection is of one protocol from its first byte on (RFC 9113 §3.3).
+        if self.unread.starts_with(b"PRI ") && self.connection.has_had_request() {
+            return Decision::End;
+        }
+        take_for_http_1_1(&mut self.unread);
         let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
         let mut request = httparse::Request::new(&mut []);
         let parsed = request.parse_with_uninit_headers(&self.unread, &mut fields);
@@ -285,6 +306,8 @@ impl<'a> FastLoop<'a> {
     /// Writes a head and a body, for as long as the client goes on taking them.
     async fn write(&mut self, head: &[u8], body: &[u8], mut tick: Pin<&mut Sleep>) -> Progress {
         let (all, mut done, mut progressed) = (head.len() + body.len(), 0, true);
+        // Only an answer that has to wait is held.
+        let mut held = None;
         let whole = poll_fn(|context| {
             while done < all {
                 let io = Pin::new(&mut self.io);
@@ -302,12 +325,24 @@ impl<'a> FastLoop<'a> {
                     Poll::Ready(Ok(written)) => {
                         done += written;
                         progressed = true;
+                        if let Some(held) = &held {
+                            Held::note_taken(held, written as u64);
+                        }
                     }
                     Poll::Pending => {
                         // Only when it has to wait: the clock costs as much as a look into the cache.
                         if std::mem::take(&mut progressed) {
                             self.last = Instant::now();
                         }
+                        held.get_or_insert_with(|| {
+                            let left = (all - done) as u64;
+                            self.server.holders.add(
+                                self.peer.share(),
+                                self.connection.end(),
+                                left,
+                                0,
+                            )
+                        });
                         ready!(self.poll_tick(tick.as_mut(), context));
                         if self.last.elapsed() > self.timeouts.send() {
                             return Poll::Ready(false);
@@ -320,5 +355,37 @@ impl<'a> FastLoop<'a> {
         })
         .await;
         Progress { bytes: done.saturating_sub(head.len()) as u64, whole }
+    }
+}
+
+/// Makes a request of a later HTTP/1 version one of HTTP/1.1: its meaning is the same to a server that doesn't know that
+/// version (RFC 9110 §2.5).
+fn take_for_http_1_1(bytes: &mut [u8]) {
+    let Some(end) = bytes.windows(2).position(|it| it == b"\r\n") else { return };
+    if let [.., b' ', b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor @ b'2'..=b'9'] =
+        &mut bytes[..end]
+    {
+        *minor = b'1';
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_version_of_http_1_is_taken_for_1_1() {
+        for (given, expected) in [
+            ("GET / HTTP/1.2\r\n", "GET / HTTP/1.1\r\n"),
+            ("GET / HTTP/1.9\r\nA: HTTP/1.9\r\n", "GET / HTTP/1.1\r\nA: HTTP/1.9\r\n"),
+            ("GET / HTTP/1.0\r\n", "GET / HTTP/1.0\r\n"),
+            ("GET / HTTP/2.2\r\n", "GET / HTTP/2.2\r\n"),
+            ("GET /HTTP/1.2\r\n", "GET /HTTP/1.2\r\n"),
+            ("GET / HTTP/1.2", "GET / HTTP/1.2"),
+        ] {
+            let mut bytes = given.as_bytes().to_vec();
+            take_for_http_1_1(&mut bytes);
+            assert_eq!(bytes, expected.as_bytes());
+        }
     }
 }

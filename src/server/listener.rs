@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use listenfd::ListenFd;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
@@ -23,6 +24,13 @@ pub struct Listeners {
     /// The one for operators, if they have one of their own.
     pub admin: Option<Listener>,
 }
+
+/// Connections that the kernel keeps until they are accepted; the same as nginx.
+const BACKLOG: i32 = 511;
+
+/// Bytes of answers that the kernel keeps for a client, beyond those that are on their way to it. It would take megabytes, which
+/// nobody counts, from each of thousands of connections whose clients ask for more than they take.
+const MOST_UNSENT: u32 = 256 * 1024;
 
 /// A listening socket.
 #[derive(Debug)]
@@ -83,6 +91,8 @@ fn bind(listen: &ListenOn) -> io::Result<ListenerSocket> {
     match listen {
         ListenOn::Tcp(address) => {
             let listener = std::net::TcpListener::bind(address)?;
+            // The standard library's queue is short for a burst of connections.
+            SockRef::from(&listener).listen(BACKLOG)?;
             listener.set_nonblocking(true)?;
             TcpListener::from_std(listener).map(ListenerSocket::Tcp)
         }
@@ -130,14 +140,20 @@ fn inherited() -> io::Result<Option<ListenerSocket>> {
         .transpose()
 }
 
+/// Sets the options of a connection. One that can't be set is no reason to refuse it.
+fn prepare(stream: &TcpStream) {
+    // An answer's last bytes shouldn't wait for the acknowledgement of those before.
+    let _ = stream.set_nodelay(true);
+    let _ = SockRef::from(stream).set_tcp_notsent_lowat(MOST_UNSENT);
+}
+
 impl Listener {
     /// Waits for the next connection.
     pub(crate) async fn accept(&self) -> io::Result<(Box<dyn Io>, Peer)> {
         match &self.socket {
             ListenerSocket::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                // An answer's last bytes shouldn't wait for the acknowledgement of those before.
-                let _ = stream.set_nodelay(true);
+                prepare(&stream);
                 Ok((Box::new(stream), Peer::Tcp(peer)))
             }
             ListenerSocket::Unix { listener, .. } => {
@@ -157,7 +173,9 @@ impl Listener {
                 let listener = std::net::TcpListener::from(listener.as_fd().try_clone_to_owned()?);
                 while let Ok((stream, peer)) = listener.accept() {
                     stream.set_nonblocking(true)?;
-                    waiting.push((Box::new(TcpStream::from_std(stream)?), Peer::Tcp(peer)));
+                    let stream = TcpStream::from_std(stream)?;
+                    prepare(&stream);
+                    waiting.push((Box::new(stream), Peer::Tcp(peer)));
                 }
             }
             ListenerSocket::Unix { listener, .. } => {

@@ -33,16 +33,17 @@ use self::date::DateField;
 use self::h1::FastLoop;
 use self::listener::Io;
 pub use self::listener::{Listener, Listeners};
-use self::peer::Peer;
+use self::peer::{Peer, PeerKey};
 use self::timeouts::{ConnectionState, HTTP_2_PREFACE, Overdue, TimedIo, Timeouts};
 use self::tls::Tls;
 use self::write_buffer::WriteBuffer;
 use crate::app::App;
+use crate::holders::Holders;
 use crate::http::in_flight::{HTTP_2_PIECE, RequestLimits};
 use crate::http::router::Routes;
 use crate::http::service::HttpService;
 use crate::http::state::HttpState;
-use crate::limit::{Admitted, Limit};
+use crate::limit::{GaugeGuard, Shares};
 use crate::metrics::{Metrics, Shed};
 use crate::shutdown::{Phase, Shutdown};
 
@@ -81,6 +82,7 @@ pub async fn serve(
         Arc::new(server).accept(listener)
     };
     let mut tasks = JoinSet::new();
+    tasks.spawn(Arc::clone(&app.holders).drop_too_slow());
     if let Some(tls) = main.tls.clone() {
         tasks.spawn(tls.keep_current());
     }
@@ -138,7 +140,9 @@ struct Server {
     date: DateField,
     tls: Option<Tls>,
     /// The places for connections; `None` where they are neither counted nor limited.
-    places: Option<Limit>,
+    places: Option<Shares<PeerKey>>,
+    /// The answers that are being sent.
+    holders: Arc<Holders>,
     /// One permit for each client that is being told that there are too many.
     farewells: Arc<Semaphore>,
     builder: Builder<Reporting>,
@@ -185,9 +189,10 @@ impl Server {
             tls,
             // Operators get in when nobody else does.
             places: match routes {
-                Routes::All | Routes::Public => Some(Limit::new(most, &app.metrics.connections)),
+                Routes::All | Routes::Public => Some(Shares::new(most)),
                 Routes::Admin => None,
             },
+            holders: Arc::clone(&app.holders),
             farewells: Arc::new(Semaphore::new(FAREWELLS)),
             builder: builder(app),
             timeouts: Timeouts::new(&app.settings.http),
@@ -216,13 +221,14 @@ impl Server {
 
     /// Serves a connection in a task of its own, which ends with the server. It holds its place until it ends.
     fn take(self: &Arc<Self>, io: Box<dyn Io>, peer: Peer) {
-        let place = self.places.as_ref().map(Limit::try_take);
-        if let Some(None) = place {
-            return self.turn_away(io);
-        }
-        let (server, place) = (Arc::clone(self), place.flatten());
+        let place = self.places.as_ref().map(|places| {
+            let place = places.try_take(Some(peer.share()));
+            place.map(|place| (place, GaugeGuard::raise(&self.metrics.connections)))
+        });
+        let Ok(place) = place.transpose() else { return self.turn_away(io) };
+        let server = Arc::clone(self);
         tokio::spawn(reporting("connection", async move {
-            let _place: Option<Admitted> = place;
+            let _place = place;
             server.secure(io, peer).await;
         }));
     }
@@ -256,7 +262,12 @@ impl Server {
         let connection = Arc::new(ConnectionState::new());
         let fast_loop = FastLoop::new(self, peer, &connection, io);
         let draining = self.shutdown.reached(Phase::Draining);
-        let over = self.shutdown.reached(Phase::Over);
+        let over = async {
+            tokio::select! {
+                () = self.shutdown.reached(Phase::Over) => {}
+                () = connection.end().ended() => {}
+            }
+        };
         let Some((io, before)) = fast_loop.run(draining, over).await else { return };
         Box::pin(self.converse_by_library(io, before, peer, connection)).await;
     }
@@ -295,6 +306,18 @@ impl Server {
                     winding_down = true;
                 }
                 () = &mut over, if winding_down => return,
+                () = connection.end().ended() => {
+                    tracing::debug!(%peer, "connection ended: its client is too slow");
+                    return;
+                }
+                () = connection.flooded() => {
+                    tracing::debug!(%peer, "connection ended: too many streams were reset");
+                    library.as_mut().graceful_shutdown();
+                    let last = poll_fn(|context| buffer.poll_with(library.as_mut(), context));
+                    // Its outcome is the client's affair.
+                    let _ = tokio::time::timeout(Duration::from_secs(1), last).await;
+                    return;
+                }
                 () = tokio::time::sleep(self.timeouts.tick()) => {
                     let overdue = connection.overdue(&self.timeouts, Instant::now());
                     if overdue == Overdue::Request && !winding_down {
@@ -442,7 +465,7 @@ pub(crate) mod tests {
         let peer = Peer::Unix;
         let (connections, shed) = (&app.metrics.connections, || {
             let limit = server.places.as_ref().unwrap();
-            limit.try_take().is_none()
+            limit.try_take(None).is_err()
         });
         for _ in 0..3 {
             server.take(Box::new(Panicking), peer);

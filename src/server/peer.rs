@@ -26,7 +26,7 @@ pub(crate) struct Client {
 ///
 /// An IPv6 client has a whole network of addresses to choose from (RFC 6177), so its network counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum PeerKey {
+pub enum PeerKey {
     /// An IPv4 address.
     V4(Ipv4Addr),
     /// The first 64 bits of an IPv6 address.

@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 
 use super::listener::Io;
+use crate::holders::ConnectionEnd;
 use crate::settings;
 
 /// The state of a connection. Its time-outs follow from it:
@@ -25,7 +27,12 @@ use crate::settings;
 /// has a time of its own: when a piece of it was last taken. One that is too old ends the connection, whatever its
 /// other streams do. A socket that was full and has room again is progress too. A part of a head counts as idle.
 #[derive(Debug)]
-pub(crate) struct ConnectionState(Mutex<ConnectionActivity>);
+pub(crate) struct ConnectionState {
+    activity: Mutex<ConnectionActivity>,
+    end: ConnectionEnd,
+    /// Notified when too many streams were reset.
+    flooded: Notify,
+}
 
 #[derive(Debug)]
 struct ConnectionActivity {
@@ -37,6 +44,10 @@ struct ConnectionActivity {
     multiplexed: bool,
     has_had_request: bool,
     next_stream: u64,
+    /// Requests that are over.
+    requests: u64,
+    /// Of these, those whose stream was reset soon after it was opened.
+    resets: u64,
 }
 
 /// The activity on a connection.
@@ -67,7 +78,15 @@ pub(crate) struct ActiveRequest {
     connection: Arc<ConnectionState>,
     /// The number of its answer, once that is being sent.
     stream: Option<u64>,
+    began: Instant,
+    is_answered: bool,
 }
+
+/// Requests after which a connection with too many resets is ended.
+const MIN_REQUESTS: u64 = 500;
+
+/// Life of a stream whose reset is a matter of course: a page was left, or scrolled.
+const EARLY: Duration = Duration::from_secs(1);
 
 /// The time-outs of the settings.
 #[derive(Debug, Clone, Copy)]
@@ -116,14 +135,29 @@ impl Timeouts {
 
 impl ConnectionState {
     pub(crate) fn new() -> ConnectionState {
-        ConnectionState(Mutex::new(ConnectionActivity {
+        let activity = ConnectionActivity {
             activity: Activity::Idle,
             progress: Instant::now(),
             blocked: false,
             multiplexed: false,
             has_had_request: false,
             next_stream: 0,
-        }))
+            requests: 0,
+            resets: 0,
+        };
+        let (end, flooded) = (ConnectionEnd::default(), Notify::new());
+        ConnectionState { activity: Mutex::new(activity), end, flooded }
+    }
+
+    /// Returns the switch that ends the connection.
+    pub(crate) fn end(&self) -> &ConnectionEnd {
+        &self.end
+    }
+
+    /// Waits until more than half of many streams were reset before they were answered. A client that does that makes work
+    /// without an end, within every limit on what is open at the same time.
+    pub(crate) async fn flooded(&self) {
+        self.flooded.notified().await;
     }
 
     /// Begins a request, whose head has been read.
@@ -135,9 +169,10 @@ impl ConnectionState {
             Activity::Busy { handling, .. } => *handling += 1,
             idle => *idle = Activity::Busy { handling: 1, sending: Vec::new() },
         }
-        state.progress = Instant::now();
+        let began = Instant::now();
+        state.progress = began;
         drop(state);
-        ActiveRequest { connection: Arc::clone(self), stream: None }
+        ActiveRequest { connection: Arc::clone(self), stream: None, began, is_answered: false }
     }
 
     /// Notes a request that was answered without [`ConnectionState::begin_request`].
@@ -201,7 +236,7 @@ impl ConnectionState {
 
     fn lock(&self) -> MutexGuard<'_, ConnectionActivity> {
         // Nothing under the lock can panic half-way, so a poisoned one is sound.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.activity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -234,6 +269,16 @@ impl ActiveRequest {
         self.stream = Some(stream);
     }
 
+    /// Returns the switch that ends the connection.
+    pub(crate) fn end(&self) -> &ConnectionEnd {
+        self.connection.end()
+    }
+
+    /// Marks the answer as handed over whole.
+    pub(crate) fn mark_answered(&mut self) {
+        self.is_answered = true;
+    }
+
     /// Notes that a piece of the answer was taken.
     pub(crate) fn note_progress(&self) {
         let mut state = self.connection.lock();
@@ -262,7 +307,15 @@ impl Drop for ActiveRequest {
         {
             state.activity = Activity::Idle;
         }
-        state.progress = Instant::now();
+        let now = Instant::now();
+        state.progress = now;
+        state.requests += 1;
+        if state.multiplexed && !self.is_answered && now - self.began < EARLY {
+            state.resets += 1;
+            if state.requests >= MIN_REQUESTS && state.resets > state.requests / 2 {
+                self.connection.flooded.notify_one();
+            }
+        }
     }
 }
 

@@ -17,7 +17,7 @@ pub use self::values::{
 };
 use self::values::{
     connections, dprs, duration, duration_or_none, header_size, lengths, listen_or_none,
-    log_filter, pixels, qualities, quality, size, ttl,
+    log_filter, pixels, qualities, quality, size, size_or_none, ttl,
 };
 
 /// All settings. `config/afterimage.toml` documents each field.
@@ -65,6 +65,8 @@ pub struct HttpSettings {
     pub body_timeout: Duration,
     #[serde(deserialize_with = "duration")]
     pub send_timeout: Duration,
+    #[serde(deserialize_with = "size_or_none")]
+    pub min_send_rate: usize,
     #[serde(deserialize_with = "duration_or_none")]
     pub shutdown_delay: Duration,
     #[serde(deserialize_with = "duration")]
@@ -195,6 +197,7 @@ pub struct CacheSettings {
     #[serde(deserialize_with = "size")]
     pub bytes: usize,
     pub index_entries: NonZeroUsize,
+    pub absent_entries: NonZeroUsize,
     #[serde(deserialize_with = "duration")]
     pub serve_stale_for: Duration,
 }
@@ -235,6 +238,7 @@ pub struct LimitSettings {
     pub connections: NonZeroUsize,
     pub h2_streams: NonZeroU32,
     pub requests: NonZeroUsize,
+    pub answers: NonZeroUsize,
     #[serde(deserialize_with = "header_size")]
     pub header_bytes: usize,
 }

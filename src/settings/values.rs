@@ -260,6 +260,14 @@ pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, 
     }
 }
 
+/// Reads a size that may be 0.
+pub(super) fn size_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let size = ByteSize::deserialize(deserializer)?.as_u64();
+    usize::try_from(size).map_err(|_too_large| {
+        de::Error::custom(format!("{size} bytes is too much for this machine"))
+    })
+}
+
 /// Reads numbers from 1 to `most`; sorts them and removes duplicates.
 fn numbers<'de, D: Deserializer<'de>>(deserializer: D, most: u32) -> Result<Vec<u32>, D::Error> {
     let mut numbers = Vec::<u32>::deserialize(deserializer)?;

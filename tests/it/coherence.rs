@@ -418,7 +418,7 @@ async fn requests_over_the_limit_of_waiters_are_503() {
 #[tokio::test]
 async fn known_keys_are_bounded() {
     let redis = RedisServer::start().await;
-    let server = Server::on(&redis, &[("cache.index_entries", "100")]).await.coherent().await;
+    let server = Server::on(&redis, &[("cache.absent_entries", "100")]).await.coherent().await;
     let mut client = Client::connect(server.address).await;
     for number in 0..300 {
         client.get(&format!("/images/n{number}"), &[]).await.problem(404, "absent");

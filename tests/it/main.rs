@@ -57,5 +57,6 @@ mod plain;
 mod python;
 mod records;
 mod stores;
+mod strangers;
 mod variants;
 mod writes;

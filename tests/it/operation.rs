@@ -182,7 +182,7 @@ async fn a_socket_passed_by_systemd_replaces_the_configured_listener() {
 async fn operator_routes_can_have_their_own_listener() {
     let redis = RedisServer::start().await;
     redis.set("a", &record(&png(1, 100))).await;
-    let settings = [("admin.listen", "127.0.0.1:0"), ("limits.connections", "2")];
+    let settings = [("admin.listen", "127.0.0.1:0"), ("limits.connections", "3")];
     let server = Server::on(&redis, &settings).await;
     for path in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(get(server.admin, path, &[]).await.status, StatusCode::OK, "{path}");

@@ -1,0 +1,384 @@
+//! Answers on their way, and the clients that hold them: who is too slow, and who is dropped when others need the room.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use crate::server::peer::PeerKey;
+
+/// Time in which no client is called slow.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// The answers that are being sent, over all connections.
+///
+/// An answer is held by its client until the last byte was taken. There is no way to make a client take it sooner, so the
+/// connection is dropped: of the client that holds most, the one that is slowest.
+#[derive(Debug)]
+pub(crate) struct Holders {
+    answers: Mutex<Answers>,
+    most: usize,
+    /// Bytes a second that a client has to take.
+    min_rate: u64,
+    /// Longest time between two looks at the rate of an answer.
+    window: Duration,
+    /// Notified when an answer is not held any more.
+    released: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Answers {
+    by_number: HashMap<u64, Arc<HeldAnswer>>,
+    next: u64,
+    /// Those whose connection was dropped, and that are still here.
+    dropped: usize,
+}
+
+#[derive(Debug)]
+struct HeldAnswer {
+    client: PeerKey,
+    connection: ConnectionEnd,
+    began: Instant,
+    bytes: u64,
+    taken: AtomicU64,
+    is_dropped: AtomicBool,
+    pace: Mutex<Pace>,
+}
+
+/// The bytes that were taken at the last look.
+#[derive(Debug)]
+struct Pace {
+    since: Instant,
+    taken: u64,
+    window: Duration,
+}
+
+/// A switch that ends a connection, whatever it does.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ConnectionEnd(Arc<Notify>);
+
+impl ConnectionEnd {
+    /// Ends the connection.
+    pub(crate) fn end(&self) {
+        self.0.notify_one();
+    }
+
+    /// Waits until the connection is to end.
+    pub(crate) async fn ended(&self) {
+        self.0.notified().await;
+    }
+
+    fn is_of(&self, other: &ConnectionEnd) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// An answer that is being sent, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Held {
+    holders: Arc<Holders>,
+    number: u64,
+    answer: Arc<HeldAnswer>,
+}
+
+impl Holders {
+    /// At most `most` answers at the same time. A client that takes less than `min_rate` bytes a second, looked at each
+    /// `window`, is dropped.
+    pub(crate) fn new(most: usize, min_rate: u64, window: Duration) -> Holders {
+        Holders { answers: Mutex::default(), most, min_rate, window, released: Notify::new() }
+    }
+
+    /// Adds an answer of some bytes, of which up to `piece` count as taken before they are.
+    pub(crate) fn add(
+        self: &Arc<Self>,
+        client: PeerKey,
+        connection: &ConnectionEnd,
+        bytes: u64,
+        piece: u64,
+    ) -> Held {
+        let began = Instant::now();
+        let of_piece = Duration::from_secs(piece.checked_div(self.min_rate).unwrap_or(0));
+        let pace = Pace { since: began, taken: 0, window: self.window.max(of_piece) };
+        let answer = Arc::new(HeldAnswer {
+            client,
+            connection: connection.clone(),
+            began,
+            bytes,
+            taken: AtomicU64::new(0),
+            is_dropped: AtomicBool::new(false),
+            pace: Mutex::new(pace),
+        });
+        let mut answers = self.lock();
+        if answers.by_number.len() - answers.dropped >= self.most {
+            answers.drop_most_answers();
+        }
+        let number = answers.next;
+        answers.next += 1;
+        answers.by_number.insert(number, Arc::clone(&answer));
+        drop(answers);
+        Held { holders: Arc::clone(self), number, answer }
+    }
+
+    /// Drops connections until `is_enough`, one after the other: of the client that holds most bytes, the slowest. False if
+    /// nobody is left to be dropped.
+    pub(crate) async fn drop_until(&self, is_enough: impl Fn() -> bool) -> bool {
+        loop {
+            let released = self.released.notified();
+            if is_enough() {
+                return true;
+            }
+            let next = self.lock().drop_slowest(Instant::now());
+            match next {
+                Victim::Dropped => released.await,
+                Victim::Soon(wait) => {
+                    let _ = tokio::time::timeout(wait, released).await;
+                }
+                Victim::Nobody => return false,
+            }
+        }
+    }
+
+    /// Drops the connections of clients that take less than the least rate, again and again.
+    pub(crate) async fn drop_too_slow(self: Arc<Self>) {
+        if self.min_rate == 0 {
+            return;
+        }
+        loop {
+            tokio::time::sleep(self.window / 4).await;
+            self.drop_too_slow_at(Instant::now());
+        }
+    }
+
+    fn drop_too_slow_at(&self, now: Instant) {
+        let mut answers = self.lock();
+        let late: Vec<_> = answers
+            .standing()
+            .filter(|it| it.is_too_slow(self.min_rate, now))
+            .map(Arc::clone)
+            .collect();
+        for answer in late {
+            answers.end(&answer.connection);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Answers> {
+        // Nothing under the lock can panic half-way, so a poisoned one is sound.
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The outcome of looking for somebody to drop.
+enum Victim {
+    Dropped,
+    /// Nobody yet, but somebody after this time.
+    Soon(Duration),
+    Nobody,
+}
+
+impl Answers {
+    /// The answers whose connections were not dropped.
+    fn standing(&self) -> impl Iterator<Item = &Arc<HeldAnswer>> {
+        self.by_number.values().filter(|it| !it.is_dropped.load(Ordering::Relaxed))
+    }
+
+    /// Drops the connection with the most answers of the client with the most answers.
+    fn drop_most_answers(&mut self) {
+        let Some(client) = most(self.standing().map(|it| (it.client, 1))) else { return };
+        let mut of_client: Vec<_> = self.standing().filter(|it| it.client == client).collect();
+        of_client.sort_unstable_by_key(|it| Arc::as_ptr(&it.connection.0).addr());
+        let connections = of_client.chunk_by(|a, b| a.connection.is_of(&b.connection));
+        // Of connections with as many answers, the one whose first is oldest.
+        let oldest = |chunk: &[&Arc<HeldAnswer>]| chunk.iter().map(|it| it.began).min();
+        let chosen = connections
+            .max_by(|a, b| a.len().cmp(&b.len()).then_with(|| oldest(b).cmp(&oldest(a))))
+            .and_then(|chunk| chunk.first())
+            .map(|it| it.connection.clone());
+        if let Some(chosen) = chosen {
+            self.end(&chosen);
+        }
+    }
+
+    /// Drops the slowest connection of the client that holds most bytes.
+    fn drop_slowest(&mut self, now: Instant) -> Victim {
+        let age = |it: &HeldAnswer| now.saturating_duration_since(it.began);
+        let slow = self.standing().filter(|it| age(it) >= GRACE);
+        let Some(client) = most(slow.map(|it| (it.client, it.left()))) else {
+            let youngest = self.standing().map(|it| GRACE.saturating_sub(age(it))).min();
+            return youngest.map_or(Victim::Nobody, Victim::Soon);
+        };
+        let of_client = self.standing().filter(|it| it.client == client && age(it) >= GRACE);
+        let slowest = of_client.min_by(|a, b| a.rate(now).total_cmp(&b.rate(now)));
+        match slowest.map(|it| it.connection.clone()) {
+            Some(connection) => {
+                self.end(&connection);
+                Victim::Dropped
+            }
+            None => Victim::Nobody,
+        }
+    }
+
+    fn end(&mut self, connection: &ConnectionEnd) {
+        let of_connection = self.by_number.values().filter(|it| it.connection.is_of(connection));
+        let newly = of_connection.filter(|it| !it.is_dropped.swap(true, Ordering::Relaxed)).count();
+        self.dropped += newly;
+        connection.end();
+    }
+}
+
+/// Returns the client with the largest sum.
+fn most(amounts: impl Iterator<Item = (PeerKey, u64)>) -> Option<PeerKey> {
+    let mut sums = HashMap::<PeerKey, u64>::new();
+    for (client, amount) in amounts {
+        *sums.entry(client).or_default() += amount;
+    }
+    sums.into_iter().max_by_key(|(_, sum)| *sum).map(|(client, _)| client)
+}
+
+impl HeldAnswer {
+    fn left(&self) -> u64 {
+        self.bytes.saturating_sub(self.taken.load(Ordering::Relaxed))
+    }
+
+    /// Bytes a second.
+    #[expect(clippy::cast_precision_loss, reason = "rates are compared, not counted")]
+    fn rate(&self, now: Instant) -> f64 {
+        let seconds = now.saturating_duration_since(self.began).as_secs_f64().max(0.001);
+        self.taken.load(Ordering::Relaxed) as f64 / seconds
+    }
+
+    /// True once in each window in which the client took too little.
+    fn is_too_slow(&self, min_rate: u64, now: Instant) -> bool {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let passed = now.saturating_duration_since(pace.since);
+        if passed < pace.window {
+            return false;
+        }
+        let taken = self.taken.load(Ordering::Relaxed);
+        let in_window = taken - std::mem::replace(&mut pace.taken, taken);
+        pace.since = now;
+        u128::from(in_window) * 1000 < u128::from(min_rate) * passed.as_millis()
+    }
+}
+
+impl Held {
+    /// Notes that the client took some bytes.
+    pub(crate) fn note_taken(&self, bytes: u64) {
+        self.answer.taken.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut answers = self.holders.lock();
+        if let Some(answer) = answers.by_number.remove(&self.number)
+            && answer.is_dropped.load(Ordering::Relaxed)
+        {
+            answers.dropped -= 1;
+        }
+        drop(answers);
+        self.holders.released.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    const RATE: u64 = 1024;
+    const WINDOW: Duration = Duration::from_secs(60);
+
+    fn client(last: u8) -> PeerKey {
+        PeerKey::V4(Ipv4Addr::new(127, 0, 0, last))
+    }
+
+    fn holders(most: usize) -> Arc<Holders> {
+        Arc::new(Holders::new(most, RATE, WINDOW))
+    }
+
+    fn is_ended(connection: &ConnectionEnd) -> bool {
+        connection.ended().now_or_never().is_some()
+    }
+
+    /// Makes an answer older.
+    fn after(seconds: u64) -> Instant {
+        Instant::now() + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn one_answer_too_many_ends_the_connection_with_most_of_the_client_with_most() {
+        let holders = holders(6);
+        let connections: Vec<_> = (0..4).map(|_| ConnectionEnd::default()).collect();
+        let add =
+            |who, connection: usize| holders.add(client(who), &connections[connection], 10, 0);
+        // One client has four over two connections, another has three of which two are on one.
+        let _held = [add(1, 0), add(1, 1), add(1, 1), add(1, 1), add(2, 2), add(2, 2)];
+        assert!(!connections.iter().any(is_ended));
+        let _newcomer = add(3, 3);
+        let ended: Vec<_> = connections.iter().map(is_ended).collect();
+        assert_eq!(ended, [false, true, false, false]);
+        // What is about to go doesn't count.
+        let _next = add(3, 3);
+        assert!(!connections.iter().any(is_ended));
+    }
+
+    #[test]
+    fn the_slowest_of_the_client_that_holds_most_bytes_is_dropped() {
+        let holders = holders(100);
+        let connections: Vec<_> = (0..3).map(|_| ConnectionEnd::default()).collect();
+        let fast = holders.add(client(1), &connections[0], 10_000, 0);
+        let _slow = holders.add(client(1), &connections[1], 10_000, 0);
+        let _other = holders.add(client(2), &connections[2], 9_000, 0);
+        fast.note_taken(5_000);
+        assert!(matches!(holders.lock().drop_slowest(Instant::now()), Victim::Soon(_)));
+        for expected in [[false, true, false], [false, false, true], [true, false, false]] {
+            assert!(matches!(holders.lock().drop_slowest(after(2)), Victim::Dropped));
+            let ended: Vec<_> = connections.iter().map(is_ended).collect();
+            assert_eq!(ended, expected);
+        }
+        assert!(matches!(holders.lock().drop_slowest(after(2)), Victim::Nobody));
+    }
+
+    #[test]
+    fn a_client_has_to_take_the_least_rate_in_each_window() {
+        let holders = holders(100);
+        let connections: Vec<_> = (0..3).map(|_| ConnectionEnd::default()).collect();
+        let steady = holders.add(client(1), &connections[0], 1 << 30, 0);
+        let first_only = holders.add(client(1), &connections[1], 1 << 30, 0);
+        // Its pieces are so large that one takes four minutes at the least rate.
+        let _in_pieces = holders.add(client(1), &connections[2], 1 << 30, 240 * RATE);
+        first_only.note_taken(1 << 20);
+        steady.note_taken(1 << 20);
+        holders.drop_too_slow_at(after(61));
+        steady.note_taken(61 * RATE);
+        holders.drop_too_slow_at(after(121));
+        let ended: Vec<_> = connections.iter().map(is_ended).collect();
+        assert_eq!(ended, [false, true, false]);
+        holders.drop_too_slow_at(after(242));
+        assert!(is_ended(&connections[2]));
+    }
+
+    #[tokio::test]
+    async fn room_is_made_as_soon_as_an_answer_is_gone() {
+        let holders = holders(100);
+        assert!(!holders.drop_until(|| false).await);
+        assert!(holders.drop_until(|| true).await);
+        let connection = ConnectionEnd::default();
+        let held = holders.add(client(1), &connection, 10, 0);
+        let gone = Arc::new(AtomicBool::new(false));
+        tokio::spawn({
+            let gone = Arc::clone(&gone);
+            async move {
+                tokio::task::yield_now().await;
+                gone.store(true, Ordering::Relaxed);
+                drop(held);
+            }
+        });
+        assert!(holders.drop_until(|| gone.load(Ordering::Relaxed)).await);
+    }
+}
