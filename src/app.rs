@@ -94,6 +94,7 @@ impl App {
             settings.limits.answers.get(),
             settings.http.min_send_rate as u64,
             settings.http.send_timeout,
+            Arc::clone(&metrics),
         ));
         let budget = Arc::new(FetchBudget::new(
             settings.limits.fetch_bytes,

@@ -1,12 +1,14 @@
 //! Answers on their way, and the clients that hold them: who is too slow, and who is dropped when others need the room.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use crate::metrics::{Dropped, Metrics};
 use crate::server::peer::PeerKey;
 
 /// Time in which no client is called slow.
@@ -26,14 +28,23 @@ pub(crate) struct Holders {
     window: Duration,
     /// Notified when an answer is not held any more.
     released: Notify,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Debug, Default)]
 struct Answers {
     by_number: HashMap<u64, Arc<HeldAnswer>>,
     next: u64,
-    /// Those whose connection was dropped, and that are still here.
-    dropped: usize,
+    /// Answers whose connections go on, and by client.
+    standing: usize,
+    by_client: HashMap<PeerKey, ClientAnswers>,
+}
+
+/// The answers of one client whose connections go on.
+#[derive(Debug, Default)]
+struct ClientAnswers {
+    standing: usize,
+    connections: HashMap<ConnectionEnd, usize>,
 }
 
 #[derive(Debug)]
@@ -43,7 +54,6 @@ struct HeldAnswer {
     began: Instant,
     bytes: u64,
     taken: AtomicU64,
-    is_dropped: AtomicBool,
     pace: Mutex<Pace>,
 }
 
@@ -69,9 +79,19 @@ impl ConnectionEnd {
     pub(crate) async fn ended(&self) {
         self.0.notified().await;
     }
+}
 
-    fn is_of(&self, other: &ConnectionEnd) -> bool {
+impl PartialEq for ConnectionEnd {
+    fn eq(&self, other: &ConnectionEnd) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for ConnectionEnd {}
+
+impl Hash for ConnectionEnd {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
     }
 }
 
@@ -86,8 +106,14 @@ pub(crate) struct Held {
 impl Holders {
     /// At most `most` answers at the same time. A client that takes less than `min_rate` bytes a second, looked at each
     /// `window`, is dropped.
-    pub(crate) fn new(most: usize, min_rate: u64, window: Duration) -> Holders {
-        Holders { answers: Mutex::default(), most, min_rate, window, released: Notify::new() }
+    pub(crate) fn new(
+        most: usize,
+        min_rate: u64,
+        window: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Holders {
+        let (answers, released) = (Mutex::default(), Notify::new());
+        Holders { answers, most, min_rate, window, released, metrics }
     }
 
     /// Adds an answer of some bytes, of which up to `piece` count as taken before they are.
@@ -107,16 +133,14 @@ impl Holders {
             began,
             bytes,
             taken: AtomicU64::new(0),
-            is_dropped: AtomicBool::new(false),
             pace: Mutex::new(pace),
         });
         let mut answers = self.lock();
-        if answers.by_number.len() - answers.dropped >= self.most {
+        if answers.standing >= self.most {
             answers.drop_most_answers();
+            self.metrics.count_dropped(Dropped::Answers);
         }
-        let number = answers.next;
-        answers.next += 1;
-        answers.by_number.insert(number, Arc::clone(&answer));
+        let number = answers.insert(Arc::clone(&answer));
         drop(answers);
         Held { holders: Arc::clone(self), number, answer }
     }
@@ -131,7 +155,10 @@ impl Holders {
             }
             let next = self.lock().drop_slowest(Instant::now());
             match next {
-                Victim::Dropped => released.await,
+                Victim::Dropped => {
+                    self.metrics.count_dropped(Dropped::Memory);
+                    released.await;
+                }
                 Victim::Soon(wait) => {
                     let _ = tokio::time::timeout(wait, released).await;
                 }
@@ -160,6 +187,7 @@ impl Holders {
             .collect();
         for answer in late {
             answers.end(&answer.connection);
+            self.metrics.count_dropped(Dropped::Rate);
         }
     }
 
@@ -178,23 +206,47 @@ enum Victim {
 }
 
 impl Answers {
-    /// The answers whose connections were not dropped.
+    fn insert(&mut self, answer: Arc<HeldAnswer>) -> u64 {
+        let of_client = self.by_client.entry(answer.client).or_default();
+        *of_client.connections.entry(answer.connection.clone()).or_default() += 1;
+        of_client.standing += 1;
+        self.standing += 1;
+        let number = self.next;
+        self.next += 1;
+        self.by_number.insert(number, answer);
+        number
+    }
+
+    fn remove(&mut self, number: u64) {
+        let Some(answer) = self.by_number.remove(&number) else { return };
+        let Some(of_client) = self.by_client.get_mut(&answer.client) else { return };
+        // A connection that was dropped isn't there any more.
+        let Some(count) = of_client.connections.get_mut(&answer.connection) else { return };
+        *count -= 1;
+        if *count == 0 {
+            of_client.connections.remove(&answer.connection);
+        }
+        of_client.standing -= 1;
+        self.standing -= 1;
+        if of_client.standing == 0 {
+            self.by_client.remove(&answer.client);
+        }
+    }
+
+    /// The answers whose connections go on.
     fn standing(&self) -> impl Iterator<Item = &Arc<HeldAnswer>> {
-        self.by_number.values().filter(|it| !it.is_dropped.load(Ordering::Relaxed))
+        let goes_on = |it: &HeldAnswer| {
+            let of_client = self.by_client.get(&it.client);
+            of_client.is_some_and(|all| all.connections.contains_key(&it.connection))
+        };
+        self.by_number.values().filter(move |it| goes_on(it))
     }
 
     /// Drops the connection with the most answers of the client with the most answers.
     fn drop_most_answers(&mut self) {
-        let Some(client) = most(self.standing().map(|it| (it.client, 1))) else { return };
-        let mut of_client: Vec<_> = self.standing().filter(|it| it.client == client).collect();
-        of_client.sort_unstable_by_key(|it| Arc::as_ptr(&it.connection.0).addr());
-        let connections = of_client.chunk_by(|a, b| a.connection.is_of(&b.connection));
-        // Of connections with as many answers, the one whose first is oldest.
-        let oldest = |chunk: &[&Arc<HeldAnswer>]| chunk.iter().map(|it| it.began).min();
-        let chosen = connections
-            .max_by(|a, b| a.len().cmp(&b.len()).then_with(|| oldest(b).cmp(&oldest(a))))
-            .and_then(|chunk| chunk.first())
-            .map(|it| it.connection.clone());
+        let of_client = self.by_client.values().max_by_key(|it| it.standing);
+        let connections = of_client.into_iter().flat_map(|it| &it.connections);
+        let chosen = connections.max_by_key(|(_, count)| **count).map(|(it, _)| it.clone());
         if let Some(chosen) = chosen {
             self.end(&chosen);
         }
@@ -219,10 +271,14 @@ impl Answers {
         }
     }
 
+    /// Ends a connection. A proxy's may carry the answers of several clients.
     fn end(&mut self, connection: &ConnectionEnd) {
-        let of_connection = self.by_number.values().filter(|it| it.connection.is_of(connection));
-        let newly = of_connection.filter(|it| !it.is_dropped.swap(true, Ordering::Relaxed)).count();
-        self.dropped += newly;
+        for of_client in self.by_client.values_mut() {
+            let count = of_client.connections.remove(connection).unwrap_or(0);
+            of_client.standing -= count;
+            self.standing -= count;
+        }
+        self.by_client.retain(|_, it| it.standing > 0);
         connection.end();
     }
 }
@@ -271,13 +327,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let mut answers = self.holders.lock();
-        if let Some(answer) = answers.by_number.remove(&self.number)
-            && answer.is_dropped.load(Ordering::Relaxed)
-        {
-            answers.dropped -= 1;
-        }
-        drop(answers);
+        self.holders.lock().remove(self.number);
         self.holders.released.notify_waiters();
     }
 }
@@ -285,6 +335,7 @@ impl Drop for Held {
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
+    use std::sync::atomic::AtomicBool;
 
     use futures_util::FutureExt;
 
@@ -298,7 +349,7 @@ mod tests {
     }
 
     fn holders(most: usize) -> Arc<Holders> {
-        Arc::new(Holders::new(most, RATE, WINDOW))
+        Arc::new(Holders::new(most, RATE, WINDOW, Arc::new(Metrics::new())))
     }
 
     fn is_ended(connection: &ConnectionEnd) -> bool {

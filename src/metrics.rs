@@ -76,6 +76,7 @@ pub struct Metrics {
     reads: Family<ServedLabel, Counter>,
     store_errors: Family<KindLabel, Counter>,
     shed: Family<LimitLabel, Counter>,
+    dropped: Family<ReasonLabel, Counter>,
     push_latency: Histogram,
     /// Start of each write whose push hasn't come yet.
     expected_pushes: Mutex<HashMap<ImageId, Instant>>,
@@ -112,6 +113,11 @@ struct KindLabel {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LimitLabel {
     limit: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -158,6 +164,32 @@ impl Shed {
             Shed::WriteBytes => "write_bytes",
             Shed::Renders => "renders",
             Shed::Streams => "event_streams",
+        }
+    }
+}
+
+/// Reasons for which a connection is ended for the sake of other clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dropped {
+    /// Its client holds most of too many answers (`[limits] answers`).
+    Answers,
+    /// Its client is the slowest of those who hold memory that a fetch needs (`[limits] fetch_bytes`).
+    Memory,
+    /// Its client takes too little (`[http] min_send_rate`).
+    Rate,
+    /// Most of its streams were reset before they were answered.
+    Resets,
+}
+
+impl Dropped {
+    const ALL: [Dropped; 4] = [Dropped::Answers, Dropped::Memory, Dropped::Rate, Dropped::Resets];
+
+    const fn reason(self) -> &'static str {
+        match self {
+            Dropped::Answers => "answers",
+            Dropped::Memory => "memory",
+            Dropped::Rate => "rate",
+            Dropped::Resets => "resets",
         }
     }
 }
@@ -261,6 +293,11 @@ impl Metrics {
                 "shed",
                 "Connections and requests turned away, by the limit that they exceeded",
             ),
+            dropped: registered(
+                all,
+                "dropped_connections",
+                "Connections ended for the sake of other clients",
+            ),
             coherence: registered(
                 all,
                 "coherence",
@@ -308,6 +345,9 @@ impl Metrics {
         }
         for shed in Shed::ALL {
             let _ = self.shed.get_or_create(&LimitLabel { limit: shed.limit() });
+        }
+        for dropped in Dropped::ALL {
+            let _ = self.dropped.get_or_create(&ReasonLabel { reason: dropped.reason() });
         }
     }
 
@@ -358,6 +398,11 @@ impl Metrics {
     /// Counts a connection or request that was turned away.
     pub fn count_shed(&self, shed: Shed) {
         self.shed.get_or_create(&LimitLabel { limit: shed.limit() }).inc();
+    }
+
+    /// Counts a connection that is ended for the sake of others.
+    pub fn count_dropped(&self, dropped: Dropped) {
+        self.dropped.get_or_create(&ReasonLabel { reason: dropped.reason() }).inc();
     }
 
     /// Counts a failure of the store.

@@ -44,7 +44,7 @@ use crate::http::router::Routes;
 use crate::http::service::HttpService;
 use crate::http::state::HttpState;
 use crate::limit::{GaugeGuard, Shares};
-use crate::metrics::{Metrics, Shed};
+use crate::metrics::{Dropped, Metrics, Shed};
 use crate::shutdown::{Phase, Shutdown};
 
 /// Most clients that are told at the same time that there are too many: each is an open file for a moment.
@@ -312,6 +312,7 @@ impl Server {
                 }
                 () = connection.flooded() => {
                     tracing::debug!(%peer, "connection ended: too many streams were reset");
+                    self.metrics.count_dropped(Dropped::Resets);
                     library.as_mut().graceful_shutdown();
                     let last = poll_fn(|context| buffer.poll_with(library.as_mut(), context));
                     // Its outcome is the client's affair.

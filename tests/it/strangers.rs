@@ -5,17 +5,23 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
+use image::ImageFormat;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::harness::server::{metric, program_below};
-use crate::harness::{Answer, Client, PATIENCE, Process, RedisServer, Server, png, record, until};
+use crate::harness::server::{metric, program, program_below};
+use crate::harness::{
+    Answer, Client, PATIENCE, Process, Protocol, RedisServer, Server, get, png, record, until,
+};
+use crate::variants::{encoded, picture};
 
 long_tests! {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     idle_connections_leave_files_for_the_store
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     requests_sent_ahead_of_their_answers_keep_no_memory_of_the_kernel
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    others_are_answered_during_every_attack_and_memory_stays_bounded
 }
 
 /// A connection of HTTP/2 frames, made by hand.
@@ -311,4 +317,213 @@ async fn requests_sent_ahead_of_their_answers_keep_no_memory_of_the_kernel() {
     let taken = metric(&page, "afterimage_response_bytes_total");
     // The kernel holds less than one answer for each.
     assert!(taken < 200 * 1_000_000, "{taken}");
+}
+
+/// Attacks with the default settings, one after the other.
+#[derive(Debug, Clone, Copy)]
+enum Attack {
+    /// Streams of `/healthz` whose answers nobody takes.
+    HealthStreams,
+    /// Streams of an image whose answers nobody takes.
+    ImageStreams,
+    /// Large images that are read a few bytes at a time.
+    SlowReaders,
+    Placeholders,
+    /// One byte of many images.
+    Ranges,
+    /// As many forms of a tiny picture as can be asked for.
+    Forms,
+    RandomIds,
+    /// Streams that are reset as soon as they are open.
+    Resets,
+    /// Requests that are sent ahead of answers that nobody takes.
+    Ahead,
+    /// Connections without a request.
+    Idle,
+}
+
+impl Attack {
+    const ALL: [Attack; 10] = [
+        Attack::HealthStreams,
+        Attack::ImageStreams,
+        Attack::SlowReaders,
+        Attack::Placeholders,
+        Attack::Ranges,
+        Attack::Forms,
+        Attack::RandomIds,
+        Attack::Resets,
+        Attack::Ahead,
+        Attack::Idle,
+    ];
+
+    /// Runs until it is dropped. Whatever fails is the attacker's affair.
+    async fn run(self, address: SocketAddr) {
+        let mut held = Vec::new();
+        for round in 0_u64.. {
+            match self {
+                Attack::HealthStreams => hold_streams(&mut held, address, 1, "/healthz").await,
+                Attack::ImageStreams => hold_streams(&mut held, address, 200, "/images/a").await,
+                Attack::SlowReaders => {
+                    for number in 0..87 {
+                        let mut stream = small_window(address).await;
+                        let path =
+                            format!("GET /images/large{} HTTP/1.1\r\nHost: a\r\n\r\n", number % 20);
+                        let _ = stream.write_all(path.as_bytes()).await;
+                        held.push(Frames(stream));
+                    }
+                    for _ in 0..50 {
+                        for Frames(stream) in &mut held {
+                            let _ = stream.try_read(&mut [0; 1]);
+                        }
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+                Attack::Placeholders => {
+                    ask(address, |n| (format!("/placeholders/64x64?text={round}-{n}"), None)).await;
+                }
+                Attack::Ranges => {
+                    ask(address, |n| (format!("/images/n{}", n % 60), Some("bytes=0-0"))).await;
+                }
+                Attack::Forms => {
+                    let sizes =
+                        [16, 32, 48, 64, 96, 128, 256, 320, 384, 512, 640, 1080, 1200, 2048];
+                    let quality = [50, 60, 70, 75, 80, 85, 90, 95];
+                    ask(address, |n| {
+                        let n = usize::try_from(n + 50 * round).unwrap();
+                        let (w, h) = (sizes[n % 14], sizes[n / 14 % 14]);
+                        let q = quality[n / 196 % 8];
+                        (format!("/images/dot?w={w}&h={h}&q={q}&format=jpg"), None)
+                    })
+                    .await;
+                }
+                Attack::RandomIds => {
+                    ask(address, |n| (format!("/images/x{round}-{n}"), None)).await
+                }
+                Attack::Resets => {
+                    let mut frames = Frames::without_window(address).await;
+                    for stream in 0..1000 {
+                        let path = format!("/images/n{}", stream % 60);
+                        let stream = 2 * stream + 1;
+                        if frames.get(stream, &path).await.is_err()
+                            || frames.reset(stream).await.is_err()
+                        {
+                            break;
+                        }
+                    }
+                }
+                Attack::Ahead => {
+                    if held.len() < 1500 {
+                        let mut stream = small_window(address).await;
+                        let ahead = b"GET /images/a HTTP/1.1\r\nHost: a\r\n\r\n".repeat(20);
+                        let _ = stream.write_all(&ahead).await;
+                        held.push(Frames(stream));
+                    } else {
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+                Attack::Idle => {
+                    if held.len() < 1500 {
+                        held.push(Frames(connect_from([127, 0, 0, 2], address).await));
+                    } else {
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Opens streams on some connections, and holds them for a while.
+async fn hold_streams(held: &mut Vec<Frames>, address: SocketAddr, connections: usize, path: &str) {
+    if held.len() >= connections {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        // Those that were ended are opened anew.
+        held.retain(|it| it.0.try_write(&[]).is_ok());
+        return;
+    }
+    let mut frames = Frames::without_window(address).await;
+    for stream in 0..100 {
+        let _ = frames.get(2 * stream + 1, path).await;
+    }
+    held.push(frames);
+}
+
+async fn small_window(address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
+    socket.connect(address).await.unwrap()
+}
+
+/// Sends fifty requests, one after the other.
+async fn ask(address: SocketAddr, request: impl Fn(u64) -> (String, Option<&'static str>)) {
+    let stream = connect_from([127, 0, 0, 2], address).await;
+    let mut client = Client::over(Protocol::Http1, stream, "a").await;
+    for number in 0..50 {
+        let (path, range) = request(number);
+        let fields: Vec<_> = range.map(|it| ("range", it)).into_iter().collect();
+        if client.send(Method::GET, &path, &fields, Bytes::new()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Answers to another client, as its median and its 99th percentile.
+async fn other_client(address: SocketAddr) -> [Duration; 2] {
+    let mut client = Client::connect(address).await;
+    let mut times = Vec::new();
+    for number in 0..500 {
+        let path = format!("/images/warm{}", number % 10);
+        let began = Instant::now();
+        assert_eq!(client.get(&path, &[]).await.status, StatusCode::OK);
+        times.push(began.elapsed());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    times.sort_unstable();
+    [times[250], times[495]]
+}
+
+async fn others_are_answered_during_every_attack_and_memory_stays_bounded() {
+    const MIB: u64 = 1024 * 1024;
+    let redis = RedisServer::start().await;
+    redis.set("a", &record(&png(1, 1_000_000))).await;
+    let dot = encoded(&picture(1, 1, 1), ImageFormat::Png);
+    redis.set("dot", &record(&dot)).await;
+    for number in 0..20 {
+        redis.set(&format!("large{number}"), &record(&png(number, 3_000_000))).await;
+    }
+    for number in 0..60 {
+        redis.set(&format!("n{number}"), &record(&png(number, 1_000_000))).await;
+    }
+    for number in 0..10 {
+        redis.set(&format!("warm{number}"), &record(&png(number, 100_000))).await;
+    }
+    let mut command = program();
+    command.args(["--redis-url", &redis.url(), "--log-access", "false"]);
+    let process = Process::start(command);
+    let address = process.address;
+    other_client(address).await;
+    let mut highest = 0;
+    for attack in Attack::ALL {
+        let before = other_client(address).await;
+        let attacker = tokio::spawn(attack.run(address));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let during = other_client(address).await;
+        for path in ["/healthz", "/readyz", "/images/n1"] {
+            assert_eq!(get(address, path, &[]).await.status, StatusCode::OK, "{attack:?} {path}");
+        }
+        let resident = process.resident();
+        highest = highest.max(resident);
+        attacker.abort();
+        println!(
+            "{attack:?}: p50 {:?} to {:?}, p99 {:?} to {:?}, {} MiB resident",
+            before[0],
+            during[0],
+            before[1],
+            during[1],
+            resident / MIB
+        );
+    }
+    // The cache, fetch_bytes, write_bytes, and 100 MiB.
+    assert!(highest < (50 + 256 + 256 + 100) * MIB, "{} MiB", highest / MIB);
 }
