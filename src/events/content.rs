@@ -1,5 +1,6 @@
 //! The content of events, and the events that were made.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -13,6 +14,10 @@ use crate::render::RenderError;
 
 /// Memory for events that several streams may want, in bytes.
 const KEPT_BYTES: usize = 16 * 1024 * 1024;
+
+/// Memory for events with images in them, those above and those that wait for their clients, in bytes. While slow clients
+/// hold more, events have addresses only.
+const HELD_BYTES: usize = 64 * 1024 * 1024;
 
 /// The part of an image that its events carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -82,6 +87,34 @@ pub(super) struct EventMaker {
     inline_bytes: usize,
     making: Arc<Flights<EventKey, Result<Event, Unknown>>>,
     made: Mutex<EventCache>,
+    /// Bytes of all events of images that are still held by anyone.
+    held: Arc<AtomicUsize>,
+}
+
+/// The text of an event, counted until its last client has taken it.
+#[derive(Debug)]
+struct HeldText {
+    text: Bytes,
+    held: Arc<AtomicUsize>,
+}
+
+impl HeldText {
+    fn counted(text: Bytes, held: &Arc<AtomicUsize>) -> Bytes {
+        held.fetch_add(text.len(), Ordering::Relaxed);
+        Bytes::from_owner(HeldText { text, held: Arc::clone(held) })
+    }
+}
+
+impl AsRef<[u8]> for HeldText {
+    fn as_ref(&self) -> &[u8] {
+        &self.text
+    }
+}
+
+impl Drop for HeldText {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.text.len(), Ordering::Relaxed);
+    }
 }
 
 /// Events that were made. The least recently sent leave first.
@@ -94,7 +127,8 @@ struct EventCache {
 impl EventMaker {
     pub(super) fn new(reader: Arc<Reader>, encode: Encode, inline_bytes: usize) -> EventMaker {
         let made = Mutex::new(EventCache { events: LruCache::unbounded(), bytes: 0 });
-        EventMaker { reader, encode, inline_bytes, making: Arc::default(), made }
+        let (making, held) = (Arc::default(), Arc::default());
+        EventMaker { reader, encode, inline_bytes, making, made, held }
     }
 
     /// The event of the current state of an image, unless `sent` is that state.
@@ -114,6 +148,8 @@ impl EventMaker {
         let Some(version) = version else {
             return Ok(Some(self.absent(id)));
         };
+        let is_full = self.held.load(Ordering::Relaxed) > HELD_BYTES;
+        let inline = if is_full { Inline::None } else { inline };
         let key = (id.clone(), version, inline);
         if let Some(text) = self.made().events.get(&key).cloned() {
             return Ok(Some(Event { version: Some(version), text }));
@@ -181,8 +217,13 @@ impl EventMaker {
             Inline::None | Inline::Thumbnail => None,
         };
         let version = snapshot.version();
-        let content = EventContent::Present { id, version, inline, thumbnail, original };
-        Ok((version, (self.encode)(&content)))
+        let of = |it: &Option<Representation>| it.as_ref().map_or(0, |it| it.body.len());
+        let length = of(&thumbnail) + of(&original);
+        let (id, encode) = (id.clone(), self.encode);
+        let encoded = self.reader.cpu.run_on(length, move || {
+            encode(&EventContent::Present { id: &id, version, inline, thumbnail, original })
+        });
+        Ok((version, HeldText::counted(encoded.await, &self.held)))
     }
 
     fn absent(&self, id: &ImageId) -> Event {

@@ -1,16 +1,13 @@
-//! One client's stream: the ids that it follows, and those whose state it may have to send.
+//! One client's stream: the images that it follows, and what it may have to send.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
+use super::listings::Listing;
 use crate::image::ImageId;
-
-/// Most ids that may be pending on a stream, for each that it may name. A stream with more is closed; its client comes
-/// back.
-const PENDING: usize = 100;
 
 /// The images that a stream follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,51 +19,49 @@ pub(crate) enum Followed {
 }
 
 /// One client's stream.
+///
+/// What waits here for a client that reads slowly is bounded: with ids by their number, with a prefix by the position in the
+/// log of changes and one listing, which all streams with the prefix share.
 #[derive(Debug)]
 pub(super) struct Stream {
     pub(super) followed: Followed,
-    most: usize,
     pending: Mutex<Pending>,
     ready: Notify,
 }
 
-/// The ids whose state a stream may have to send.
-#[derive(Debug, Default)]
+/// What a stream may have to send.
+#[derive(Debug)]
 struct Pending {
-    order: VecDeque<Due>,
-    /// The ids in `order`, each once. At most one end of a listing is there beside them.
-    ids: HashSet<ImageId>,
-    /// Every image that the stream has sent may have changed.
+    /// Every image that the stream follows may have changed.
     everything: bool,
+    /// With ids: those that have changed, in order.
+    order: VecDeque<ImageId>,
+    /// The ids in `order`, each once.
+    ids: HashSet<ImageId>,
+    /// With a prefix: position in the log of the first change that wasn't read; `None` if all were.
+    since: Option<u64>,
+    /// The listing that was made for it last.
+    listing: Option<Arc<Listing>>,
     /// Number of the listing that the stream waits for. Listings that began before the last change of everything have an
     /// older one.
-    listing: u64,
-    /// There were more ids than it may hold.
-    overrun: bool,
-}
-
-/// The next thing that a stream may have to send.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Due {
-    /// The state of this image.
-    Image(ImageId),
-    /// The end of a listing: every image that was found is due before it.
-    Listed(Listing),
-}
-
-/// A listing that has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Listing {
-    number: u64,
-    /// There were no more images than a stream may name.
-    pub(super) complete: bool,
+    wanted: u64,
+    /// Number of the last listing that it got.
+    listed: u64,
 }
 
 impl Stream {
-    /// A stream that may name `most_ids`.
-    pub(super) fn new(followed: Followed, most_ids: usize) -> Stream {
-        let most = most_ids.saturating_mul(PENDING);
-        Stream { followed, most, pending: Mutex::default(), ready: Notify::new() }
+    /// A stream that has everything to send, and with a prefix waits for a listing.
+    pub(super) fn new(followed: Followed) -> Stream {
+        let pending = Pending {
+            everything: true,
+            order: VecDeque::new(),
+            ids: HashSet::new(),
+            since: None,
+            listing: None,
+            wanted: 1,
+            listed: 0,
+        };
+        Stream { followed, pending: Mutex::new(pending), ready: Notify::new() }
     }
 
     /// The prefix, if the stream follows one.
@@ -77,14 +72,20 @@ impl Stream {
         }
     }
 
-    /// Notes that the state of an image may have to be sent.
+    /// Notes that one of the ids that the stream follows has changed.
     pub(super) fn add(&self, id: &ImageId) {
         let mut pending = self.lock();
-        if pending.ids.len() >= self.most {
-            pending.overrun = true;
-        } else if pending.ids.insert(id.clone()) {
-            pending.order.push_back(Due::Image(id.clone()));
+        if !pending.everything && pending.ids.insert(id.clone()) {
+            pending.order.push_back(id.clone());
         }
+        drop(pending);
+        self.ready.notify_one();
+    }
+
+    /// Notes that images with the prefix have changed, the first of them at this position in the log.
+    pub(super) fn note_change(&self, position: u64) {
+        let mut pending = self.lock();
+        pending.since = Some(pending.since.map_or(position, |since| since.min(position)));
         drop(pending);
         self.ready.notify_one();
     }
@@ -93,24 +94,28 @@ impl Stream {
     pub(super) fn add_everything(&self) {
         let mut pending = self.lock();
         pending.everything = true;
-        pending.listing += 1;
+        pending.order.clear();
+        pending.ids.clear();
+        pending.listing = None;
+        pending.wanted += 1;
         drop(pending);
         self.ready.notify_one();
     }
 
-    /// Number of a listing that begins now.
-    pub(super) fn begin_listing(&self) -> u64 {
-        self.lock().listing
+    /// Number of the listing that the stream waits for, if it does.
+    pub(super) fn wanted_listing(&self) -> Option<u64> {
+        let pending = self.lock();
+        (pending.wanted != pending.listed).then_some(pending.wanted)
     }
 
-    /// Notes that a listing has ended. Its images were added before.
-    pub(super) fn end_listing(&self, number: u64, complete: bool) {
+    /// Hands over the listing of a number, unless the stream waits for a later one by now.
+    pub(super) fn end_listing(&self, number: u64, listing: &Arc<Listing>) {
         let mut pending = self.lock();
-        if pending.order.len() > pending.ids.len() {
-            // The client reads slowly: the end of an earlier one is still due.
-            pending.order.retain(|due| matches!(due, Due::Image(_)));
+        if pending.wanted != number {
+            return;
         }
-        pending.order.push_back(Due::Listed(Listing { number, complete }));
+        pending.listed = number;
+        pending.listing = Some(Arc::clone(listing));
         drop(pending);
         self.ready.notify_one();
     }
@@ -120,45 +125,32 @@ impl Stream {
         self.ready.notified()
     }
 
-    /// True once more ids were pending than the stream may hold.
-    pub(super) fn is_overrun(&self) -> bool {
-        self.lock().overrun
+    /// Returns once whether everything may have changed.
+    pub(super) fn take_everything(&self) -> bool {
+        std::mem::take(&mut self.lock().everything)
     }
 
-    /// Makes every followed and every `sent` id due, if all of them may have changed; returns true then.
-    pub(super) fn expand_everything<'a>(&'a self, sent: impl Iterator<Item = &'a ImageId>) -> bool {
+    /// Takes the id that has been due longest.
+    pub(super) fn pop(&self) -> Option<ImageId> {
         let mut pending = self.lock();
-        let everything = std::mem::take(&mut pending.everything);
-        if everything {
-            let named = match &self.followed {
-                Followed::Ids(ids) => Some(ids),
-                Followed::Prefix(_) => None,
-            };
-            for id in named.into_iter().flatten().chain(sent) {
-                if pending.ids.insert(id.clone()) {
-                    pending.order.push_back(Due::Image(id.clone()));
-                }
-            }
-        }
-        everything
+        let id = pending.order.pop_front()?;
+        pending.ids.remove(&id);
+        Some(id)
     }
 
-    /// Takes what has been due longest, unless everything may have changed since [`Stream::expand_everything`].
-    pub(super) fn pop(&self) -> Option<Due> {
-        let mut pending = self.lock();
-        while !pending.everything {
-            match pending.order.pop_front()? {
-                Due::Image(id) => {
-                    pending.ids.remove(&id);
-                    return Some(Due::Image(id));
-                }
-                Due::Listed(listing) if listing.number == pending.listing => {
-                    return Some(Due::Listed(listing));
-                }
-                Due::Listed(_outdated) => {}
-            }
-        }
-        None
+    /// Takes the listing that has ended.
+    pub(super) fn take_listing(&self) -> Option<Arc<Listing>> {
+        self.lock().listing.take()
+    }
+
+    /// Position in the log of the first change that wasn't read.
+    pub(super) fn since(&self) -> Option<u64> {
+        self.lock().since
+    }
+
+    /// Takes that position, in order to read from it on.
+    pub(super) fn take_since(&self) -> Option<u64> {
+        self.lock().since.take()
     }
 
     fn lock(&self) -> MutexGuard<'_, Pending> {
@@ -174,35 +166,43 @@ mod tests {
         ImageId::parse(text).unwrap()
     }
 
-    #[test]
-    fn a_listing_that_began_before_everything_changed_does_not_count() {
-        let stream = Stream::new(Followed::Prefix("a".to_owned()), 10);
-        let early = stream.begin_listing();
-        stream.add(&id("a1"));
-        stream.add_everything();
-        stream.end_listing(early, true);
-        let late = stream.begin_listing();
-        stream.add(&id("a2"));
-        stream.end_listing(late, true);
-        // Nothing is taken before all that was sent is due.
-        assert_eq!(stream.pop(), None);
-        assert!(stream.expand_everything([id("a0")].iter()));
-        let due = std::iter::from_fn(|| stream.pop());
-        let images = ["a1", "a2", "a0"].map(|it| Due::Image(id(it)));
-        let end = Due::Listed(Listing { number: late, complete: true });
-        let expected = [images[0].clone(), images[1].clone(), end, images[2].clone()];
-        assert_eq!(due.collect::<Vec<_>>(), expected);
+    fn listing() -> Arc<Listing> {
+        Arc::new(Listing { ids: vec![id("a1")], complete: true, began: 0 })
     }
 
     #[test]
-    fn listings_do_not_accumulate_while_a_client_reads_nothing() {
-        let stream = Stream::new(Followed::Prefix("a".to_owned()), 10);
+    fn a_listing_that_began_before_everything_changed_does_not_count() {
+        let stream = Stream::new(Followed::Prefix("a".to_owned()));
+        let early = stream.wanted_listing().unwrap();
+        stream.add_everything();
+        stream.end_listing(early, &listing());
+        assert!(stream.take_listing().is_none());
+        let late = stream.wanted_listing().unwrap();
+        stream.end_listing(late, &listing());
+        assert!(stream.take_listing().is_some() && stream.wanted_listing().is_none());
+        // One that wasn't told yet is dropped when it is out of date.
+        stream.add_everything();
+        stream.end_listing(stream.wanted_listing().unwrap(), &listing());
+        stream.add_everything();
+        assert!(stream.take_listing().is_none() && stream.wanted_listing().is_some());
+    }
+
+    #[test]
+    fn nothing_accumulates_while_a_client_reads_nothing() {
+        let ids = Stream::new(Followed::Ids([id("a"), id("b")].into()));
+        assert!(ids.take_everything() && !ids.take_everything());
         for _ in 0..100 {
-            stream.add_everything();
-            let number = stream.begin_listing();
-            stream.add(&id("a"));
-            stream.end_listing(number, true);
+            ids.add(&id("a"));
+            ids.add(&id("b"));
         }
-        assert_eq!(stream.lock().order.len(), 2);
+        assert_eq!(ids.lock().order.len(), 2);
+        ids.add_everything();
+        ids.add(&id("a"));
+        assert_eq!(ids.lock().order.len(), 0);
+        let prefix = Stream::new(Followed::Prefix("a".to_owned()));
+        for position in [7, 8, 5, 9] {
+            prefix.note_change(position);
+        }
+        assert_eq!((prefix.take_since(), prefix.since()), (Some(5), None));
     }
 }

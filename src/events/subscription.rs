@@ -1,25 +1,35 @@
 //! Opens streams of events, and gives the next event of each.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use lru::LruCache;
 use tokio::sync::Semaphore;
 
-use super::content::{Encode, EventMaker, Inline, Unknown};
+use super::content::{Encode, Event, EventMaker, Inline, Unknown};
 use super::hub::{Hub, RETRY};
-use super::stream::{Due, Followed, Listing, Stream};
+use super::listings::Listing;
+use super::stream::{Followed, Stream};
 use crate::image::{ImageId, Version};
 use crate::metrics::{Metrics, Shed};
 use crate::read::Reader;
 use crate::settings::Settings;
 use crate::task::Task;
 
-/// Most states that are read at the same time. After an outage all streams want to read theirs.
+/// Most streams that read states and make events at the same time. After an outage, or a change of an image that all of
+/// them follow, all want to; whoever else has a request waits behind these alone.
 const READS: usize = 64;
+
+/// Most events that a stream makes at once, and the bytes after which it makes no further one.
+const MOST_EVENTS: usize = 16;
+const MOST_BYTES: usize = 16 * 1024;
+
+/// Most ids whose reading is tried again. A stream with more begins again.
+const MOST_FAILED: usize = 256;
 
 /// Opens streams, and makes their events.
 #[derive(Debug)]
@@ -64,8 +74,8 @@ impl Events {
             async move { hub.dispatch(&index, heartbeat).await }
         };
         let list = {
-            let (hub, store) = (Arc::clone(hub), Arc::clone(&reader.store));
-            async move { hub.list(&store, most_ids.get()).await }
+            let (hub, reader) = (Arc::clone(hub), Arc::clone(reader));
+            async move { hub.list(&reader.store, &reader.index, most_ids.get()).await }
         };
         let shared = StreamParts {
             hub: Arc::clone(hub),
@@ -101,9 +111,7 @@ impl Events {
         followed: Followed,
         inline: Inline,
     ) -> Result<Subscription, TooMany> {
-        let most_ids = self.most_ids.get();
-        let stream = Arc::new(Stream::new(followed, most_ids));
-        let listed = stream.prefix().map(|_| Gathered::new(most_ids));
+        let stream = Arc::new(Stream::new(followed));
         let Some(number) = self.shared.hub.add(&stream, self.most_streams) else {
             self.shared.metrics.count_shed(Shed::Streams);
             return Err(TooMany(self.most_streams));
@@ -114,13 +122,16 @@ impl Events {
             stream,
             number,
             inline,
+            due: VecDeque::new(),
             current: None,
-            failed: Vec::new(),
+            telling: None,
+            failed: HashSet::new(),
             retry: None,
             sent: LruCache::new(self.most_ids),
-            gathered: listed,
-            listing: None,
+            gathered: None,
             listed: None,
+            made: VecDeque::new(),
+            has_worked: false,
         })
     }
 }
@@ -132,20 +143,50 @@ pub(crate) struct Subscription {
     stream: Arc<Stream>,
     number: u64,
     inline: Inline,
-    /// The id that is being read. It stays here meanwhile, so that [`Subscription::next`] may be cancelled.
-    current: Option<ImageId>,
+    /// Ids that were taken from the stream, and are to be read.
+    due: VecDeque<ImageId>,
+    /// The next thing to be done. It stays here meanwhile, so that [`Subscription::next`] may be cancelled.
+    current: Option<Due>,
+    /// The listing whose images are being sent.
+    telling: Option<Telling>,
     /// Ids whose state couldn't be read.
-    failed: Vec<ImageId>,
+    failed: HashSet<ImageId>,
     /// The time at which those are read again.
     retry: Option<Instant>,
     /// The version of each image that was sent last. An image that has left this is sent again when it may have changed.
     sent: LruCache<ImageId, Option<Version>>,
     /// The images with the prefix, gathered for the next list.
     gathered: Option<Gathered>,
-    /// The listing whose list is to be sent next.
-    listing: Option<Listing>,
     /// The list that was sent last, if nothing was sent since.
     listed: Option<List>,
+    /// Events that were made and not sent yet.
+    made: VecDeque<Bytes>,
+    /// Set once events were made: others have their turn before the next ones.
+    has_worked: bool,
+}
+
+/// The next thing that a stream may have to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Due {
+    /// The state of this image.
+    Image(ImageId),
+    /// The same, of an image that a listing found. If it is gone by now, the client needn't know.
+    Listed(ImageId),
+    /// The list: all images that the listing found, and all that changed meanwhile, were sent.
+    List {
+        /// There were no more images than a stream may name.
+        complete: bool,
+    },
+}
+
+/// A listing whose images are being sent.
+#[derive(Debug)]
+struct Telling {
+    listing: Arc<Listing>,
+    /// Number of images that were told.
+    told: usize,
+    /// Position in the log at which the list is due.
+    until: u64,
 }
 
 /// The images with a prefix that were there when they were last read, since everything may have changed.
@@ -184,10 +225,10 @@ impl Gathered {
         }
     }
 
-    fn list(self, listing: Listing) -> List {
+    fn list(self, complete: bool) -> List {
         let mut ids: Vec<ImageId> = self.ids.into_iter().collect();
         ids.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
-        List { ids, complete: listing.complete && !self.cut }
+        List { ids, complete: complete && !self.cut }
     }
 }
 
@@ -202,68 +243,178 @@ impl Subscription {
     /// The next event; `None` when the stream has to end. Safe to cancel: no event is lost.
     pub(crate) async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if self.stream.is_overrun() {
-                return None;
+            if let Some(event) = self.made.pop_front() {
+                return Some(event);
             }
-            while let Some(id) = self.take() {
-                let event = {
-                    let _permit = self.shared.reading.acquire().await.ok()?;
-                    let sent = self.sent.peek(&id);
-                    self.shared.maker.event(&id, self.inline, sent).await
-                };
-                self.current = None;
-                match event {
-                    Ok(Some(event)) => {
-                        self.gather(&id, event.version.is_some());
-                        self.sent.put(id, event.version);
-                        self.listed = None;
-                        self.shared.metrics.events.inc();
-                        return Some(event.text);
-                    }
-                    Ok(None) => {
-                        let present = self.sent.peek(&id).is_some_and(Option::is_some);
-                        self.gather(&id, present);
-                    }
-                    Err(Unknown) => {
-                        // Perhaps it is there: it must not be taken for removed.
-                        self.gather(&id, true);
-                        self.failed.push(id);
-                        self.retry.get_or_insert_with(|| Instant::now() + RETRY);
-                    }
-                }
+            if std::mem::take(&mut self.has_worked) {
+                tokio::task::yield_now().await;
             }
-            if let Some(listing) = self.listing.take() {
-                let Some(list) = self.list(listing) else { continue };
-                self.shared.metrics.events.inc();
-                return Some(list);
+            if self.has_due() {
+                self.make().await?;
+                continue;
             }
             let ready = self.stream.ready();
             match self.retry {
                 None => ready.await,
                 Some(retry) => {
                     if tokio::time::timeout_at(retry.into(), ready).await.is_err() {
-                        self.retry = None;
-                        self.failed.drain(..).for_each(|id| self.stream.add(&id));
+                        self.retry();
                     }
                 }
             }
         }
     }
 
-    /// The next id to be read; `None` if none is due, or a list.
-    fn take(&mut self) -> Option<ImageId> {
-        let sent = self.sent.iter().map(|(id, _)| id);
-        if self.stream.expand_everything(sent) && self.stream.prefix().is_some() {
-            self.gathered = Some(Gathered::new(self.sent.cap().get()));
-            self.listing = None;
-        }
-        if self.current.is_none() && self.listing.is_none() {
-            match self.stream.pop()? {
-                Due::Image(id) => self.current = Some(id),
-                Due::Listed(listing) => self.listing = Some(listing),
+    /// Makes the next events: one, and those after it that need no waiting for.
+    async fn make(&mut self) -> Option<()> {
+        let shared = Arc::clone(&self.shared);
+        let _turn = shared.reading.acquire().await.ok()?;
+        self.has_worked = true;
+        let mut bytes = 0;
+        for _ in 0..MOST_EVENTS {
+            if !self.has_due() {
+                break;
+            }
+            let Some(due) = self.current.clone() else { break };
+            let event = match due {
+                Due::Image(ref id) | Due::Listed(ref id) => {
+                    let event = shared.maker.event(id, self.inline, self.sent.peek(id));
+                    let event = if self.made.is_empty() {
+                        event.await
+                    } else if let Some(event) = event.now_or_never() {
+                        event
+                    } else {
+                        break;
+                    };
+                    self.current = None;
+                    let is_listed = matches!(due, Due::Listed(_));
+                    self.note(id, is_listed, event)
+                }
+                Due::List { complete } => {
+                    self.current = None;
+                    self.list(complete)
+                }
+            };
+            if let Some(event) = event {
+                self.shared.metrics.events.inc();
+                bytes += event.len();
+                self.made.push_back(event);
+            }
+            if bytes >= MOST_BYTES {
+                break;
             }
         }
-        self.current.clone()
+        Some(())
+    }
+
+    /// Notes the state of an image. Gives its event, if it has to be sent.
+    fn note(
+        &mut self,
+        id: &ImageId,
+        is_listed: bool,
+        event: Result<Option<Event>, Unknown>,
+    ) -> Option<Bytes> {
+        match event {
+            Ok(Some(event)) => {
+                let is_present = event.version.is_some();
+                self.gather(id, is_present);
+                if is_listed && !is_present && !self.sent.contains(id) {
+                    return None;
+                }
+                self.sent.put(id.clone(), event.version);
+                self.listed = None;
+                Some(event.text)
+            }
+            Ok(None) => {
+                let present = self.sent.peek(id).is_some_and(Option::is_some);
+                self.gather(id, present);
+                None
+            }
+            Err(Unknown) => {
+                // Perhaps it is there: it must not be taken for removed.
+                self.gather(id, true);
+                self.failed.insert(id.clone());
+                self.retry.get_or_insert_with(|| Instant::now() + RETRY);
+                None
+            }
+        }
+    }
+
+    /// Makes the ids due again whose state couldn't be read.
+    fn retry(&mut self) {
+        self.retry = None;
+        if self.failed.len() > MOST_FAILED {
+            self.failed = HashSet::new();
+            self.shared.hub.start_over(&self.stream);
+        } else {
+            self.due.extend(self.failed.drain());
+        }
+    }
+
+    /// Returns whether anything is due, which is `current` then.
+    fn has_due(&mut self) -> bool {
+        if self.stream.take_everything() {
+            self.begin_again();
+        }
+        if self.current.is_none() {
+            self.current = self.next_due();
+        }
+        self.current.is_some()
+    }
+
+    /// Makes every image due, each once. With a prefix these are the ones that were sent, before those of a new listing.
+    fn begin_again(&mut self) {
+        let mut ids: HashSet<ImageId> = self.due.drain(..).collect();
+        match &self.stream.followed {
+            Followed::Ids(named) => ids.extend(named.iter().cloned()),
+            Followed::Prefix(_) => {
+                ids.extend(self.sent.iter().map(|(id, _)| id.clone()));
+                self.gathered = Some(Gathered::new(self.sent.cap().get()));
+                self.telling = None;
+                if matches!(self.current, Some(Due::List { .. })) {
+                    self.current = None;
+                }
+            }
+        }
+        self.due.extend(ids);
+    }
+
+    fn next_due(&mut self) -> Option<Due> {
+        loop {
+            if let Some(id) = self.due.pop_front() {
+                return Some(Due::Image(id));
+            }
+            let Some(prefix) = self.stream.prefix() else {
+                return self.stream.pop().map(Due::Image);
+            };
+            let hub = &self.shared.hub;
+            if self.telling.is_none()
+                && let Some(listing) = self.stream.take_listing()
+            {
+                self.stream.note_change(listing.began);
+                self.telling = Some(Telling { listing, told: 0, until: hub.log_end() });
+            }
+            if let Some(telling) = &mut self.telling {
+                if let Some(id) = telling.listing.ids.get(telling.told) {
+                    telling.told += 1;
+                    return Some(Due::Listed(id.clone()));
+                }
+                if self.stream.since().is_none_or(|since| since >= telling.until) {
+                    let complete = telling.listing.complete;
+                    self.telling = None;
+                    return Some(Due::List { complete });
+                }
+            }
+            let from = self.stream.take_since()?;
+            let Some(changes) = hub.changes(from, prefix) else {
+                hub.start_over(&self.stream);
+                return None;
+            };
+            self.due.extend(changes.ids);
+            if let Some(next) = changes.next {
+                self.stream.note_change(next);
+            }
+        }
     }
 
     fn gather(&mut self, id: &ImageId, present: bool) {
@@ -273,8 +424,8 @@ impl Subscription {
     }
 
     /// The event of a list; `None` if the page learns nothing from it.
-    fn list(&mut self, listing: Listing) -> Option<Bytes> {
-        let list = self.gathered.take()?.list(listing);
+    fn list(&mut self, complete: bool) -> Option<Bytes> {
+        let list = self.gathered.take()?.list(complete);
         let known = self.listed.as_ref().is_some_and(|listed| list.adds_nothing_to(listed));
         let event = (!known).then(|| {
             let prefix = self.stream.prefix().unwrap_or_default();
