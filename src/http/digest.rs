@@ -9,8 +9,11 @@ use sha2::{Digest, Sha256, Sha512};
 const FIELDS: [HeaderName; 2] =
     [HeaderName::from_static("content-digest"), HeaderName::from_static("repr-digest")];
 
-/// The digests that a body must have, by the algorithms that are known here. Other algorithms, which §5 calls insecure
-/// or which came later, are ignored.
+/// Most digests of one request. Two fields with two algorithms make four.
+const MOST: usize = 16;
+
+/// The digests that a body must have, each once, by the algorithms that are known here. Other algorithms, which §5 calls
+/// insecure or which came later, are ignored.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Digests(Vec<(Algorithm, Vec<u8>)>);
 
@@ -21,6 +24,16 @@ enum Algorithm {
 }
 
 impl Algorithm {
+    const ALL: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
+
+    /// The length of a digest, in bytes.
+    const fn length(self) -> usize {
+        match self {
+            Algorithm::Sha256 => 32,
+            Algorithm::Sha512 => 64,
+        }
+    }
+
     /// The key in the registry of RFC 9530 §7.2.
     const fn key(self) -> &'static str {
         match self {
@@ -39,9 +52,9 @@ impl Algorithm {
 
 impl Digests {
     /// Parses the digests of a request. A digest that is no byte sequence of its algorithm's length is an error, whose
-    /// text is for the client.
+    /// text is for the client, and so are too many.
     pub(crate) fn of(headers: &HeaderMap) -> Result<Digests, String> {
-        let mut digests = Vec::new();
+        let (mut digests, mut members) = (Vec::new(), 0);
         for name in &FIELDS {
             for line in headers.get_all(name) {
                 let line = line.to_str().map_err(|_not_ascii| format!("`{name}` must be ASCII"))?;
@@ -49,19 +62,24 @@ impl Digests {
                 // have one belongs to a key that is ignored.
                 for member in line.split(',') {
                     let (key, value) = member.split_once('=').unwrap_or((member, ""));
-                    let known = [Algorithm::Sha256, Algorithm::Sha512];
-                    let known = known.into_iter().find(|it| it.key() == key.trim_ascii());
+                    let known = Algorithm::ALL.into_iter().find(|it| it.key() == key.trim_ascii());
                     if let Some(algorithm) = known {
                         let digest = byte_sequence(value)
-                            .filter(|it| it.len() == algorithm.of(b"").len())
+                            .filter(|it| it.len() == algorithm.length())
                             .ok_or_else(|| {
                                 format!(
                                     "`{}` of `{name}` must be {} bytes in base64 between colons",
                                     algorithm.key(),
-                                    algorithm.of(b"").len()
+                                    algorithm.length()
                                 )
                             })?;
-                        digests.push((algorithm, digest));
+                        members += 1;
+                        if members > MOST {
+                            return Err(format!("`{name}` must have at most {MOST} digests"));
+                        }
+                        if !digests.contains(&(algorithm, digest.clone())) {
+                            digests.push((algorithm, digest));
+                        }
                     }
                 }
             }
@@ -69,11 +87,20 @@ impl Digests {
         Ok(Digests(digests))
     }
 
-    /// The first algorithm whose digest the body doesn't have. Takes about two milliseconds a megabyte: not for an
-    /// async worker.
+    /// The first algorithm whose digest the body doesn't have. Takes about two milliseconds a megabyte, once for each
+    /// algorithm: not for an async worker.
     pub(crate) fn contradiction(&self, body: &[u8]) -> Option<&'static str> {
-        let differs = |(algorithm, digest): &&(Algorithm, Vec<u8>)| algorithm.of(body) != *digest;
-        self.0.iter().find(differs).map(|(algorithm, _)| algorithm.key())
+        let differs = |algorithm: &Algorithm| {
+            let mut given =
+                self.0.iter().filter(|(it, _)| it == algorithm).map(|(_, digest)| digest);
+            match (given.next(), given.next()) {
+                (None, _) => false,
+                (Some(digest), None) => algorithm.of(body) != *digest,
+                // No body has two.
+                (Some(_), Some(_)) => true,
+            }
+        };
+        Algorithm::ALL.iter().find(|it| differs(it)).map(|algorithm| algorithm.key())
     }
 }
 
@@ -115,6 +142,20 @@ mod tests {
         let both = digests(&[("content-digest", SHA_256), ("content-digest", &sha_512)]).unwrap();
         assert_eq!((both.0.len(), both.contradiction(body)), (2, None));
         assert_eq!(both.contradiction(b""), Some("sha-256"));
+    }
+
+    #[test]
+    fn each_digest_counts_once_and_two_of_one_algorithm_contradict_any_body() {
+        let body = b"{\"hello\": \"world\"}\n";
+        let line = |times: usize| [SHA_256; MOST + 1][..times].join(", ");
+        let same = digests(&[("content-digest", &line(10)), ("repr-digest", SHA_256)]).unwrap();
+        assert_eq!((same.0.len(), same.contradiction(body)), (1, None));
+        let other = format!("sha-256=:{}:", STANDARD.encode([0; 32]));
+        let two = digests(&[("content-digest", SHA_256), ("repr-digest", &other)]).unwrap();
+        assert_eq!(two.contradiction(body), Some("sha-256"));
+        assert!(digests(&[("content-digest", &line(MOST))]).is_ok());
+        let error = digests(&[("content-digest", &line(MOST + 1))]).unwrap_err();
+        assert!(error.contains("at most 16"), "{error}");
     }
 
     #[test]
