@@ -10,6 +10,7 @@ mod mover;
 mod sweep;
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -97,6 +98,8 @@ pub struct RemoteImage {
     public_url: Option<String>,
     declared_type: Option<MediaType>,
     declared_length: Option<usize>,
+    /// Set once the object was not what the record says: then the record isn't relied upon for the length.
+    is_damaged: AtomicBool,
     sha256: Option<[u8; 32]>,
     created_at: Option<SystemTime>,
 }
@@ -121,7 +124,7 @@ pub enum OffloadError {
     /// There is no such object.
     #[error("the object {0} is gone")]
     Gone(Path),
-    /// The object's hash isn't the one in the record.
+    /// The object's hash or length isn't the one in the record, or the one that was told before.
     #[error("the object {0} is not what its record says")]
     Damaged(Path),
     /// The object is no image, or too large.
@@ -230,6 +233,7 @@ impl Offload {
             public_url,
             declared_type: record.declared_type.as_deref().and_then(MediaType::named),
             declared_length: object_ref.size,
+            is_damaged: AtomicBool::new(false),
             sha256: object_ref.sha256,
             created_at: record.created_at,
             metadata: OnceLock::new(),
@@ -389,6 +393,12 @@ impl Offload {
             let source = Corrupt::TooLarge { size, limit };
             return Err(OffloadError::Unusable { path: path.clone(), source });
         };
+        let told = remote.told_length();
+        let check_length = |length: usize| match told {
+            Some(told) if told != length => Err(OffloadError::Damaged(path.clone())),
+            _ => Ok(()),
+        };
+        check_length(length)?;
         let _reservation = self.parts.budget.reserve(size).await?;
         let bytes = async {
             let (mut parts, mut bytes) = (object.into_stream(), Vec::with_capacity(length));
@@ -399,6 +409,7 @@ impl Offload {
         };
         let bytes = tokio::time::timeout(self.timeout, bytes).await;
         let bytes = bytes.map_err(|_elapsed| OffloadError::TimedOut)??;
+        check_length(bytes.len())?;
         self.parts.metrics.offload_fetches.inc();
         let (path, sha256) = (path.clone(), remote.sha256);
         let (version, created_at) = (remote.version, remote.created_at);
@@ -437,7 +448,15 @@ impl RemoteImage {
     pub fn declared(&self) -> Option<Arc<Metadata>> {
         let media_type = self.declared_type.filter(|it| *it != MediaType::Svg)?;
         let length = self.declared_length.filter(|_| self.sha256.is_some())?;
-        Some(Arc::new(Metadata::new(self.version, media_type, length, self.created_at)))
+        let is_relied_upon = !self.is_damaged.load(Ordering::Relaxed);
+        is_relied_upon
+            .then(|| Arc::new(Metadata::new(self.version, media_type, length, self.created_at)))
+    }
+
+    /// The length that answers without a body have told, or may have.
+    fn told_length(&self) -> Option<usize> {
+        let declared = self.declared_length.filter(|_| self.sha256.is_some());
+        self.metadata.get().map(|it| it.length).or(declared)
     }
 
     /// Fetches the image, or joins a fetch that another request leads. Tells if it joined. The version is known, so the
@@ -454,6 +473,10 @@ impl RemoteImage {
                 let fetched = offload.bring(&id, &remote).await;
                 if fetched.is_err() {
                     offload.parts.metrics.offload_errors.inc();
+                }
+                let is_damaged = matches!(fetched, Err(OffloadError::Damaged(_)));
+                if is_damaged || fetched.is_ok() {
+                    remote.is_damaged.store(is_damaged, Ordering::Relaxed);
                 }
                 fetched
             }

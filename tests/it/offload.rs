@@ -551,10 +551,23 @@ async fn an_object_that_does_not_match_its_record_is_not_served() {
         s3.send(Method::PUT, &key, &damaged).await;
         server.get("/images/a").await.problem(status, "origin-failed");
     }
+    // No length is told of it that its bytes don't have.
+    let head = server.send(Method::HEAD, "/images/a", &[], Bytes::new()).await;
+    assert_eq!(head.status, 502);
     s3.send(Method::DELETE, &key, b"").await;
     server.get("/images/a").await.problem(502, "origin-failed");
     s3.send(Method::PUT, &key, &bytes).await;
     assert_eq!(server.get("/images/a").await.body, bytes);
+    let head = server.send(Method::HEAD, "/images/a", &[], Bytes::new()).await;
+    assert_eq!((head.status.as_u16(), head.header("content-length")), (200, "5000"));
+    // A record whose length is wrong.
+    let (_, json) = stored(&redis, "a").await;
+    let mut json = json;
+    json["size_bytes"] = 4000.into();
+    redis.set("a", json.to_string().as_bytes()).await;
+    let fresh = self::server(&redis, s3.port, &[]).await;
+    fresh.get("/images/a").await.problem(502, "origin-failed");
+    assert_eq!(fresh.send(Method::HEAD, "/images/a", &[], Bytes::new()).await.status, 502);
     // A record by another program may lack type, length and version, as long as the object is an image.
     let value = format!("{{\"url\": \"s3://{BUCKET}/{key}\"}}");
     redis.set("b", value.as_bytes()).await;
