@@ -37,8 +37,11 @@ pub(crate) fn complete(response: &mut Response<Body>, exchange: &Exchange<'_>) {
         }
         vary(headers);
     }
-    if status == StatusCode::NOT_MODIFIED && *exchange.method != Method::HEAD {
-        // Over HTTP/1.1 some clients would wait for a body.
+    if status == StatusCode::NOT_MODIFIED
+        && (*exchange.method != Method::HEAD
+            || headers.get(CONTENT_LENGTH).is_some_and(|length| length == "0"))
+    {
+        // Over HTTP/1.1 some clients would wait for a body. To a HEAD, 0 is the router's: no image has this length.
         headers.remove(CONTENT_LENGTH);
     }
     close(response, exchange);

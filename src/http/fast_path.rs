@@ -195,11 +195,17 @@ impl<'b> FastRequest<'b> {
         }
     }
 
-    /// Makes it a request for the router.
+    /// Makes it a request for the router. Quotes and angle brackets, which no address may have (RFC 3986 §2) and curl sends
+    /// all the same, as of an entity-tag, are written as browsers do.
     pub(crate) fn to_request(&self, fields: &[Header<'_>]) -> Option<Request<Body>> {
         let mut request = Request::new(Body::empty());
         *request.method_mut() = self.method.clone();
-        *request.uri_mut() = Uri::try_from(self.target).ok()?;
+        *request.uri_mut() = if self.target.contains(['"', '<', '>']) {
+            let target = self.target.replace('"', "%22").replace('<', "%3C").replace('>', "%3E");
+            Uri::try_from(target).ok()?
+        } else {
+            Uri::try_from(self.target).ok()?
+        };
         *request.version_mut() = Version::HTTP_11;
         let headers = request.headers_mut();
         headers.reserve(fields.len());
@@ -232,7 +238,9 @@ impl<'b> ImageAddress<'b> {
         let is_named = match self.rest.strip_prefix("?v=") {
             Some(version) if version.len() == 32 && original.version.is_named(version) => true,
             Some(more) => match more.split_once('&') {
-                Some((version, _)) if original.version.is_named(version) => false,
+                Some((version, _)) if version.len() == 32 && original.version.is_named(version) => {
+                    false
+                }
                 // Another version, or junk that would push out the heads of other images.
                 Some(_) | None => return None,
             },

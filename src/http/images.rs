@@ -81,9 +81,10 @@ async fn answer(
         accepts: negotiation::accepted_codings(headers),
         transform: parameters.transform,
     };
+    let id = request.id.clone();
     match state.app.reader.image(request).await {
         Ok(answer) => {
-            representation::answered(state, headers, parameters.version.as_deref(), answer)
+            representation::answered(state, headers, &id, parameters.version.as_deref(), answer)
         }
         Err(failure) => representation::failed(state, &parameters, failure).await,
     }

@@ -3,6 +3,7 @@
 use axum::extract::Query;
 use axum::http::{HeaderMap, Uri};
 use serde::Deserialize;
+use url::form_urlencoded;
 
 use super::negotiation;
 use super::problem::{Problem, ProblemKind};
@@ -27,7 +28,7 @@ struct RawParams {
 /// The parameters, parsed.
 #[derive(Debug, Default)]
 pub(crate) struct ImageParams {
-    /// The version that the address names with `v`.
+    /// The version or entity-tag that the address names with `v`; empty if it isn't written plainly.
     pub(crate) version: Option<String>,
     /// The transform; `None` for the image as it is.
     pub(crate) transform: Option<Transform>,
@@ -54,9 +55,24 @@ pub(crate) fn split_format<'a>(
     }
 }
 
-/// True for an address whose answers depend on `Accept`, even if something else is wrong with it.
+/// True for an address whose answers depend on `Accept`, even if something else is wrong with it. It is decoded first:
+/// `format=%61uto` means the same.
 pub(crate) fn is_negotiated(uri: &Uri) -> bool {
-    uri.query().is_some_and(|query| query.split('&').any(|it| it == "format=auto"))
+    let query = uri.query().unwrap_or_default();
+    form_urlencoded::parse(query.as_bytes())
+        .any(|(name, value)| name == "format" && value == "auto")
+}
+
+/// True for a query without empty parameters, and with `v` as servers and pages write it: digits, letters and hyphens,
+/// perhaps between two quotes. Anything else may mean the same in endlessly many ways, and each of these addresses would
+/// stay in caches for a year.
+fn is_written_plainly(query: &str) -> bool {
+    query.split('&').all(|pair| !pair.is_empty())
+        && query.split('&').filter_map(|pair| pair.strip_prefix("v=")).any(|version| {
+            let quoted = version.strip_prefix("%22").and_then(|it| it.strip_suffix("%22"));
+            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+            quoted.unwrap_or(version).bytes().all(is_plain)
+        })
 }
 
 /// Parses the parameters of an address. Unknown ones are refused: if they were ignored, caches would keep the original
@@ -85,7 +101,9 @@ pub(crate) fn parse(
         Some(_) => return Err(Problem::bad_parameter("`fallback` must be `placeholder`")),
     };
     let transform = transform(&raw, extension, headers, allowed)?;
-    Ok(ImageParams { version: raw.v, transform, placeholder })
+    let is_plain = uri.query().is_some_and(is_written_plainly);
+    let version = raw.v.map(|version| if is_plain { version } else { String::new() });
+    Ok(ImageParams { version, transform, placeholder })
 }
 
 fn transform(
@@ -165,4 +183,42 @@ pub(crate) fn one_of(
             list.join(", ")
         ))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_negotiated_however_its_format_is_written() {
+        for (query, negotiated) in [
+            ("format=auto", true),
+            ("w=64&format=auto", true),
+            ("format=%61uto", true),
+            ("f%6Frmat=aut%6f&w=1", true),
+            ("format=auto2", false),
+            ("xformat=auto", false),
+            ("format=webp", false),
+            ("format%3Dauto", false),
+        ] {
+            let uri = format!("/images/a?{query}").parse().unwrap();
+            assert_eq!(is_negotiated(&uri), negotiated, "{query}");
+        }
+    }
+
+    #[test]
+    fn a_version_counts_only_as_it_is_usually_written() {
+        for (query, plain) in [
+            ("v=5d41", true),
+            ("w=64&v=5d41-w64-png1", true),
+            ("v=%225d41%22", true),
+            ("v=%35d41", false),
+            ("%76=5d41", false),
+            ("v=5d41&", false),
+            ("v=5d41&&w=64", false),
+            ("v=%22%225d41%22%22", false),
+        ] {
+            assert_eq!(is_written_plainly(query), plain, "{query}");
+        }
+    }
 }

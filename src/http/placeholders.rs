@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderValue, Method, Uri};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
@@ -45,12 +45,12 @@ pub(crate) async fn get(
     let mut response = match conditional::preconditions(&headers).evaluate(metadata) {
         Verdict::NotModified => representation::not_modified(metadata),
         Verdict::Failed => representation::precondition_failed(metadata),
-        Verdict::Proceed => {
-            let body = if method == Method::HEAD { Body::empty() } else { Body::from(body) };
-            representation::whole(metadata, body)
+        Verdict::Proceed if method == Method::HEAD => {
+            representation::whole(metadata, Body::empty())
         }
+        Verdict::Proceed => representation::requested_part(&headers, metadata, body),
     };
-    let cacheable = response.status() != StatusCode::PRECONDITION_FAILED;
+    let cacheable = response.status().is_success() || response.status().is_redirection();
     let headers = response.headers_mut();
     if cacheable {
         headers.insert(CACHE_CONTROL, state.fresh.clone());

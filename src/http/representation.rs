@@ -1,7 +1,6 @@
 //! From an answer to a response: status, `Cache-Control`, `Cache-Status`, `Server-Timing` and validators.
 
 use std::fmt::Write;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -11,6 +10,7 @@ use axum::http::header::{
 };
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 
 use super::conditional::{self, Part};
 use super::params::ImageParams;
@@ -18,7 +18,7 @@ use super::problem::{Problem, ProblemKind};
 use super::state::HttpState;
 use super::{CACHE_STATUS, FromMemory, SERVER_TIMING, placeholders};
 use crate::cache_status::CacheStatus;
-use crate::image::{MediaType, Metadata, Representation, RepresentationKind, Version};
+use crate::image::{ImageId, MediaType, Metadata, Representation, RepresentationKind, Version};
 use crate::read::{Answer, AnswerContent, ReadFailure, Timing};
 use crate::settings;
 
@@ -43,51 +43,34 @@ const SANDBOXED: HeaderValue =
 pub(crate) fn answered(
     state: &HttpState,
     headers: &HeaderMap,
+    id: &ImageId,
     version: Option<&str>,
     answer: Answer,
 ) -> Response {
     let Answer { content, cache_status: source, timing } = answer;
-    let from_memory = match &content {
-        AnswerContent::Image(Representation { metadata, .. })
-        | AnswerContent::Metadata(metadata)
-        | AnswerContent::NotModified(metadata)
-            if source == CacheStatus::Hit =>
-        {
-            Some(FromMemory(Arc::clone(metadata)))
-        }
-        _ => None,
-    };
     let is_redirect = matches!(content, AnswerContent::Redirect { .. });
-    let (mut response, version_of) = match content {
+    let (mut response, metadata) = match content {
         AnswerContent::Image(Representation { metadata, body }) => {
-            let response = match conditional::part(headers, &metadata) {
-                Part::Whole => whole(&metadata, Body::from(body)),
-                Part::Bytes { first, last } => {
-                    partial(&metadata, first, last, Body::from(body.slice(first..=last)))
-                }
-                Part::Unsatisfiable => unsatisfiable(&metadata),
-            };
-            (response, metadata.version)
+            (requested_part(headers, &metadata, body), metadata)
         }
-        AnswerContent::Metadata(metadata) => (whole(&metadata, Body::empty()), metadata.version),
+        AnswerContent::Metadata(metadata) => (whole(&metadata, Body::empty()), metadata),
         AnswerContent::Redirect { metadata, not_modified: true, .. }
-        | AnswerContent::NotModified(metadata) => (not_modified(&metadata), metadata.version),
+        | AnswerContent::NotModified(metadata) => (not_modified(&metadata), metadata),
         AnswerContent::Redirect { metadata, location, not_modified: false } => {
-            (redirect(location, &metadata), metadata.version)
+            (redirect(location, &metadata), metadata)
         }
-        AnswerContent::PreconditionFailed(metadata) => {
-            (precondition_failed(&metadata), metadata.version)
-        }
+        AnswerContent::PreconditionFailed(metadata) => (precondition_failed(&metadata), metadata),
     };
+    let time_left = time_left(state, id, metadata.version);
     let status = response.status();
     let headers = response.headers_mut();
     if status.is_success() || status.is_redirection() {
-        let freshness = match freshness(state, version_of, version, source) {
+        let freshness = match freshness(state, &metadata, version, source) {
             // An object is removed some time after its record, so no cache should keep the redirect for ever.
             forever if is_redirect && forever == IMMUTABLE => state.fresh.clone(),
             freshness => freshness,
         };
-        headers.insert(CACHE_CONTROL, freshness);
+        headers.insert(CACHE_CONTROL, capped(freshness, time_left));
         if let CacheStatus::Stale { age } = source {
             // Only a stale answer is older than its request (RFC 9111 §5.1).
             headers.insert(AGE, HeaderValue::from(age.as_secs()));
@@ -95,21 +78,55 @@ pub(crate) fn answered(
     }
     headers.insert(CACHE_STATUS, cache_status(source));
     headers.insert(SERVER_TIMING, server_timing(&timing));
-    if let Some(from_memory) = from_memory {
-        response.extensions_mut().insert(from_memory);
+    // The head of a record that expires isn't cached where it has the time that is left.
+    if source == CacheStatus::Hit
+        && !is_redirect
+        && status != StatusCode::PRECONDITION_FAILED
+        && time_left.is_none()
+    {
+        response.extensions_mut().insert(FromMemory(metadata));
     }
     response
+}
+
+/// The part of an image that a GET asks for.
+pub(crate) fn requested_part(headers: &HeaderMap, metadata: &Metadata, body: Bytes) -> Response {
+    match conditional::part(headers, metadata) {
+        Part::Whole => whole(metadata, Body::from(body)),
+        Part::Bytes { first, last } => {
+            partial(metadata, first, last, Body::from(body.slice(first..=last)))
+        }
+        Part::Unsatisfiable => unsatisfiable(metadata),
+    }
+}
+
+/// Time until a record expires, if `Cache-Control` depends on it.
+pub(crate) fn time_left(state: &HttpState, id: &ImageId, version: Version) -> Option<Duration> {
+    let caps = state.app.settings.http.cap_max_age_at_expiry;
+    if caps { state.app.index.time_to_live(id, version) } else { None }
+}
+
+/// `Cache-Control` that lasts no longer than the record does.
+fn capped(freshness: HeaderValue, time_left: Option<Duration>) -> HeaderValue {
+    let Some(left) = time_left.map(|left| left.as_secs()) else { return freshness };
+    let text = freshness.to_str().unwrap_or_default();
+    let max_age = text.split(", ").find_map(|it| it.strip_prefix("max-age=")?.parse().ok());
+    match max_age {
+        Some(max_age) if left < max_age => HeaderValue::try_from(format!("public, max-age={left}"))
+            .expect("words and numbers are ASCII"),
+        _ => freshness,
+    }
 }
 
 /// `Cache-Control` of an answer.
 fn freshness(
     state: &HttpState,
-    version: Version,
+    metadata: &Metadata,
     asked: Option<&str>,
     served: CacheStatus,
 ) -> HeaderValue {
     match asked {
-        Some(asked) if version.is_named(asked) => IMMUTABLE,
+        Some(asked) if metadata.is_named(asked) => IMMUTABLE,
         Some(_) => REVALIDATE,
         None => match served {
             CacheStatus::Stale { .. } => STALE,
@@ -268,8 +285,10 @@ fn describe(headers: &mut HeaderMap, metadata: &Metadata, length: usize) {
 pub(crate) fn not_modified(metadata: &Metadata) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NOT_MODIFIED;
-    // The length of the 200 (RFC 9110 §8.6). Without it the library would send 0 to a HEAD.
-    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(metadata.length));
+    // The length of the 200 (RFC 9110 §8.6), unless it isn't known: of a variant that isn't rendered yet.
+    if metadata.length > 0 {
+        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(metadata.length));
+    }
     validators(response.headers_mut(), metadata);
     response
 }
@@ -286,5 +305,28 @@ fn validators(headers: &mut HeaderMap, metadata: &Metadata) {
     headers.insert(ETAG, metadata.etag.clone());
     if let Some(date) = &metadata.last_modified_value {
         headers.insert(LAST_MODIFIED, date.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_fresh_for_longer_than_its_record_lasts() {
+        let left = |seconds: u64| Some(Duration::from_millis(seconds * 1000 + 900));
+        let hour = HeaderValue::from_static("public, max-age=3600, immutable, stale-if-error=60");
+        for (freshness, left, expected) in [
+            (&hour, None, hour.to_str().unwrap()),
+            (&hour, left(3600), hour.to_str().unwrap()),
+            (&hour, left(3599), "public, max-age=3599"),
+            (&hour, left(0), "public, max-age=0"),
+            (&IMMUTABLE, left(3600), "public, max-age=3600"),
+            (&STALE, left(4), "public, max-age=4"),
+            (&STALE, left(5), "public, max-age=5"),
+            (&REVALIDATE, left(1), "no-cache"),
+        ] {
+            assert_eq!(capped(freshness.clone(), left), expected);
+        }
     }
 }

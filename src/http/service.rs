@@ -203,6 +203,12 @@ impl HttpService {
             return None;
         }
         let (id, original) = self.app.index.current(address.id)?;
+        if self.app.settings.http.cap_max_age_at_expiry
+            && self.app.index.time_to_live(&id, original.version).is_some()
+        {
+            // Its freshness is another one each second. The head may be from before the record had an expiry.
+            return None;
+        }
         let (key, _is_primary) = address.key(&original)?;
         let is_head = request.method == Method::HEAD;
         let heads = original.attachment.get::<CachedHeads>()?;

@@ -108,6 +108,32 @@ impl Metadata {
         }
     }
 
+    /// Tells whether an address names this representation: by its version, or by its entity-tag, each with its quotes or
+    /// without. An original is also named by the tags of its codings, between which the client's `Accept-Encoding` decides.
+    #[must_use]
+    pub fn is_named(&self, text: &str) -> bool {
+        let quoted = text.strip_prefix('"').and_then(|it| it.strip_suffix('"'));
+        let text = quoted.unwrap_or(text);
+        let is_tag_of = |etag: &HeaderValue| {
+            let etag = etag.as_bytes();
+            etag.len() == text.len() + 2 && &etag[1..etag.len() - 1] == text.as_bytes()
+        };
+        if text == self.version.to_string() || is_tag_of(&self.etag) {
+            return true;
+        }
+        match self.kind {
+            RepresentationKind::Original => self.coded.iter().any(|it| is_tag_of(&it.etag)),
+            RepresentationKind::Coded(_) => {
+                Coding::ALL.iter().any(|coding| is_tag_of(&self.coding_tag(*coding)))
+            }
+            RepresentationKind::Variant(_) => false,
+        }
+    }
+
+    fn coding_tag(&self, coding: Coding) -> HeaderValue {
+        ascii(format!("\"{}-{}{GENERATION}\"", self.version, coding.as_str()))
+    }
+
     /// Describes a variant of this original.
     #[must_use]
     pub fn variant(&self, variant: Variant, length: usize) -> Metadata {
@@ -123,7 +149,7 @@ impl Metadata {
     pub fn coded(&self, coding: Coding, length: usize) -> Metadata {
         Metadata {
             kind: RepresentationKind::Coded(coding),
-            etag: ascii(format!("\"{}-{}{GENERATION}\"", self.version, coding.as_str())),
+            etag: self.coding_tag(coding),
             ..Metadata::new(self.version, self.media_type, length, self.last_modified)
         }
     }
@@ -193,6 +219,35 @@ mod tests {
         assert_eq!(other.etag, format!("\"{}\"", Version::of(b"2")));
         assert!(other.animated && other.media_type == MediaType::Gif && other.length == 100);
         assert_eq!(other.last_modified, Some(UNIX_EPOCH));
+    }
+
+    #[test]
+    fn a_representation_is_named_by_the_tags_that_it_has_and_by_no_others() {
+        use crate::image::variant::{Resolved, Transform};
+        let version = Version::of(b"{}").to_string();
+        let mut svg = Metadata::new(Version::of(b"{}"), MediaType::Svg, 100, None);
+        let coded = svg.coded(Coding::Gzip, 50);
+        svg.coded.push(Arc::new(svg.coded(Coding::Gzip, 50)));
+        let png = Metadata::new(Version::of(b"{}"), MediaType::Png, 100, None);
+        let Ok(Resolved::Variant(thumbnail)) = Transform::THUMBNAIL.resolve(MediaType::Png) else {
+            panic!()
+        };
+        let thumbnail = png.variant(thumbnail, 10);
+        let tag = thumbnail.etag.to_str().unwrap().trim_matches('"').to_owned();
+        let gzip = format!("{version}-gzip1");
+        for (metadata, named) in [
+            (&png, vec![&version]),
+            (&svg, vec![&version, &gzip]),
+            (&coded, vec![&version, &gzip]),
+            (&thumbnail, vec![&version, &tag]),
+        ] {
+            let endless = [format!("{version}-x"), format!("{version}-"), format!("\"{version}")];
+            for text in [&version, &gzip, &tag].into_iter().chain(&endless) {
+                assert_eq!(metadata.is_named(text), named.contains(&text), "{text}");
+                let quoted = format!("\"{text}\"");
+                assert_eq!(metadata.is_named(&quoted), named.contains(&text), "{text}");
+            }
+        }
     }
 
     #[test]

@@ -56,6 +56,7 @@ pub struct HttpSettings {
     pub stale_while_revalidate: Duration,
     #[serde(deserialize_with = "duration_or_none")]
     pub stale_if_error: Duration,
+    pub cap_max_age_at_expiry: bool,
     pub cors_origins: Origins,
     #[serde(deserialize_with = "duration")]
     pub header_timeout: Duration,

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use hyper::Method;
 
 use crate::harness::{Answer, Client, Protocol, RedisServer, Server, etag, png, record};
+use crate::variants::{encoded, picture};
 
 const LENGTH: usize = 1000;
 
@@ -238,6 +239,38 @@ fn check(answer: &Answer, whole: &Answer, method: &Method, expected: Expected, w
     if answer.status.as_u16() >= 400 {
         assert_eq!(answer.header("cache-control"), "no-store", "{what}");
         assert_eq!(answer.header("content-type"), "application/problem+json", "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_304_of_a_variant_that_is_not_rendered_yet_has_its_length_or_none() {
+    let redis = RedisServer::start().await;
+    redis.set("a", &record(&encoded(&picture(1, 100, 50), image::ImageFormat::Png))).await;
+    for path in ["/images/a?w=64", "/images/a.webp", "/images/a/thumbnail"] {
+        let known = Server::on(&redis, &[]).await.coherent().await;
+        let whole = known.get(path).await;
+        let (tag, length) = (whole.header("etag"), whole.header("content-length"));
+        for protocol in [Protocol::Http1, Protocol::Http2] {
+            // A server that has rendered nothing yet; then one that knows the image; then the cached head.
+            let server = Server::on(&redis, &[]).await.coherent().await;
+            let mut client = Client::speaking(protocol, server.address).await;
+            for _ in 0..3 {
+                for (fields, status) in
+                    [(vec![("if-none-match", tag)], 304), (vec![("if-match", "\"x\"")], 412)]
+                {
+                    let head =
+                        client.send(Method::HEAD, path, &fields, Bytes::new()).await.unwrap();
+                    assert_eq!(head.status, status, "{path}");
+                    assert_ne!(head.header("content-length"), "0", "{path} {head:?}");
+                    if status == 304 {
+                        assert!(["", length].contains(&head.header("content-length")), "{head:?}");
+                    }
+                }
+            }
+            let fields = [("if-none-match", "\"other\"")];
+            let head = client.send(Method::HEAD, path, &fields, Bytes::new()).await.unwrap();
+            assert_eq!((head.status.as_u16(), head.header("content-length")), (200, length));
+        }
     }
 }
 

@@ -4,9 +4,12 @@ use std::io::Read;
 
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::conditional::drawing;
 use crate::harness::{Answer, Client, RedisServer, Server, etag, get, png, record, until};
+use crate::variants::{encoded, picture};
 
 const HOUR: &str = "public, max-age=3600, immutable";
 
@@ -44,6 +47,169 @@ async fn a_url_with_the_current_version_is_immutable_and_with_another_is_no_cach
     }
     server.get("/images/a?v=1&v=2").await.problem(400, "bad-parameter");
     server.get("/images/a?v=1&x=2").await.problem(400, "bad-parameter");
+}
+
+#[tokio::test]
+async fn only_entity_tags_that_exist_make_an_address_immutable() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let picture = record(&encoded(&picture(1, 100, 50), image::ImageFormat::Png));
+    redis.set("a", &picture).await;
+    redis.set("svg", &record(drawing().as_bytes())).await;
+    let version = |id: &'static str| async {
+        server.get(id).await.header("etag").trim_matches('"').to_owned()
+    };
+    let (a, svg) = (version("/images/a").await, version("/images/svg").await);
+    let (w64, thumbnail) = (version("/images/a?w=64").await, version("/images/a/thumbnail").await);
+    let escaped = format!("%{:x}{}", a.as_bytes()[0], &a[1..]);
+    for (immutable, addresses) in [
+        (
+            true,
+            vec![
+                format!("/images/a?v={a}"),
+                format!("/images/a?v=%22{a}%22"),
+                format!("/images/a?w=64&v={a}"),
+                format!("/images/a?v={a}&w=64"),
+                format!("/images/a?w=64&v={w64}"),
+                format!("/images/a/thumbnail?v={a}"),
+                format!("/images/a/thumbnail?v={thumbnail}"),
+                format!("/images/svg?v={svg}-br1"),
+                format!("/images/svg?v={svg}-gzip1"),
+            ],
+        ),
+        (
+            false,
+            vec![
+                format!("/images/a?v={a}-anything"),
+                format!("/images/a?v={a}-"),
+                format!("/images/a?v={a}-br1"),
+                format!("/images/a?v={w64}"),
+                format!("/images/a?v={a}-x&w=64"),
+                format!("/images/a?w=64&v={thumbnail}"),
+                format!("/images/a/thumbnail?v={a}-x"),
+                format!("/images/svg?v={svg}-br2"),
+                // One version, in endlessly many ways.
+                format!("/images/a?v=%22%22{a}%22%22"),
+                format!("/images/a?v={escaped}"),
+                format!("/images/a?%76={a}"),
+                format!("/images/a?v={a}&"),
+                format!("/images/a?&&v={a}"),
+                format!("/images/a?v={a}&&w=64"),
+            ],
+        ),
+    ] {
+        let expected = if immutable { "public, max-age=31536000, immutable" } else { "no-cache" };
+        for address in addresses {
+            // Cold, from memory, and from a cached head.
+            for _ in 0..3 {
+                let answer = server.get(&address).await;
+                assert_eq!(answer.status, StatusCode::OK, "{address}");
+                assert_eq!(answer.header("cache-control"), expected, "{address}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn quotes_in_an_address_that_are_not_escaped_work_as_if_they_were() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let value = record(&png(1, 300));
+    redis.set("a", &value).await;
+    let tag = etag(&value);
+    let answer = |target: String| async move {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        String::from_utf8(head).unwrap()
+    };
+    for _ in 0..2 {
+        let head = answer(format!("/images/a?v={tag}")).await;
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+        assert!(head.contains("max-age=31536000, immutable"), "{head}");
+    }
+    let head = answer("/images/\"a\"".to_owned()).await;
+    assert!(head.starts_with("HTTP/1.1 400 ") && head.contains("problem+json"), "{head}");
+    let head = answer("/placeholders/64x64?text=\"<b>\"".to_owned()).await;
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+}
+
+#[tokio::test]
+async fn an_answer_lasts_no_longer_than_its_record_if_so_configured() {
+    let redis = RedisServer::start().await;
+    let capping = [("http.cap_max_age_at_expiry", "true"), ("http.stale_if_error", "1h")];
+    let capped = Server::on(&redis, &capping).await.coherent().await;
+    let usual = Server::on(&redis, &[]).await.coherent().await;
+    let value = record(&encoded(&picture(1, 100, 50), image::ImageFormat::Png));
+    redis.set("a", &value).await;
+    let tag = etag(&value);
+    let version = tag.trim_matches('"');
+    let addresses = [
+        "/images/a".to_owned(),
+        format!("/images/a?v={version}"),
+        "/images/a?w=64".to_owned(),
+        format!("/images/a.webp?w=32&v={version}"),
+        "/images/a/thumbnail".to_owned(),
+    ];
+    // The seconds of `max-age`, if they are all that it says.
+    let seconds = |answer: &Answer| {
+        let text = answer.header("cache-control");
+        text.strip_prefix("public, max-age=").and_then(|it| it.parse::<u64>().ok())
+    };
+    let ask = async |server: &Server, method: Method, address: &str, known: bool| {
+        let tag = server.get(address).await.header("etag").to_owned();
+        let fields = [("if-none-match", tag.as_str())];
+        let answer =
+            server.send(method, address, &fields[..usize::from(known)], Bytes::new()).await;
+        assert_eq!(answer.status.as_u16(), if known { 304 } else { 200 }, "{address}");
+        answer
+    };
+    let is_capped = async |address: &str| {
+        let mut all = true;
+        // Often enough that the head is cached, if it is.
+        for _ in 0..3 {
+            for (method, known) in [
+                (Method::GET, false),
+                (Method::HEAD, false),
+                (Method::GET, true),
+                (Method::HEAD, true),
+            ] {
+                let answer = ask(&capped, method.clone(), address, known).await;
+                let most = seconds(&answer);
+                assert!(most.is_none_or(|it| it <= 100), "{address}: {answer:?}");
+                all &= most.is_some();
+                assert_eq!(seconds(&ask(&usual, method, address, known).await), None);
+            }
+        }
+        all
+    };
+    // Without an expiry, so that heads are cached. The version stays the same when it gets one, and loses it.
+    for address in &addresses {
+        assert!(!is_capped(address).await, "{address}");
+    }
+    let mut connection = redis.connect().await;
+    redis::cmd("EXPIRE").arg("image:a").arg(100).exec_async(&mut connection).await.unwrap();
+    until("the expiry is known", || is_capped("/images/a")).await;
+    for address in &addresses {
+        assert!(is_capped(address).await, "{address}");
+    }
+    redis::cmd("PERSIST").arg("image:a").exec_async(&mut connection).await.unwrap();
+    until("it expires no more", || async { !is_capped("/images/a").await }).await;
+    for address in &addresses {
+        assert!(!is_capped(address).await, "{address}");
+    }
+    // Longer than the usual time, it changes nothing.
+    redis::cmd("EXPIRE").arg("image:a").arg(7200).exec_async(&mut connection).await.unwrap();
+    until("the longer expiry is known", || async {
+        let answer = capped.get(&addresses[1]).await;
+        seconds(&answer).is_some_and(|it| it > 7000)
+    })
+    .await;
+    assert!(capped.get("/images/a").await.header("cache-control").starts_with(HOUR));
 }
 
 #[tokio::test]

@@ -212,6 +212,9 @@ async fn format_auto_follows_accept_and_every_status_varies_by_it() {
         ("/images/absent?format=auto", 404),
         ("/images/-?format=auto", 400),
         ("/images/a?format=auto&w=1", 400),
+        ("/images/a?format=%61uto", 200),
+        ("/images/a?f%6Frmat=auto&w=64", 200),
+        ("/images/absent?format=aut%6F", 404),
     ] {
         let answer = accepting(&server, path, CHROME).await;
         assert_eq!(
@@ -488,6 +491,16 @@ async fn a_placeholder_is_drawn_in_any_allowed_size() {
         let tag = answer.header("etag");
         let known = get(server.address, path, &[("if-none-match", tag)]).await;
         assert_eq!(known.status, StatusCode::NOT_MODIFIED);
+        // As of any image.
+        assert_eq!(answer.header("accept-ranges"), "bytes");
+        let part = get(server.address, path, &[("range", "bytes=2-5")]).await;
+        assert_eq!((part.status.as_u16(), &part.body[..]), (206, &answer.body[2..6]));
+        assert_eq!(part.header("content-range"), format!("bytes 2-5/{}", answer.body.len()));
+        assert_eq!(part.header("cache-control"), answer.header("cache-control"));
+        let other = [("range", "bytes=2-5"), ("if-range", "\"x\"")];
+        assert_eq!(get(server.address, path, &other).await.body, answer.body);
+        let behind = get(server.address, path, &[("range", "bytes=999999-")]).await;
+        behind.problem(416, "range-not-satisfiable");
     }
 }
 
