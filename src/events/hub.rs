@@ -213,19 +213,19 @@ impl Hub {
     /// Tells streams with a prefix which images are there already, for ever. A listing looks at every key of the store. So
     /// there is one at a time, for all who wait, at a pace; and who comes later gets it too, with the changes since.
     pub(super) async fn list(&self, store: &Store, index: &Index<Outcome>, most: usize) {
-        let mut pace = Pace::new();
+        let mut pace = Pace::new(Instant::now());
         loop {
             let is_waited_for = !self.followers().unlisted.is_empty();
-            let pause = if is_waited_for { pace.pause() } else { RETRY };
+            let pause = if is_waited_for { pace.pause(Instant::now()) } else { RETRY };
             let _ = tokio::time::timeout(pause, self.unlisted.notified()).await;
             self.give_kept(index, most).await;
-            if self.followers().unlisted.is_empty() || !pace.pause().is_zero() {
+            if self.followers().unlisted.is_empty() || !pace.pause(Instant::now()).is_zero() {
                 continue;
             }
             let (prefixes, began) =
                 (std::mem::take(&mut self.followers().unlisted), Instant::now());
             let listed = self.list_for(&prefixes, store, index, most).await;
-            pace.note(began);
+            pace.note(began, Instant::now());
             if let Err(error) = listed {
                 tracing::debug!(%error, "images with a prefix can't be listed yet");
                 self.want_listings(prefixes);
@@ -261,7 +261,12 @@ impl Hub {
             let Some((last, _)) = some.last() else { return };
             after = Bound::Excluded(*last);
             some.iter().for_each(|(_, stream)| tell(stream));
-            slices.pause().await;
+            if some.len() < CHUNK {
+                slices.pause().await;
+                return;
+            }
+            // Each of these wakes up, and has its turn before the next.
+            tokio::task::yield_now().await;
         }
     }
 

@@ -56,19 +56,19 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) fn new() -> Pace {
-        Pace { paid: Instant::now() }
+    pub(super) fn new(now: Instant) -> Pace {
+        Pace { paid: now }
     }
 
     /// Time until the next listing may begin.
-    pub(super) fn pause(&self) -> Duration {
-        self.paid.saturating_duration_since(Instant::now()).saturating_sub(AHEAD)
+    pub(super) fn pause(&self, now: Instant) -> Duration {
+        self.paid.saturating_duration_since(now).saturating_sub(AHEAD)
     }
 
-    /// Notes a listing that began at some time.
-    pub(super) fn note(&mut self, began: Instant) {
-        let paid = self.paid.max(began) + began.elapsed() * SHARE;
-        self.paid = paid.min(Instant::now() + AHEAD + LONGEST_PAUSE);
+    /// Notes a listing that has ended now.
+    pub(super) fn note(&mut self, began: Instant, now: Instant) {
+        let paid = self.paid.max(began) + (now - began) * SHARE;
+        self.paid = paid.min(now + AHEAD + LONGEST_PAUSE);
     }
 }
 
@@ -181,24 +181,22 @@ impl AllWaiting {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn listings_take_no_more_than_their_share_of_the_time() {
-        let mut pace = Pace::new();
-        let (start, mut listed) = (Instant::now(), Duration::ZERO);
-        while start.elapsed() < Duration::from_mins(1) {
-            tokio::time::sleep(pace.pause()).await;
-            let began = Instant::now();
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            pace.note(began);
-            listed += began.elapsed();
+    #[test]
+    fn listings_take_no_more_than_their_share_of_the_time() {
+        let start = Instant::now();
+        let (mut pace, mut now, mut listed) = (Pace::new(start), start, Duration::ZERO);
+        while now - start < Duration::from_mins(1) {
+            let began = now + pace.pause(now);
+            now = began + Duration::from_millis(300);
+            pace.note(began, now);
+            listed += now - began;
         }
-        let share = listed.as_secs_f64() / start.elapsed().as_secs_f64();
+        let share = listed.as_secs_f64() / (now - start).as_secs_f64();
         assert!((0.3..0.4).contains(&share), "{share}");
         // A long one doesn't keep others waiting for ever.
-        let began = Instant::now();
-        tokio::time::sleep(Duration::from_mins(10)).await;
-        pace.note(began);
-        assert_eq!(pace.pause(), LONGEST_PAUSE);
+        let ended = now + Duration::from_mins(10);
+        pace.note(now, ended);
+        assert_eq!(pace.pause(ended), LONGEST_PAUSE);
     }
 
     #[tokio::test]

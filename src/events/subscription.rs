@@ -20,9 +20,12 @@ use crate::read::Reader;
 use crate::settings::Settings;
 use crate::task::Task;
 
-/// Most streams that read states and make events at the same time. After an outage, or a change of an image that all of
-/// them follow, all want to; whoever else has a request waits behind these alone.
+/// Most states that are read from the store at the same time. After an outage all streams want to read theirs.
 const READS: usize = 64;
+
+/// Most streams that make events of what is in memory at the same time. After a change of an image that all of them follow,
+/// all want to; whoever else has a request waits behind these alone.
+const TURNS: usize = 8;
 
 /// Most events that a stream makes at once, and the bytes after which it makes no further one.
 const MOST_EVENTS: usize = 16;
@@ -48,6 +51,7 @@ struct StreamParts {
     hub: Arc<Hub>,
     maker: Arc<EventMaker>,
     reading: Semaphore,
+    turns: Semaphore,
     metrics: Arc<Metrics>,
 }
 
@@ -81,6 +85,7 @@ impl Events {
             hub: Arc::clone(hub),
             maker: Arc::new(EventMaker::new(Arc::clone(reader), encode, events.inline_bytes)),
             reading: Semaphore::new(READS),
+            turns: Semaphore::new(TURNS),
             metrics: Arc::clone(&reader.metrics),
         };
         Events {
@@ -265,10 +270,10 @@ impl Subscription {
         }
     }
 
-    /// Makes the next events: one, and those after it that need no waiting for.
+    /// Makes the next events: those that need no waiting for, or one that does.
     async fn make(&mut self) -> Option<()> {
         let shared = Arc::clone(&self.shared);
-        let _turn = shared.reading.acquire().await.ok()?;
+        let turn = shared.turns.acquire().await.ok()?;
         self.has_worked = true;
         let mut bytes = 0;
         for _ in 0..MOST_EVENTS {
@@ -279,16 +284,9 @@ impl Subscription {
             let event = match due {
                 Due::Image(ref id) | Due::Listed(ref id) => {
                     let event = shared.maker.event(id, self.inline, self.sent.peek(id));
-                    let event = if self.made.is_empty() {
-                        event.await
-                    } else if let Some(event) = event.now_or_never() {
-                        event
-                    } else {
-                        break;
-                    };
+                    let Some(event) = event.now_or_never() else { break };
                     self.current = None;
-                    let is_listed = matches!(due, Due::Listed(_));
-                    self.note(id, is_listed, event)
+                    self.note(&due, event)
                 }
                 Due::List { complete } => {
                     self.current = None;
@@ -304,16 +302,33 @@ impl Subscription {
                 break;
             }
         }
+        drop(turn);
+        if self.made.is_empty()
+            && let Some(due) = self.current.clone()
+        {
+            return self.make_slowly(&due).await;
+        }
+        Some(())
+    }
+
+    /// Makes an event whose image has to be read or rendered.
+    async fn make_slowly(&mut self, due: &Due) -> Option<()> {
+        let shared = Arc::clone(&self.shared);
+        let (Due::Image(id) | Due::Listed(id)) = due else { return Some(()) };
+        let _permit = shared.reading.acquire().await.ok()?;
+        let event = shared.maker.event(id, self.inline, self.sent.peek(id)).await;
+        self.current = None;
+        if let Some(event) = self.note(due, event) {
+            self.shared.metrics.events.inc();
+            self.made.push_back(event);
+        }
         Some(())
     }
 
     /// Notes the state of an image. Gives its event, if it has to be sent.
-    fn note(
-        &mut self,
-        id: &ImageId,
-        is_listed: bool,
-        event: Result<Option<Event>, Unknown>,
-    ) -> Option<Bytes> {
+    fn note(&mut self, due: &Due, event: Result<Option<Event>, Unknown>) -> Option<Bytes> {
+        let (Due::Image(id) | Due::Listed(id)) = due else { return None };
+        let is_listed = matches!(due, Due::Listed(_));
         match event {
             Ok(Some(event)) => {
                 let is_present = event.version.is_some();

@@ -129,6 +129,11 @@ impl Event {
         event
     }
 
+    /// The data about its image.
+    pub(crate) fn data(&self) -> &Value {
+        &self.data["data"]
+    }
+
     /// The id of its image; empty for a list.
     fn of(&self) -> String {
         if self.name == "concept_list" {

@@ -58,5 +58,6 @@ mod python;
 mod records;
 mod stores;
 mod strangers;
+mod strangers_events;
 mod variants;
 mod writes;
