@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use afterimage::Cache;
+use afterimage::{Cache, CacheLimits};
 use afterimage::image::record::{self, Content, Record};
 use afterimage::image::{ImageId, MediaType, Metadata, Representation, Version};
 use afterimage::picture::sniff::sniff;
@@ -31,7 +31,12 @@ fn base64_of<'a>(record: &'a Record<'_>) -> &'a str {
 }
 
 fn cache() -> Cache {
-    Cache::new(NonZeroUsize::new(50).unwrap(), 50 << 20)
+    Cache::new(CacheLimits {
+        images: NonZeroUsize::new(50).unwrap(),
+        bytes: 50 << 20,
+        derived: 8 << 20,
+        recent: 0,
+    })
 }
 
 fn stages(criterion: &mut Criterion) {

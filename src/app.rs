@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::audit::Auditor;
 use crate::budget::{FetchBudget, WriteBudget};
-use crate::cache::Cache;
+use crate::cache::{Cache, CacheLimits};
 use crate::changes::Changes;
 use crate::clock::Clock;
 use crate::cpu::Cpu;
@@ -23,6 +23,9 @@ use crate::store::{ChangeListener, Store};
 use crate::task::Task;
 use crate::tokens::Tokens;
 use crate::write::Writer;
+
+/// The share of the fetch budget that images which the cache doesn't keep may have for a moment, as one part in so many.
+const RECENT_SHARE: usize = 4;
 
 /// The parts of one service. Two services may run in one process: there are no globals.
 ///
@@ -86,7 +89,12 @@ impl App {
         };
         let metrics = Arc::new(Metrics::new());
         let index = Arc::new(Index::guarded(limits, guard, clock));
-        let cache = Arc::new(Cache::new(settings.cache.images, settings.cache.bytes));
+        let cache = Arc::new(Cache::new(CacheLimits {
+            images: settings.cache.images,
+            bytes: settings.cache.bytes,
+            derived: settings.cache.derived_bytes,
+            recent: settings.limits.fetch_bytes / RECENT_SHARE,
+        }));
         let cpu = Cpu::new(cores);
         let originals = Originals::new(Arc::clone(&cache), cpu.clone());
         let renderer = Renderer::new(cores, &settings, Arc::clone(&cache), Arc::clone(&metrics));

@@ -43,9 +43,16 @@ impl FetchBudget {
     /// Where slow clients hold the memory, the slowest of them are dropped: nobody knows when they will let go of their
     /// bodies, and a new reader is as good as they are.
     pub async fn reserve(&self, bytes: u64) -> Result<SemaphorePermit<'_>, OverBudget> {
-        let fits = || {
+        let has_room = || {
             let in_flight = self.cache.held().in_flight as u64;
             in_flight == 0 || in_flight + bytes <= self.bytes
+        };
+        let fits = || {
+            // Images that are in memory for a moment make room first.
+            has_room() || {
+                self.cache.make_room();
+                has_room()
+            }
         };
         let reserved = async {
             // First, so that what slow clients hold doesn't keep those waiting who would fit.

@@ -51,7 +51,7 @@ mod write;
 
 // The parts that tests and benches start or measure. Nothing else is public.
 pub use app::App;
-pub use cache::Cache;
+pub use cache::{Cache, CacheKey, CacheLimits};
 pub use cache_status::CacheStatus;
 pub use clock::{Clock, Suspended};
 pub use http::ProblemKind;

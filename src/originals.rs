@@ -41,6 +41,7 @@ impl Originals {
             _ => original.into(),
         };
         let insertion = self.cache.insert(id, image.clone());
+        self.release_in_time();
         (image, insertion)
     }
 
@@ -49,7 +50,24 @@ impl Originals {
     pub fn keep_written(&self, id: &ImageId, metadata: Metadata, bytes: bytes::Bytes) {
         if metadata.media_type != MediaType::Svg {
             self.cache.insert(id, self.counted(metadata, bytes).into());
+            self.release_in_time();
         }
+    }
+
+    /// Gives the memory of images that are in memory for a moment back after it, even if no other request comes. The task
+    /// ends with the last of them.
+    fn release_in_time(&self) {
+        let Some(mut end) = self.cache.begin_to_release() else { return };
+        let cache = Arc::downgrade(&self.cache);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep_until(end).await;
+                let Some(next) = cache.upgrade().and_then(|cache| cache.release_recent()) else {
+                    return;
+                };
+                end = next;
+            }
+        });
     }
 }
 

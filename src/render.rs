@@ -135,7 +135,7 @@ impl Renderer {
     ) -> Result<Rendered<Representation>, RenderError> {
         let version = Version::of(format!("{placeholder:?} {GENERATION}").as_bytes());
         let key = CacheKey::Placeholder(version);
-        if let Some(drawn) = self.0.cache.find(&key, Kind::Original) {
+        if let Some(drawn) = self.0.cache.get_placeholder(version) {
             return Ok(Rendered::from_memory(drawn));
         }
         let cache = Arc::clone(&self.0.cache);
@@ -182,7 +182,7 @@ impl Renderer {
         let shared = Arc::clone(&self.0);
         self.join(&self.0.pictures, (key.clone(), kind), move || async move {
             // Another render may have ended between this request's look at the cache and now.
-            if let Some(kept) = shared.cache.find(&key, kind) {
+            if let Some(kept) = shared.cache.get_derived(key.clone(), kind) {
                 return Ok(Rendered::from_memory(kept));
             }
             let rendered = shared.run(source.as_ref(), work).await?;

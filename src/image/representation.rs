@@ -197,6 +197,17 @@ impl From<Representation> for Image {
 }
 
 impl Image {
+    /// The original and its coded representations.
+    pub fn representations(&self) -> impl Iterator<Item = &Representation> {
+        std::iter::once(&self.original).chain(&self.coded)
+    }
+
+    /// The representation of a kind.
+    #[must_use]
+    pub fn representation(&self, kind: RepresentationKind) -> Option<&Representation> {
+        self.representations().find(|it| it.metadata.kind == kind)
+    }
+
     /// The representation that some metadata describe, or else the original.
     #[must_use]
     pub fn into_representation(self, metadata: &Metadata) -> Representation {

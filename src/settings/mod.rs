@@ -197,6 +197,8 @@ pub struct CacheSettings {
     pub images: NonZeroUsize,
     #[serde(deserialize_with = "size")]
     pub bytes: usize,
+    #[serde(deserialize_with = "size")]
+    pub derived_bytes: usize,
     pub index_entries: NonZeroUsize,
     pub absent_entries: NonZeroUsize,
     #[serde(deserialize_with = "duration")]
