@@ -97,7 +97,6 @@ impl App {
         }));
         let cpu = Cpu::new(cores);
         let originals = Originals::new(Arc::clone(&cache), cpu.clone());
-        let renderer = Renderer::new(cores, &settings, Arc::clone(&cache), Arc::clone(&metrics));
         let holders = Arc::new(Holders::new(
             settings.limits.answers.get(),
             settings.http.min_send_rate as u64,
@@ -111,6 +110,13 @@ impl App {
             Arc::clone(&holders),
             Arc::clone(&metrics),
         ));
+        let renderer = Renderer::new(
+            cores,
+            &settings,
+            Arc::clone(&cache),
+            Arc::clone(&budget),
+            Arc::clone(&metrics),
+        );
         let write_budget =
             WriteBudget::new(settings.limits.write_bytes, patience, Arc::clone(&metrics));
 

@@ -43,6 +43,20 @@ impl FetchBudget {
     /// Where slow clients hold the memory, the slowest of them are dropped: nobody knows when they will let go of their
     /// bodies, and a new reader is as good as they are.
     pub async fn reserve(&self, bytes: u64) -> Result<SemaphorePermit<'_>, OverBudget> {
+        self.reserve_within(bytes, self.patience).await
+    }
+
+    /// All of the budget, in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The same as [`FetchBudget::reserve`], with a patience of the caller's.
+    pub(crate) async fn reserve_within(
+        &self,
+        bytes: u64,
+        patience: Duration,
+    ) -> Result<SemaphorePermit<'_>, OverBudget> {
         let has_room = || {
             let in_flight = self.cache.held().in_flight as u64;
             in_flight == 0 || in_flight + bytes <= self.bytes
@@ -63,7 +77,7 @@ impl FetchBudget {
             // Fetches that were ahead in the queue may have filled it since.
             self.holders.drop_until(fits).await.then_some(permit)
         };
-        let permit = tokio::time::timeout(self.patience, reserved).await.ok().flatten();
+        let permit = tokio::time::timeout(patience, reserved).await.ok().flatten();
         if permit.is_none() {
             self.metrics.count_shed(Shed::FetchBytes);
         }

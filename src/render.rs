@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use tokio::sync::Semaphore;
 
+use crate::budget::{FetchBudget, OverBudget};
 use crate::cache::{Cache, CacheKey};
 use crate::cache_status::CacheStatus;
 use crate::coalesce::{Flights, Lost};
@@ -23,6 +24,9 @@ use crate::settings::Settings;
 /// Entries in each of the two memories below.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 
+/// Time after which a render is tried again that took too long.
+const RETRIED_AFTER: Duration = Duration::from_mins(1);
+
 /// Renders variants, previews and placeholders.
 #[derive(Debug, Clone)]
 pub struct Renderer(Arc<RenderParts>);
@@ -31,11 +35,11 @@ pub struct Renderer(Arc<RenderParts>);
 struct RenderParts {
     cache: Arc<Cache>,
     metrics: Arc<Metrics>,
+    budget: Arc<FetchBudget>,
     pictures: Arc<Flights<(CacheKey, Kind), RenderOutcome<Representation>>>,
     previewing: Arc<Flights<ImageVersion, RenderOutcome<Arc<Preview>>>>,
     previews: Mutex<LruCache<ImageVersion, Arc<Preview>>>,
-    /// Images that can't be rendered. A version never changes, so nobody tries it again.
-    failed: Mutex<LruCache<ImageVersion, PictureError>>,
+    failed: Mutex<LruCache<FailureKey, Failure>>,
     /// One permit per core.
     permits: Arc<Semaphore>,
     /// One permit for each render that is running or queued.
@@ -46,7 +50,25 @@ struct RenderParts {
 
 type ImageVersion = (ImageId, Version);
 
-type RenderOutcome<T> = Result<Rendered<T>, PictureError>;
+type RenderOutcome<T> = Result<Rendered<T>, RenderError>;
+
+/// Names what can't be rendered: one form of an image, or with `None` all of them.
+type FailureKey = (ImageVersion, Option<Kind>);
+
+/// A failure that the next render would repeat.
+#[derive(Debug)]
+struct Failure {
+    error: PictureError,
+    /// `None` for a failure that is due to the image: a version never changes, so nobody tries it again.
+    until: Option<Instant>,
+}
+
+/// A render, and the memory that it takes.
+struct Job<M, W> {
+    /// Tells the bytes that the work takes at most, in less time than it takes.
+    memory: M,
+    work: W,
+}
 
 /// The product of a render.
 #[derive(Debug, Clone)]
@@ -75,6 +97,9 @@ pub enum RenderError {
     /// The queue is full.
     #[error("too many pictures are being rendered ([limits] renders)")]
     Busy,
+    /// Memory is full of images that are being fetched, rendered and sent.
+    #[error(transparent)]
+    OverBudget(#[from] OverBudget),
     /// The picture can't be made.
     #[error(transparent)]
     Picture(#[from] PictureError),
@@ -90,11 +115,13 @@ impl Renderer {
         cores: usize,
         settings: &Settings,
         cache: Arc<Cache>,
+        budget: Arc<FetchBudget>,
         metrics: Arc<Metrics>,
     ) -> Renderer {
         Renderer(Arc::new(RenderParts {
             cache,
             metrics,
+            budget,
             pictures: Arc::default(),
             previewing: Arc::default(),
             previews: Mutex::new(LruCache::new(REMEMBERED)),
@@ -116,16 +143,18 @@ impl Renderer {
         variant: Variant,
     ) -> Result<Rendered<Representation>, RenderError> {
         let source = (id.clone(), original.metadata.version);
-        self.check_failed(&source)?;
+        self.check_failed(&source, Some(Kind::Variant(variant)))?;
         let key = CacheKey::Image(source.0.clone(), source.1);
         let cache = Arc::clone(&self.0.cache);
+        let (body, media_type) = (original.body.clone(), original.metadata.media_type);
+        let memory = move |limits| picture::memory(&body, media_type, variant, limits);
         let work = move |limits| {
             let metadata = &original.metadata;
             let bytes = picture::render(&original.body, metadata.media_type, variant, limits)?;
             let metadata = Arc::new(metadata.variant(variant, bytes.len()));
             Ok(Representation { metadata, body: cache.count(bytes) })
         };
-        self.picture(key, Kind::Variant(variant), Some(source), work).await
+        self.picture(key, Kind::Variant(variant), Some(source), Job { memory, work }).await
     }
 
     /// A drawn placeholder as WebP.
@@ -139,12 +168,14 @@ impl Renderer {
             return Ok(Rendered::from_memory(drawn));
         }
         let cache = Arc::clone(&self.0.cache);
+        let needed = placeholder::memory(&placeholder);
+        let memory = move |_limits| Ok(needed);
         let work = move |limits| {
             let bytes = placeholder::webp(&placeholder, limits)?;
             let metadata = Arc::new(Metadata::new(version, MediaType::WebP, bytes.len(), None));
             Ok(Representation { metadata, body: cache.count(bytes) })
         };
-        self.picture(key, Kind::Original, None, work).await
+        self.picture(key, Kind::Original, None, Job { memory, work }).await
     }
 
     /// The pixel size and `ThumbHash` of an image.
@@ -157,14 +188,15 @@ impl Renderer {
         if let Some(preview) = lock(&self.0.previews).get(&source) {
             return Ok(Arc::clone(preview));
         }
-        self.check_failed(&source)?;
+        self.check_failed(&source, None)?;
         let shared = Arc::clone(&self.0);
         let preview = self.join(&self.0.previewing, source.clone(), move || async move {
+            let (body, media_type) = (original.body.clone(), original.metadata.media_type);
+            let memory = move |limits| picture::preview_memory(&body, media_type, limits);
             let work = move |limits| {
-                let media_type = original.metadata.media_type;
                 picture::preview(&original.body, media_type, limits).map(Arc::new)
             };
-            let rendered = shared.run(Some(&source), work).await?;
+            let rendered = shared.run(Some((&source, None)), Job { memory, work }).await?;
             lock(&shared.previews).put(source, Arc::clone(&rendered.product));
             Ok(rendered)
         });
@@ -177,7 +209,10 @@ impl Renderer {
         key: CacheKey,
         kind: Kind,
         source: Option<ImageVersion>,
-        work: impl FnOnce(RenderLimits) -> Result<Representation, PictureError> + Send + 'static,
+        job: Job<
+            impl FnOnce(RenderLimits) -> Result<u64, PictureError> + Send + 'static,
+            impl FnOnce(RenderLimits) -> Result<Representation, PictureError> + Send + 'static,
+        >,
     ) -> Result<Rendered<Representation>, RenderError> {
         let shared = Arc::clone(&self.0);
         self.join(&self.0.pictures, (key.clone(), kind), move || async move {
@@ -185,7 +220,8 @@ impl Renderer {
             if let Some(kept) = shared.cache.get_derived(key.clone(), kind) {
                 return Ok(Rendered::from_memory(kept));
             }
-            let rendered = shared.run(source.as_ref(), work).await?;
+            let source = source.as_ref().map(|source| (source, Some(kind)));
+            let rendered = shared.run(source, job).await?;
             shared.cache.insert_variant(key, rendered.product.clone());
             Ok(rendered)
         })
@@ -217,52 +253,96 @@ impl Renderer {
             return Err(RenderError::Busy);
         };
         let outcome = tokio::time::timeout(self.0.timeout, flight.outcome()).await;
-        Ok(outcome.map_err(|_elapsed| PictureError::TimedOut)???)
+        outcome.map_err(|_elapsed| PictureError::TimedOut)??
     }
 
-    fn check_failed(&self, source: &ImageVersion) -> Result<(), PictureError> {
-        lock(&self.0.failed).get(source).map_or(Ok(()), |error| Err(error.clone()))
+    /// Fails as the last render of this form did, or of any form if the image can't be rendered at all.
+    fn check_failed(&self, source: &ImageVersion, form: Option<Kind>) -> Result<(), PictureError> {
+        let mut failed = lock(&self.0.failed);
+        for form in form.map(Some).into_iter().chain([None]) {
+            let key = (source.clone(), form);
+            let Some(failure) = failed.get(&key) else { continue };
+            if failure.until.is_none_or(|until| Instant::now() < until) {
+                return Err(failure.error.clone());
+            }
+            failed.pop(&key);
+        }
+        Ok(())
     }
 }
 
 impl RenderParts {
-    /// Runs a render when a core is free for it.
+    /// Runs a render when a core is free for it, and memory.
     async fn run<T: Send + 'static>(
         &self,
-        source: Option<&ImageVersion>,
-        work: impl FnOnce(RenderLimits) -> Result<T, PictureError> + Send + 'static,
+        source: Option<(&ImageVersion, Option<Kind>)>,
+        job: Job<
+            impl FnOnce(RenderLimits) -> Result<u64, PictureError> + Send + 'static,
+            impl FnOnce(RenderLimits) -> Result<T, PictureError> + Send + 'static,
+        >,
     ) -> RenderOutcome<T> {
-        let deadline = Instant::now().checked_add(self.timeout);
-        let limits = RenderLimits { pixels: self.max_pixels, deadline };
+        let patience = Instant::now() + self.timeout;
+        let limits = RenderLimits { pixels: self.max_pixels, deadline: Some(patience) };
         let permit = Arc::clone(&self.permits).acquire_owned().await;
         // Past the deadline nobody waits for it any more.
         limits.check_time()?;
+        let Job { memory, work } = job;
+        let (needed, permit) = on_blocking_thread(move || (memory(limits), permit)).await?;
+        let needed = needed.and_then(|needed| match self.budget.bytes() {
+            limit if needed > limit => Err(PictureError::TooMuchMemory { needed, limit }),
+            _ => Ok(needed),
+        });
+        let needed = needed.inspect_err(|error| self.remember(source, error, Duration::ZERO))?;
+        let left = patience.saturating_duration_since(Instant::now());
+        let reservation = self.budget.reserve_within(needed, left).await?;
+        limits.check_time()?;
         let began = Instant::now();
-        let done = tokio::task::spawn_blocking(move || {
+        let rendered = on_blocking_thread(move || {
             let _permit = permit;
             work(limits)
         });
-        // Decoders' panics are caught where they decode. This panic has nothing to do with the image, so the image isn't
-        // remembered as failed.
-        let rendered = done.await.unwrap_or_else(|_panicked| {
-            Err(PictureError::Encoding("the encoder panicked".to_owned()))
-        });
+        let rendered = rendered.await.flatten();
+        drop(reservation);
         self.metrics.renders.inc();
-        if let (Some(source), Err(error)) = (source, &rendered)
-            && is_due_to_the_image(error)
-        {
-            lock(&self.failed).put(source.clone(), error.clone());
-        }
-        Ok(Rendered { product: rendered?, time: began.elapsed() })
+        let time = began.elapsed();
+        let product = rendered.inspect_err(|error| self.remember(source, error, time))?;
+        Ok(Rendered { product, time })
+    }
+
+    /// Remembers a failure that the next render of the same would repeat, which took some time.
+    fn remember(
+        &self,
+        source: Option<(&ImageVersion, Option<Kind>)>,
+        error: &PictureError,
+        time: Duration,
+    ) {
+        let Some((source, form)) = source else { return };
+        let (form, until) = match error {
+            PictureError::TooManyPixels { .. } | PictureError::Broken(_) => (None, None),
+            PictureError::TooMuchMemory { .. } => (form, None),
+            // It takes as long again, unless it began late.
+            PictureError::TimedOut if time >= self.timeout / 2 => (form, Some(RETRIED_AFTER)),
+            PictureError::DecodingTimedOut if time >= self.timeout / 2 => {
+                (None, Some(RETRIED_AFTER))
+            }
+            PictureError::TimedOut
+            | PictureError::DecodingTimedOut
+            | PictureError::Opaque(_)
+            | PictureError::Encoding(_) => return,
+        };
+        let until = until.map(|pause| Instant::now() + pause);
+        let failure = Failure { error: error.clone(), until };
+        lock(&self.failed).put((source.clone(), form), failure);
     }
 }
 
-/// True for failures that every render of the same image would have.
-fn is_due_to_the_image(error: &PictureError) -> bool {
-    match error {
-        PictureError::TooManyPixels { .. } | PictureError::Broken(_) => true,
-        PictureError::Opaque(_) | PictureError::Encoding(_) | PictureError::TimedOut => false,
-    }
+/// Runs work on a blocking thread. Decoders' panics are caught where they decode. Another panic has nothing to do with the
+/// image, so the image isn't remembered as failed.
+async fn on_blocking_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, PictureError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_panicked| PictureError::Encoding("the encoder panicked".to_owned()))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

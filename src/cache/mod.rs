@@ -19,10 +19,10 @@ use crate::image::{Image, ImageId, Representation, RepresentationKind, Version};
 
 /// Memory that a representation takes beside its body: metadata, validators, and its places in the maps. `benches/cache.rs`
 /// measures it.
-pub const OVERHEAD: usize = 1024;
+pub(crate) const OVERHEAD: usize = 1024;
 
 /// Most forms of one version: variants and the thumbnail.
-pub const MAX_FORMS: usize = 64;
+pub(crate) const MAX_FORMS: usize = 64;
 
 /// Time for which an image that the cache doesn't keep is in memory all the same, for requests that follow at once.
 pub(crate) const RECENT: Duration = Duration::from_secs(10);

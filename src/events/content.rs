@@ -200,7 +200,9 @@ impl EventMaker {
                     Ok(thumbnail) => thumbnail,
                     // It takes too long now, but not for ever.
                     Err(
-                        error @ ReadError::Render(RenderError::Picture(PictureError::TimedOut)),
+                        error @ ReadError::Render(RenderError::Picture(
+                            PictureError::TimedOut | PictureError::DecodingTimedOut,
+                        )),
                     ) => {
                         return Err(error);
                     }

@@ -255,11 +255,16 @@ impl From<RenderError> for Problem {
         let detail = error.to_string();
         match error {
             RenderError::Busy => Problem::busy(detail),
+            RenderError::OverBudget(over_budget) => over_budget.into(),
             RenderError::Lost(_) => Problem::internal("a render ended without an outcome"),
             RenderError::Picture(error) => {
                 let kind = match error {
-                    PictureError::TooManyPixels { .. } => ProblemKind::TooManyPixels,
-                    PictureError::TimedOut => ProblemKind::RenderTimeout,
+                    PictureError::TooManyPixels { .. } | PictureError::TooMuchMemory { .. } => {
+                        ProblemKind::TooManyPixels
+                    }
+                    PictureError::TimedOut | PictureError::DecodingTimedOut => {
+                        ProblemKind::RenderTimeout
+                    }
                     PictureError::Opaque(_) => ProblemKind::NotAcceptable,
                     PictureError::Broken(_) | PictureError::Encoding(_) => ProblemKind::BrokenImage,
                 };

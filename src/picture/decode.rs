@@ -1,14 +1,17 @@
-//! From bytes to pixels: 8 bits a channel, sRGB, upright.
+//! From bytes to pixels: 8 bits a channel, sRGB.
 
 use std::io::{self, BufRead, Cursor, Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader};
+use image::{
+    ColorType, DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbImage, RgbaImage,
+};
 use moxcms::{ColorProfile, DataColorSpace, Layout, TransformOptions};
 
-use super::{PictureError, RenderLimits};
+use super::{PictureError, RenderLimits, resize};
 use crate::image::MediaType;
+use crate::image::bounds::Bounds;
 
 fn format(media_type: MediaType) -> Option<ImageFormat> {
     match media_type {
@@ -77,25 +80,160 @@ fn gif_is_animated(bytes: &[u8]) -> Option<bool> {
     }
 }
 
+/// A decoded picture, not yet upright: a small one is turned in less time and memory.
+#[derive(Debug)]
+pub(super) struct Decoded {
+    pixels: DynamicImage,
+    orientation: Orientation,
+}
+
+impl Decoded {
+    /// Width and height with the orientation applied.
+    pub(super) fn upright(&self) -> (u32, u32) {
+        upright((self.pixels.width(), self.pixels.height()), self.orientation)
+    }
+
+    /// Fits the picture into bounds, and applies the orientation.
+    pub(super) fn resized(self, bounds: Bounds) -> Result<DynamicImage, PictureError> {
+        let bounds = match upright((0, 1), self.orientation) {
+            (0, _) => bounds,
+            _turned => Bounds { width: bounds.height, height: bounds.width, ..bounds },
+        };
+        let mut picture = resize::resize(self.pixels, bounds)?;
+        picture.apply_orientation(self.orientation);
+        Ok(picture)
+    }
+}
+
+/// The size of a picture after its orientation is applied.
+fn upright((width, height): (u32, u32), orientation: Orientation) -> (u32, u32) {
+    match orientation {
+        Orientation::Rotate90
+        | Orientation::Rotate270
+        | Orientation::Rotate90FlipH
+        | Orientation::Rotate270FlipH => (height, width),
+        Orientation::NoTransforms
+        | Orientation::Rotate180
+        | Orientation::FlipHorizontal
+        | Orientation::FlipVertical => (width, height),
+    }
+}
+
+/// The size of a source, and the memory that its pixels take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Measure {
+    size: (u32, u32),
+    orientation: Orientation,
+    /// Bytes that decoding takes at most.
+    decoding: u64,
+    /// Bytes of the decoded picture.
+    decoded: u64,
+}
+
+impl Measure {
+    /// Width and height with the orientation applied.
+    pub(super) fn upright(&self) -> (u32, u32) {
+        upright(self.size, self.orientation)
+    }
+
+    /// Bytes that decoding takes at most, and scaling to a size.
+    pub(super) fn memory(&self, width: u32, height: u32) -> u64 {
+        let (width, height) = (u64::from(width), u64::from(height));
+        let (_, rows) = self.upright();
+        // The product, its copy that is turned, and between the two passes over the source all of its rows.
+        let scaling = 4 * width * (2 * height + u64::from(rows).max(height));
+        self.decoding.max(self.decoded + scaling)
+    }
+}
+
 /// Decodes an image, or its first frame, with the orientation applied and the colours converted to sRGB.
 pub fn decode(
     bytes: &[u8],
     media_type: MediaType,
     limits: RenderLimits,
 ) -> Result<DynamicImage, PictureError> {
-    // The TIFF decoder panics on tiled planes. Nothing that a decoder leaves behind is used again.
-    catch_unwind(AssertUnwindSafe(|| decode_or_panic(bytes, media_type, limits)))
-        .unwrap_or_else(|_panic| Err(PictureError::Broken("the decoder panicked".to_owned())))
+    let Decoded { mut pixels, orientation } = decode_unturned(bytes, media_type, limits)?;
+    pixels.apply_orientation(orientation);
+    Ok(pixels)
 }
 
-fn decode_or_panic(
+/// The same as [`decode`], but for the orientation.
+pub(super) fn decode_unturned(
     bytes: &[u8],
     media_type: MediaType,
     limits: RenderLimits,
-) -> Result<DynamicImage, PictureError> {
-    let format = format(media_type).ok_or(PictureError::Opaque(media_type))?;
+) -> Result<Decoded, PictureError> {
+    guarded(|| decode_or_panic(bytes, media_type, limits))
+}
+
+/// Measures an image, or its first frame, by its head.
+pub(super) fn measure(
+    bytes: &[u8],
+    media_type: MediaType,
+    limits: RenderLimits,
+) -> Result<Measure, PictureError> {
+    guarded(|| measure_or_panic(bytes, media_type, limits))
+}
+
+fn guarded<T>(decode: impl FnOnce() -> Result<T, PictureError>) -> Result<T, PictureError> {
+    // The TIFF decoder panics on tiled planes. Nothing that a decoder leaves behind is used again.
+    let decoded = catch_unwind(AssertUnwindSafe(decode))
+        .unwrap_or_else(|_panic| Err(PictureError::Broken("the decoder panicked".to_owned())));
+    decoded.map_err(|error| match error {
+        PictureError::TimedOut => PictureError::DecodingTimedOut,
+        error => error,
+    })
+}
+
+fn measure_or_panic(
+    bytes: &[u8],
+    media_type: MediaType,
+    limits: RenderLimits,
+) -> Result<Measure, PictureError> {
+    let Source { bytes, format, mut decoder } = open(bytes, media_type, limits)?;
+    let size = decoder.dimensions();
+    let pixels = u64::from(size.0) * u64::from(size.1);
+    let colour = decoder.color_type();
+    let decoded = pixels * if colour.has_alpha() { 4 } else { 3 };
+    let is_direct = matches!(colour, ColorType::Rgb8 | ColorType::Rgba8);
+    let whole = if is_direct || is_read_by_rows(bytes, format, colour) {
+        decoded
+    } else {
+        decoder.total_bytes() + decoded
+    };
+    // What the decoders keep beside their output, by their code.
+    let beside = match format {
+        // The coefficients of all scans.
+        ImageFormat::Jpeg if jpeg_is_progressive(bytes).unwrap_or(false) => 6 * pixels,
+        ImageFormat::WebP if bytes.get(12..16) == Some(b"VP8L") => 4 * pixels,
+        // Planes of brightness, two of colour at half the resolution, and of alpha.
+        ImageFormat::WebP => if colour.has_alpha() { 5 * pixels / 2 } else { 3 * pixels / 2 },
+        ImageFormat::Gif => 4 * pixels,
+        ImageFormat::Tiff => decoder.total_bytes(),
+        _ => 0,
+    };
+    let orientation = orientation(&mut decoder);
+    let decoding = whole + beside + 2 * bytes.len() as u64;
+    Ok(Measure { size, orientation, decoding, decoded })
+}
+
+/// An image whose head was read.
+struct Source<'a, D> {
+    bytes: &'a [u8],
+    format: ImageFormat,
+    decoder: D,
+}
+
+/// Reads the head of an image.
+fn open(
+    bytes: &[u8],
+    media_type: MediaType,
+    limits: RenderLimits,
+) -> Result<Source<'_, impl ImageDecoder + '_>, PictureError> {
+    let mut format = format(media_type).ok_or(PictureError::Opaque(media_type))?;
+    let mut bytes = bytes;
     if let (ImageFormat::Ico, Some(png)) = (format, png_of_icon(bytes)) {
-        return decode_or_panic(png, MediaType::Png, limits);
+        (format, bytes) = (ImageFormat::Png, png);
     }
     if format == ImageFormat::Jpeg && jpeg_is_in_scans(bytes).unwrap_or(false) {
         return Err(PictureError::Broken(
@@ -115,9 +253,32 @@ fn decode_or_panic(
     // This comes before anything is allocated for the pixels.
     let memory = memory(decoder.dimensions(), bytes.len(), limits)?;
     decoder.set_limits(memory).map_err(|error| broken(&error))?;
+    Ok(Source { bytes, format, decoder })
+}
+
+fn decode_or_panic(
+    bytes: &[u8],
+    media_type: MediaType,
+    limits: RenderLimits,
+) -> Result<Decoded, PictureError> {
+    let Source { bytes, format, mut decoder } = open(bytes, media_type, limits)?;
+    let broken = |error: &ImageError| match limits.check_time() {
+        Ok(()) => broken(error),
+        Err(late) => late,
+    };
     let orientation = orientation(&mut decoder);
     let profile = decoder.icc_profile().ok().flatten();
-    let picture = DynamicImage::from_decoder(decoder).map_err(|error| broken(&error))?;
+    let picture = if is_read_by_rows(bytes, format, decoder.color_type()) {
+        let size = decoder.dimensions();
+        drop(decoder);
+        let read = png_by_rows(bytes, size, limits);
+        read.map_err(|error| match limits.check_time() {
+            Ok(()) => shortened(&error.to_string()),
+            Err(late) => late,
+        })?
+    } else {
+        DynamicImage::from_decoder(decoder).map_err(|error| broken(&error))?
+    };
     let mut picture = if picture.color().has_alpha() {
         DynamicImage::ImageRgba8(picture.into_rgba8())
     } else {
@@ -126,8 +287,83 @@ fn decode_or_panic(
     if let Some(profile) = profile {
         to_srgb(&mut picture, &profile);
     }
-    picture.apply_orientation(orientation);
-    Ok(picture)
+    Ok(Decoded { pixels: picture, orientation })
+}
+
+/// True for a PNG of 16 bits a channel that can be read row by row. Its pixels would take twice the memory, and their copy of
+/// 8 bits a channel half as much again.
+fn is_read_by_rows(bytes: &[u8], format: ImageFormat, colour: ColorType) -> bool {
+    /// The interlace method in the first chunk (PNG, third edition, §11.2.1).
+    const INTERLACE: usize = 28;
+    let is_deep =
+        matches!(colour, ColorType::L16 | ColorType::La16 | ColorType::Rgb16 | ColorType::Rgba16);
+    format == ImageFormat::Png && is_deep && bytes.get(INTERLACE) == Some(&0)
+}
+
+/// Decodes a PNG of 16 bits a channel to 8 bits.
+fn png_by_rows(
+    bytes: &[u8],
+    (width, height): (u32, u32),
+    limits: RenderLimits,
+) -> Result<DynamicImage, png::DecodingError> {
+    /// Enough for rows. Nothing else is read.
+    const MEMORY: usize = 64 << 20;
+    let bytes_in_time = DeadlineReader { bytes: Cursor::new(bytes), limits };
+    let mut decoder = png::Decoder::new_with_limits(bytes_in_time, png::Limits { bytes: MEMORY });
+    decoder.set_transformations(png::Transformations::EXPAND);
+    decoder.set_ignore_text_chunk(true);
+    decoder.set_ignore_iccp_chunk(true);
+    let mut reader = decoder.read_info()?;
+    // A grey value is that of all three colours.
+    let (colour, _depth) = reader.output_color_type();
+    let [red, green, blue, alpha] = match colour {
+        png::ColorType::Grayscale | png::ColorType::Indexed => [0, 0, 0, 0],
+        png::ColorType::GrayscaleAlpha => [0, 0, 0, 1],
+        png::ColorType::Rgb => [0, 1, 2, 0],
+        png::ColorType::Rgba => [0, 1, 2, 3],
+    };
+    let channels: &[usize] =
+        if alpha > 0 { &[red, green, blue, alpha] } else { &[red, green, blue] };
+    let line = width as usize * channels.len();
+    let mut pixels = vec![0; line * height as usize];
+    for line in pixels.chunks_exact_mut(line) {
+        let Some(row) = reader.next_row()? else { break };
+        let (values, _) = row.data().as_chunks::<2>();
+        let source = values.chunks_exact(colour.samples());
+        for (pixel, values) in line.chunks_exact_mut(channels.len()).zip(source) {
+            for (value, channel) in pixel.iter_mut().zip(channels) {
+                *value = to_8_bits(u16::from_be_bytes(values[*channel]));
+            }
+        }
+    }
+    let picture = if alpha > 0 {
+        RgbaImage::from_raw(width, height, pixels).map(DynamicImage::ImageRgba8)
+    } else {
+        RgbImage::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8)
+    };
+    Ok(picture.expect("each row has its pixels"))
+}
+
+/// Rounds as `image` does.
+#[expect(clippy::cast_possible_truncation, reason = "65535 becomes 255")]
+fn to_8_bits(value: u16) -> u8 {
+    ((u32::from(value) + 128) / 257) as u8
+}
+
+/// True for a progressive JPEG, whose coefficients are all kept until its last scan.
+fn jpeg_is_progressive(bytes: &[u8]) -> Option<bool> {
+    let mut at = 2;
+    loop {
+        while bytes.get(at..at + 2)? == [0xff, 0xff] {
+            at += 1;
+        }
+        let (marker, segment) = (*bytes.get(at + 1)?, bytes.get(at + 2..)?);
+        match marker {
+            0xc2 | 0xc6 | 0xca | 0xce => return Some(true),
+            0xc0 | 0xc1 | 0xda => return Some(false),
+            _ => at += 2 + usize::from(u16::from_be_bytes(*segment.first_chunk()?)),
+        }
+    }
 }
 
 /// A reader that fails after the deadline, and with it the decoder.
@@ -250,6 +486,8 @@ fn png_of_icon(bytes: &[u8]) -> Option<&[u8]> {
 /// Converts colours by an embedded profile. Like in browsers, a profile that is malformed, or of another space than the
 /// decoded pixels (CMYK), is ignored.
 fn to_srgb(picture: &mut DynamicImage, profile: &[u8]) {
+    /// Bytes that are converted at a time: whole pixels of three and of four channels.
+    const PIECE: usize = 12 * 4096;
     let Ok(profile) = ColorProfile::new_from_slice(profile) else {
         return;
     };
@@ -267,15 +505,23 @@ fn to_srgb(picture: &mut DynamicImage, profile: &[u8]) {
         DynamicImage::ImageRgba8(pixels) => &mut **pixels,
         _ => return,
     };
-    let source = pixels.to_vec();
-    if transform.transform(&source, pixels).is_err() {
-        pixels.copy_from_slice(&source);
+    // In pieces: a copy of the whole would take as much memory again.
+    let mut source = Vec::with_capacity(PIECE);
+    for pixels in pixels.chunks_mut(PIECE) {
+        source.clear();
+        source.extend_from_slice(pixels);
+        if transform.transform(&source, pixels).is_err() {
+            pixels.copy_from_slice(&source);
+        }
     }
 }
 
 /// An error of a decoder for the client: its first line, shortened.
 fn broken(error: &ImageError) -> PictureError {
-    let text = error.to_string();
+    shortened(&error.to_string())
+}
+
+fn shortened(text: &str) -> PictureError {
     let line = text.lines().next().unwrap_or_default();
     PictureError::Broken(line.chars().take(200).collect())
 }
@@ -285,6 +531,68 @@ mod tests {
     use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 
     use super::*;
+
+    #[test]
+    fn a_deep_png_that_is_read_row_by_row_is_the_same_picture() {
+        let value = |x: u32, y: u32, channel: u32| {
+            u16::try_from((x * 7919 + y * 104_729 + channel * 31_337) % 65_536).unwrap()
+        };
+        let (width, height) = (61, 33);
+        let pixel = |x, y| [0, 1, 2, 3].map(|channel| value(x, y, channel));
+        let whole = ::image::ImageBuffer::from_fn(width, height, |x, y| ::image::Rgba(pixel(x, y)));
+        let whole = DynamicImage::ImageRgba16(whole);
+        let limits = RenderLimits { pixels: 10_000, deadline: None };
+        for picture in [
+            DynamicImage::ImageLuma16(whole.to_luma16()),
+            DynamicImage::ImageLumaA16(whole.to_luma_alpha16()),
+            DynamicImage::ImageRgb16(whole.to_rgb16()),
+            whole,
+        ] {
+            let mut bytes = Cursor::new(Vec::new());
+            picture.write_to(&mut bytes, ImageFormat::Png).unwrap();
+            let bytes = bytes.into_inner();
+            assert!(is_read_by_rows(&bytes, ImageFormat::Png, picture.color()));
+            let shown = decode(&bytes, MediaType::Png, limits).unwrap();
+            if picture.color().has_alpha() {
+                assert_eq!(shown, DynamicImage::ImageRgba8(picture.to_rgba8()));
+            } else {
+                assert_eq!(shown, DynamicImage::ImageRgb8(picture.to_rgb8()));
+            }
+            // A part of a picture is none.
+            let cut = &bytes[..bytes.len() / 2];
+            let error = decode(cut, MediaType::Png, limits).unwrap_err();
+            assert!(matches!(error, PictureError::Broken(_)), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_source_is_measured_by_its_head() {
+        let limits = RenderLimits { pixels: 100_000_000, deadline: None };
+        let decoding = |picture: &DynamicImage, format, media_type| {
+            let mut bytes = Cursor::new(Vec::new());
+            picture.write_to(&mut bytes, format).unwrap();
+            let bytes = bytes.into_inner();
+            let measure = measure(&bytes, media_type, limits).unwrap();
+            (measure.decoding - 2 * bytes.len() as u64) / 10_000
+        };
+        let (png, jpeg) = ((ImageFormat::Png, MediaType::Png), (ImageFormat::Jpeg, MediaType::Jpeg));
+        for (picture, (format, media_type), bytes) in [
+            (DynamicImage::new_rgb8(100, 100), png, 3),
+            (DynamicImage::new_rgba8(100, 100), png, 4),
+            (DynamicImage::new_rgba16(100, 100), png, 4),
+            // In grey first, then in colours.
+            (DynamicImage::new_luma8(100, 100), png, 1 + 3),
+            (DynamicImage::new_rgb8(100, 100), jpeg, 3),
+            (DynamicImage::new_rgba16(100, 100), (ImageFormat::Tiff, MediaType::Tiff), 8 + 4 + 8),
+        ] {
+            assert_eq!(decoding(&picture, format, media_type), bytes, "{format:?}");
+        }
+        let too_large = RenderLimits { pixels: 9_999, deadline: None };
+        let mut bytes = Cursor::new(Vec::new());
+        DynamicImage::new_rgb8(100, 100).write_to(&mut bytes, ImageFormat::Png).unwrap();
+        let refused = measure(bytes.get_ref(), MediaType::Png, too_large);
+        assert!(matches!(refused, Err(PictureError::TooManyPixels { .. })), "{refused:?}");
+    }
 
     #[test]
     fn a_jpeg_that_would_come_out_in_stripes_is_refused() {

@@ -21,6 +21,15 @@ pub fn encode(
     }
 }
 
+/// The memory that encoding takes at most, in bytes for each pixel, the pixels included.
+pub(super) fn memory(format: Format) -> u64 {
+    match format {
+        Format::WebP | Format::Jpeg => 8,
+        Format::Png => 12,
+        Format::Avif => 64,
+    }
+}
+
 /// Encodes lossy WebP by libwebp. `effort` is its method: 0 is quick, 6 is small and takes nine times as long.
 pub fn webp(
     picture: &DynamicImage,

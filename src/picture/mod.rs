@@ -60,25 +60,70 @@ pub enum PictureError {
     /// The pixels can't be encoded in the format.
     #[error("the image can't be encoded: {0}")]
     Encoding(String),
+    /// The picture would take more memory than there is for all.
+    #[error("the picture takes {needed} bytes to make, the limit is {limit} ([limits] fetch_bytes)")]
+    TooMuchMemory {
+        /// Bytes at most, at the same time.
+        needed: u64,
+        /// Bytes for everything that is fetched, rendered and sent.
+        limit: u64,
+    },
     /// The deadline has passed.
     #[error("the picture takes too long to make ([pictures] timeout)")]
     TimedOut,
+    /// The deadline has passed while the source was decoded.
+    #[error("the image takes too long to decode ([pictures] timeout)")]
+    DecodingTimedOut,
 }
 
-/// Renders a variant of an image: decodes, orients, resizes and encodes. Takes milliseconds to a second, and up to
-/// twelve bytes of memory for each pixel of the source.
+impl PictureError {
+    /// True if another attempt might succeed in time.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, PictureError::TimedOut | PictureError::DecodingTimedOut)
+    }
+}
+
+/// Renders a variant of an image: decodes, resizes, orients and encodes. Takes milliseconds to a second, and as much memory
+/// as [`memory`] says.
 pub fn render(
     bytes: &[u8],
     media_type: MediaType,
     variant: Variant,
     limits: RenderLimits,
 ) -> Result<Vec<u8>, PictureError> {
-    let picture = decode::decode(bytes, media_type, limits)?;
+    let picture = decode::decode_unturned(bytes, media_type, limits)?;
     limits.check_time()?;
-    let picture = resize::resize(picture, variant.bounds())?;
+    let picture = picture.resized(variant.bounds())?;
     limits.check_time()?;
     encode::encode(&picture, variant, limits)
 }
+
+/// The memory that [`render`] takes at most, in bytes, told from the head of the source. No pixel is decoded.
+pub fn memory(
+    bytes: &[u8],
+    media_type: MediaType,
+    variant: Variant,
+    limits: RenderLimits,
+) -> Result<u64, PictureError> {
+    let source = decode::measure(bytes, media_type, limits)?;
+    let (width, height) = resize::size(source.upright(), variant.bounds());
+    let product = u64::from(width) * u64::from(height);
+    let encoding = product * encode::memory(variant.format());
+    Ok(source.memory(width, height).max(encoding))
+}
+
+/// The memory that [`preview`] takes at most.
+pub fn preview_memory(
+    bytes: &[u8],
+    media_type: MediaType,
+    limits: RenderLimits,
+) -> Result<u64, PictureError> {
+    Ok(decode::measure(bytes, media_type, limits)?.memory(HASHED, HASHED))
+}
+
+/// Longest side in pixels that a ThumbHash can be made of.
+const HASHED: u32 = 100;
 
 /// The preview of an image, for pages that wait for its pixels.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,13 +142,11 @@ pub fn preview(
     media_type: MediaType,
     limits: RenderLimits,
 ) -> Result<Preview, PictureError> {
-    /// Longest side in pixels that a ThumbHash can be made of.
-    const HASHED: u32 = 100;
-    let picture = decode::decode(bytes, media_type, limits)?;
-    let (width, height) = (picture.width(), picture.height());
+    let picture = decode::decode_unturned(bytes, media_type, limits)?;
+    let (width, height) = picture.upright();
     let bounds =
         Bounds { width: Some(HASHED), height: Some(HASHED), fit: Fit::Contain, enlarge: false };
-    let small: RgbaImage = resize::resize(picture, bounds)?.into_rgba8();
+    let small: RgbaImage = picture.resized(bounds)?.into_rgba8();
     let (w, h) = (small.width() as usize, small.height() as usize);
     let thumbhash = fast_thumbhash::rgba_to_thumb_hash(w, h, small.as_raw());
     Ok(Preview { width, height, thumbhash })

@@ -1,7 +1,7 @@
 //! Scales a picture down to bounds.
 
 use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{PixelType, ResizeOptions, Resizer};
+use fast_image_resize::{MulDiv, PixelType, ResizeOptions, Resizer};
 use image::{DynamicImage, RgbImage, RgbaImage};
 
 use super::PictureError;
@@ -19,6 +19,7 @@ struct Plan {
 /// Fits a picture into bounds. Transparent pixels have no weight (colours are premultiplied). Averages are taken of
 /// sRGB values, which is the default of browsers, Pillow and libvips, too.
 pub fn resize(picture: DynamicImage, bounds: Bounds) -> Result<DynamicImage, PictureError> {
+    let mut picture = picture;
     let plan = plan(picture.width(), picture.height(), bounds);
     let whole = (0.0, 0.0, f64::from(picture.width()), f64::from(picture.height()));
     if (plan.width, plan.height) == (picture.width(), picture.height()) && plan.cut == whole {
@@ -26,6 +27,14 @@ pub fn resize(picture: DynamicImage, bounds: Bounds) -> Result<DynamicImage, Pic
     }
     let failed = |error: &dyn std::fmt::Display| PictureError::Encoding(error.to_string());
     let alpha = super::is_transparent(&picture);
+    // In place: the resizer would make a copy of the whole.
+    let alphas = MulDiv::new();
+    if alpha && let DynamicImage::ImageRgba8(pixels) = &mut picture {
+        let (width, height) = pixels.dimensions();
+        let mut pixels = Image::from_slice_u8(width, height, pixels, PixelType::U8x4)
+            .map_err(|error| failed(&error))?;
+        alphas.multiply_alpha_inplace(&mut pixels).map_err(|error| failed(&error))?;
+    }
     let (pixel, source) = match &picture {
         DynamicImage::ImageRgba8(pixels) => (PixelType::U8x4, pixels.as_raw()),
         DynamicImage::ImageRgb8(pixels) => (PixelType::U8x3, pixels.as_raw()),
@@ -35,8 +44,11 @@ pub fn resize(picture: DynamicImage, bounds: Bounds) -> Result<DynamicImage, Pic
         .map_err(|error| failed(&error))?;
     let mut product = Image::new(plan.width, plan.height, pixel);
     let (left, top, width, height) = plan.cut;
-    let options = ResizeOptions::new().crop(left, top, width, height).use_alpha(alpha);
+    let options = ResizeOptions::new().crop(left, top, width, height).use_alpha(false);
     Resizer::new().resize(&source, &mut product, &options).map_err(|error| failed(&error))?;
+    if alpha {
+        alphas.divide_alpha_inplace(&mut product).map_err(|error| failed(&error))?;
+    }
     let pixels = product.into_vec();
     let product = match pixel {
         PixelType::U8x4 => {
@@ -45,6 +57,12 @@ pub fn resize(picture: DynamicImage, bounds: Bounds) -> Result<DynamicImage, Pic
         _ => RgbImage::from_raw(plan.width, plan.height, pixels).map(DynamicImage::ImageRgb8),
     };
     product.ok_or_else(|| PictureError::Encoding("pixels are missing".to_owned()))
+}
+
+/// Width and height of a picture of some size after it is fitted into bounds.
+pub(super) fn size((width, height): (u32, u32), bounds: Bounds) -> (u32, u32) {
+    let plan = plan(width, height, bounds);
+    (plan.width, plan.height)
 }
 
 #[expect(
@@ -93,11 +111,6 @@ mod tests {
     use image::{Rgba, RgbaImage};
 
     use super::*;
-
-    fn size(source: (u32, u32), bounds: Bounds) -> (u32, u32) {
-        let plan = plan(source.0, source.1, bounds);
-        (plan.width, plan.height)
-    }
 
     fn bounds(width: u32, height: u32, fit: Fit) -> Bounds {
         let some = |length| Some(length).filter(|it| *it > 0);

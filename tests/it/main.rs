@@ -56,6 +56,7 @@ mod pixels;
 mod plain;
 mod python;
 mod records;
+mod resident;
 mod stores;
 mod strangers;
 mod strangers_events;

@@ -17,8 +17,8 @@ async fn the_cache_never_exceeds_its_image_count_nor_its_byte_budget() {
     let mut client = Client::connect(process.address).await;
     let mut connection = redis.connect().await;
 
-    // Images of 60 KB reach the limit of the count first, those of 1.5 MB the byte budget.
-    for (length, most_images, least_images) in [(60_000, 50, 50), (1_500_000, 34, 34)] {
+    // Images of 60 KB reach the limit of the count first, those of 1.5 MB the byte budget, of which 8 MiB are left to variants.
+    for (length, most_images, least_images) in [(60_000, 50, 50), (1_500_000, 34, 27)] {
         for number in 0..200 {
             let bytes = png(number, length);
             redis::cmd("SET")
@@ -48,9 +48,8 @@ async fn an_image_larger_than_a_quarter_of_the_budget_is_served_and_not_kept() {
     redis.set("a", &record(&bytes)).await;
     for _ in 0..2 {
         assert_eq!(server.get("/images/a").await.body, bytes);
+        assert_eq!(server.metric("afterimage_cache_images").await, 0);
     }
-    assert_eq!(server.metric("afterimage_cache_images").await, 0);
-    assert_eq!(server.metric("afterimage_decodes_total").await, 2);
 }
 
 #[tokio::test]
