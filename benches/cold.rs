@@ -8,10 +8,10 @@ use std::hint::black_box;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use afterimage::{Cache, CacheLimits};
 use afterimage::image::record::{self, Content, Record};
 use afterimage::image::{ImageId, MediaType, Metadata, Representation, Version};
 use afterimage::picture::sniff::sniff;
+use afterimage::{Cache, CacheLimits};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;

@@ -17,7 +17,7 @@ use crate::offload::{self, MoveTasks, Mover, Offload};
 use crate::originals::Originals;
 use crate::read::{CorruptLog, FETCHES_EACH, Outcome, Reader};
 use crate::render::Renderer;
-use crate::settings::Settings;
+use crate::settings::{Settings, Token};
 use crate::shutdown::Shutdown;
 use crate::store::{ChangeListener, Store};
 use crate::task::Task;
@@ -56,7 +56,7 @@ pub struct App {
     pub(crate) holders: Arc<Holders>,
     /// The counters.
     pub(crate) metrics: Arc<Metrics>,
-    /// The tokens that may write.
+    /// The tokens that may write and list.
     pub(crate) tokens: Tokens,
     #[expect(dead_code, reason = "held for its tasks")]
     moving: Option<MoveTasks>,
@@ -69,12 +69,29 @@ pub struct App {
 impl App {
     /// Opens the store and puts the parts together.
     pub async fn build(settings: Settings) -> anyhow::Result<Arc<App>> {
-        App::build_for_test(settings, Guard::On, Clock::default()).await
+        App::build_with(settings, None).await
+    }
+
+    /// The same, with the token that the server made since it found none in the settings.
+    pub(crate) async fn build_with(
+        settings: Settings,
+        made: Option<Token>,
+    ) -> anyhow::Result<Arc<App>> {
+        App::assemble(settings, made, Guard::On, Clock::default()).await
     }
 
     #[doc(hidden)]
     pub async fn build_for_test(
         settings: Settings,
+        guard: Guard,
+        clock: Clock,
+    ) -> anyhow::Result<Arc<App>> {
+        App::assemble(settings, None, guard, clock).await
+    }
+
+    async fn assemble(
+        settings: Settings,
+        made: Option<Token>,
         guard: Guard,
         clock: Clock,
     ) -> anyhow::Result<Arc<App>> {
@@ -174,7 +191,7 @@ impl App {
         Ok(Arc::new(App {
             writer: Writer::new(&store, offload.as_ref(), &changes, &cpu, &settings),
             hub,
-            tokens: Tokens::load(&settings.writes)?,
+            tokens: Tokens::load(&settings.writes, made)?,
             shutdown: Shutdown::new(),
             store,
             index,

@@ -46,6 +46,7 @@ pub mod settings;
 mod shutdown;
 pub mod store;
 mod task;
+mod token_file;
 mod tokens;
 mod write;
 

@@ -193,9 +193,8 @@ impl Renderer {
         let preview = self.join(&self.0.previewing, source.clone(), move || async move {
             let (body, media_type) = (original.body.clone(), original.metadata.media_type);
             let memory = move |limits| picture::preview_memory(&body, media_type, limits);
-            let work = move |limits| {
-                picture::preview(&original.body, media_type, limits).map(Arc::new)
-            };
+            let work =
+                move |limits| picture::preview(&original.body, media_type, limits).map(Arc::new);
             let rendered = shared.run(Some((&source, None)), Job { memory, work }).await?;
             lock(&shared.previews).put(source, Arc::clone(&rendered.product));
             Ok(rendered)

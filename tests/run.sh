@@ -21,7 +21,7 @@ esac
 # A program, and Debian's package that has it.
 needs=(redis-server:redis-server openssl:openssl python3:python3)
 if [ "$tier" != quick ]; then
-  needs+=(curl:curl prlimit:util-linux nginx:nginx varnishd:varnish prometheus:prometheus chromium:chromium node:nodejs npm:npm)
+  needs+=(curl:curl prlimit:util-linux nginx:nginx varnishd:varnish haproxy:haproxy prometheus:prometheus chromium:chromium node:nodejs npm:npm)
 fi
 missing=()
 for need in "${needs[@]}"; do
@@ -102,9 +102,9 @@ if ! [ -d "$corpus/$pillow" ]; then
   mv "$corpus.new" "$corpus"
 fi
 
-# What drives Chromium, in a folder of its own.
+# What drives Chromium, and Vite's development server, in a folder of their own.
 browser=target/browser
-if ! { cmp -s tests/browser/package.json "$browser/package.json" && [ -d "$browser/node_modules/playwright-core" ]; }; then
+if ! { cmp -s tests/browser/package.json "$browser/package.json" && [ -d "$browser/node_modules/playwright-core" ] && [ -d "$browser/node_modules/vite" ]; }; then
   rm -rf "$browser"
   mkdir -p "$browser"
   cp tests/browser/package.json "$browser/"

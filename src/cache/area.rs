@@ -142,13 +142,7 @@ impl<K: AreaKey, V> Area<K, V> {
     }
 
     /// Moves an entry into the main LRU, if it is worth what must leave for it.
-    fn admit(
-        &mut self,
-        key: K,
-        slot: Slot<V>,
-        limits: AreaLimits,
-        left: &mut Vec<(K, V)>,
-    ) -> bool {
+    fn admit(&mut self, key: K, slot: Slot<V>, limits: AreaLimits, left: &mut Vec<(K, V)>) -> bool {
         let limits = AreaLimits {
             entries: limits.entries.saturating_sub(self.window_limits.entries),
             bytes: limits.bytes.saturating_sub(self.window_limits.bytes),

@@ -10,10 +10,20 @@ use hyper::Method;
 use super::client;
 use crate::image::{ImageId, record};
 use crate::picture::sniff;
-use crate::settings::Settings;
+use crate::settings::{ListenOn, Settings, Token};
 use crate::store::embedded::InUse;
 use crate::store::{Condition, Expiry, Store};
+use crate::token_file::{self, TokenFile};
 use crate::tokens;
+
+/// Returns a token that the running server takes: one of the settings, or the one that it made.
+fn token(settings: &Settings, listen: &ListenOn) -> anyhow::Result<Option<Token>> {
+    let configured = tokens::read(&settings.writes)?.into_iter().next();
+    if configured.is_some() || !token_file::is_needed(settings) {
+        return Ok(configured);
+    }
+    Ok(TokenFile::of(settings, listen)?.read()?)
+}
 
 /// Writes straight to Redis or to the embedded store. A running server has that store to itself, so it is asked to write.
 pub(super) async fn run(
@@ -41,7 +51,7 @@ pub(super) async fn run(
         Err(error) if error.is::<InUse>() => {
             let path = format!("/images/{id}?ttl={}ms", ttl.as_millis());
             let listen = client::plain_listener(settings).with_context(|| error.to_string())?;
-            let token = tokens::read(&settings.writes)?.into_iter().next();
+            let token = token(settings, listen)?;
             let (status, body) = client::send(listen, Method::PUT, &path, value, token.as_ref())
                 .await
                 .with_context(|| format!("{error}, and the server can't be asked to write"))?;

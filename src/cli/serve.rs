@@ -1,7 +1,9 @@
 //! `serve`: starts the server and stops it on a signal.
 
+use std::borrow::Cow;
 use std::io::Write as _;
 use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -11,8 +13,9 @@ use crate::app::App;
 use crate::image::ImageId;
 use crate::log;
 use crate::server::{self, Listeners};
-use crate::settings::Settings;
+use crate::settings::{ListenOn, Settings, Token};
 use crate::store::Store;
+use crate::token_file::{self, TokenFile, TokenFileError};
 
 /// `SIGXFSZ` of Linux, macOS and the BSDs: a write went past the limit on the size of files (`ulimit -f`, `LimitFSIZE`).
 const FILE_SIZE_EXCEEDED: i32 = 25;
@@ -39,10 +42,13 @@ pub(super) async fn run(mut settings: Settings) -> anyhow::Result<()> {
     // A file of the store that may not grow fails a write, as a full disk does. Without a handler the signal ends the process.
     let _ = signal(SignalKind::from_raw(FILE_SIZE_EXCEEDED))?;
 
-    let app = App::build(settings).await?;
+    let listen = listeners.main.listens_on().unwrap_or_else(|| settings.http.listen.clone());
+    let (token, token_file) = make_token(&settings, &listen)?.unzip();
+    let app = App::build_with(settings, token).await?;
     let demo = demo::fill(&app.store, app.settings.embedded.demo).await?;
     // A closed standard output is no reason to stop.
-    let _ = std::io::stdout().write_all(welcome(&app, &url, &demo).as_bytes());
+    let text = welcome(&app, &url, &demo, token_file.as_deref().map(|file| (file, &listen)));
+    let _ = std::io::stdout().write_all(text.as_bytes());
     let (stop, stopped) = oneshot::channel();
     let signals = async {
         let mut next = async || {
@@ -60,6 +66,29 @@ pub(super) async fn run(mut settings: Settings) -> anyhow::Result<()> {
         // A second signal means that the user doesn't want to wait.
         _ = signals => anyhow::bail!("stopped by a second signal: requests in progress were cut off"),
     }
+}
+
+/// Reads the token that an earlier start made, or makes one, if somebody needs one. Returns it with its file.
+///
+/// Where no file can be written nobody may write or list, and images are served all the same. A file that others can read stops
+/// the start.
+fn make_token(settings: &Settings, listen: &ListenOn) -> anyhow::Result<Option<(Token, PathBuf)>> {
+    if !token_file::is_needed(settings) {
+        return Ok(None);
+    }
+    let error = match TokenFile::of(settings, listen) {
+        Ok(file) => match file.read_or_make() {
+            Ok(token) => return Ok(Some((token, file.path().to_owned()))),
+            Err(error @ TokenFileError::Io { .. }) => error.to_string(),
+            Err(error) => return Err(error.into()),
+        },
+        Err(error) => super::describe(&error),
+    };
+    tracing::warn!(
+        error,
+        "no token can be made, so nobody may write or list: set [writes] tokens, or [writes] enabled = false and [events] prefix = \"off\""
+    );
+    Ok(None)
 }
 
 /// Raises the limit on open files, since each connection is one and the usual soft limit is 1,024. Returns the number of
@@ -101,7 +130,12 @@ fn connections_within(open_files: u64, others: u64, connections: NonZeroUsize) -
 }
 
 /// The text on standard output after the start: the address, and the next things to try.
-fn welcome(app: &App, url: &str, demo: &[ImageId]) -> String {
+fn welcome(
+    app: &App,
+    url: &str,
+    demo: &[ImageId],
+    token_file: Option<(&Path, &ListenOn)>,
+) -> String {
     use std::fmt::Write;
     let mut text = String::new();
     let store = match &*app.store {
@@ -109,20 +143,43 @@ fn welcome(app: &App, url: &str, demo: &[ImageId]) -> String {
         Store::Embedded(store) => format!("the embedded store {}", store.path().display()),
     };
     let _ = writeln!(text, "afterimage serves {url}/images/{{id}} from {store}");
-    let Some(first) = demo.first() else {
-        return text;
-    };
-    let _ = writeln!(text, "\nDemo images to look at:");
-    for id in demo {
-        let _ = writeln!(text, "  {url}/images/{id}");
+    if let Some(first) = demo.first() {
+        let _ = writeln!(text, "\nDemo images to look at:");
+        for id in demo {
+            let _ = writeln!(text, "  {url}/images/{id}");
+        }
+        let _ = writeln!(text, "\nTime one, twice, to see it come from memory:");
+        let curl = "curl -o /dev/null -sw @config/curl-format.txt";
+        let _ = writeln!(text, "  {curl} {url}/images/{first}");
     }
-    let _ = writeln!(text, "\nTime one, twice, to see it come from memory:");
-    let _ = writeln!(text, "  curl -o /dev/null -sw @config/curl-format.txt {url}/images/{first}");
-    let _ = writeln!(text, "\nAdd your own:");
-    // The program's name as the user typed it: `cargo run` doesn't install it.
-    let program = std::env::args().next().unwrap_or_else(|| "afterimage".to_owned());
-    let _ = writeln!(text, "  {program} put my_image picture.png");
+    if !demo.is_empty() || token_file.is_some() {
+        let _ = writeln!(text, "\nAdd your own:");
+        // The program's name as the user typed it: `cargo run` doesn't install it.
+        let program = std::env::args().next().unwrap_or_else(|| "afterimage".to_owned());
+        let _ = writeln!(text, "  {program} put my_image picture.png");
+    }
+    if let Some((file, listen)) = token_file {
+        let bearer = format!("Authorization: Bearer $(cat {})", quoted(file));
+        let (socket, url) = match listen {
+            ListenOn::Tcp(_) => (String::new(), url),
+            ListenOn::Unix(path) => {
+                (format!("--unix-socket {} ", quoted(path)), "http://localhost")
+            }
+        };
+        let _ =
+            writeln!(text, "  curl -T picture.png {socket}-H \"{bearer}\" {url}/images/my_image");
+    }
     text
+}
+
+/// Quotes a path for a shell, if it has to be.
+fn quoted(path: &Path) -> Cow<'_, str> {
+    let text = path.to_string_lossy();
+    let plain = |it: char| it.is_ascii_alphanumeric() || "/._-+:@%,=".contains(it);
+    if text.chars().all(plain) {
+        return text;
+    }
+    Cow::Owned(format!("'{}'", text.replace('\'', "'\\''")))
 }
 
 #[cfg(test)]

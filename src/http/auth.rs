@@ -1,39 +1,86 @@
-//! The right to write, by a bearer token or by being on this machine.
+//! The rights to write and to list, by a bearer token, and what else may stand in for one.
 
 use axum::body::Body;
-use axum::http::header::{AUTHORIZATION, FORWARDED, HOST, ORIGIN, VIA};
-use axum::http::uri::Authority;
+use axum::http::header::{AUTHORIZATION, FORWARDED, ORIGIN, VIA};
 use axum::http::{HeaderMap, Request};
 
+use super::host;
 use super::problem::{Problem, ProblemKind};
 use crate::app::App;
 use crate::server::peer::Peer;
+use crate::settings::PrefixAccess;
 
-/// Refuses a request that may not write. Clients with one of the tokens may (RFC 6750), or, without tokens, programs on
-/// this machine.
+/// The token that a request shows (RFC 6750).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    Nothing,
+    Valid,
+    Invalid,
+}
+
+/// Refuses a request that may not write. Clients with a token may; with `[writes] local`, and without tokens in the settings,
+/// programs on this machine as well.
+///
+/// No address, no `Host` and no missing header proves anything by itself: a proxy or a forwarder on this machine makes
+/// everybody's requests look local.
 pub(crate) fn check_write(app: &App, peer: Peer, request: &Request<Body>) -> Result<(), Problem> {
     if !app.settings.writes.enabled {
         let detail = "writes are switched off ([writes] enabled)";
         return Err(Problem::new(ProblemKind::ReadOnly, detail));
     }
-    if !app.tokens.is_empty() {
-        let (kind, detail) = match bearer(request.headers()) {
-            Some(token) if app.tokens.contain(token) => return Ok(()),
-            Some(_) => {
-                (ProblemKind::InvalidToken, "the token must be one of those in [writes] tokens")
-            }
-            None => (
-                ProblemKind::Unauthorised,
-                "a write must have `Authorization: Bearer` and a token of [writes] tokens",
-            ),
-        };
-        return Err(Problem::new(kind, detail));
-    }
-    if is_from_this_machine(peer, request) {
+    let shown = shown(app, request.headers());
+    let is_local_enough = app.settings.writes.local && !app.tokens.are_configured();
+    if shown == Shown::Valid || (is_local_enough && is_from_this_machine(peer, request)) {
         return Ok(());
     }
-    let detail = "without [writes] tokens, only programs on the server's own machine may write";
-    Err(Problem::new(ProblemKind::NotFromHere, detail))
+    if is_local_enough && shown == Shown::Nothing {
+        let detail = "without [writes] tokens, only programs on the server's own machine may write";
+        return Err(Problem::new(ProblemKind::NotFromHere, detail));
+    }
+    Err(without_token(shown, "a write"))
+}
+
+/// Refuses a request that may not list the ids with a prefix.
+///
+/// A token is proof enough under any name. Everybody else must name a host of the server's own: a page whose name was made to
+/// lead here could read what only this machine or this network should.
+pub(crate) fn check_list(app: &App, request: &Request<Body>, prefix: &str) -> Result<(), Problem> {
+    let access = app.settings.events.prefix;
+    if access == PrefixAccess::Off {
+        let detail = "images are followed by their ids alone ([events] prefix)";
+        return Err(Problem::new(ProblemKind::ListingOff, detail));
+    }
+    let shown = shown(app, request.headers());
+    if shown == Shown::Valid {
+        return Ok(());
+    }
+    if access == PrefixAccess::Open && !prefix.is_empty() {
+        let host = host::host_of(request);
+        let is_own = host.is_some_and(|host| host::is_own(host, &app.settings.http.hosts));
+        return if is_own { Ok(()) } else { Err(Problem::misdirected()) };
+    }
+    Err(without_token(shown, "a prefix"))
+}
+
+fn without_token(shown: Shown, what: &str) -> Problem {
+    let kind = match shown {
+        Shown::Invalid => ProblemKind::InvalidToken,
+        Shown::Nothing | Shown::Valid => ProblemKind::Unauthorised,
+    };
+    let detail = format!(
+        "{what} needs `Authorization: Bearer` with a token: one of [writes] tokens, or else that of the file that the server names at its start"
+    );
+    Problem::new(kind, detail)
+}
+
+fn shown(app: &App, headers: &HeaderMap) -> Shown {
+    match bearer(headers) {
+        Some(token) if app.tokens.contain(token) => Shown::Valid,
+        // Nobody has a valid one.
+        Some(_) if app.tokens.is_empty() => Shown::Nothing,
+        Some(_) => Shown::Invalid,
+        None => Shown::Nothing,
+    }
 }
 
 /// The bearer token, unless there is none or more than one `Authorization`.
@@ -46,16 +93,12 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token.trim_ascii())
 }
 
-/// True for a connection from this machine to this machine. A page whose host name was made to resolve to this machine
-/// still names itself in `Host` and `Origin` (DNS rebinding), and a proxy's clients may be anywhere.
+/// True for a connection from this machine to this machine, as far as that can be told. A page whose host name was made to
+/// resolve to this machine still names itself in `Host` and `Origin` (DNS rebinding), and a proxy's clients may be anywhere.
 fn is_from_this_machine(peer: Peer, request: &Request<Body>) -> bool {
     let headers = request.headers();
-    // HTTP/2 names the host in `:authority`, HTTP/1 in `Host`.
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
-    let local = host
-        .as_ref()
-        .or_else(|| request.uri().authority())
-        .is_some_and(|host| matches!(host.host(), "localhost" | "127.0.0.1" | "[::1]"));
+    let local = host::host_of(request)
+        .is_some_and(|host| matches!(host, "localhost" | "127.0.0.1" | "[::1]"));
     let proxied = [FORWARDED.as_str(), VIA.as_str(), "x-forwarded-for", "x-real-ip"]
         .iter()
         .any(|name| headers.contains_key(*name));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::{Query, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::problem::Problem;
 use super::state::HttpState;
-use super::urls;
+use super::{auth, urls};
 use crate::events::{EventContent, Followed, Inline, Subscription, TooMany};
 use crate::image::{ImageId, MAX_ID_LENGTH, Version};
 use crate::shutdown::Phase;
@@ -45,12 +45,16 @@ pub(crate) struct EventParams {
 pub(crate) async fn get(
     State(state): State<Arc<HttpState>>,
     query: Result<Query<EventParams>, QueryRejection>,
+    request: Request,
 ) -> Result<Response, Problem> {
     let Query(parameters) = query.map_err(|rejection| {
         let takes = "this address takes ids or prefix, and inline";
         Problem::bad_parameter(format!("{}; {takes}", rejection.body_text()))
     })?;
     let followed = followed(&parameters, state.events.most_ids())?;
+    if let Followed::Prefix(prefix) = &followed {
+        auth::check_list(&state.app, &request, prefix)?;
+    }
     let inline = match parameters.inline.as_deref() {
         Some("none") => Inline::None,
         None | Some("thumbnail") => Inline::Thumbnail,

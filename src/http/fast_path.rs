@@ -7,10 +7,13 @@ use http_body::Body as HttpBody;
 use httparse::Header;
 
 use super::cached_head::{HeadKey, Validator};
-use super::host::is_host;
+use super::forwarded::client_of;
+use super::host::{is_answered, is_host};
 use crate::http::router::Route;
 use crate::image::Metadata;
 use crate::image::variant::Format;
+use crate::server::peer::{Client, Peer};
+use crate::settings::{HostNames, TrustedProxies};
 
 /// The longest rest of an address behind the id that has a cached head.
 const MAX_ADDRESS: usize = 128;
@@ -31,6 +34,10 @@ pub(crate) struct FastRequest<'b> {
     accept: Option<&'b [u8]>,
     accept_encoding: Option<&'b [u8]>,
     pub(crate) request_id: Option<&'b [u8]>,
+    x_forwarded_for: Option<&'b [u8]>,
+    forwarded: Option<&'b [u8]>,
+    /// Set if one of these two has more than one line.
+    has_more_lines: bool,
     /// Set if the answer depends on nothing else in the head.
     is_simple: bool,
 }
@@ -111,6 +118,7 @@ impl<'b> FastRequest<'b> {
         }
         let (mut if_none_match, mut request_id, mut is_simple) = (None, None, true);
         let (mut accept, mut accept_encoding) = (None, None);
+        let (mut x_forwarded_for, mut forwarded, mut has_more_lines) = (None, None, false);
         for (name, value) in fields {
             let is = |other: &str| name.eq_ignore_ascii_case(other);
             match name.len() {
@@ -124,6 +132,10 @@ impl<'b> FastRequest<'b> {
                 15 if is("accept-encoding") => {
                     is_simple &= accept_encoding.replace(value).is_none();
                 }
+                15 if is("x-forwarded-for") => {
+                    has_more_lines |= x_forwarded_for.replace(value).is_some();
+                }
+                9 if is("forwarded") => has_more_lines |= forwarded.replace(value).is_some(),
                 // Something comes after the head, or instead of HTTP.
                 6 if is("expect") => return None,
                 7 if is("upgrade") => return None,
@@ -147,12 +159,25 @@ impl<'b> FastRequest<'b> {
             accept,
             accept_encoding,
             request_id,
+            x_forwarded_for,
+            forwarded,
+            has_more_lines,
             is_simple,
         })
     }
 
-    pub(crate) fn has_well_formed_host(&self) -> bool {
-        is_host(self.host)
+    /// Returns whether its host is well-formed, and answered with images.
+    pub(crate) fn has_answered_host(&self, listed: &HostNames) -> bool {
+        is_host(self.host) && is_answered(self.host, listed)
+    }
+
+    /// Returns its client, unless several lines of a field name it, which are for the router.
+    pub(crate) fn client(&self, peer: Peer, proxies: &TrustedProxies) -> Option<Client> {
+        if self.has_more_lines && proxies.contain(peer.ip()) {
+            return None;
+        }
+        let (first, second) = (self.x_forwarded_for.into_iter(), self.forwarded.into_iter());
+        Some(client_of(peer, proxies, first, second))
     }
 
     /// Returns the image that it asks for, if a cached head may answer it.

@@ -1,8 +1,12 @@
 //! The host that a request names.
 
+use std::net::Ipv4Addr;
+
 use axum::body::Body;
 use axum::http::header::HOST;
 use axum::http::{Request, Version};
+
+use crate::settings::HostNames;
 
 /// Checks that a request names its host once and well-formed (RFC 9112 §3.2, RFC 9113 §8.3.1). Otherwise another server
 /// in front may have understood another host.
@@ -29,6 +33,42 @@ pub(crate) fn check_host(request: &Request<Body>) -> Result<(), &'static str> {
         }
         _ => Ok(()),
     }
+}
+
+/// Returns the name or address of the host that a request is for, without its port: that of the target, if it has one, and
+/// otherwise that of `Host` (RFC 9112 §3.2.2, RFC 9113 §8.3.1).
+pub(crate) fn host_of(request: &Request<Body>) -> Option<&str> {
+    match request.uri().authority() {
+        Some(authority) => Some(authority.host()),
+        None => str::from_utf8(without_port(request.headers().get(HOST)?.as_bytes())).ok(),
+    }
+}
+
+/// Cuts the port off a well-formed host.
+fn without_port(host: &[u8]) -> &[u8] {
+    let end = match host.first() {
+        Some(b'[') => host.iter().position(|&byte| byte == b']').map(|bracket| bracket + 1),
+        _ => host.iter().position(|&byte| byte == b':'),
+    };
+    &host[..end.unwrap_or(host.len())]
+}
+
+/// Returns whether this is a host of the server's own: an IP address, `localhost`, or one that is listed.
+///
+/// A page whose own name was made to lead here (DNS rebinding) still names that in its requests. Nobody can do that with an
+/// address, and browsers resolve `localhost` themselves (RFC 6761 §6.3).
+pub(crate) fn is_own(host: &str, listed: &HostNames) -> bool {
+    if host.starts_with('[') || host.parse::<Ipv4Addr>().is_ok() {
+        return true;
+    }
+    let name = host.strip_suffix('.').unwrap_or(host);
+    let top = name.rsplit_once('.').map_or(name, |(_, top)| top);
+    top.eq_ignore_ascii_case("localhost") || listed.contain(name)
+}
+
+/// Returns whether a well-formed `Host` is answered with images: any, unless the settings list some.
+pub(crate) fn is_answered(host: &[u8], listed: &HostNames) -> bool {
+    listed.is_empty() || str::from_utf8(without_port(host)).is_ok_and(|host| is_own(host, listed))
 }
 
 /// The bytes that a name or an IPv4 address has.
@@ -79,6 +119,50 @@ pub(crate) fn is_host(text: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_localhost_and_listed_names_are_the_servers_own() {
+        let listed = crate::settings::described().into_iter().find(|it| it.key == "http.hosts");
+        let listed = listed.unwrap().overridden(r#"["Images.Example"]"#, "test".into());
+        let listed = crate::settings::Settings::load(&[listed]).unwrap().http.hosts;
+        for own in [
+            "127.0.0.1",
+            "192.0.2.7",
+            "[::1]",
+            "localhost",
+            "LOCALHOST",
+            "localhost.",
+            "a.localhost",
+            "images.example",
+            "IMAGES.example.",
+        ] {
+            assert!(is_own(own, &listed), "{own}");
+            assert!(is_answered(format!("{own}:8000").as_bytes(), &listed), "{own}");
+        }
+        for foreign in [
+            "evil.example",
+            "a.images.example",
+            "localhost.evil.example",
+            "notlocalhost",
+            "127.1",
+            "afterimage",
+        ] {
+            assert!(!is_own(foreign, &listed), "{foreign}");
+            assert!(!is_answered(foreign.as_bytes(), &listed), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn the_host_of_the_target_counts() {
+        let host = |target: &str| {
+            let request = Request::builder().uri(target).header(HOST, "127.0.0.1:80");
+            host_of(&request.body(Body::empty()).unwrap()).map(str::to_owned)
+        };
+        assert_eq!(host("/images/a").as_deref(), Some("127.0.0.1"));
+        assert_eq!(host("http://evil.example:80/images/a").as_deref(), Some("evil.example"));
+        assert_eq!(host("http://127.0.0.1@evil.example/").as_deref(), Some("evil.example"));
+        assert_eq!(host("http://[::1]:80/").as_deref(), Some("[::1]"));
+    }
 
     #[test]
     fn a_host_is_a_name_or_an_address_with_or_without_a_port() {

@@ -10,14 +10,16 @@ use axum::http::{HeaderValue, Method, Response, StatusCode, Version};
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::runtime::Handle;
 
 use super::problem::{Cause, Problem};
 use super::router::{Route, Routes};
+use super::unread;
 use crate::app::App;
 use crate::holders::{Held, Holders};
 use crate::limit::{GaugeGuard, NoPlace, Place, Shares};
 use crate::metrics::{Metrics, Shed};
-use crate::server::peer::{Peer, PeerKey};
+use crate::server::peer::{Client, PeerKey};
 use crate::server::timeouts::ActiveRequest;
 
 /// The target of the lines about requests.
@@ -92,6 +94,7 @@ impl RequestLimits {
             bytes: 0,
             whole: false,
             record: None,
+            unread: None,
         }
     }
 }
@@ -111,12 +114,20 @@ pub(crate) struct InFlight {
     /// Set when that is all of it.
     whole: bool,
     record: Option<Box<AccessRecord>>,
+    /// The rest of the request's body, and the most bytes of it that are thrown away after the answer.
+    unread: Option<(Body, u64)>,
 }
 
 impl InFlight {
     /// Sets the line that is logged at the end.
     pub(crate) fn log_at_end(&mut self, record: Option<Box<AccessRecord>>) {
         self.record = record;
+    }
+
+    /// Sets the rest of the request's body, of which up to `most` bytes are thrown away when the answer has been handed over.
+    /// Not earlier: asked for its body, the client of `Expect: 100-continue` would be told to send it.
+    pub(crate) fn throw_away_at_end(&mut self, unread: Body, most: u64) {
+        self.unread = Some((unread, most));
     }
 
     /// Notes that some bytes of the body were taken, and whether that was the end.
@@ -129,6 +140,11 @@ impl InFlight {
         if let Some(held) = &self.held {
             held.note_taken(bytes);
         }
+    }
+
+    /// Returns the client that it is accounted to.
+    pub(crate) fn client(&self) -> PeerKey {
+        self.client
     }
 
     /// Notes that the answer is known: it is being sent from now on, in pieces.
@@ -154,6 +170,14 @@ impl Drop for InFlight {
         if let Some(record) = self.record.take() {
             record.log(self.bytes, self.whole);
         }
+        if let (Some((rest, most)), Some(connection)) = (self.unread.take(), self.connection.take())
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let busy = connection.another();
+            drop(connection);
+            // It ends with the connection at the latest, since the body does.
+            runtime.spawn(unread::throw_away(rest, most, busy));
+        }
     }
 }
 
@@ -161,7 +185,7 @@ impl Drop for InFlight {
 #[derive(Debug)]
 pub(crate) struct AccessRecord {
     pub(crate) id: HeaderValue,
-    pub(crate) peer: Peer,
+    pub(crate) client: Client,
     pub(crate) method: Method,
     pub(crate) path: String,
     pub(crate) version: Version,
@@ -178,18 +202,19 @@ impl AccessRecord {
         // To the microsecond.
         let duration_ms = (duration * 1000.0).round() / 1000.0;
         let (id, cache) = (text(&self.id), self.cache.as_ref().map(text).unwrap_or_default());
-        let (peer, method, path) = (&self.peer, method_name(&self.method), &self.path);
+        let (peer, method, path) = (self.client.peer(), method_name(&self.method), &self.path);
+        let client = self.client.forwarded().map(tracing::field::display);
         let (version, status) = (self.version, self.status.as_u16());
         if let Some(Cause(error)) = &self.cause {
             tracing::warn!(
                 target: ACCESS,
-                id, %peer, method, path, ?version, status, bytes, cache, duration_ms, whole, %error,
+                id, %peer, client, method, path, ?version, status, bytes, cache, duration_ms, whole, %error,
                 "request failed"
             );
         } else {
             tracing::info!(
                 target: ACCESS,
-                id, %peer, method, path, ?version, status, bytes, cache, duration_ms, whole,
+                id, %peer, client, method, path, ?version, status, bytes, cache, duration_ms, whole,
                 "request"
             );
         }
@@ -233,6 +258,11 @@ impl SentBody {
         in_flight.begin_sending(body.size_hint().exact(), piece);
         in_flight.whole = body.is_end_stream();
         SentBody { body, rest: Bytes::new(), piece, in_flight }
+    }
+
+    /// Returns the client that it is accounted to.
+    pub(crate) fn client(&self) -> PeerKey {
+        self.in_flight.client
     }
 
     fn hand_over(&mut self, mut data: Bytes) -> Frame<Bytes> {

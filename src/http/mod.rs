@@ -14,6 +14,7 @@ mod cors;
 mod digest;
 mod events;
 pub(crate) mod fast_path;
+mod forwarded;
 mod host;
 mod images;
 pub(crate) mod in_flight;
@@ -29,6 +30,7 @@ mod request_id;
 pub(crate) mod router;
 pub(crate) mod service;
 pub(crate) mod state;
+mod unread;
 mod urls;
 mod writes;
 

@@ -80,6 +80,7 @@ problem_kinds! {
     PartialPut = BAD_REQUEST, "partial-put", "partial PUT";
     InvalidToken = UNAUTHORIZED, "invalid-token", "invalid token";
     Unauthorised = UNAUTHORIZED, "unauthorised", "unauthorised";
+    ListingOff = FORBIDDEN, "listing-off", "listing is switched off";
     NotFromHere = FORBIDDEN, "not-from-here", "writes are local";
     ReadOnly = FORBIDDEN, "read-only", "read only";
     Absent = NOT_FOUND, "absent", "no such image";
@@ -92,6 +93,7 @@ problem_kinds! {
     TooManyPixels = PAYLOAD_TOO_LARGE, "too-many-pixels", "too many pixels";
     MediaType = UNSUPPORTED_MEDIA_TYPE, "media-type", "unsupported media type";
     RangeNotSatisfiable = RANGE_NOT_SATISFIABLE, "range-not-satisfiable", "range not satisfiable";
+    Misdirected = MISDIRECTED_REQUEST, "misdirected", "not a host of this server's";
     Internal = INTERNAL_SERVER_ERROR, "internal", "internal error";
     BrokenImage = BAD_GATEWAY, "broken-image", "broken image";
     CorruptRecord = BAD_GATEWAY, "corrupt-record", "corrupt record";
@@ -138,6 +140,12 @@ impl Problem {
 
     pub(crate) fn bad_host(detail: &str) -> Problem {
         Problem::new(ProblemKind::BadHost, detail)
+    }
+
+    /// Answers a request for a host that isn't answered, or not with this.
+    pub(crate) fn misdirected() -> Problem {
+        let detail = "the host must be localhost, an IP address or one of [http] hosts";
+        Problem::new(ProblemKind::Misdirected, detail)
     }
 
     pub(crate) fn precondition_failed(detail: &str) -> Problem {

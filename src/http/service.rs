@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::header::HeaderName;
+use axum::http::header::{CONNECTION, EXPECT, HeaderName};
 use axum::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use axum::response::IntoResponse;
 use bytes::Bytes;
@@ -17,13 +17,14 @@ use tracing::Level;
 use super::cached_head::{CachedHead, CachedHeads, HeadOrder, HeadStatus, field};
 use super::common_headers::{self, Exchange};
 use super::fast_path::{FastRequest, ImageAddress};
-use super::host::check_host;
+use super::host::{self, check_host};
 use super::in_flight::{ACCESS, AccessRecord, InFlight, RequestLimits, SentBody, method_name};
 use super::problem::{self, Cause, Problem};
 use super::request_id::{REQUEST_ID, RequestId};
 use super::router::{self, Route, Routes};
 use super::state::HttpState;
-use super::{CACHE_STATUS, FromMemory};
+use super::unread::UnreadBody;
+use super::{CACHE_STATUS, FromMemory, forwarded};
 use crate::app::App;
 use crate::image::Metadata;
 use crate::limit::Place;
@@ -97,17 +98,18 @@ impl HttpService {
         request: &FastRequest<'_>,
         began: Instant,
     ) -> Option<Replay> {
-        if !request.has_well_formed_host() {
+        if !request.has_answered_host(&self.app.settings.http.hosts) {
             return None;
         }
+        let client = request.client(peer, &self.app.settings.http.trusted_proxies)?;
         let CachedHit { head, route, body } = self.find(request)?;
-        let mut in_flight = self.limits.begin(route, peer.share(), None);
+        let mut in_flight = self.limits.begin(route, client.share(), None);
         let id = RequestId::of(request.request_id);
         self.count_hit(route, &request.method, head.status(), began);
         if self.logs_access() {
             in_flight.log_at_end(Some(Box::new(AccessRecord {
                 id: id.value(),
-                peer,
+                client,
                 method: request.method.clone(),
                 path: logged(request.target),
                 version: Version::HTTP_11,
@@ -125,7 +127,7 @@ impl HttpService {
         &self,
         peer: Peer,
         connection: &Arc<ConnectionState>,
-        request: Request<Body>,
+        mut request: Request<Body>,
     ) -> Response<SentBody> {
         let began = Instant::now();
         let (method, version) = (request.method().clone(), request.version());
@@ -133,13 +135,15 @@ impl HttpService {
         let connection = connection.begin_request(version >= Version::HTTP_2);
         let given = request.headers().get(REQUEST_ID).map(HeaderValue::as_bytes);
         let id = RequestId::of(given).value();
+        let client =
+            forwarded::client(peer, &self.app.settings.http.trusted_proxies, request.headers());
         let path = self.logs_access().then(|| logged(path_and_query(request.uri())));
+        let unread = self.lend_body(&mut request);
         let is_stopping = self.app.shutdown.is_stopping();
         let exchange = Exchange { route, method: &method, version, is_stopping };
 
-        let client = Client::from(peer);
         let mut in_flight = self.limits.begin(route, client.share(), Some(connection));
-        let refusal = self.refuse_head(&request);
+        let refusal = self.refuse_head(route, &request);
         let fast = FastRequest::of_checked(&request).filter(|_| refusal.is_none());
         let hit = fast.as_ref().and_then(|fast| self.find(fast));
         let mut response = if let Some(CachedHit { head, route, body }) = hit {
@@ -158,8 +162,15 @@ impl HttpService {
             let mut response = match place {
                 // Boxed: a large future, which an answer from memory shouldn't have the room for.
                 Ok(place) => Box::pin(self.route(peer, client, place, request)).await,
-                Err(refusal) if method == Method::HEAD => common_headers::without_body(refusal),
-                Err(refusal) => refusal,
+                Err(refusal) => {
+                    // Its body comes back.
+                    drop(request);
+                    if method == Method::HEAD {
+                        common_headers::without_body(refusal)
+                    } else {
+                        refusal
+                    }
+                }
             };
             common_headers::complete(&mut response, &exchange);
             let from_memory = response.extensions_mut().remove::<FromMemory>();
@@ -177,21 +188,77 @@ impl HttpService {
         let record = (path.is_some() || cause.is_some()).then(|| {
             let (status, path) = (response.status(), path.unwrap_or_default());
             let cache = response.headers().get(CACHE_STATUS).cloned();
-            Box::new(AccessRecord { id, peer, method, path, version, status, cache, cause, began })
+            Box::new(AccessRecord {
+                id,
+                client,
+                method,
+                path,
+                version,
+                status,
+                cache,
+                cause,
+                began,
+            })
         });
+        if let Some(unread) = unread
+            && let Some(rest) = unread.take()
+        {
+            // A body that is over the limit is refused as well.
+            let most = 2 * self.app.settings.records.max_value as u64;
+            if unread.announced.is_none_or(|length| length > most) {
+                // It may not be read to its end.
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            in_flight.throw_away_at_end(rest, most);
+        }
         in_flight.log_at_end(record);
         response.map(|body| SentBody::new(body, in_flight, version))
     }
 
+    /// Sees to it that what isn't read of a request's body comes back. Over HTTP/2 its stream is reset, which harms nobody. A
+    /// client that waits for leave to send its body sends none without it.
+    fn lend_body(&self, request: &mut Request<Body>) -> Option<UnreadBody> {
+        let waits = request.headers().contains_key(EXPECT);
+        if request.version() >= Version::HTTP_2 || request.body().is_end_stream() || waits {
+            return None;
+        }
+        Some(UnreadBody::lend(request))
+    }
+
+    /// Returns whether a request names a host that is answered. Metrics are only for hosts of the server's own: a page under a
+    /// name that was made to lead here could read them. Who may write or list is decided with their rights (`http::auth`).
+    fn is_answered(&self, route: Route, request: &Request<Body>) -> bool {
+        let listed = &self.app.settings.http.hosts;
+        let is_open = match route {
+            Route::Healthz | Route::Readyz => true,
+            Route::Metrics => false,
+            Route::Images
+            | Route::Image
+            | Route::Thumbnail
+            | Route::Info
+            | Route::Placeholder
+            | Route::Events
+            | Route::OpenApi
+            | Route::Unknown => listed.is_empty(),
+        };
+        is_open
+            || self.routes == Routes::Admin
+            || host::host_of(request).is_some_and(|host| host::is_own(host, listed))
+    }
+
     /// Returns the answer to a request whose head is refused before it is routed.
-    fn refuse_head(&self, request: &Request<Body>) -> Option<Response<Body>> {
+    fn refuse_head(&self, route: Route, request: &Request<Body>) -> Option<Response<Body>> {
         // The HTTP library bounds its buffer, which may have room for more. Over HTTP/2 it counts.
         let limit = self.app.settings.limits.header_bytes;
         if request.version() < Version::HTTP_2 && head_length(request) > limit {
             return Some(problem::head_too_large());
         }
-        let problem = check_host(request).map_err(Problem::bad_host).err();
-        problem.map(IntoResponse::into_response)
+        let problem = match check_host(request) {
+            Err(reason) => Problem::bad_host(reason),
+            Ok(()) if !self.is_answered(route, request) => Problem::misdirected(),
+            Ok(()) => return None,
+        };
+        Some(problem.into_response())
     }
 
     /// Finds the cached head that answers a request, and the bytes that follow it. Coherence is the index's: it is asked

@@ -5,7 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::metadata::Orientation;
 use image::{
-    ColorType, DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbImage, RgbaImage,
+    ColorType, DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbImage,
+    RgbaImage,
 };
 use moxcms::{ColorProfile, DataColorSpace, Layout, TransformOptions};
 
@@ -207,7 +208,13 @@ fn measure_or_panic(
         ImageFormat::Jpeg if jpeg_is_progressive(bytes).unwrap_or(false) => 6 * pixels,
         ImageFormat::WebP if bytes.get(12..16) == Some(b"VP8L") => 4 * pixels,
         // Planes of brightness, two of colour at half the resolution, and of alpha.
-        ImageFormat::WebP => if colour.has_alpha() { 5 * pixels / 2 } else { 3 * pixels / 2 },
+        ImageFormat::WebP => {
+            if colour.has_alpha() {
+                5 * pixels / 2
+            } else {
+                3 * pixels / 2
+            }
+        }
         ImageFormat::Gif => 4 * pixels,
         ImageFormat::Tiff => decoder.total_bytes(),
         _ => 0,
@@ -575,7 +582,8 @@ mod tests {
             let measure = measure(&bytes, media_type, limits).unwrap();
             (measure.decoding - 2 * bytes.len() as u64) / 10_000
         };
-        let (png, jpeg) = ((ImageFormat::Png, MediaType::Png), (ImageFormat::Jpeg, MediaType::Jpeg));
+        let (png, jpeg) =
+            ((ImageFormat::Png, MediaType::Png), (ImageFormat::Jpeg, MediaType::Jpeg));
         for (picture, (format, media_type), bytes) in [
             (DynamicImage::new_rgb8(100, 100), png, 3),
             (DynamicImage::new_rgba8(100, 100), png, 4),

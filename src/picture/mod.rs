@@ -61,7 +61,9 @@ pub enum PictureError {
     #[error("the image can't be encoded: {0}")]
     Encoding(String),
     /// The picture would take more memory than there is for all.
-    #[error("the picture takes {needed} bytes to make, the limit is {limit} ([limits] fetch_bytes)")]
+    #[error(
+        "the picture takes {needed} bytes to make, the limit is {limit} ([limits] fetch_bytes)"
+    )]
     TooMuchMemory {
         /// Bytes at most, at the same time.
         needed: u64,

@@ -31,7 +31,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use super::listener::Io;
-use super::peer::Peer;
+use super::peer::{Peer, PeerKey};
 use super::timeouts::ConnectionState;
 use super::{Server, Timeouts};
 use crate::holders::Held;
@@ -54,6 +54,8 @@ pub(super) struct FastLoop<'a> {
     server: &'a Server,
     timeouts: Timeouts,
     peer: Peer,
+    /// The client of the request.
+    client: PeerKey,
     connection: &'a Arc<ConnectionState>,
     io: Box<dyn Io>,
     /// Bytes that were read and aren't answered yet.
@@ -104,8 +106,19 @@ impl<'a> FastLoop<'a> {
         io: Box<dyn Io>,
     ) -> FastLoop<'a> {
         let (unread, head, last) = (Vec::new(), Vec::new(), Instant::now());
-        let timeouts = server.timeouts;
-        FastLoop { server, timeouts, peer, connection, io, unread, head, last, has_replayed: false }
+        let (timeouts, client) = (server.timeouts, peer.share());
+        FastLoop {
+            server,
+            timeouts,
+            peer,
+            client,
+            connection,
+            io,
+            unread,
+            head,
+            last,
+            has_replayed: false,
+        }
     }
 
     /// Answers requests until one is for the HTTP library, or the server drains: then returns the connection, with the
@@ -255,6 +268,7 @@ impl<'a> FastLoop<'a> {
         head.clear();
         replay.write_head(&mut head);
         self.server.date.append(&mut head, self.last);
+        self.client = replay.in_flight.client();
         let sent = self.write(&head, &replay.body, tick.as_mut()).await;
         self.head = head;
         replay.in_flight.note_sent(sent.bytes, sent.whole);
@@ -269,6 +283,7 @@ impl<'a> FastLoop<'a> {
         mut tick: Pin<&mut Sleep>,
     ) -> Next {
         let (parts, body) = response.into_parts();
+        self.client = body.client();
         let mut body = pin!(body);
         let status = parts.status;
         let has_body =

@@ -63,6 +63,10 @@ impl Listeners {
     /// Binds the addresses of the settings. A socket that systemd hands over takes the place of the main one.
     pub fn bind(settings: &Settings) -> anyhow::Result<Listeners> {
         let http = &settings.http;
+        anyhow::ensure!(
+            !http.proxy_protocol || !http.trusted_proxies.is_empty(),
+            "[http] proxy_protocol needs [http] trusted_proxies: those that send the header"
+        );
         let tls = Tls::load(http)?;
         let socket = match inherited().context("the inherited socket (LISTEN_FDS) can't be used")? {
             Some(socket) => socket,
@@ -196,6 +200,17 @@ impl Listener {
         match &self.socket {
             ListenerSocket::Tcp(listener) => listener.local_addr().ok(),
             ListenerSocket::Unix { .. } => None,
+        }
+    }
+
+    /// Returns the address that is listened on, unless the socket has none.
+    pub(crate) fn listens_on(&self) -> Option<ListenOn> {
+        match &self.socket {
+            ListenerSocket::Tcp(_) => self.local_addr().map(ListenOn::Tcp),
+            ListenerSocket::Unix { listener, .. } => {
+                let address = listener.local_addr().ok()?;
+                address.as_pathname().map(|path| ListenOn::Unix(path.to_owned()))
+            }
         }
     }
 

@@ -4,6 +4,7 @@ mod date;
 pub(crate) mod h1;
 pub(crate) mod listener;
 pub(crate) mod peer;
+mod proxy_protocol;
 pub(crate) mod timeouts;
 mod tls;
 mod write_buffer;
@@ -45,6 +46,7 @@ use crate::http::service::HttpService;
 use crate::http::state::HttpState;
 use crate::limit::{GaugeGuard, Shares};
 use crate::metrics::{Dropped, Metrics, Shed};
+use crate::settings::TrustedProxies;
 use crate::shutdown::{Phase, Shutdown};
 
 /// Most clients that are told at the same time that there are too many: each is an open file for a moment.
@@ -139,6 +141,9 @@ struct Server {
     service: HttpService,
     date: DateField,
     tls: Option<Tls>,
+    trusted_proxies: TrustedProxies,
+    /// Set if the connections of these proxies begin with a PROXY header.
+    reads_proxy_header: bool,
     /// The places for connections; `None` where they are neither counted nor limited.
     places: Option<Shares<PeerKey>>,
     /// The answers that are being sent.
@@ -187,6 +192,8 @@ impl Server {
             service: HttpService::new(state, routes, limits.clone()),
             date: DateField::default(),
             tls,
+            trusted_proxies: app.settings.http.trusted_proxies.clone(),
+            reads_proxy_header: app.settings.http.proxy_protocol && routes != Routes::Admin,
             // Operators get in when nobody else does.
             places: match routes {
                 Routes::All | Routes::Public => Some(Shares::new(most)),
@@ -221,8 +228,10 @@ impl Server {
 
     /// Serves a connection in a task of its own, which ends with the server. It holds its place until it ends.
     fn take(self: &Arc<Self>, io: Box<dyn Io>, peer: Peer) {
+        // The connections of a proxy are those of many clients, who have their shares of requests.
+        let share = (!self.trusted_proxies.contain(peer.ip())).then(|| peer.share());
         let place = self.places.as_ref().map(|places| {
-            let place = places.try_take(Some(peer.share()));
+            let place = places.try_take(share);
             place.map(|place| (place, GaugeGuard::raise(&self.metrics.connections)))
         });
         let Ok(place) = place.transpose() else { return self.turn_away(io) };
@@ -244,8 +253,32 @@ impl Server {
         }
     }
 
+    /// Reads the PROXY header where there must be one. Returns `None` where there is none, or nobody may send one: the client
+    /// would otherwise be unknown, or of somebody's own choice.
+    async fn announced(&self, io: &mut Box<dyn Io>, peer: Peer) -> Option<Peer> {
+        if !self.reads_proxy_header {
+            return Some(peer);
+        }
+        if !self.trusted_proxies.contain(peer.ip()) {
+            tracing::debug!(%peer, "closed: not one of [http] trusted_proxies");
+            return None;
+        }
+        match tokio::time::timeout(self.timeouts.header(), proxy_protocol::read(io)).await {
+            Ok(Ok(client)) => Some(client.map_or(peer, Peer::Proxied)),
+            Ok(Err(error)) => {
+                tracing::debug!(%peer, %error, "closed: the PROXY header is malformed");
+                None
+            }
+            Err(_elapsed) => {
+                tracing::debug!(%peer, "closed: the PROXY header took too long");
+                None
+            }
+        }
+    }
+
     /// Speaks TLS where the listener does.
-    async fn secure(self: &Arc<Self>, io: Box<dyn Io>, peer: Peer) {
+    async fn secure(self: &Arc<Self>, mut io: Box<dyn Io>, peer: Peer) {
+        let Some(peer) = self.announced(&mut io, peer).await else { return };
         let Some(tls) = &self.tls else {
             return self.converse(io, peer).await;
         };

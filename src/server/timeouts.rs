@@ -279,6 +279,11 @@ impl ActiveRequest {
         self.is_answered = true;
     }
 
+    /// Begins another request on the connection, which goes on when this one is over.
+    pub(crate) fn another(&self) -> ActiveRequest {
+        self.connection.begin_request(false)
+    }
+
     /// Notes that a piece of the answer was taken.
     pub(crate) fn note_progress(&self) {
         let mut state = self.connection.lock();

@@ -13,7 +13,8 @@ pub use self::layers::{
     Override, SHIPPED, SettingInfo, SettingsError, described, from_environment, from_file, renamed,
 };
 pub use self::values::{
-    ListenOn, MAX_LENGTH, Origins, RedisUrl, StoreOptions, Token, time_to_live,
+    HostNames, ListenOn, MAX_LENGTH, Origins, RedisUrl, StoreOptions, Token, TrustedProxies,
+    time_to_live,
 };
 use self::values::{
     connections, dprs, duration, duration_or_none, header_size, lengths, listen_or_none,
@@ -58,6 +59,9 @@ pub struct HttpSettings {
     pub stale_if_error: Duration,
     pub cap_max_age_at_expiry: bool,
     pub cors_origins: Origins,
+    pub hosts: HostNames,
+    pub trusted_proxies: TrustedProxies,
+    pub proxy_protocol: bool,
     #[serde(deserialize_with = "duration")]
     pub header_timeout: Duration,
     #[serde(deserialize_with = "duration")]
@@ -135,6 +139,7 @@ pub struct WriteSettings {
     pub enabled: bool,
     pub tokens: Vec<Token>,
     pub tokens_file: PathBuf,
+    pub local: bool,
 }
 
 /// `[events]`: the event streams that tell browsers of changes.
@@ -142,12 +147,25 @@ pub struct WriteSettings {
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
 pub struct EventSettings {
+    pub prefix: PrefixAccess,
     pub ids: NonZeroUsize,
     pub connections: NonZeroUsize,
     #[serde(deserialize_with = "size")]
     pub inline_bytes: usize,
     #[serde(deserialize_with = "duration")]
     pub heartbeat: Duration,
+}
+
+/// The right to follow a prefix, which lists the ids that there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrefixAccess {
+    /// For those with a token.
+    Token,
+    /// For everybody. The empty prefix, which is the whole database, needs a token all the same.
+    Open,
+    /// For nobody.
+    Off,
 }
 
 /// `[audit]`: comparisons of the index with the store.

@@ -1,7 +1,7 @@
 //! Values of settings, parsed into types that can't be wrong.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU8;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use hyper::Uri;
 use hyper::header::HeaderValue;
+use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
@@ -91,6 +92,86 @@ impl<'de> Deserialize<'de> for Origins {
             })
         });
         origins.collect::<Result<_, _>>().map(Origins::Listed)
+    }
+}
+
+/// Names of hosts, in lower case and without a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostNames(Vec<String>);
+
+impl HostNames {
+    /// True without any name.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// True for one of the names, in whatever case.
+    #[must_use]
+    pub fn contain(&self, name: &str) -> bool {
+        self.0.iter().any(|it| it.eq_ignore_ascii_case(name))
+    }
+}
+
+impl<'de> Deserialize<'de> for HostNames {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+        let names = Vec::<String>::deserialize(deserializer)?.into_iter().map(|name| {
+            if name.is_empty() || name.ends_with('.') || !name.bytes().all(known) {
+                return Err(de::Error::custom(format!(
+                    "`{name}` is not the name of a host; write it as \"images.example\", without a port"
+                )));
+            }
+            Ok(name.to_ascii_lowercase())
+        });
+        names.collect::<Result<_, _>>().map(HostNames)
+    }
+}
+
+/// Proxies whose word about their clients counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrustedProxies {
+    networks: Vec<IpNet>,
+    unix: bool,
+}
+
+impl TrustedProxies {
+    /// True without any proxy.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.networks.is_empty() && !self.unix
+    }
+
+    /// True for the address of a proxy, or, without an address, where every client of a Unix socket is one.
+    #[must_use]
+    pub fn contain(&self, address: Option<IpAddr>) -> bool {
+        match address {
+            Some(address) => {
+                let address = address.to_canonical();
+                self.networks.iter().any(|network| network.contains(&address))
+            }
+            None => self.unix,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for TrustedProxies {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut proxies = TrustedProxies { networks: Vec::new(), unix: false };
+        for text in Vec::<String>::deserialize(deserializer)? {
+            if text == "unix" {
+                proxies.unix = true;
+                continue;
+            }
+            let address = text.parse().map(|it: IpAddr| IpNet::from(it.to_canonical()));
+            let network = address.or_else(|_no_address| text.parse()).map_err(|_no_network| {
+                de::Error::custom(format!(
+                    "`{text}` is not an address; write it as \"127.0.0.1\", \"10.0.0.0/8\", \"fd00::/8\" or \"unix\""
+                ))
+            })?;
+            proxies.networks.push(network);
+        }
+        Ok(proxies)
     }
 }
 

@@ -366,7 +366,7 @@ fn prepare(database: &ReopeningDatabase) -> Result<(), redb::Error> {
 }
 
 /// Returns the directory of the settings, or else the platform's own place for application data.
-fn data_dir(dir: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn data_dir(dir: &Path) -> anyhow::Result<PathBuf> {
     if !dir.as_os_str().is_empty() {
         return Ok(dir.to_owned());
     }

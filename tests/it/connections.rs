@@ -353,7 +353,7 @@ async fn a_missing_repeated_or_malformed_host_is_400() {
     // HTTP/1.0 requires no Host.
     let old = exchange(server.address, "GET /healthz HTTP/1.0\r\n\r\n").await;
     assert!(old.starts_with("HTTP/1.0 200 ") || old.starts_with("HTTP/1.1 200 "), "{old}");
-    // The host of an absolute target doesn't replace the field (RFC 9112 §3.2.2).
+    // The host of an absolute target counts, and the field is required all the same (RFC 9112 §3.2.2).
     let absolute = "GET http://a/healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
     assert!(exchange(server.address, absolute).await.starts_with("HTTP/1.1 200 "));
     let mut multiplexed = Client::speaking(Protocol::Http2, server.address).await;

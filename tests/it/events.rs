@@ -49,15 +49,22 @@ pub(crate) struct Event {
 
 impl Events {
     pub(crate) async fn of(address: SocketAddr, query: &str) -> Events {
+        Events::with(address, query, &[]).await
+    }
+
+    /// The same with further headers, such as a token.
+    pub(crate) async fn with(address: SocketAddr, query: &str, headers: &[(&str, &str)]) -> Events {
         let stream = TcpStream::connect(address).await.unwrap();
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
-        let request = Request::builder()
+        let mut request = Request::builder()
             .uri(format!("/events?{query}"))
             .header("host", address.to_string())
-            .header("accept", "text/event-stream")
-            .body(Empty::<Bytes>::new())
-            .unwrap();
+            .header("accept", "text/event-stream");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Empty::<Bytes>::new()).unwrap();
         let response = sender.send_request(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();

@@ -32,6 +32,7 @@ macro_rules! long_tests {
 
 mod harness;
 
+mod access;
 mod answers;
 mod browser;
 mod checker;

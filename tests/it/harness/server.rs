@@ -117,11 +117,15 @@ pub(crate) fn metric(page: &Answer, name: &str) -> u64 {
         .unwrap_or_else(|| panic!("no metric {name} in:\n{text}"))
 }
 
+/// The rights that most tests aren't about; those in `access` set them back.
+const OPEN: [(&str, &str); 2] = [("writes.local", "true"), ("events.prefix", "open")];
+
 /// Default settings with some of them overridden, as on the command line.
 pub(crate) fn load(given: &[(&str, &str)]) -> Settings {
     let all = settings::described();
     let overrides: Vec<_> = [("http.listen", "127.0.0.1:0")]
         .iter()
+        .chain(&OPEN)
         .chain(given)
         .map(|(key, text)| {
             let setting = all.iter().find(|setting| setting.key == *key).expect(key);
@@ -152,6 +156,19 @@ pub(crate) fn program_below(starter: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
+    for (key, text) in OPEN {
+        command.env(format!("AFTERIMAGE_{}", key.replace('.', "_").to_uppercase()), text);
+    }
+    command
+}
+
+/// Command that runs the program with the rights of its defaults, and makes its token for Redis below a folder.
+pub(crate) fn program_with_rights(runtime_dir: &Path) -> Command {
+    let mut command = program();
+    for (key, _) in OPEN {
+        command.env_remove(format!("AFTERIMAGE_{}", key.replace('.', "_").to_uppercase()));
+    }
+    command.env("XDG_RUNTIME_DIR", runtime_dir);
     command
 }
 
