@@ -21,9 +21,11 @@ COPY --from=build /build/target/dist/afterimage /usr/local/bin/afterimage
 COPY --from=build --chown=nonroot:nonroot /data /data
 COPY LICENSE-MIT LICENSE-APACHE assets/placeholder.otf.LICENSE /usr/share/doc/afterimage/
 COPY config/container.toml /etc/afterimage.toml
-ENV AFTERIMAGE_CONFIG=/etc/afterimage.toml
+# The token that the server makes with Redis is in /data/afterimage, also where everything else is read-only.
+ENV AFTERIMAGE_CONFIG=/etc/afterimage.toml XDG_RUNTIME_DIR=/data
 VOLUME /data
-EXPOSE 8000
+# Images; /healthz, /readyz and /metrics, which are better not published.
+EXPOSE 8000 8001
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s CMD ["/usr/local/bin/afterimage", "health"]
 ENTRYPOINT ["/usr/local/bin/afterimage"]

@@ -21,7 +21,8 @@ backend default {
     .first_byte_timeout = 10s;
     .between_bytes_timeout = 10s;
     .probe = {
-        # Not /readyz: that fails without Redis, while Afterimage still serves the images in its memory.
+        # Not /readyz: that fails without Redis, while Afterimage still serves the images in its memory. With [admin] listen, as in
+        # the container, /healthz isn't here: take /openapi.json.
         .url = "/healthz";
         .interval = 2s;
         .timeout = 1s;
@@ -37,8 +38,7 @@ sub vcl_recv {
     if (req.url !~ "^/((images|placeholders)/|events\?)") {
         return (synth(404));
     }
-    # Writes don't pass here: they go to Afterimage itself. It would refuse them from here too, by the
-    # X-Forwarded-For that Varnish adds. OPTIONS is for scripts of other origins.
+    # Writes don't pass here: they go to Afterimage itself, with a token. OPTIONS is for scripts of other origins.
     if (req.method !~ "^(GET|HEAD|OPTIONS)$") {
         return (synth(405));
     }
@@ -47,8 +47,12 @@ sub vcl_recv {
     unset req.http.Cookie;
     unset req.http.Authorization;
 
-    # Streams of events are passed on as they come.
+    # Streams of events are passed on as they come. Only by ids: a prefix shows what there is to whoever asks. A request with both,
+    # however it is written, is 400.
     if (req.url ~ "^/events\?") {
+        if (req.url !~ "[?&]ids=") {
+            return (synth(403));
+        }
         return (pass);
     }
 

@@ -53,6 +53,7 @@ behind_every_front! {
     the_front_serves_its_copy_if_afterimage_answers_503
     writes_are_refused_and_operator_routes_are_not_public
     a_write_forwarded_by_the_front_is_refused_by_afterimage
+    a_prefix_is_not_followed_through_the_front
     a_request_has_the_same_id_in_the_front_and_in_afterimage
     events_pass_the_front_unbuffered
     a_page_is_asked_to_come_back_while_afterimage_takes_no_stream
@@ -679,6 +680,25 @@ async fn a_write_forwarded_by_the_front_is_refused_by_afterimage(kind: Kind) {
     // The front's headers cause the refusal: the same request is accepted without the front.
     let answer = server.send(Method::PUT, "/images/a", &headers, value).await;
     assert_eq!(answer.status, StatusCode::CREATED);
+}
+
+async fn a_prefix_is_not_followed_through_the_front(kind: Kind) {
+    let redis = RedisServer::start().await;
+    // Afterimage itself would list.
+    let server = Server::on(&redis, &[("events.prefix", "open")]).await;
+    let front = Front::of(kind, server.address).await;
+    for (query, status) in [
+        ("prefix=a", 403),
+        ("inline=none&prefix=a", 403),
+        ("%70refix=a", 403),
+        ("prefix=a&lastEventId=%26ids=", 403),
+        ("ids=a&prefix=a", 400),
+        ("ids=a&%70refix=a", 400),
+        ("%70refix=a&ids=", 400),
+    ] {
+        let answer = front.get(&format!("/events?{query}"), &[]).await;
+        assert_eq!(answer.status, status, "{query} {answer:?}");
+    }
 }
 
 async fn events_pass_the_front_unbuffered(kind: Kind) {
