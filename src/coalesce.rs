@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::watch;
 
@@ -91,47 +91,52 @@ impl<K, T> Default for Flights<K, T> {
 
 impl<K, T> Flights<K, T>
 where
-    K: Clone + Eq + Hash + Send + 'static,
+    K: Clone + Eq + Hash + Send + Sync + 'static,
     T: Clone + Send + Sync + 'static,
 {
-    /// Joins the flight of a key, or begins one in a task of its own. Tells if it joined.
+    /// Joins the flight of a key, or begins one in a task of its own. Tells if it joined. The work may ask whether anybody
+    /// still waits for it.
     pub(crate) fn join<W>(
         self: &Arc<Self>,
         key: K,
-        work: impl FnOnce() -> W,
+        work: impl FnOnce(Interest<K, T>) -> W,
     ) -> (Arc<Flight<T>>, bool)
-    where
-        W: Future<Output = T> + Send + 'static,
-    {
-        let joined = self.join_or_begin(key, || Some(work()));
-        joined.expect("the work is never refused")
-    }
-
-    /// The same; `None` if there is no flight to join and `begin` refuses one by giving no work.
-    pub(crate) fn join_or_begin<W>(
-        self: &Arc<Self>,
-        key: K,
-        begin: impl FnOnce() -> Option<W>,
-    ) -> Option<(Arc<Flight<T>>, bool)>
     where
         W: Future<Output = T> + Send + 'static,
     {
         let mut flights = self.lock();
         if let Some(flight) = flights.get(&key) {
-            return Some((Arc::clone(flight), true));
+            return (Arc::clone(flight), true);
         }
-        let work = begin()?;
         let (flight, completion) = Flight::new();
         flights.insert(key.clone(), Arc::clone(&flight));
         drop(flights);
-        let place = Place { flights: Arc::clone(self), key };
+        let place =
+            Arc::new(Place { flights: Arc::clone(self), key, flight: Arc::downgrade(&flight) });
+        let work = work(Interest(Arc::clone(&place)));
         // A task: the request that began it may leave.
         tokio::spawn(async move {
             let outcome = work.await;
             drop(place);
             completion.complete(outcome);
         });
-        Some((flight, false))
+        (flight, false)
+    }
+}
+
+/// Tells the work of a flight in [`Flights`] if anybody waits for it.
+pub(crate) struct Interest<K: Eq + Hash, T>(Arc<Place<K, T>>);
+
+impl<K: Eq + Hash, T> Interest<K, T> {
+    /// Gives the flight up if all who waited have left. From then on nobody can join it.
+    pub(crate) fn give_up_if_unwanted(&self) -> bool {
+        let mut flights = self.0.flights.lock();
+        // One holder is the map.
+        let is_unwanted = self.0.flight.strong_count() <= 1;
+        if is_unwanted {
+            self.0.leave(&mut flights);
+        }
+        is_unwanted
     }
 }
 
@@ -145,11 +150,22 @@ impl<K, T> Flights<K, T> {
 struct Place<K: Eq + Hash, T> {
     flights: Arc<Flights<K, T>>,
     key: K,
+    flight: Weak<Flight<T>>,
+}
+
+impl<K: Eq + Hash, T> Place<K, T> {
+    fn leave(&self, flights: &mut HashMap<K, Arc<Flight<T>>>) {
+        // After it was given up another may be there.
+        let is_mine = |it: &Arc<Flight<T>>| std::ptr::eq(Arc::as_ptr(it), self.flight.as_ptr());
+        if flights.get(&self.key).is_some_and(is_mine) {
+            flights.remove(&self.key);
+        }
+    }
 }
 
 impl<K: Eq + Hash, T> Drop for Place<K, T> {
     fn drop(&mut self) {
-        self.flights.lock().remove(&self.key);
+        self.leave(&mut self.flights.lock());
     }
 }
 
@@ -185,5 +201,24 @@ mod tests {
         drop(completion);
         assert_eq!(waiting.await.unwrap(), Err(Lost));
         assert_eq!(flight.outcome().await, Err(Lost));
+    }
+
+    #[tokio::test]
+    async fn work_that_nobody_waits_for_is_given_up_and_cannot_be_joined() {
+        let flights = Arc::new(Flights::<u8, bool>::default());
+        let (give, interest) = tokio::sync::oneshot::channel();
+        let (flight, _) = flights.join(1, |interest| {
+            let _ = give.send(interest);
+            std::future::pending()
+        });
+        let interest = interest.await.unwrap();
+        assert!(!interest.give_up_if_unwanted());
+        drop(flight);
+        assert!(interest.give_up_if_unwanted());
+        let (next, joined) = flights.join(1, |_| async { true });
+        assert!(!joined);
+        // The one that was given up leaves the next in its place.
+        drop(interest);
+        assert_eq!(next.outcome().await, Ok(true));
     }
 }

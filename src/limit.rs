@@ -104,45 +104,48 @@ impl<K: Eq + Hash> Drop for Place<K> {
 
 /// Turns: each client has the same number of them at the same time, and waits for its own.
 #[derive(Debug)]
-pub(crate) struct Turns<K> {
+pub(crate) struct Turns<K>(Arc<TurnsState<K>>);
+
+#[derive(Debug)]
+struct TurnsState<K> {
     each: usize,
     by_client: Mutex<HashMap<K, Arc<Semaphore>>>,
 }
 
 /// A turn that lasts until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Turn<'a, K: Eq + Hash> {
-    turns: &'a Turns<K>,
+pub(crate) struct Turn<K: Eq + Hash> {
+    turns: Arc<TurnsState<K>>,
     client: K,
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl<K: Eq + Hash + Clone> Turns<K> {
     pub(crate) fn new(each: usize) -> Turns<K> {
-        Turns { each, by_client: Mutex::default() }
+        Turns(Arc::new(TurnsState { each, by_client: Mutex::default() }))
     }
 
     /// Waits for a turn. Safe to cancel.
-    pub(crate) async fn take(&self, client: K) -> Turn<'_, K> {
+    pub(crate) async fn take(&self, client: K) -> Turn<K> {
         // Made before the wait, so that a client whose wait is cancelled is forgotten as well.
-        let mut turn = Turn { turns: self, client, permit: None };
+        let mut turn = Turn { turns: Arc::clone(&self.0), client, permit: None };
         let semaphore = {
-            let mut by_client = self.lock();
+            let mut by_client = self.0.lock();
             let semaphore = by_client.entry(turn.client.clone());
-            Arc::clone(semaphore.or_insert_with(|| Arc::new(Semaphore::new(self.each))))
+            Arc::clone(semaphore.or_insert_with(|| Arc::new(Semaphore::new(self.0.each))))
         };
         turn.permit = semaphore.acquire_owned().await.ok();
         turn
     }
 }
 
-impl<K: Eq + Hash> Turns<K> {
+impl<K> TurnsState<K> {
     fn lock(&self) -> MutexGuard<'_, HashMap<K, Arc<Semaphore>>> {
         self.by_client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<K: Eq + Hash> Drop for Turn<'_, K> {
+impl<K: Eq + Hash> Drop for Turn<K> {
     fn drop(&mut self) {
         self.permit.take();
         let mut by_client = self.turns.lock();
@@ -224,6 +227,6 @@ mod tests {
         let first = turns.take("a").await;
         assert!(turns.take("a").now_or_never().is_none());
         drop(first);
-        assert!(turns.lock().is_empty());
+        assert!(turns.0.lock().is_empty());
     }
 }

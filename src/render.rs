@@ -16,9 +16,11 @@ use crate::image::variant::{GENERATION, Variant};
 use crate::image::{
     ImageId, MediaType, Metadata, Representation, RepresentationKind as Kind, Version,
 };
+use crate::limit::{Shares, Turns};
 use crate::metrics::{Metrics, Shed};
 use crate::picture::placeholder::{self, Placeholder};
 use crate::picture::{self, PictureError, Preview, RenderLimits};
+use crate::server::peer::PeerKey;
 use crate::settings::Settings;
 
 /// Entries in each of the two memories below.
@@ -42,8 +44,10 @@ struct RenderParts {
     failed: Mutex<LruCache<FailureKey, Failure>>,
     /// One permit per core.
     permits: Arc<Semaphore>,
-    /// One permit for each render that is running or queued.
-    queue: Arc<Semaphore>,
+    /// A place for each render that is running or queued.
+    queue: Shares<PeerKey>,
+    /// The turns of clients in the queue. A page with more pictures than that waits for its own.
+    turns: Turns<PeerKey>,
     timeout: Duration,
     max_pixels: u64,
 }
@@ -97,6 +101,9 @@ pub enum RenderError {
     /// The queue is full.
     #[error("too many pictures are being rendered ([limits] renders)")]
     Busy,
+    /// Nobody waited for the render any more.
+    #[error("the render was given up, since nobody waited for it")]
+    GivenUp,
     /// Memory is full of images that are being fetched, rendered and sent.
     #[error(transparent)]
     OverBudget(#[from] OverBudget),
@@ -127,9 +134,8 @@ impl Renderer {
             previews: Mutex::new(LruCache::new(REMEMBERED)),
             failed: Mutex::new(LruCache::new(REMEMBERED)),
             permits: Arc::new(Semaphore::new(cores)),
-            queue: Arc::new(Semaphore::new(
-                settings.limits.renders.get().min(Semaphore::MAX_PERMITS),
-            )),
+            queue: Shares::new(settings.limits.renders.get()),
+            turns: Turns::new(settings.limits.renders.get().div_ceil(4)),
             timeout: settings.pictures.timeout,
             max_pixels: settings.pictures.max_pixels,
         }))
@@ -139,6 +145,7 @@ impl Renderer {
     pub async fn variant(
         &self,
         id: &ImageId,
+        client: Option<PeerKey>,
         original: Representation,
         variant: Variant,
     ) -> Result<Rendered<Representation>, RenderError> {
@@ -154,12 +161,14 @@ impl Renderer {
             let metadata = Arc::new(metadata.variant(variant, bytes.len()));
             Ok(Representation { metadata, body: cache.count(bytes) })
         };
-        self.picture(key, Kind::Variant(variant), Some(source), Job { memory, work }).await
+        let kind = Kind::Variant(variant);
+        self.picture(key, kind, client, Some(source), Job { memory, work }).await
     }
 
     /// A drawn placeholder as WebP.
     pub async fn placeholder(
         &self,
+        client: Option<PeerKey>,
         placeholder: Placeholder,
     ) -> Result<Rendered<Representation>, RenderError> {
         let version = Version::of(format!("{placeholder:?} {GENERATION}").as_bytes());
@@ -175,13 +184,14 @@ impl Renderer {
             let metadata = Arc::new(Metadata::new(version, MediaType::WebP, bytes.len(), None));
             Ok(Representation { metadata, body: cache.count(bytes) })
         };
-        self.picture(key, Kind::Original, None, Job { memory, work }).await
+        self.picture(key, Kind::Original, client, None, Job { memory, work }).await
     }
 
     /// The pixel size and `ThumbHash` of an image.
     pub async fn preview(
         &self,
         id: &ImageId,
+        client: Option<PeerKey>,
         original: Representation,
     ) -> Result<Arc<Preview>, RenderError> {
         let source = (id.clone(), original.metadata.version);
@@ -190,7 +200,7 @@ impl Renderer {
         }
         self.check_failed(&source, None)?;
         let shared = Arc::clone(&self.0);
-        let preview = self.join(&self.0.previewing, source.clone(), move || async move {
+        let preview = self.join(&self.0.previewing, source.clone(), client, move || async move {
             let (body, media_type) = (original.body.clone(), original.metadata.media_type);
             let memory = move |limits| picture::preview_memory(&body, media_type, limits);
             let work =
@@ -207,6 +217,7 @@ impl Renderer {
         &self,
         key: CacheKey,
         kind: Kind,
+        client: Option<PeerKey>,
         source: Option<ImageVersion>,
         job: Job<
             impl FnOnce(RenderLimits) -> Result<u64, PictureError> + Send + 'static,
@@ -214,7 +225,7 @@ impl Renderer {
         >,
     ) -> Result<Rendered<Representation>, RenderError> {
         let shared = Arc::clone(&self.0);
-        self.join(&self.0.pictures, (key.clone(), kind), move || async move {
+        self.join(&self.0.pictures, (key.clone(), kind), client, move || async move {
             // Another render may have ended between this request's look at the cache and now.
             if let Some(kept) = shared.cache.get_derived(key.clone(), kind) {
                 return Ok(Rendered::from_memory(kept));
@@ -232,25 +243,29 @@ impl Renderer {
         &self,
         flights: &Arc<Flights<K, RenderOutcome<T>>>,
         key: K,
-        work: impl FnOnce() -> W,
+        client: Option<PeerKey>,
+        work: impl FnOnce() -> W + Send + 'static,
     ) -> Result<Rendered<T>, RenderError>
     where
-        K: Clone + Eq + Hash + Send + 'static,
+        K: Clone + Eq + Hash + Send + Sync + 'static,
         T: Clone + Send + Sync + 'static,
         W: Future<Output = RenderOutcome<T>> + Send + 'static,
     {
-        let begin = || {
-            let place = Arc::clone(&self.0.queue).try_acquire_owned().ok()?;
-            let work = work();
-            Some(async move {
-                let _place = place;
-                work.await
-            })
-        };
-        let Some((flight, _joined)) = flights.join_or_begin(key, begin) else {
-            self.0.metrics.count_shed(Shed::Renders);
-            return Err(RenderError::Busy);
-        };
+        let shared = Arc::clone(&self.0);
+        let (flight, _joined) = flights.join(key, move |interest| async move {
+            let _turn = match client {
+                Some(client) => Some(shared.turns.take(client).await),
+                None => None,
+            };
+            if interest.give_up_if_unwanted() {
+                return Err(RenderError::GivenUp);
+            }
+            let Ok(_place) = shared.queue.try_take(client) else {
+                shared.metrics.count_shed(Shed::Renders);
+                return Err(RenderError::Busy);
+            };
+            work().await
+        });
         let outcome = tokio::time::timeout(self.0.timeout, flight.outcome()).await;
         outcome.map_err(|_elapsed| PictureError::TimedOut)??
     }

@@ -154,7 +154,7 @@ impl EventMaker {
         if let Some(text) = self.made().events.get(&key).cloned() {
             return Ok(Some(Event { version: Some(version), text }));
         }
-        let (making, joined) = self.making.join(key, || {
+        let (making, joined) = self.making.join(key, |_| {
             let (maker, id) = (Arc::clone(self), id.clone());
             async move { maker.make(&id, inline).await }
         });

@@ -110,12 +110,9 @@ impl Hub {
         }
     }
 
-    /// Adds a stream, unless there are `most` already. Gives its number.
-    pub(super) fn add(&self, stream: &Arc<Stream>, most: usize) -> Option<u64> {
+    /// Adds a stream. Gives its number.
+    pub(super) fn add(&self, stream: &Arc<Stream>) -> u64 {
         let mut followers = self.followers();
-        if followers.streams.len() >= most {
-            return None;
-        }
         let number = followers.next_stream;
         followers.next_stream += 1;
         followers.streams.insert(number, Arc::clone(stream));
@@ -131,7 +128,7 @@ impl Hub {
                 self.unlisted.notify_one();
             }
         }
-        Some(number)
+        number
     }
 
     /// Removes a stream.

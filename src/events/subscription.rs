@@ -15,8 +15,10 @@ use super::hub::{Hub, RETRY};
 use super::listings::Listing;
 use super::stream::{Followed, Stream};
 use crate::image::{ImageId, Version};
+use crate::limit::{Place, Shares};
 use crate::metrics::{Metrics, Shed};
 use crate::read::Reader;
+use crate::server::peer::PeerKey;
 use crate::settings::Settings;
 use crate::task::Task;
 
@@ -41,7 +43,8 @@ pub(crate) struct Events {
     heartbeat: Duration,
     /// Most ids that one stream may name.
     most_ids: NonZeroUsize,
-    most_streams: usize,
+    /// A place for each stream.
+    places: Shares<PeerKey>,
     #[expect(dead_code, reason = "held for its tasks")]
     tasks: [Task; 2],
 }
@@ -92,7 +95,7 @@ impl Events {
             shared: Arc::new(shared),
             heartbeat,
             most_ids,
-            most_streams: events.connections.get(),
+            places: Shares::new(events.connections.get()),
             tasks: [Task::start("events", dispatch), Task::start("event list", list)],
         }
     }
@@ -113,16 +116,19 @@ impl Events {
     /// stream may name, and then the list of them.
     pub(crate) fn subscribe(
         &self,
+        client: PeerKey,
         followed: Followed,
         inline: Inline,
     ) -> Result<Subscription, TooMany> {
-        let stream = Arc::new(Stream::new(followed));
-        let Some(number) = self.shared.hub.add(&stream, self.most_streams) else {
+        let Ok(place) = self.places.try_take(Some(client)) else {
             self.shared.metrics.count_shed(Shed::Streams);
-            return Err(TooMany(self.most_streams));
+            return Err(TooMany(self.places.places()));
         };
+        let stream = Arc::new(Stream::new(followed));
+        let number = self.shared.hub.add(&stream);
         self.shared.metrics.event_streams.inc();
         Ok(Subscription {
+            _place: place,
             shared: Arc::clone(&self.shared),
             stream,
             number,
@@ -144,6 +150,7 @@ impl Events {
 /// An open stream. It ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Subscription {
+    _place: Place<PeerKey>,
     shared: Arc<StreamParts>,
     stream: Arc<Stream>,
     number: u64,

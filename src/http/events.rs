@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
@@ -19,6 +20,7 @@ use super::state::HttpState;
 use super::{auth, urls};
 use crate::events::{EventContent, Followed, Inline, Subscription, TooMany};
 use crate::image::{ImageId, MAX_ID_LENGTH, Version};
+use crate::server::peer::Client;
 use crate::shutdown::Phase;
 
 /// Tells nginx not to buffer the response.
@@ -44,6 +46,7 @@ pub(crate) struct EventParams {
 /// ignored.
 pub(crate) async fn get(
     State(state): State<Arc<HttpState>>,
+    Extension(client): Extension<Client>,
     query: Result<Query<EventParams>, QueryRejection>,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -63,7 +66,7 @@ pub(crate) async fn get(
             return Err(Problem::bad_parameter("`inline` must be `none`, `thumbnail` or `full`"));
         }
     };
-    let subscription = state.events.subscribe(followed, inline)?;
+    let subscription = state.events.subscribe(client.share(), followed, inline)?;
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")),

@@ -86,7 +86,7 @@ async fn answer(
         Ok(answer) => {
             representation::answered(state, headers, &id, parameters.version.as_deref(), answer)
         }
-        Err(failure) => representation::failed(state, &parameters, failure).await,
+        Err(failure) => representation::failed(state, client, &parameters, failure).await,
     }
 }
 

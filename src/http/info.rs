@@ -30,7 +30,9 @@ pub(crate) async fn get(
     let info = match state.app.reader.info(&id, client.share()).await {
         Ok(info) => info,
         Err(failure) => {
-            return Ok(representation::failed(&state, &ImageParams::default(), failure).await);
+            return Ok(
+                representation::failed(&state, client, &ImageParams::default(), failure).await
+            );
         }
     };
     let metadata = &info.metadata;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Query, State};
@@ -19,6 +20,7 @@ use crate::image::MediaType;
 use crate::image::preconditions::Verdict;
 use crate::image::variant::Transform;
 use crate::picture::placeholder::{Background, MAX_TEXT, Placeholder, parse_colour};
+use crate::server::peer::Client;
 use crate::settings::PictureSettings;
 
 #[derive(Debug, Default, Deserialize)]
@@ -32,6 +34,7 @@ struct PlaceholderParams {
 /// `GET` and `HEAD /placeholders/{width}x{height}`.
 pub(crate) async fn get(
     State(state): State<Arc<HttpState>>,
+    Extension(client): Extension<Client>,
     method: Method,
     uri: Uri,
     path: Result<Path<String>, PathRejection>,
@@ -39,7 +42,7 @@ pub(crate) async fn get(
 ) -> Result<Response, Problem> {
     let dimensions = path.map(|Path(dimensions)| dimensions).unwrap_or_default();
     let placeholder = parse(&dimensions, &uri, &state.app.settings.pictures)?;
-    let rendered = state.app.renderer.placeholder(placeholder).await?;
+    let rendered = state.app.renderer.placeholder(Some(client.share()), placeholder).await?;
     let (source, timing) = (rendered.cache_status(), representation::render_timing(rendered.time));
     let (metadata, body) = (&rendered.product.metadata, rendered.product.body);
     let mut response = match conditional::preconditions(&headers).evaluate(metadata) {
@@ -97,6 +100,7 @@ fn parse(dimensions: &str, uri: &Uri, allowed: &PictureSettings) -> Result<Place
 /// status stays, and caches don't keep it.
 pub(crate) async fn in_place(
     state: &HttpState,
+    client: Client,
     problem: Problem,
     transform: Option<Transform>,
 ) -> Response {
@@ -111,7 +115,7 @@ pub(crate) async fn in_place(
         text_colour: None,
         text: Some(String::new()),
     };
-    let drawn = state.app.renderer.placeholder(placeholder).await;
+    let drawn = state.app.renderer.placeholder(Some(client.share()), placeholder).await;
     let mut response = problem.into_response();
     if let Ok(rendered) = drawn {
         let body = rendered.product.body;

@@ -262,7 +262,7 @@ impl From<RenderError> for Problem {
     fn from(error: RenderError) -> Problem {
         let detail = error.to_string();
         match error {
-            RenderError::Busy => Problem::busy(detail),
+            RenderError::Busy | RenderError::GivenUp => Problem::busy(detail),
             RenderError::OverBudget(over_budget) => over_budget.into(),
             RenderError::Lost(_) => Problem::internal("a render ended without an outcome"),
             RenderError::Picture(error) => {

@@ -20,6 +20,7 @@ use super::{CACHE_STATUS, FromMemory, SERVER_TIMING, placeholders};
 use crate::cache_status::CacheStatus;
 use crate::image::{ImageId, MediaType, Metadata, Representation, RepresentationKind, Version};
 use crate::read::{Answer, AnswerContent, ReadFailure, Timing};
+use crate::server::peer::Client;
 use crate::settings;
 
 /// For an address with the current version, whose content never changes (RFC 8246).
@@ -203,6 +204,7 @@ pub(crate) fn render_timing(render: Duration) -> HeaderValue {
 /// The response to a failed read, with a placeholder as its body if the address asks for one.
 pub(crate) async fn failed(
     state: &HttpState,
+    client: Client,
     parameters: &ImageParams,
     failure: ReadFailure,
 ) -> Response {
@@ -218,7 +220,7 @@ pub(crate) async fn failed(
         cache_status,
     );
     let mut response = if parameters.placeholder && problem.is_absence() {
-        placeholders::in_place(state, problem, parameters.transform).await
+        placeholders::in_place(state, client, problem, parameters.transform).await
     } else {
         problem.into_response()
     };

@@ -466,7 +466,7 @@ impl RemoteImage {
         id: &ImageId,
     ) -> (Result<FetchedObject, OffloadError>, bool) {
         let key = (id.clone(), self.version);
-        let (flight, collapsed) = self.offload.fetches.join(key, || {
+        let (flight, collapsed) = self.offload.fetches.join(key, |_| {
             let (id, remote) = (id.clone(), Arc::clone(self));
             async move {
                 let offload = &remote.offload;

@@ -159,7 +159,7 @@ impl Snapshot {
         if !original.metadata.media_type.is_decodable() {
             return Ok(None);
         }
-        let preview = self.reader.renderer.preview(&self.id, original).await;
+        let preview = self.reader.renderer.preview(&self.id, self.client, original).await;
         preview.map(Some).map_err(|error| self.failure(error))
     }
 
@@ -260,7 +260,10 @@ impl Snapshot {
         if self.cache_status == CacheStatus::Hit {
             self.cache_status = CacheStatus::Rendered;
         }
-        let rendered = self.reader.renderer.variant(&self.id, original, variant).await;
+        let rendered = {
+            let renderer = &self.reader.renderer;
+            renderer.variant(&self.id, self.client, original, variant).await
+        };
         let rendered = rendered.map_err(|error| self.failure(error))?;
         self.timing.render = rendered.time;
         Ok(rendered.product)
