@@ -163,13 +163,12 @@ fn write(path: &Path, token: &str) -> io::Result<()> {
 /// Returns the folder for what belongs to running servers of this user.
 fn runtime_dir() -> anyhow::Result<PathBuf> {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    let dir = match runtime.filter(|dir| dir.is_absolute()) {
-        Some(dir) => dir,
-        None => {
-            let strategy = etcetera::choose_base_strategy()
-                .context("there is no home directory: set XDG_RUNTIME_DIR")?;
-            strategy.state_dir().unwrap_or_else(|| strategy.data_dir())
-        }
+    let dir = if let Some(dir) = runtime.filter(|dir| dir.is_absolute()) {
+        dir
+    } else {
+        let strategy = etcetera::choose_base_strategy()
+            .context("there is no home directory: set XDG_RUNTIME_DIR")?;
+        strategy.state_dir().unwrap_or_else(|| strategy.data_dir())
     };
     Ok(dir.join("afterimage"))
 }

@@ -27,6 +27,11 @@ pub(crate) struct Exchange<'a> {
     pub(crate) is_stopping: bool,
 }
 
+/// Announces that the connection ends after this answer.
+pub(crate) fn announce_close<B>(response: &mut Response<B>) {
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+}
+
 /// Completes an answer of the router's. A cached head has all of this but the `Connection` field.
 pub(crate) fn complete(response: &mut Response<Body>, exchange: &Exchange<'_>) {
     let status = response.status();
@@ -49,11 +54,11 @@ pub(crate) fn complete(response: &mut Response<Body>, exchange: &Exchange<'_>) {
 
 /// Says that the connection ends where it does. Only HTTP/1 has a field for that.
 pub(crate) fn close(response: &mut Response<Body>, exchange: &Exchange<'_>) {
-    // The rest of a body that came too slowly, or is too large, is not read (RFC 9110 §15.5.9).
+    // The rest of a body that came too slowly, or is too large, isn't waited for (RFC 9110 §15.5.9).
     let is_unread =
         matches!(response.status(), StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE);
     if (exchange.is_stopping || is_unread) && exchange.version <= Version::HTTP_11 {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        announce_close(response);
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use axum::http::HeaderMap;
 use axum::http::header::FORWARDED;
+use axum::http::{HeaderMap, HeaderValue};
 
 use crate::server::peer::{Client, Peer};
 use crate::settings::TrustedProxies;
@@ -12,7 +12,7 @@ const X_FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// Returns the client of a request.
 pub(crate) fn client(peer: Peer, proxies: &TrustedProxies, headers: &HeaderMap) -> Client {
-    let lines = |name| headers.get_all(name).iter().map(|line| line.as_bytes()).rev();
+    let lines = |name| headers.get_all(name).iter().map(HeaderValue::as_bytes).rev();
     client_of(peer, proxies, lines(X_FORWARDED_FOR), lines(FORWARDED.as_str()))
 }
 

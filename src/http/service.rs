@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::header::{CONNECTION, EXPECT, HeaderName};
+use axum::http::header::{EXPECT, HeaderName};
 use axum::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use axum::response::IntoResponse;
 use bytes::Bytes;
@@ -138,7 +138,7 @@ impl HttpService {
         let client =
             forwarded::client(peer, &self.app.settings.http.trusted_proxies, request.headers());
         let path = self.logs_access().then(|| logged(path_and_query(request.uri())));
-        let unread = self.lend_body(&mut request);
+        let unread = HttpService::lend_body(&mut request);
         let is_stopping = self.app.shutdown.is_stopping();
         let exchange = Exchange { route, method: &method, version, is_stopping };
 
@@ -207,7 +207,7 @@ impl HttpService {
             let most = 2 * self.app.settings.records.max_value as u64;
             if unread.announced.is_none_or(|length| length > most) {
                 // It may not be read to its end.
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                common_headers::announce_close(&mut response);
             }
             in_flight.throw_away_at_end(rest, most);
         }
@@ -217,7 +217,7 @@ impl HttpService {
 
     /// Sees to it that what isn't read of a request's body comes back. Over HTTP/2 its stream is reset, which harms nobody. A
     /// client that waits for leave to send its body sends none without it.
-    fn lend_body(&self, request: &mut Request<Body>) -> Option<UnreadBody> {
+    fn lend_body(request: &mut Request<Body>) -> Option<UnreadBody> {
         let waits = request.headers().contains_key(EXPECT);
         if request.version() >= Version::HTTP_2 || request.body().is_end_stream() || waits {
             return None;

@@ -91,8 +91,9 @@ impl PeerKey {
         match address.to_canonical() {
             IpAddr::V4(address) => PeerKey::V4(address),
             IpAddr::V6(address) => {
-                let [a, b, c, d, e, f, g, h, ..] = address.octets();
-                PeerKey::V6Network([a, b, c, d, e, f, g, h])
+                let mut network = [0; 8];
+                network.copy_from_slice(&address.octets()[..8]);
+                PeerKey::V6Network(network)
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The PROXY protocol, versions 1 and 2: the header by which a proxy names the client of a connection.
 //!
-//! The specification is `doc/proxy-protocol.txt` of HAProxy.
+//! The specification is `doc/proxy-protocol.txt` of `HAProxy`.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -35,7 +35,8 @@ pub(crate) async fn read(io: &mut (impl AsyncRead + Unpin)) -> io::Result<Option
         }
         line.push(io.read_u8().await?);
     }
-    let line = str::from_utf8(&line[..line.len() - 2]).map_err(|_| malformed("not ASCII"))?;
+    let line = str::from_utf8(&line[..line.len() - 2])
+        .map_err(|_not_ascii| malformed("its line isn't ASCII"))?;
     version_1(line)
 }
 

@@ -590,7 +590,7 @@ async fn nginx(origin: SocketAddr, lines: &str) -> (Running, SocketAddr) {
     (Running::spawn(dir, command).until_it_listens(address).await, address)
 }
 
-/// HAProxy with its defaults, and further words about its server.
+/// `HAProxy` with its defaults, and further words about its server.
 async fn haproxy(origin: SocketAddr, words: &str, lines: &str) -> (Running, SocketAddr) {
     let (dir, address) = (folder(), address());
     let text = format!(
