@@ -89,6 +89,8 @@ pub(crate) fn afterimage(
         }
     }
     command.env("TOKIO_WORKER_THREADS", "1");
+    // Its token is made there, and removed with the bench.
+    command.env("XDG_RUNTIME_DIR", bench.file("runtime"));
     let (listen, store) = (address.to_string(), format!("redis://{}", redis.address));
     let all = [("http.listen", &*listen), ("redis.url", &*store), ("log.access", "false")];
     // A given setting replaces a default one.

@@ -44,6 +44,9 @@ pub(super) async fn run(mut settings: Settings) -> anyhow::Result<()> {
 
     let listen = listeners.main.listens_on().unwrap_or_else(|| settings.http.listen.clone());
     let (token, token_file) = make_token(&settings, &listen)?.unzip();
+    // Nobody finds the file again under a port that was taken at random.
+    let is_for_once = matches!(settings.http.listen, ListenOn::Tcp(address) if address.port() == 0);
+    let _removed = token_file.clone().filter(|_| is_for_once).map(RemovedAtEnd);
     let app = App::build_with(settings, token).await?;
     let demo = demo::fill(&app.store, app.settings.embedded.demo).await?;
     // A closed standard output is no reason to stop.
@@ -89,6 +92,15 @@ fn make_token(settings: &Settings, listen: &ListenOn) -> anyhow::Result<Option<(
         "no token can be made, so nobody may write or list: set [writes] tokens, or [writes] enabled = false and [events] prefix = \"off\""
     );
     Ok(None)
+}
+
+/// A file that is removed with the server.
+struct RemovedAtEnd(PathBuf);
+
+impl Drop for RemovedAtEnd {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// Raises the limit on open files, since each connection is one and the usual soft limit is 1,024. Returns the number of

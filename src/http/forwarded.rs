@@ -204,6 +204,32 @@ mod tests {
         }
     }
 
+    /// Changes good lines at random places, as a fuzzer would.
+    #[test]
+    fn no_line_makes_it_panic() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let proxies = proxies(r#"["127.0.0.1", "10.0.0.0/8"]"#);
+        let peer = Peer::Tcp("127.0.0.1:9".parse().unwrap());
+        let good: [&[u8]; 3] = [
+            b"1.1.1.1, [2001:db8::1]:80 ,10.0.0.1",
+            b"for=\"[2001:db8::1]:4711\";by=_x;host=\"a,b\\\"\", for=10.0.0.1",
+            b"for=192.0.2.1;proto=http",
+        ];
+        for round in 0..100_000 {
+            let mut line = good[round % good.len()].to_vec();
+            for _ in 0..random.usize(1..4) {
+                let place = random.usize(..line.len());
+                match random.u8(..3) {
+                    0 => line[place] = random.u8(..),
+                    1 => line.truncate(place.max(1)),
+                    _ => line.insert(place, *b"\",;=[]:\\".get(random.usize(..8)).unwrap()),
+                }
+            }
+            let client = client_of(peer, &proxies, [&*line].into_iter(), [&*line].into_iter());
+            assert_eq!(client.peer(), peer);
+        }
+    }
+
     #[test]
     fn nobody_else_is_believed() {
         let mut headers = HeaderMap::new();

@@ -17,6 +17,10 @@ pub(crate) fn check_host(request: &Request<Body>) -> Result<(), &'static str> {
         return Err("there is more than one Host");
     }
     let multiplexed = request.version() >= Version::HTTP_2;
+    // Without the user and password that it may have: they are an error (RFC 9110 §4.2.4), and nobody should guess the host.
+    if authority.is_some_and(|it| !multiplexed && !is_host(it.as_str().as_bytes())) {
+        return Err("the host of the target is malformed");
+    }
     let host = match host {
         Some(host) if is_host(host.as_bytes()) => host.as_bytes(),
         Some(_) => return Err("Host is malformed"),
@@ -161,6 +165,10 @@ mod tests {
         assert_eq!(host("/images/a").as_deref(), Some("127.0.0.1"));
         assert_eq!(host("http://evil.example:80/images/a").as_deref(), Some("evil.example"));
         assert_eq!(host("http://127.0.0.1@evil.example/").as_deref(), Some("evil.example"));
+        for bad in ["http://127.0.0.1@evil.example/", "http://[evil.example]/"] {
+            let request = Request::builder().uri(bad).header(HOST, "127.0.0.1:80");
+            assert!(check_host(&request.body(Body::empty()).unwrap()).is_err(), "{bad}");
+        }
         assert_eq!(host("http://[::1]:80/").as_deref(), Some("[::1]"));
     }
 

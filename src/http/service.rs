@@ -205,7 +205,8 @@ impl HttpService {
         {
             // A body that is over the limit is refused as well.
             let most = 2 * self.app.settings.records.max_value as u64;
-            if unread.announced.is_none_or(|length| length > most) {
+            let may_be_cut = unread.announced.is_none_or(|length| length > most);
+            if may_be_cut && version < Version::HTTP_2 {
                 // It may not be read to its end.
                 common_headers::announce_close(&mut response);
             }
@@ -215,14 +216,11 @@ impl HttpService {
         response.map(|body| SentBody::new(body, in_flight, version))
     }
 
-    /// Sees to it that what isn't read of a request's body comes back. Over HTTP/2 its stream is reset, which harms nobody. A
-    /// client that waits for leave to send its body sends none without it.
+    /// Sees to it that what isn't read of a request's body comes back. A client that waits for leave to send its body sends none
+    /// without it.
     fn lend_body(request: &mut Request<Body>) -> Option<UnreadBody> {
         let waits = request.headers().contains_key(EXPECT);
-        if request.version() >= Version::HTTP_2 || request.body().is_end_stream() || waits {
-            return None;
-        }
-        Some(UnreadBody::lend(request))
+        (!waits && !request.body().is_end_stream()).then(|| UnreadBody::lend(request))
     }
 
     /// Returns whether a request names a host that is answered. Metrics are only for hosts of the server's own: a page under a

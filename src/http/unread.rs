@@ -1,7 +1,8 @@
 //! The rest of a body that nobody read, since its request was refused: read and thrown away for a while.
 //!
 //! Many clients send their whole body before they read the answer. Were the connection closed with unread bytes, the kernel
-//! would reset it, and such a client would get an error in place of the answer (RFC 9112 §9.6).
+//! would reset it, and such a client would get an error in place of the answer (RFC 9112 §9.6). Over HTTP/2 the stream would be
+//! reset, which some take for a failure, too.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -91,8 +92,8 @@ impl HttpBody for ReturningBody {
     }
 }
 
-/// Reads up to `most` bytes of the rest of a body, and throws them away. Then the HTTP library ends the connection, unless that
-/// was all.
+/// Reads up to `most` bytes of the rest of a body, and throws them away. Then the HTTP library ends the connection or resets the
+/// stream, unless that was all.
 ///
 /// The connection counts as busy meanwhile: these bytes are no head of another request.
 pub(crate) async fn throw_away(mut rest: Body, most: u64, _busy: ActiveRequest) {
@@ -106,4 +107,43 @@ pub(crate) async fn throw_away(mut rest: Body, most: u64, _busy: ActiveRequest) 
     };
     // Its outcome is the client's affair.
     let _ = tokio::time::timeout(LONGEST, throwing).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use futures_util::{StreamExt, stream};
+
+    use super::*;
+    use crate::server::timeouts::ConnectionState;
+
+    #[tokio::test]
+    async fn an_endless_body_is_thrown_away_up_to_its_bound() {
+        let given = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&given);
+        let endless = stream::repeat(Bytes::from_static(&[0; 1000])).map(move |piece| {
+            count.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            Ok::<_, Infallible>(piece)
+        });
+        let busy = Arc::new(ConnectionState::new()).begin_request(false);
+        throw_away(Body::from_stream(endless), 10_500, busy).await;
+        assert_eq!(given.load(Ordering::Relaxed), 11_000);
+    }
+
+    #[tokio::test]
+    async fn only_a_body_that_was_not_read_to_its_end_comes_back() {
+        let lend = || {
+            let mut request = Request::new(Body::from("abc"));
+            (UnreadBody::lend(&mut request), request.into_body())
+        };
+        let (unread, body) = lend();
+        assert!(unread.take().is_none());
+        drop(body);
+        assert_eq!(unread.take().unwrap().collect().await.unwrap().to_bytes(), "abc");
+        let (unread, body) = lend();
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "abc");
+        assert!(unread.take().is_none());
+    }
 }
