@@ -94,8 +94,8 @@ struct Prepared {
     id: ImageId,
     value: Bytes,
     metadata: Metadata,
-    /// The image in the value.
-    bytes: Bytes,
+    /// The image in the value, if it is needed once more.
+    bytes: Option<Bytes>,
 }
 
 /// The parts that a write needs.
@@ -140,8 +140,8 @@ impl Writer {
             Submission::Image { bytes, .. } | Submission::Record(bytes) => bytes.len(),
         };
         let by_content = matches!(target, Target::Content);
-        let limit = self.max_value;
-        let prepare = move || prepare(target, submission, limit);
+        let (limit, keeps_bytes) = (self.max_value, self.offload.is_some());
+        let prepare = move || prepare(target, submission, limit, keeps_bytes);
         let Prepared { id, mut value, mut metadata, bytes } =
             self.cpu.run_on(length, prepare).await?;
         let condition = condition(preconditions);
@@ -150,19 +150,19 @@ impl Writer {
             if by_content { Expiry::AtLeast(time_to_live) } else { Expiry::In(time_to_live) };
         // An image that can't be moved now is stored as it is, and moved later.
         let mut moved = None;
-        if let Some(offload) = &self.offload
+        if let (Some(offload), Some(bytes)) = (&self.offload, bytes)
             && let Some(it) = offload.on_write(&id, &value, &metadata, &bytes).await
         {
             value = it.value.clone();
             metadata = metadata.of_version(it.version);
-            moved = Some((offload, it));
+            moved = Some((offload, it, bytes));
         }
         let written = self.make(&id, self.store.put(&id, value, expiry, &condition));
         let Written::Done(replaced) = written.await? else {
             return Err(WriteError::PreconditionFailed);
         };
         match (moved, &self.offload) {
-            (Some((offload, moved)), _) => offload.keep(&id, &moved, &metadata, bytes),
+            (Some((offload, moved, bytes)), _) => offload.keep(&id, &moved, &metadata, bytes),
             (None, Some(offload)) => offload.move_later(&id),
             (None, None) => {}
         }
@@ -228,7 +228,12 @@ fn noting(condition: Condition) -> (Condition, Arc<Mutex<Option<Vec<u8>>>>) {
 }
 
 /// Decodes a submission as a read would. Takes milliseconds per megabyte.
-fn prepare(target: Target, submission: Submission, limit: usize) -> Result<Prepared, WriteError> {
+fn prepare(
+    target: Target,
+    submission: Submission,
+    limit: usize,
+    keeps_bytes: bool,
+) -> Result<Prepared, WriteError> {
     let (value, bytes, media_type, created_at) = match submission {
         Submission::Image { bytes, declared } => {
             let found = record::sniffed(&bytes)?;
@@ -265,7 +270,7 @@ fn prepare(target: Target, submission: Submission, limit: usize) -> Result<Prepa
     let metadata = Metadata::new(Version::of(&value), media_type, bytes.len(), created_at);
     let animated = picture::decode::is_animated(&bytes, media_type);
     let metadata = Metadata { animated, ..metadata };
-    Ok(Prepared { id, value, metadata, bytes })
+    Ok(Prepared { id, value, metadata, bytes: keeps_bytes.then_some(bytes) })
 }
 
 /// The condition on the stored value that the preconditions of a write make (RFC 9110 §13.2.2).

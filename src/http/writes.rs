@@ -27,6 +27,7 @@ use super::{conditional, images, urls};
 use crate::app::App;
 use crate::budget::WriteReservation;
 use crate::image::MediaType;
+use crate::image::preconditions::Preconditions;
 use crate::server::peer::Peer;
 use crate::settings;
 use crate::store::Replaced;
@@ -35,9 +36,13 @@ use crate::write::{Put, Submission, Target};
 /// Time to live of the submitted image, in seconds (RFC 8030 §5.2).
 const TTL: HeaderName = HeaderName::from_static("ttl");
 
-/// Copies of a body in memory at the same time: the body, the record that is made of it or the image that is in it, and
-/// twice the command for Redis.
-const COPIES: u64 = 4;
+/// Copies of a body in memory at the same time, if the store sends a record from where it is: the body, and the record that is
+/// made of it, which is a third larger, or the image that is in it.
+const COPIES: u64 = 3;
+
+/// Copies of a body otherwise: the record three times more, in the command, in the transaction and in the connection's
+/// buffer.
+const COPIES_FOR_A_TRANSACTION: u64 = 6;
 
 /// First reservation for a body without `Content-Length`.
 const FIRST_PIECE: usize = 64 * 1024;
@@ -141,9 +146,14 @@ async fn accept(
     if announced.is_some_and(|length| length > limit) {
         return Err(too_large(limit));
     }
+    let is_unconditional = preconditions == Preconditions::default();
+    let copies = match target {
+        Target::Id(_) if is_unconditional && app.store.sends_in_place() => COPIES,
+        Target::Id(_) | Target::Content => COPIES_FOR_A_TRANSACTION,
+    };
     let mut room =
-        app.write_budget.reserve(COPIES * announced.unwrap_or(FIRST_PIECE) as u64).await?;
-    let body = read(request.into_body(), announced, limit, &mut room).await?;
+        app.write_budget.reserve(copies * announced.unwrap_or(FIRST_PIECE) as u64).await?;
+    let body = read(request.into_body(), announced, limit, copies, &mut room).await?;
     let check = {
         let body = body.clone();
         move || digests.contradiction(&body)
@@ -228,6 +238,7 @@ async fn read(
     mut body: Body,
     announced: Option<usize>,
     limit: usize,
+    copies: u64,
     room: &mut WriteReservation<'_>,
 ) -> Result<Bytes, Problem> {
     let mut whole = BytesMut::new();
@@ -238,7 +249,7 @@ async fn read(
             return Err(too_large(limit));
         }
         if announced.is_none() {
-            room.grow(COPIES * (whole.len() + data.len()) as u64)?;
+            room.grow(copies * (whole.len() + data.len()) as u64)?;
         }
         // Only now: a body that is announced and doesn't come takes no memory.
         if whole.is_empty() {

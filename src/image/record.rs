@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64_turbo::{Engine, STANDARD, STANDARD_PAD_INDIFFERENT, URL_SAFE_PAD_INDIFFERENT};
 use serde::de::{IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serializer};
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -344,20 +344,21 @@ pub fn whole_seconds(time: SystemTime) -> SystemTime {
 /// The record that a backend would write for an image.
 #[must_use]
 pub fn encode(bytes: &[u8], media_type: MediaType, created_at: Option<SystemTime>) -> Vec<u8> {
-    #[derive(Serialize)]
-    struct RecordJson<'a> {
-        mime_type: &'a str,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        created_at: Option<u64>,
-        base64_data: &'a str,
-    }
     let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let written = RecordJson {
-        mime_type: media_type.as_str(),
-        created_at: created_at.map(seconds),
-        base64_data: &STANDARD.encode(bytes),
-    };
-    serde_json::to_vec(&written).expect("strings and a number are JSON")
+    let created_at = created_at.map(|time| format!(r#""created_at":{},"#, seconds(time)));
+    let mut json = Vec::with_capacity(128 + STANDARD.encoded_len(bytes.len()));
+    // No character of these values, or of base64, is escaped in JSON.
+    for part in [r#"{"mime_type":""#, media_type.as_str(), r#"","#] {
+        json.extend_from_slice(part.as_bytes());
+    }
+    json.extend_from_slice(created_at.unwrap_or_default().as_bytes());
+    json.extend_from_slice(br#""base64_data":""#);
+    let start = json.len();
+    json.resize(start + STANDARD.encoded_len(bytes.len()), 0);
+    let length = STANDARD.encode_slice(bytes, &mut json[start..]).expect("there is room for all");
+    json.truncate(start + length);
+    json.extend_from_slice(b"\"}");
+    json
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
-//! Large values, over connections that have one reader at a time.
+//! Large values, over connections that have one reader or writer at a time.
 //!
 //! The client for the other commands reads a reply into a buffer that grows by doubling, and copies the value out of it.
 //! Here the length is known before the first byte, so the value is read once, into its final buffer, by the task that
-//! awaits it. `benches/README.md` has the figures.
+//! awaits it. `benches/README.md` has the figures. A value that is written is sent from where it is: the other client makes
+//! three copies of it.
 
 use std::fmt::Debug;
 use std::io;
@@ -18,7 +19,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::connection::CommandFailure;
+use super::connection::{CommandFailure, given_up};
 use super::server::{CurrentServer, ServerInfo, is_refusal};
 use super::{StoreError, Stored};
 use crate::settings;
@@ -111,6 +112,69 @@ impl BulkConnections {
         }
     }
 
+    /// Writes a value, with further arguments of `SET`, in a transaction that tells what was there before. It is never sent
+    /// twice. [`CommandFailure::NotOpened`] sends the caller to the other connections.
+    pub(super) async fn put(
+        &self,
+        key: &str,
+        value: &Bytes,
+        arguments: &[String],
+    ) -> Result<BulkWritten, CommandFailure> {
+        let deadline = Instant::now() + self.response_timeout;
+        let permit = timeout_at(deadline, self.permits.acquire()).await;
+        let Ok(Ok(_permit)) = permit else {
+            return Err(CommandFailure::NotRead(StoreError::TimedOut));
+        };
+        loop {
+            let generation = self.current.generation();
+            let mut connection = tokio::select! {
+                biased;
+                () = self.current.left(generation) => continue,
+                connection = self.open(generation) => connection?,
+            };
+            let written = tokio::select! {
+                biased;
+                () = self.current.left(generation) => {
+                    return Err(CommandFailure::NotRead(given_up()));
+                }
+                written = timeout_at(deadline, connection.put(key, value, arguments)) => written,
+            };
+            let Ok(written) = written else {
+                return Err(CommandFailure::NotRead(StoreError::TimedOut));
+            };
+            let written = written.map_err(|error| self.current.failed(generation, error))?;
+            self.idle().push((generation, connection));
+            return Ok(written);
+        }
+    }
+
+    /// An idle connection that still answers, or a new one.
+    async fn open(&self, generation: u64) -> Result<BulkConnection, CommandFailure> {
+        if let Some(mut connection) = self.take_idle(generation) {
+            let answered = timeout(self.connect_timeout, connection.ping()).await;
+            if matches!(answered, Ok(Ok(()))) {
+                return Ok(connection);
+            }
+            self.idle().clear();
+        }
+        self.connect_in_time(generation).await
+    }
+
+    fn take_idle(&self, generation: u64) -> Option<BulkConnection> {
+        let mut idle = self.idle();
+        idle.retain(|(of, _)| *of == generation);
+        idle.pop().map(|(_, connection)| connection)
+    }
+
+    async fn connect_in_time(&self, generation: u64) -> Result<BulkConnection, CommandFailure> {
+        if *self.without_info() == Some(generation) {
+            return Err(CommandFailure::NotOpened(unexpected()));
+        }
+        let connection = timeout(self.connect_timeout, self.connect(generation)).await;
+        let timed_out = |_elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into());
+        connection.unwrap_or_else(timed_out).map_err(CommandFailure::NotOpened)
+    }
+
     async fn get_in(
         &self,
         generation: u64,
@@ -118,12 +182,7 @@ impl BulkConnections {
         limit: usize,
         deadline: Instant,
     ) -> Result<Option<Stored>, CommandFailure> {
-        let idle = {
-            let mut idle = self.idle();
-            idle.retain(|(of, _)| *of == generation);
-            idle.pop()
-        };
-        if let Some((_, connection)) = idle {
+        if let Some(connection) = self.take_idle(generation) {
             let read = self.read(connection, generation, key, limit, deadline).await;
             if let Err(CommandFailure::Broken(_) | CommandFailure::NotRead(StoreError::TimedOut)) =
                 read
@@ -135,12 +194,7 @@ impl BulkConnections {
                 return read;
             }
         }
-        if *self.without_info() == Some(generation) {
-            return Err(CommandFailure::NotOpened(unexpected()));
-        }
-        let connection = timeout(self.connect_timeout, self.connect(generation)).await;
-        let timed_out = |_elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into());
-        let connection = connection.unwrap_or_else(timed_out).map_err(CommandFailure::NotOpened)?;
+        let connection = self.connect_in_time(generation).await?;
         self.read(connection, generation, key, limit, deadline).await
     }
 
@@ -224,7 +278,64 @@ impl<S: AsyncRead + AsyncWrite + Debug + Send + Sync + Unpin> BulkIo for S {}
 #[derive(Debug)]
 struct BulkConnection(BufReader<Box<dyn BulkIo>>);
 
+/// The result of a write that Redis answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BulkWritten {
+    /// There was a value before.
+    pub(super) existed: bool,
+    /// The value was written: its `NX` or `XX` held.
+    pub(super) done: bool,
+}
+
 impl BulkConnection {
+    async fn ping(&mut self) -> Result<(), RedisError> {
+        self.0.write_all(&redis::cmd("PING").get_packed_command()).await?;
+        if self.line().await? == b"+PONG" { Ok(()) } else { Err(unexpected()) }
+    }
+
+    /// Writes a value, as `RedisStore::put` does.
+    async fn put(
+        &mut self,
+        key: &str,
+        value: &[u8],
+        arguments: &[String],
+    ) -> Result<BulkWritten, RedisError> {
+        let mut before = redis::pipe();
+        before.cmd("MULTI").cmd("EXISTS").arg(key);
+        let mut before = before.get_packed_pipeline();
+        before.extend_from_slice(format!("*{}\r\n", 3 + arguments.len()).as_bytes());
+        for argument in ["SET", key] {
+            before.extend_from_slice(format!("${}\r\n{argument}\r\n", argument.len()).as_bytes());
+        }
+        before.extend_from_slice(format!("${}\r\n", value.len()).as_bytes());
+        let mut after = b"\r\n".to_vec();
+        for argument in arguments {
+            after.extend_from_slice(format!("${}\r\n{argument}\r\n", argument.len()).as_bytes());
+        }
+        after.extend_from_slice(&redis::cmd("EXEC").get_packed_command());
+        for part in [&before, value, &after] {
+            self.0.write_all(part).await?;
+        }
+        // MULTI, EXISTS and SET are answered one by one, then all of them together. An error of one says more than that of
+        // EXEC, which follows it.
+        for _command in 0..3 {
+            error_in(&self.line().await?)?;
+        }
+        let line = self.line().await?;
+        error_in(&line)?;
+        if line != b"*2" {
+            return Err(unexpected());
+        }
+        let existed = integer_in(&self.line().await?)? > 0;
+        let line = self.line().await?;
+        error_in(&line)?;
+        match &*line {
+            b"+OK" => Ok(BulkWritten { existed, done: true }),
+            b"$-1" | b"_" => Ok(BulkWritten { existed, done: false }),
+            _ => Err(unexpected()),
+        }
+    }
+
     /// Gets value and remaining time in one round trip, as `RedisStore::get` does.
     async fn get(&mut self, key: &str, limit: usize) -> Result<Option<Stored>, CommandFailure> {
         let mut commands = redis::pipe();

@@ -257,7 +257,7 @@ async fn open(
 }
 
 /// The failure of a write whose generation ended before the reply.
-fn given_up() -> StoreError {
+pub(super) fn given_up() -> StoreError {
     StoreError::unreachable(
         "the connection was given up before the reply; the write may have been made",
     )

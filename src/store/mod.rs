@@ -141,6 +141,15 @@ impl Store {
         }
     }
 
+    /// True if an unconditional write of a large value makes no copy of it.
+    #[must_use]
+    pub fn sends_in_place(&self) -> bool {
+        match self {
+            Store::Redis(store) => store.sends_in_place(),
+            Store::Embedded(_) => false,
+        }
+    }
+
     /// Removes a value if the condition holds.
     pub async fn remove(&self, id: &ImageId, condition: &Condition) -> Result<Written, StoreError> {
         match self {

@@ -11,7 +11,7 @@ use ::redis::{
 use anyhow::Context;
 use bytes::Bytes;
 
-use super::bulk::{self, BulkConnections};
+use super::bulk::{self, BulkConnections, BulkWritten};
 use super::connection::{CommandFailure, DataConnections, ExclusiveConnection, Retry};
 use super::server::{CLUSTER, Mode};
 use super::tracking::Tracking;
@@ -70,6 +70,11 @@ impl RedisStore {
             key_prefix: settings.records.key_prefix.clone(),
             max_value: settings.records.max_value,
         })
+    }
+
+    /// True unless Redis is reached over TLS.
+    pub(super) fn sends_in_place(&self) -> bool {
+        self.bulk.is_some()
     }
 
     /// Refuses a server that would answer for some of the keys only. One that can't be reached in time is no error: it may
@@ -133,35 +138,51 @@ impl RedisStore {
         expiry: Expiry,
         condition: &Condition,
     ) -> Result<Written, StoreError> {
-        // SET … GET would tell no more than EXISTS, and would send the old value back.
-        let transaction = |left: Remaining| {
-            let mut transaction = ::redis::pipe();
-            let set = transaction
-                .atomic()
-                .cmd("EXISTS")
-                .arg(self.key(id))
-                .cmd("SET")
-                .arg(self.key(id))
-                .arg(value.as_ref());
-            match (expiry, left) {
-                (Expiry::In(time_to_live), _) => set.arg("PX").arg(milliseconds(time_to_live)),
-                (Expiry::AtLeast(time_to_live), Remaining::NoValue) => {
-                    set.arg("PX").arg(milliseconds(time_to_live))
-                }
+        let arguments = |left: Remaining| {
+            let in_time = |time| vec!["PX".to_owned(), milliseconds(time).to_string()];
+            let mut arguments = match (expiry, left) {
+                (Expiry::In(time_to_live), _)
+                | (Expiry::AtLeast(time_to_live), Remaining::NoValue) => in_time(time_to_live),
                 (Expiry::AtLeast(time_to_live), Remaining::Time(left)) => {
-                    set.arg("PX").arg(milliseconds(time_to_live.max(left)))
+                    in_time(time_to_live.max(left))
                 }
-                (Expiry::Never, _) | (Expiry::AtLeast(_), Remaining::Forever) => set,
-                (Expiry::Kept, _) => set.arg("KEEPTTL"),
+                (Expiry::Never, _) | (Expiry::AtLeast(_), Remaining::Forever) => Vec::new(),
+                (Expiry::Kept, _) => vec!["KEEPTTL".to_owned()],
             };
             match condition {
                 Condition::Always | Condition::Is(_) => {}
-                Condition::Absent => drop(set.arg("NX")),
-                Condition::Present => drop(set.arg("XX")),
+                Condition::Absent => arguments.push("NX".to_owned()),
+                Condition::Present => arguments.push("XX".to_owned()),
             }
+            arguments
+        };
+        let key = self.key(id);
+        let is_judged_by_redis =
+            !matches!(condition, Condition::Is(_)) && !matches!(expiry, Expiry::AtLeast(_));
+        if let Some(bulk) = self.bulk.as_ref()
+            && is_judged_by_redis
+            && value.len() as u64 >= bulk::LARGE
+        {
+            match bulk.put(&key, &value, &arguments(Remaining::NoValue)).await {
+                Err(CommandFailure::NotOpened(_)) => {}
+                written => {
+                    let BulkWritten { existed, done } = written?;
+                    return Ok(if done {
+                        Written::Done(replaced(existed))
+                    } else {
+                        Written::ConditionFailed
+                    });
+                }
+            }
+        }
+        // SET … GET would tell no more than EXISTS, and would send the old value back.
+        let transaction = |left: Remaining| {
+            let mut transaction = ::redis::pipe();
+            transaction.atomic().cmd("EXISTS").arg(&key);
+            transaction.cmd("SET").arg(&key).arg(value.as_ref()).arg(arguments(left));
             transaction
         };
-        if matches!(condition, Condition::Is(_)) || matches!(expiry, Expiry::AtLeast(_)) {
+        if !is_judged_by_redis {
             return self.change(id, condition, transaction).await;
         }
         let transaction = transaction(Remaining::NoValue);
