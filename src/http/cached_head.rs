@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io::Write as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use axum::http::header::{CONNECTION, DATE, HeaderName};
@@ -17,8 +18,11 @@ use crate::image::{Metadata, RepresentationKind};
 /// Most heads of an image under other addresses than its plain one and the one with its version.
 const MAX_OTHERS: usize = 8;
 
-/// Most heads of all images: about 30 MB.
+/// Most heads of all images.
 const MAX_HEADS: usize = 16 * 1024;
+
+/// Most bytes of all heads, in sixteenths of `[cache] bytes`: under 16 MiB by default.
+const SIXTEENTHS: usize = 5;
 
 /// The parts of a request for an image that the head of a hit depends on, beside its method and validator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,9 +83,34 @@ pub(crate) struct CachedHead {
     fields: HeaderMap,
     /// As HTTP/1.1 sends it, without the empty line.
     http_1: OnceLock<Box<[u8]>>,
+    /// The count of the bytes of all heads, once this one is a part of it.
+    counted_by: Option<Arc<AtomicUsize>>,
+}
+
+impl Drop for CachedHead {
+    fn drop(&mut self) {
+        if let Some(bytes) = &self.counted_by {
+            bytes.fetch_sub(self.size(), Ordering::Relaxed);
+        }
+    }
 }
 
 impl CachedHead {
+    /// Returns the bytes that it takes, the text for HTTP/1.1 included, which is made later.
+    fn size(&self) -> usize {
+        /// A place of a header map: a name, a value, their hash and links, and the index of the place.
+        const PLACE: usize = size_of::<HeaderName>() + size_of::<HeaderValue>() + 48;
+        /// What a value that isn't static takes beside its bytes.
+        const VALUE: usize = 48;
+        let key = self.address.len()
+            + self.accept.as_deref().map_or(0, <[u8]>::len)
+            + self.accept_encoding.as_deref().map_or(0, <[u8]>::len);
+        let values: usize = self.fields.values().map(|value| value.len() + VALUE).sum();
+        let text: usize =
+            self.fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+        size_of::<CachedHead>() + key + self.fields.capacity() * PLACE + values + text
+    }
+
     /// Makes one of the router's answer.
     pub(crate) fn new(
         key: HeadKey<'_>,
@@ -108,6 +137,7 @@ impl CachedHead {
             etag: representation.etag.clone(),
             fields,
             http_1: OnceLock::new(),
+            counted_by: None,
         }
     }
 
@@ -173,8 +203,8 @@ impl CachedHeads {
         heads.find(|it| it.answers(validator, to_head) && it.has_key(key)).map(Arc::clone)
     }
 
-    /// Keeps a head, in the place of the oldest other one if there are too many. Returns whether it is new.
-    fn keep(&self, head: CachedHead) -> bool {
+    /// Keeps a head, in the place of the oldest other one if there are too many. Returns it if it is new.
+    fn keep(&self, head: CachedHead) -> Option<Weak<CachedHead>> {
         let key = HeadKey {
             address: &head.address,
             accept: head.accept.as_deref(),
@@ -182,7 +212,7 @@ impl CachedHeads {
         };
         let mut heads = self.lock();
         if heads.iter().any(|it| it.status == head.status && it.has_key(&key)) {
-            return false;
+            return None;
         }
         let others = heads.iter().filter(|it| !it.is_primary).count();
         if !head.is_primary
@@ -191,13 +221,14 @@ impl CachedHeads {
         {
             heads.remove(oldest);
         }
-        heads.push(Arc::new(head));
-        true
+        let head = Arc::new(head);
+        let kept = Arc::downgrade(&head);
+        heads.push(head);
+        Some(kept)
     }
 
-    fn clear(&self) {
-        let dropped = std::mem::take(&mut *self.lock());
-        drop(dropped);
+    fn remove(&self, head: &Arc<CachedHead>) {
+        self.lock().retain(|it| !Arc::ptr_eq(it, head));
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<CachedHead>>> {
@@ -206,25 +237,38 @@ impl CachedHeads {
     }
 }
 
-/// The order in which heads were cached, to bound their number.
-#[derive(Debug, Default)]
-pub(crate) struct HeadOrder(Mutex<VecDeque<Weak<Metadata>>>);
+/// The order in which heads were cached, to bound their number and their bytes.
+#[derive(Debug)]
+pub(crate) struct HeadOrder {
+    order: Mutex<VecDeque<(Weak<Metadata>, Weak<CachedHead>)>>,
+    bytes: Arc<AtomicUsize>,
+    max_bytes: usize,
+}
 
 impl HeadOrder {
-    /// Keeps a head with the metadata of its image, and drops those of the image that had one first if there are too
-    /// many. They are cached again at their next hit.
-    pub(crate) fn keep(&self, original: &Arc<Metadata>, head: CachedHead) {
-        let kept = original.attachment.get_or_default::<CachedHeads>().keep(head);
-        if !kept {
+    /// An empty order for a cache of some bytes.
+    pub(crate) fn new(cache_bytes: usize) -> HeadOrder {
+        let max_bytes = cache_bytes / 16 * SIXTEENTHS;
+        HeadOrder { order: Mutex::default(), bytes: Arc::default(), max_bytes }
+    }
+
+    /// Keeps a head with the metadata of its image, and drops those that were cached first if there are too many. They are
+    /// cached again at their next hit.
+    pub(crate) fn keep(&self, original: &Arc<Metadata>, mut head: CachedHead) {
+        self.bytes.fetch_add(head.size(), Ordering::Relaxed);
+        head.counted_by = Some(Arc::clone(&self.bytes));
+        let Some(kept) = original.attachment.get_or_default::<CachedHeads>().keep(head) else {
             return;
-        }
-        let mut order = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        order.push_back(Arc::downgrade(original));
-        let first = if order.len() > MAX_HEADS { order.pop_front() } else { None };
-        drop(order);
-        let first = first.and_then(|it| it.upgrade());
-        if let Some(heads) = first.as_ref().and_then(|it| it.attachment.get::<CachedHeads>()) {
-            heads.clear();
+        };
+        let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        order.push_back((Arc::downgrade(original), kept));
+        while order.len() > MAX_HEADS || self.bytes.load(Ordering::Relaxed) > self.max_bytes {
+            let Some((original, head)) = order.pop_front() else { break };
+            let (original, head) = (original.upgrade(), head.upgrade());
+            let heads = original.as_ref().and_then(|it| it.attachment.get::<CachedHeads>());
+            if let (Some(heads), Some(head)) = (heads, head) {
+                heads.remove(&head);
+            }
         }
     }
 }
@@ -281,15 +325,15 @@ mod tests {
         let tag = Validator::Tag(metadata.etag.as_bytes());
         for key in keys {
             assert!(heads.find(&key, Validator::None, false).is_none());
-            assert!(heads.keep(head(&metadata, key, HeadStatus::Whole)));
-            assert!(!heads.keep(head(&metadata, key, HeadStatus::Whole)));
+            assert!(heads.keep(head(&metadata, key, HeadStatus::Whole)).is_some());
+            assert!(heads.keep(head(&metadata, key, HeadStatus::Whole)).is_none());
             for validator in [Validator::None, Validator::Tag(b"\"x\"")] {
                 let found = heads.find(&key, validator, false).unwrap();
                 assert!(found.has_key(&key) && found.status() == StatusCode::OK);
                 assert!(heads.find(&key, validator, true).is_some());
             }
             assert!(heads.find(&key, tag, false).is_none());
-            assert!(heads.keep(head(&metadata, key, HeadStatus::NotModified)));
+            assert!(heads.keep(head(&metadata, key, HeadStatus::NotModified)).is_some());
             assert!(
                 heads.find(&key, tag, false).is_some() && heads.find(&key, tag, true).is_none()
             );
@@ -312,7 +356,7 @@ mod tests {
 
     #[test]
     fn there_are_no_more_heads_of_all_images_than_there_may_be() {
-        let order = HeadOrder::default();
+        let order = HeadOrder::new(1 << 30);
         let images: Vec<_> = (0..MAX_HEADS + 10).map(|it| metadata(&it.to_string())).collect();
         for image in &images {
             order.keep(image, head(image, key(""), HeadStatus::Whole));
@@ -323,6 +367,27 @@ mod tests {
         };
         assert_eq!(images.iter().filter(|it| has(it)).count(), MAX_HEADS);
         assert!(!has(&images[9]) && has(&images[10]));
+    }
+
+    #[test]
+    fn heads_take_no_more_bytes_than_they_may_and_give_them_back() {
+        let order = HeadOrder::new(1 << 20);
+        let mut images: Vec<_> = (0..2000).map(|it| metadata(&it.to_string())).collect();
+        for image in &images {
+            order.keep(image, head(image, key(""), HeadStatus::Whole));
+            // The same once more is dropped.
+            order.keep(image, head(image, key(""), HeadStatus::Whole));
+            assert!(order.bytes.load(Ordering::Relaxed) <= order.max_bytes);
+        }
+        let heads =
+            |image: &Arc<Metadata>| image.attachment.get::<CachedHeads>().unwrap().lock().len();
+        assert_eq!(heads(&images[0]), 0);
+        assert_eq!(heads(&images[1999]), 1);
+        let kept: usize = images.iter().map(heads).sum();
+        assert!(kept > 100, "{kept}");
+        // They leave with their images.
+        images.clear();
+        assert_eq!(order.bytes.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -79,7 +79,8 @@ impl HttpService {
         let app = Arc::clone(&state.app);
         let table = router::router(state, routes);
         let hits = [Route::Image, Route::Thumbnail].map(|it| app.metrics.of_hits(it.pattern()));
-        HttpService { app, router: table, routes, limits, heads: HeadOrder::default(), hits }
+        let heads = HeadOrder::new(app.settings.cache.bytes);
+        HttpService { app, router: table, routes, limits, heads, hits }
     }
 
     /// Gives the body of a request a time-out.
