@@ -10,8 +10,12 @@ const BLOCK: usize = 64;
 /// Counters that a name has, each in a quarter of its block.
 const ROWS: usize = 4;
 
-/// Uses after which all counts are halved, for each entry of the area.
-const PERIOD: usize = 20;
+/// Uses after which all counts are halved, for each entry of the area. With fewer an image that is asked for now and then
+/// isn't told from one that is asked for once; with more, new favourites wait for long. `benches/cache.rs` has both.
+const PERIOD: usize = 40;
+
+/// Least number of entries that the uses are counted for.
+const LEAST: usize = 50;
 
 /// Approximate numbers of uses, of any number of names in fixed memory.
 ///
@@ -29,8 +33,8 @@ pub(super) struct Sketch {
 impl Sketch {
     /// A sketch for an area of about so many entries.
     pub(super) fn new(entries: usize) -> Sketch {
-        let entries = entries.clamp(256, 1 << 20);
-        let blocks = vec![[0; BLOCK]; (entries / 4).next_power_of_two()];
+        let entries = entries.clamp(LEAST, 1 << 20);
+        let blocks = vec![[0; BLOCK]; (entries / 4).max(64).next_power_of_two()];
         let hasher = DefaultHasher::default();
         Sketch { hasher, blocks: blocks.into(), uses: 0, period: entries * PERIOD }
     }
