@@ -67,6 +67,9 @@ struct Followers {
 #[derive(Debug, Default)]
 struct Group {
     streams: BTreeSet<u64>,
+    /// Those that wait for a listing, and whether all of them do.
+    waiting: BTreeSet<u64>,
+    all_wait: bool,
     /// Position in the log of the first change that they weren't told of.
     since: Option<u64>,
     kept: Option<Kept>,
@@ -86,6 +89,7 @@ enum Audience<'a> {
     All,
     OfId(&'a ImageId),
     OfPrefix(&'a str),
+    Of(&'a BTreeSet<u64>),
 }
 
 impl Hub {
@@ -123,7 +127,9 @@ impl Hub {
                 }
             }
             Followed::Prefix(prefix) => {
-                followers.group(prefix).streams.insert(number);
+                let group = followers.group(prefix);
+                group.streams.insert(number);
+                group.waiting.insert(number);
                 followers.unlisted.insert(prefix.clone());
                 self.unlisted.notify_one();
             }
@@ -164,10 +170,12 @@ impl Hub {
     }
 
     /// Lets a stream that is too far behind begin again.
-    pub(super) fn start_over(&self, stream: &Stream) {
+    pub(super) fn start_over(&self, number: u64, stream: &Stream) {
         stream.add_everything();
         if let Some(prefix) = stream.prefix() {
-            self.followers().unlisted.insert(prefix.to_owned());
+            let mut followers = self.followers();
+            followers.group(prefix).waiting.insert(number);
+            followers.unlisted.insert(prefix.to_owned());
             self.unlisted.notify_one();
         }
     }
@@ -202,7 +210,7 @@ impl Hub {
                 })
                 .await;
                 // Only now, so that a listing which is under way doesn't count as the one that is wanted.
-                self.want_listings(prefixes);
+                self.want_listings(prefixes, &mut slices).await;
             }
         }
     }
@@ -225,7 +233,7 @@ impl Hub {
             pace.note(began, Instant::now());
             if let Err(error) = listed {
                 tracing::debug!(%error, "images with a prefix can't be listed yet");
-                self.want_listings(prefixes);
+                self.want_listings(prefixes, &mut Slices::begin()).await;
                 tokio::time::sleep(RETRY).await;
             }
         }
@@ -267,17 +275,12 @@ impl Hub {
         }
     }
 
-    fn want_listings(&self, prefixes: HashSet<String>) {
-        if prefixes.is_empty() {
-            return;
+    /// Lets all streams with some prefixes wait for a listing.
+    async fn want_listings(&self, prefixes: HashSet<String>, slices: &mut Slices) {
+        for prefix in prefixes {
+            self.followers().want_listing(prefix);
+            slices.pause().await;
         }
-        let mut followers = self.followers();
-        if followers.unlisted.is_empty() {
-            followers.unlisted = prefixes;
-        } else {
-            followers.unlisted.extend(prefixes);
-        }
-        drop(followers);
         self.unlisted.notify_one();
     }
 
@@ -286,19 +289,20 @@ impl Hub {
         if index.coherence() != Coherence::Coherent {
             return;
         }
-        let (prefixes, mut others) =
-            (std::mem::take(&mut self.followers().unlisted), HashSet::new());
+        let prefixes = std::mem::take(&mut self.followers().unlisted);
         let mut slices = Slices::begin();
         for prefix in prefixes {
             let kept = self.followers().kept(&prefix);
             let Some((kept, listing)) =
                 kept.and_then(|kept| Some((kept.clone(), self.renewed(&kept, &prefix, most)?)))
             else {
-                others.insert(prefix);
+                // Not notified: who asks for it looks.
+                self.followers().unlisted.insert(prefix);
+                slices.pause().await;
                 continue;
             };
-            let listing = Arc::new(listing);
-            self.tell(Audience::OfPrefix(&prefix), &mut slices, |stream| {
+            let (listing, waiting) = (Arc::new(listing), self.followers().take_waiting(&prefix));
+            self.tell(Audience::Of(&waiting), &mut slices, |stream| {
                 if let Some(number) = stream.wanted_listing() {
                     stream.end_listing(number, &listing);
                 }
@@ -306,7 +310,6 @@ impl Hub {
             .await;
             self.followers().keep(&prefix, Kept { listing, ..kept });
         }
-        self.want_listings(others);
     }
 
     /// A listing with the changes since; `None` if that can't be told.
@@ -345,8 +348,8 @@ impl Hub {
         let began = self.log_end();
         let (made, mut slices, mut all) = (Instant::now(), Slices::begin(), AllWaiting::default());
         for prefix in prefixes {
-            let mut streams = Vec::new();
-            self.tell(Audience::OfPrefix(prefix), &mut slices, |stream| {
+            let (mut streams, waiting) = (Vec::new(), self.followers().take_waiting(prefix));
+            self.tell(Audience::Of(&waiting), &mut slices, |stream| {
                 streams.extend(stream.wanted_listing().map(|number| (Arc::clone(stream), number)));
             })
             .await;
@@ -418,6 +421,7 @@ impl Followers {
             }
             Audience::OfId(id) => self.by_id.get(id),
             Audience::OfPrefix(prefix) => self.by_prefix.get(prefix).map(|it| &it.streams),
+            Audience::Of(numbers) => Some(numbers),
         };
         let numbers = numbers.into_iter().flat_map(|it| it.range(range)).take(CHUNK);
         numbers.filter_map(|it| Some((*it, Arc::clone(self.streams.get(it)?)))).collect()
@@ -434,6 +438,7 @@ impl Followers {
     fn leave(&mut self, prefix: &str, number: u64) {
         let Some(group) = self.by_prefix.get_mut(prefix) else { return };
         group.streams.remove(&number);
+        group.waiting.remove(&number);
         if !group.streams.is_empty() {
             return;
         }
@@ -472,6 +477,23 @@ impl Followers {
                 self.lengths.remove(&prefix.len());
             }
         }
+    }
+
+    /// Lets all streams with a prefix wait for a listing.
+    fn want_listing(&mut self, prefix: String) {
+        if let Some(group) = self.by_prefix.get_mut(&prefix)
+            && !group.streams.is_empty()
+        {
+            group.all_wait = true;
+            self.unlisted.insert(prefix);
+        }
+    }
+
+    /// Takes the streams with a prefix that wait for a listing.
+    fn take_waiting(&mut self, prefix: &str) -> BTreeSet<u64> {
+        let Some(group) = self.by_prefix.get_mut(prefix) else { return BTreeSet::new() };
+        let waiting = std::mem::take(&mut group.waiting);
+        if std::mem::take(&mut group.all_wait) { group.streams.clone() } else { waiting }
     }
 
     /// Keeps a listing for the streams that are still to come.

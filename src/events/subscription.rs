@@ -142,7 +142,6 @@ impl Events {
             gathered: None,
             listed: None,
             made: VecDeque::new(),
-            has_worked: false,
         })
     }
 }
@@ -173,8 +172,6 @@ pub(crate) struct Subscription {
     listed: Option<List>,
     /// Events that were made and not sent yet.
     made: VecDeque<Bytes>,
-    /// Set once events were made: others have their turn before the next ones.
-    has_worked: bool,
 }
 
 /// The next thing that a stream may have to send.
@@ -258,9 +255,6 @@ impl Subscription {
             if let Some(event) = self.made.pop_front() {
                 return Some(event);
             }
-            if std::mem::take(&mut self.has_worked) {
-                tokio::task::yield_now().await;
-            }
             if self.has_due() {
                 self.make().await?;
                 continue;
@@ -281,7 +275,8 @@ impl Subscription {
     async fn make(&mut self) -> Option<()> {
         let shared = Arc::clone(&self.shared);
         let turn = shared.turns.acquire().await.ok()?;
-        self.has_worked = true;
+        // Others first. The turn is kept meanwhile: otherwise no stream would wait for one, and all would be in the queue.
+        tokio::task::yield_now().await;
         let mut bytes = 0;
         for _ in 0..MOST_EVENTS {
             if !self.has_due() {
@@ -367,7 +362,7 @@ impl Subscription {
         self.retry = None;
         if self.failed.len() > MOST_FAILED {
             self.failed = HashSet::new();
-            self.shared.hub.start_over(&self.stream);
+            self.shared.hub.start_over(self.number, &self.stream);
         } else {
             self.due.extend(self.failed.drain());
         }
@@ -429,7 +424,7 @@ impl Subscription {
             }
             let from = self.stream.take_since()?;
             let Some(changes) = hub.changes(from, prefix) else {
-                hub.start_over(&self.stream);
+                hub.start_over(self.number, &self.stream);
                 return None;
             };
             self.due.extend(changes.ids);

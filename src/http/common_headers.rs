@@ -49,6 +49,10 @@ pub(crate) fn complete(response: &mut Response<Body>, exchange: &Exchange<'_>) {
         // Over HTTP/1.1 some clients would wait for a body. To a HEAD, 0 is the router's: no image has this length.
         headers.remove(CONTENT_LENGTH);
     }
+    if status == StatusCode::NO_CONTENT {
+        // The router's: it must not be there (RFC 9110 §8.6).
+        headers.remove(CONTENT_LENGTH);
+    }
     close(response, exchange);
 }
 
