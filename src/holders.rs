@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use crate::metrics::{Dropped, Metrics};
-use crate::server::peer::PeerKey;
+use crate::peer::PeerKey;
 
 /// Time in which no client is called slow.
 const GRACE: Duration = Duration::from_secs(1);

@@ -18,9 +18,9 @@ use crate::image::{
 };
 use crate::limit::{Shares, Turns};
 use crate::metrics::{Metrics, Shed};
+use crate::peer::PeerKey;
 use crate::picture::placeholder::{self, Placeholder};
 use crate::picture::{self, PictureError, Preview, RenderLimits};
-use crate::server::peer::PeerKey;
 use crate::settings::Settings;
 
 /// Entries in each of the two memories below.

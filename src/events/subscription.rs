@@ -17,8 +17,8 @@ use super::stream::{Followed, Stream};
 use crate::image::{ImageId, Version};
 use crate::limit::{Place, Shares};
 use crate::metrics::{Metrics, Shed};
+use crate::peer::PeerKey;
 use crate::read::Reader;
-use crate::server::peer::PeerKey;
 use crate::settings::Settings;
 use crate::task::Task;
 

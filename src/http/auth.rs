@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, Request};
 use super::host;
 use super::problem::{Problem, ProblemKind};
 use crate::app::App;
-use crate::server::peer::Peer;
+use crate::peer::Peer;
 use crate::settings::PrefixAccess;
 
 /// The token that a request shows (RFC 6750).

@@ -20,7 +20,7 @@ use super::state::HttpState;
 use super::{auth, urls};
 use crate::events::{EventContent, Followed, Inline, Subscription, TooMany};
 use crate::image::{ImageId, MAX_ID_LENGTH, Version};
-use crate::server::peer::Client;
+use crate::peer::Client;
 use crate::shutdown::Phase;
 
 /// Tells nginx not to buffer the response.

@@ -12,7 +12,7 @@ use super::host::{is_answered, is_host};
 use crate::http::router::Route;
 use crate::image::Metadata;
 use crate::image::variant::Format;
-use crate::server::peer::{Client, Peer};
+use crate::peer::{Client, Peer};
 use crate::settings::{HostNames, TrustedProxies};
 
 /// The longest rest of an address behind the id that has a cached head.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use axum::http::header::FORWARDED;
 use axum::http::{HeaderMap, HeaderValue};
 
-use crate::server::peer::{Client, Peer};
+use crate::peer::{Client, Peer};
 use crate::settings::TrustedProxies;
 
 const X_FORWARDED_FOR: &str = "x-forwarded-for";

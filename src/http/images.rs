@@ -15,8 +15,8 @@ use super::state::HttpState;
 use super::{conditional, negotiation, representation};
 use crate::image::ImageId;
 use crate::image::variant::Transform;
+use crate::peer::Client;
 use crate::read::{ImageRequest, Want};
-use crate::server::peer::Client;
 
 /// For an address that leaves the format to the server.
 const BY_ENCODING_AND_TYPE: HeaderValue = HeaderValue::from_static("Accept-Encoding, Accept");

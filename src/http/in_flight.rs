@@ -19,7 +19,7 @@ use crate::app::App;
 use crate::holders::{Held, Holders};
 use crate::limit::{GaugeGuard, NoPlace, Place, Shares};
 use crate::metrics::{Metrics, Shed};
-use crate::server::peer::{Client, PeerKey};
+use crate::peer::{Client, PeerKey};
 use crate::server::timeouts::ActiveRequest;
 
 /// The target of the lines about requests.

@@ -18,7 +18,7 @@ use super::problem::Problem;
 use super::representation;
 use super::state::HttpState;
 use super::{CACHE_STATUS, SERVER_TIMING, urls};
-use crate::server::peer::Client;
+use crate::peer::Client;
 
 /// `GET /images/{id}/info`.
 pub(crate) async fn get(

@@ -19,8 +19,8 @@ use super::{CACHE_STATUS, SERVER_TIMING, conditional};
 use crate::image::MediaType;
 use crate::image::preconditions::Verdict;
 use crate::image::variant::Transform;
+use crate::peer::Client;
 use crate::picture::placeholder::{Background, MAX_TEXT, Placeholder, parse_colour};
-use crate::server::peer::Client;
 use crate::settings::PictureSettings;
 
 #[derive(Debug, Default, Deserialize)]

@@ -19,8 +19,8 @@ use super::state::HttpState;
 use super::{CACHE_STATUS, FromMemory, SERVER_TIMING, placeholders};
 use crate::cache_status::CacheStatus;
 use crate::image::{ImageId, MediaType, Metadata, Representation, RepresentationKind, Version};
+use crate::peer::Client;
 use crate::read::{Answer, AnswerContent, ReadFailure, Timing};
-use crate::server::peer::Client;
 use crate::settings;
 
 /// For an address with the current version, whose content never changes (RFC 8246).

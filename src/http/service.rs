@@ -29,7 +29,7 @@ use crate::app::App;
 use crate::image::Metadata;
 use crate::limit::Place;
 use crate::metrics::HitMetrics;
-use crate::server::peer::{Client, Peer, PeerKey};
+use crate::peer::{Client, Peer, PeerKey};
 use crate::server::timeouts::ConnectionState;
 
 /// The longest address in the log, in characters: lines wait in memory for their reader.

@@ -28,7 +28,7 @@ use crate::app::App;
 use crate::budget::WriteReservation;
 use crate::image::MediaType;
 use crate::image::preconditions::Preconditions;
-use crate::server::peer::Peer;
+use crate::peer::Peer;
 use crate::settings;
 use crate::store::Replaced;
 use crate::write::{Put, Submission, Target};

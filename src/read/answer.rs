@@ -12,8 +12,8 @@ use crate::image::record::Corrupt;
 use crate::image::variant::{NotAcceptable, Transform};
 use crate::image::{ImageId, Metadata, Representation};
 use crate::offload::OffloadError;
+use crate::peer::PeerKey;
 use crate::render::RenderError;
-use crate::server::peer::PeerKey;
 use crate::store::StoreError;
 
 /// A parsed and valid request for an image.

@@ -17,7 +17,7 @@ use crate::image::{Image, ImageId};
 use crate::index::{Admission, Digest, FetchLease, FetchResult, Known};
 use crate::metrics::Shed;
 use crate::offload::RemoteImage;
-use crate::server::peer::PeerKey;
+use crate::peer::PeerKey;
 use crate::store::StoreError;
 
 /// The outcome that one fetch brings to all who wait for it.

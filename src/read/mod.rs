@@ -27,9 +27,9 @@ use crate::limit::Turns;
 use crate::metrics::Metrics;
 use crate::offload::Offload;
 use crate::originals::Originals;
+use crate::peer::PeerKey;
 use crate::picture::Preview;
 use crate::render::Renderer;
-use crate::server::peer::PeerKey;
 use crate::store::{Store, StoreError};
 
 /// Longest time for which a request waits for the next heartbeat, before it asks the store all the same.

@@ -11,8 +11,8 @@ use crate::image::preconditions::Verdict;
 use crate::image::variant::{NotAcceptable, Resolved, Transform, Variant};
 use crate::image::{Image, ImageId, Metadata, Representation, RepresentationKind, Version};
 use crate::offload::RemoteImage;
+use crate::peer::PeerKey;
 use crate::picture::Preview;
-use crate::server::peer::PeerKey;
 
 /// One version of an image. Everything that is taken from a snapshot is of that version, whatever is written meanwhile.
 ///

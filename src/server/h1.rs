@@ -31,7 +31,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use super::listener::Io;
-use super::peer::{Peer, PeerKey};
 use super::timeouts::ConnectionState;
 use super::{Server, Timeouts};
 use crate::holders::Held;
@@ -39,6 +38,7 @@ use crate::http::cached_head::{field, head_text};
 use crate::http::fast_path::FastRequest;
 use crate::http::in_flight::SentBody;
 use crate::http::service::Replay;
+use crate::peer::{Peer, PeerKey};
 
 /// The largest head that is read here. A larger one is for the HTTP library, which has the limit of the settings.
 const LARGEST_HEAD: usize = 8 * 1024;

@@ -12,8 +12,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use super::peer::Peer;
 use super::tls::Tls;
+use crate::peer::Peer;
 use crate::settings::{ListenOn, Settings};
 
 /// The listening sockets of one server.

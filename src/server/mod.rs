@@ -3,7 +3,6 @@
 mod date;
 pub(crate) mod h1;
 pub(crate) mod listener;
-pub(crate) mod peer;
 mod proxy_protocol;
 pub(crate) mod timeouts;
 mod tls;
@@ -34,7 +33,6 @@ use self::date::DateField;
 use self::h1::FastLoop;
 use self::listener::Io;
 pub use self::listener::{Listener, Listeners};
-use self::peer::{Peer, PeerKey};
 use self::timeouts::{ConnectionState, HTTP_2_PREFACE, Overdue, TimedIo, Timeouts};
 use self::tls::Tls;
 use self::write_buffer::WriteBuffer;
@@ -46,6 +44,7 @@ use crate::http::service::HttpService;
 use crate::http::state::HttpState;
 use crate::limit::{GaugeGuard, Shares};
 use crate::metrics::{Dropped, Metrics, Shed};
+use crate::peer::{Peer, PeerKey};
 use crate::settings::TrustedProxies;
 use crate::shutdown::{Phase, Shutdown};
 
