@@ -70,12 +70,11 @@ impl FetchBudget {
         };
         let reserved = async {
             // First, so that what slow clients hold doesn't keep those waiting who would fit.
-            if !self.holders.drop_until(fits).await {
-                return None;
-            }
+            self.holders.drop_until(fits).await;
             let permit = self.permits.acquire_many(kibibytes(bytes.min(self.bytes))).await.ok()?;
             // Fetches that were ahead in the queue may have filled it since.
-            self.holders.drop_until(fits).await.then_some(permit)
+            self.holders.drop_until(fits).await;
+            Some(permit)
         };
         let permit = tokio::time::timeout(patience, reserved).await.ok().flatten();
         if permit.is_none() {

@@ -14,6 +14,9 @@ use crate::peer::PeerKey;
 /// Time in which no client is called slow.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// Interval at which it is looked again whether memory was released that no answer here holds.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
 /// The answers that are being sent, over all connections.
 ///
 /// An answer is held by its client until the last byte was taken. There is no way to make a client take it sooner, so the
@@ -145,13 +148,13 @@ impl Holders {
         Held { holders: Arc::clone(self), number, answer }
     }
 
-    /// Drops connections until `is_enough`, one after the other: of the client that holds most bytes, the slowest. False if
-    /// nobody is left to be dropped.
-    pub(crate) async fn drop_until(&self, is_enough: impl Fn() -> bool) -> bool {
+    /// Drops connections until `is_enough`, one after the other: of the client that holds most bytes, the slowest. Where nobody
+    /// can be dropped, it waits for those who are quick. Safe to cancel.
+    pub(crate) async fn drop_until(&self, is_enough: impl Fn() -> bool) {
         loop {
             let released = self.released.notified();
             if is_enough() {
-                return true;
+                return;
             }
             let next = self.lock().drop_slowest(Instant::now());
             match next {
@@ -159,10 +162,9 @@ impl Holders {
                     self.metrics.count_dropped(Dropped::Memory);
                     released.await;
                 }
-                Victim::Soon(wait) => {
+                Victim::NobodyFor(wait) => {
                     let _ = tokio::time::timeout(wait, released).await;
                 }
-                Victim::Nobody => return false,
             }
         }
     }
@@ -200,9 +202,8 @@ impl Holders {
 /// The outcome of looking for somebody to drop.
 enum Victim {
     Dropped,
-    /// Nobody yet, but somebody after this time.
-    Soon(Duration),
-    Nobody,
+    /// Nobody is slow before this time has passed.
+    NobodyFor(Duration),
 }
 
 impl Answers {
@@ -258,7 +259,7 @@ impl Answers {
         let slow = self.standing().filter(|it| age(it) >= GRACE);
         let Some(client) = most(slow.map(|it| (it.client, it.left()))) else {
             let youngest = self.standing().map(|it| GRACE.saturating_sub(age(it))).min();
-            return youngest.map_or(Victim::Nobody, Victim::Soon);
+            return Victim::NobodyFor(youngest.unwrap_or(LOOK_AGAIN));
         };
         let of_client = self.standing().filter(|it| it.client == client && age(it) >= GRACE);
         let slowest = of_client.min_by(|a, b| a.rate(now).total_cmp(&b.rate(now)));
@@ -267,7 +268,7 @@ impl Answers {
                 self.end(&connection);
                 Victim::Dropped
             }
-            None => Victim::Nobody,
+            None => Victim::NobodyFor(LOOK_AGAIN),
         }
     }
 
@@ -386,13 +387,13 @@ mod tests {
         let _slow = holders.add(client(1), &connections[1], 10_000, 0);
         let _other = holders.add(client(2), &connections[2], 9_000, 0);
         fast.note_taken(5_000);
-        assert!(matches!(holders.lock().drop_slowest(Instant::now()), Victim::Soon(_)));
+        assert!(matches!(holders.lock().drop_slowest(Instant::now()), Victim::NobodyFor(_)));
         for expected in [[false, true, false], [false, false, true], [true, false, false]] {
             assert!(matches!(holders.lock().drop_slowest(after(2)), Victim::Dropped));
             let ended: Vec<_> = connections.iter().map(is_ended).collect();
             assert_eq!(ended, expected);
         }
-        assert!(matches!(holders.lock().drop_slowest(after(2)), Victim::Nobody));
+        assert!(matches!(holders.lock().drop_slowest(after(2)), Victim::NobodyFor(_)));
     }
 
     #[test]
@@ -417,8 +418,7 @@ mod tests {
     #[tokio::test]
     async fn room_is_made_as_soon_as_an_answer_is_gone() {
         let holders = holders(100);
-        assert!(!holders.drop_until(|| false).await);
-        assert!(holders.drop_until(|| true).await);
+        holders.drop_until(|| true).await;
         let connection = ConnectionEnd::default();
         let held = holders.add(client(1), &connection, 10, 0);
         let gone = Arc::new(AtomicBool::new(false));
@@ -430,6 +430,6 @@ mod tests {
                 drop(held);
             }
         });
-        assert!(holders.drop_until(|| gone.load(Ordering::Relaxed)).await);
+        holders.drop_until(|| gone.load(Ordering::Relaxed)).await;
     }
 }
