@@ -164,8 +164,12 @@ fn welcome(
         let curl = "curl -o /dev/null -sw @config/curl-format.txt";
         let _ = writeln!(text, "  {curl} {url}/images/{first}");
     }
+    let is_embedded = matches!(&*app.store, Store::Embedded(_));
     if !demo.is_empty() || token_file.is_some() {
         let _ = writeln!(text, "\nAdd your own:");
+    }
+    // With Redis the command would need its address.
+    if !demo.is_empty() || (token_file.is_some() && is_embedded) {
         // The program's name as the user typed it: `cargo run` doesn't install it.
         let program = std::env::args().next().unwrap_or_else(|| "afterimage".to_owned());
         let _ = writeln!(text, "  {program} put my_image picture.png");

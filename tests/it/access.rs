@@ -19,7 +19,7 @@ use crate::events::Events;
 use crate::harness::redis::free_port;
 use crate::harness::server::{program, program_with_rights};
 use crate::harness::{
-    Answer, Client, Protocol, Proxy, RedisServer, Server, get, png, record, until,
+    Answer, Client, PATIENCE, Protocol, Proxy, RedisServer, Server, get, png, record, until,
 };
 
 long_tests! {
@@ -28,6 +28,7 @@ long_tests! {
     #[tokio::test(flavor = "multi_thread")] haproxy_and_nginx_tell_who_the_client_is
     #[tokio::test(flavor = "multi_thread")] a_refusal_reaches_nodes_fetch_while_it_sends
     #[tokio::test(flavor = "multi_thread")] a_refusal_reaches_curl_over_http_2
+    #[tokio::test] a_refused_client_that_dawdles_holds_no_place_and_is_cut_off
     #[tokio::test] the_printed_curl_line_works
 }
 
@@ -133,6 +134,9 @@ async fn without_tokens_a_start_makes_one_that_only_its_user_reads() {
     let token = fs::read_to_string(&file).unwrap().trim().to_owned();
     let bearer = format!("Bearer {token}");
     let bearer = ("authorization", bearer.as_str());
+
+    // A first start with the defaults is no reason for a warning.
+    assert!(!program.log().contains("WARN"), "{}", program.log());
 
     let address = program.address;
     put(address, &[]).await.problem(401, "unauthorised");
@@ -563,6 +567,29 @@ console.log(JSON.stringify(told));
     assert!(run.status.success(), "{run:?}");
     let told: Value = serde_json::from_slice(&run.stdout).unwrap();
     assert_eq!(told, json!([401, 401, 401, 401, 401]));
+}
+
+async fn a_refused_client_that_dawdles_holds_no_place_and_is_cut_off() {
+    let redis = RedisServer::start().await;
+    redis.set("a", &record(&png(1, 100))).await;
+    let server = guarded(&redis, &[TOKENS, ("limits.requests", "1")]).await.coherent().await;
+    let mut dawdling = Vec::new();
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let head = "PUT /images/a HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nx";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut start = [0; 12];
+        stream.read_exact(&mut start).await.unwrap();
+        assert_eq!(&start, b"HTTP/1.1 401");
+        dawdling.push(stream);
+    }
+    assert_eq!(server.get("/images/a").await.status, StatusCode::OK);
+    for mut stream in dawdling {
+        // The end of the connection, or its reset: there is nothing more to be told.
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
+        assert!(ended.is_ok(), "the connection stays open");
+    }
 }
 
 async fn a_refusal_reaches_curl_over_http_2() {
