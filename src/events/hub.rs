@@ -265,7 +265,9 @@ impl Hub {
             let some = self.followers().some(audience, after);
             let Some((last, _)) = some.last() else { return };
             after = Bound::Excluded(*last);
-            some.iter().for_each(|(_, stream)| tell(stream));
+            for (_, stream) in &some {
+                tell(stream);
+            }
             if some.len() < CHUNK {
                 slices.pause().await;
                 return;
