@@ -7,7 +7,7 @@ WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 # Dependencies first, alone: their layer stays valid until Cargo.lock changes.
 RUN mkdir -p src benches/serving && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
-    && echo 'fn main() {}' | tee benches/cold.rs benches/coherence.rs benches/pictures.rs > benches/serving/main.rs \
+    && echo 'fn main() {}' | tee benches/cache.rs benches/cold.rs benches/coherence.rs benches/pictures.rs > benches/serving/main.rs \
     && cargo build --profile dist --locked && rm -r src benches
 COPY config/afterimage.toml config/
 COPY assets assets
@@ -23,6 +23,8 @@ COPY LICENSE-MIT LICENSE-APACHE assets/placeholder.otf.LICENSE /usr/share/doc/af
 COPY config/container.toml /etc/afterimage.toml
 # The token that the server makes with Redis is in /data/afterimage, also where everything else is read-only.
 ENV AFTERIMAGE_CONFIG=/etc/afterimage.toml XDG_RUNTIME_DIR=/data
+# Memory goes back to the system after a flood: docs/operation.md has the figures.
+ENV GLIBC_TUNABLES=glibc.malloc.mmap_threshold=131072:glibc.malloc.trim_threshold=131072:glibc.malloc.arena_max=4
 VOLUME /data
 # Images; /healthz, /readyz and /metrics, which are better not published.
 EXPOSE 8000 8001

@@ -3,12 +3,7 @@
 //! `cargo bench --bench cache`
 
 #![expect(clippy::unwrap_used, reason = "a bench whose parts fail has nothing to measure")]
-#![expect(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "figures to be read by people"
-)]
+#![expect(clippy::cast_precision_loss, reason = "figures to be read by people")]
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;

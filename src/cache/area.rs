@@ -3,8 +3,9 @@
 //! A newcomer enters a small *window*, which is an LRU. An entry that leaves the window is compared with the entries that would
 //! have to leave the main LRU for it, by their numbers of recent uses, and enters only if it has as many as all of them
 //! together. So images that are asked for once, such as a crawler's, pass through the window and drive nothing out, and a
-//! large image must be worth all the small ones that it displaces (Einziger, Friedman and others: *TinyLFU*, 2017, and
-//! *Lightweight Robust Size Aware Cache Management*, 2022).
+//! large image must be worth all the small ones that it displaces. The two ideas are from "`TinyLFU`: A Highly Efficient Cache
+//! Admission Policy" (Einziger, Friedman and Manes, 2017) and "Lightweight Robust Size Aware Cache Management" (Einziger
+//! and others, 2022).
 
 use std::hash::Hash;
 

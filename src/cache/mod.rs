@@ -651,7 +651,7 @@ mod tests {
         cache.remove(&id("c"), version("1"));
         assert!(!has(&cache, "c", "1"));
         // Nor for longer, or when its memory is needed.
-        for (_, recent) in cache.entries.lock().unwrap().recent.iter_mut() {
+        for (_, recent) in &mut cache.entries.lock().unwrap().recent {
             recent.until = Instant::now();
         }
         assert!(!has(&cache, "b", "1"));
