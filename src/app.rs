@@ -106,27 +106,9 @@ impl App {
         };
         let metrics = Arc::new(Metrics::new());
         let index = Arc::new(Index::guarded(limits, guard, clock));
-        let cache = Arc::new(Cache::new(CacheLimits {
-            images: settings.cache.images,
-            bytes: settings.cache.bytes,
-            derived: settings.cache.derived_bytes,
-            recent: settings.limits.fetch_bytes / RECENT_SHARE,
-        }));
+        let (cache, holders, budget) = memory(&settings, &metrics);
         let cpu = Cpu::new(cores);
         let originals = Originals::new(Arc::clone(&cache), cpu.clone());
-        let holders = Arc::new(Holders::new(
-            settings.limits.answers.get(),
-            settings.http.min_send_rate as u64,
-            settings.http.send_timeout,
-            Arc::clone(&metrics),
-        ));
-        let budget = Arc::new(FetchBudget::new(
-            settings.limits.fetch_bytes,
-            patience,
-            Arc::clone(&cache),
-            Arc::clone(&holders),
-            Arc::clone(&metrics),
-        ));
         let renderer = Renderer::new(
             cores,
             &settings,
@@ -207,4 +189,31 @@ impl App {
             settings,
         }))
     }
+}
+
+/// The parts that know what is in memory, and who holds it.
+fn memory(
+    settings: &Settings,
+    metrics: &Arc<Metrics>,
+) -> (Arc<Cache>, Arc<Holders>, Arc<FetchBudget>) {
+    let cache = Arc::new(Cache::new(CacheLimits {
+        images: settings.cache.images,
+        bytes: settings.cache.bytes,
+        derived: settings.cache.derived_bytes,
+        recent: settings.limits.fetch_bytes / RECENT_SHARE,
+    }));
+    let holders = Arc::new(Holders::new(
+        settings.limits.answers.get(),
+        settings.http.min_send_rate as u64,
+        settings.http.send_timeout,
+        Arc::clone(metrics),
+    ));
+    let budget = Arc::new(FetchBudget::new(
+        settings.limits.fetch_bytes,
+        settings.redis.response_timeout,
+        Arc::clone(&cache),
+        Arc::clone(&holders),
+        Arc::clone(metrics),
+    ));
+    (cache, holders, budget)
 }

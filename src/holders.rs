@@ -343,7 +343,7 @@ mod tests {
     use super::*;
 
     const RATE: u64 = 1024;
-    const WINDOW: Duration = Duration::from_secs(60);
+    const WINDOW: Duration = Duration::from_mins(1);
 
     fn client(last: u8) -> PeerKey {
         PeerKey::V4(Ipv4Addr::new(127, 0, 0, last))

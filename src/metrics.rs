@@ -293,11 +293,7 @@ impl Metrics {
                 "shed",
                 "Connections and requests turned away, by the limit that they exceeded",
             ),
-            dropped: registered(
-                all,
-                "dropped_connections",
-                "Connections ended for the sake of other clients",
-            ),
+            dropped: registered(all, "dropped_connections", "Connections ended for other clients"),
             coherence: registered(
                 all,
                 "coherence",

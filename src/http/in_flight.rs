@@ -6,8 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::body::Body;
-use axum::http::{HeaderValue, Method, Response, StatusCode, Version};
-use axum::response::IntoResponse;
+use axum::http::{HeaderValue, Method, StatusCode, Version};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::runtime::Handle;
@@ -32,7 +31,10 @@ const OPERATORS: usize = 64;
 ///
 /// A request has a place while it is worked on. A cached head is no work, and neither is a client that takes its time.
 #[derive(Debug, Clone)]
-pub(crate) struct RequestLimits {
+pub(crate) struct RequestLimits(Arc<LimitParts>);
+
+#[derive(Debug)]
+struct LimitParts {
     everybody: Shares<PeerKey>,
     /// Operators look when there are too many other requests.
     operators: Shares<PeerKey>,
@@ -42,12 +44,12 @@ pub(crate) struct RequestLimits {
 
 impl RequestLimits {
     pub(crate) fn new(app: &App) -> RequestLimits {
-        RequestLimits {
+        RequestLimits(Arc::new(LimitParts {
             everybody: Shares::new(app.settings.limits.requests.get()),
             operators: Shares::new(OPERATORS),
             metrics: Arc::clone(&app.metrics),
             holders: Arc::clone(&app.holders),
-        }
+        }))
     }
 
     /// Takes a place for the work on a request. Probes that only ask if the process answers need none.
@@ -56,24 +58,23 @@ impl RequestLimits {
         route: Route,
         routes: Routes,
         client: PeerKey,
-    ) -> Result<Option<Place<PeerKey>>, Response<Body>> {
+    ) -> Result<Option<Place<PeerKey>>, Problem> {
         let places = match route {
             Route::Healthz => return Ok(None),
-            _ if route.is_for_operators() && routes != Routes::Public => &self.operators,
-            _ => &self.everybody,
+            _ if route.is_for_operators() && routes != Routes::Public => &self.0.operators,
+            _ => &self.0.everybody,
         };
         places.try_take(Some(client)).map(Some).map_err(|reason| {
-            self.metrics.count_shed(Shed::Requests);
+            self.0.metrics.count_shed(Shed::Requests);
             let places = places.places();
-            let problem = Problem::busy(match reason {
+            Problem::busy(match reason {
                 NoPlace::Full => {
                     format!("{places} requests are being worked on ([limits] requests)")
                 }
                 NoPlace::ShareTaken => format!(
                     "this client's share of {places} requests is being worked on ([limits] requests)"
                 ),
-            });
-            problem.into_response()
+            })
         })
     }
 
@@ -86,8 +87,8 @@ impl RequestLimits {
     ) -> InFlight {
         let is_counted = !route.is_for_operators();
         InFlight {
-            _gauge: is_counted.then(|| GaugeGuard::raise(&self.metrics.requests_in_flight)),
-            limits: self.clone(),
+            _gauge: is_counted.then(|| GaugeGuard::raise(&self.0.metrics.requests_in_flight)),
+            limits: Arc::clone(&self.0),
             client,
             connection,
             held: None,
@@ -103,7 +104,7 @@ impl RequestLimits {
 #[derive(Debug)]
 pub(crate) struct InFlight {
     _gauge: Option<GaugeGuard>,
-    limits: RequestLimits,
+    limits: Arc<LimitParts>,
     client: PeerKey,
     /// `None` in the fast loop, which has time-outs of its own.
     connection: Option<ActiveRequest>,

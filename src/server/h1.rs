@@ -322,7 +322,7 @@ impl<'a> FastLoop<'a> {
     async fn write(&mut self, head: &[u8], body: &[u8], mut tick: Pin<&mut Sleep>) -> Progress {
         let (all, mut done, mut progressed) = (head.len() + body.len(), 0, true);
         // Only an answer that has to wait is held.
-        let mut held = None;
+        let mut slow = None;
         let whole = poll_fn(|context| {
             while done < all {
                 let io = Pin::new(&mut self.io);
@@ -340,8 +340,8 @@ impl<'a> FastLoop<'a> {
                     Poll::Ready(Ok(written)) => {
                         done += written;
                         progressed = true;
-                        if let Some(held) = &held {
-                            Held::note_taken(held, written as u64);
+                        if let Some(slow) = &slow {
+                            Held::note_taken(slow, written as u64);
                         }
                     }
                     Poll::Pending => {
@@ -349,7 +349,7 @@ impl<'a> FastLoop<'a> {
                         if std::mem::take(&mut progressed) {
                             self.last = Instant::now();
                         }
-                        held.get_or_insert_with(|| {
+                        slow.get_or_insert_with(|| {
                             let left = (all - done) as u64;
                             self.server.holders.add(
                                 self.peer.share(),
