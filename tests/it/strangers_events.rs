@@ -128,6 +128,18 @@ async fn asked(address: SocketAddr, stop: Arc<AtomicBool>) -> Vec<Duration> {
     times
 }
 
+/// Waits until images were sent more than this many times.
+async fn until_asked_for(address: SocketAddr, times: u64) {
+    let name = r#"afterimage_requests_total{route="/images/{id}",method="GET",status="200"} "#;
+    until("the image was asked for often enough", || async {
+        let page = get(address, "/metrics", &[]).await;
+        String::from_utf8_lossy(&page.body).lines().any(|line| {
+            line.strip_prefix(name).is_some_and(|count| count.parse::<u64>().unwrap() > times)
+        })
+    })
+    .await;
+}
+
 async fn thousands_of_streams_delay_no_image_and_miss_no_change_of_a_burst() {
     const STREAMS: usize = 3000;
     const IMAGES: usize = 100;
@@ -138,15 +150,7 @@ async fn thousands_of_streams_delay_no_image_and_miss_no_change_of_a_burst() {
     let stop = Arc::new(AtomicBool::new(false));
     let alone = ask_for_an_image(address, &stop);
     let mut newest = burst(&redis, IMAGES, IMAGES, 300, 0).await;
-    until("the image was asked for a few hundred times", || async {
-        let page = get(address, "/metrics", &[]).await;
-        String::from_utf8_lossy(&page.body).lines().any(|line| {
-            let name =
-                r#"afterimage_requests_total{route="/images/{id}",method="GET",status="200"} "#;
-            line.strip_prefix(name).is_some_and(|count| count.parse::<u64>().unwrap() > 300)
-        })
-    })
-    .await;
+    until_asked_for(address, 300).await;
     stop.store(true, Ordering::Relaxed);
     let alone = alone.join().unwrap();
     let stop = Arc::new(AtomicBool::new(false));
