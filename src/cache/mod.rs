@@ -52,7 +52,7 @@ pub struct Cache {
 pub struct CacheLimits {
     /// Most originals.
     pub images: NonZeroUsize,
-    /// Most bytes of everything, [`OVERHEAD`] included.
+    /// Most bytes of everything, 1 KiB of overhead for each representation included.
     pub bytes: usize,
     /// The part of the bytes that is left to derived forms; at most a half.
     pub derived: usize,

@@ -156,12 +156,11 @@ impl HttpService {
             response
         } else {
             let address = fast.and_then(|fast| fast.image()).map(ImageAddress::to_owned);
-            let place = match refusal {
-                Some(refusal) => Err(refusal),
-                None => {
-                    let place = self.limits.admit(route, self.routes, client.share());
-                    place.map_err(IntoResponse::into_response)
-                }
+            let place = if let Some(refusal) = refusal {
+                Err(refusal)
+            } else {
+                let place = self.limits.admit(route, self.routes, client.share());
+                place.map_err(IntoResponse::into_response)
             };
             let mut response = match place {
                 // Boxed: a large future, which an answer from memory shouldn't have the room for.

@@ -69,6 +69,7 @@ pub(super) struct FastLoop<'a> {
 }
 
 /// The way in which a request is answered.
+#[expect(clippy::large_enum_variant, reason = "a hit is moved once, and an allocation costs more")]
 enum Decision {
     /// By the HTTP library.
     Library,

@@ -50,7 +50,7 @@ impl Frames {
         self.0.write_all(&frame).await
     }
 
-    /// RST_STREAM with CANCEL (RFC 9113 §6.4).
+    /// `RST_STREAM` with CANCEL (RFC 9113 §6.4).
     async fn reset(&mut self, stream: u32) -> std::io::Result<()> {
         let mut frame = vec![0, 0, 4, 0x03, 0];
         frame.extend(stream.to_be_bytes());
@@ -397,7 +397,7 @@ impl Attack {
                     .await;
                 }
                 Attack::RandomIds => {
-                    ask(address, |n| (format!("/images/x{round}-{n}"), None)).await
+                    ask(address, |n| (format!("/images/x{round}-{n}"), None)).await;
                 }
                 Attack::Resets => {
                     let mut frames = Frames::without_window(address).await;
