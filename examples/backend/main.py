@@ -55,7 +55,7 @@ def generate(job: str, prompt: str, ids: list[str]) -> None:
             time.sleep(SECONDS)
             image = base64.b64encode(draw(prompt, number, steps)).decode()
             record = {"base64_data": image, "mime_type": "image/png", "created_at": time.time(), "prompt": prompt}
-            store.setex(f"image:{image_id}", 7200, json.dumps(record))
+            store.set(f"image:{image_id}", json.dumps(record), ex=7200)
         progress[job]["done"] += 1
 
 

@@ -21,7 +21,7 @@ def write(image_id: str, image: bytes) -> bytes:
     value = json.dumps(
         {"base64_data": base64.b64encode(image).decode(), "mime_type": "image/png"}
     ).encode()
-    store.setex(f"image:{image_id}", 7200, value)
+    store.set(f"image:{image_id}", value, ex=7200)
     return value
 
 
