@@ -392,7 +392,8 @@ async fn a_bad_subscription_is_400_with_the_reason() {
 #[tokio::test]
 async fn a_stream_over_the_limit_gets_503_until_another_one_ends() {
     let redis = RedisServer::start().await;
-    let server = Server::on(&redis, &[("events.connections", "2")]).await.coherent().await;
+    let server = Server::on(&redis, &[("events.connections", "3")]).await.coherent().await;
+    // One client gets no more than are left for others.
     let first = Events::of(server.address, "ids=a").await;
     let _second = Events::of(server.address, "prefix=a").await;
     let answer = server.get("/events?ids=a").await;
