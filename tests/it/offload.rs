@@ -716,6 +716,11 @@ async fn a_sweep_that_would_remove_most_objects_removes_none() {
     for number in 0..10 {
         put(&server, &format!("/images/{number}"), &png(number, 1000)).await;
     }
+    put(&server, "/images/swept?ttl=1ms", &png(10, 1000)).await;
+    until("an object is swept, so that the others are old enough", || async {
+        server.metric("afterimage_swept_total").await == 1
+    })
+    .await;
     // Another server has the same folder with the wrong database.
     let listings = Arc::new(AtomicU32::new(0));
     let counting = Faulty::before(&s3, {
@@ -727,11 +732,6 @@ async fn a_sweep_that_would_remove_most_objects_removes_none() {
     });
     let counting = counting.await;
     let _wrong = self::server(&other, counting.port, &settings).await;
-    put(&server, "/images/swept?ttl=1ms", &png(10, 1000)).await;
-    until("an object is swept, so that the others are old enough", || async {
-        server.metric("afterimage_swept_total").await == 1
-    })
-    .await;
     let before = listings.load(Ordering::Relaxed);
     until("the other server has swept since", || async {
         listings.load(Ordering::Relaxed) >= before + 3
