@@ -32,6 +32,9 @@ const CONNECTIONS_EACH: u64 = 3;
 const TOO_FEW_CONNECTIONS: usize = 1000;
 
 pub(super) async fn run(mut settings: Settings) -> anyhow::Result<()> {
+    // A file that may not grow fails a write, as a full disk does. Without a handler the signal ends the process. First, since
+    // the log may be such a file.
+    let _ = signal(SignalKind::from_raw(FILE_SIZE_EXCEEDED))?;
     let _log = log::start(&settings.log)?;
     let others = OTHER_FILES + CONNECTIONS_EACH * u64::from(settings.redis.connections.get());
     settings.limits.connections = raise_open_file_limit(settings.limits.connections, others);
@@ -39,8 +42,6 @@ pub(super) async fn run(mut settings: Settings) -> anyhow::Result<()> {
     let url = listeners.main.url();
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    // A file of the store that may not grow fails a write, as a full disk does. Without a handler the signal ends the process.
-    let _ = signal(SignalKind::from_raw(FILE_SIZE_EXCEEDED))?;
 
     let listen = listeners.main.listens_on().unwrap_or_else(|| settings.http.listen.clone());
     let (token, token_file) = make_token(&settings, &listen)?.unzip();

@@ -60,7 +60,7 @@ impl Frames {
 }
 
 /// A connection from another address of this machine.
-async fn connect_from(ip: [u8; 4], address: SocketAddr) -> TcpStream {
+pub(crate) async fn connect_from(ip: [u8; 4], address: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((ip, 0).into()).unwrap();
     socket.connect(address).await.unwrap()

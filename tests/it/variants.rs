@@ -8,7 +8,8 @@ use image::codecs::gif::GifEncoder;
 use image::{DynamicImage, Frame, ImageFormat, Rgb, RgbImage};
 
 use crate::conditional::drawing;
-use crate::harness::{Answer, Client, RedisServer, Server, etag, get, record, until};
+use crate::harness::{Answer, Client, Protocol, RedisServer, Server, etag, get, record, until};
+use crate::strangers::connect_from;
 
 long_tests! {
     #[tokio::test(flavor = "multi_thread")] five_hundred_requests_for_twenty_variants_cost_twenty_renders
@@ -417,11 +418,15 @@ async fn renders_over_the_queue_limit_get_503_with_retry_after() {
     let server = Server::on(&redis, &[("limits.renders", "1")]).await.coherent().await;
     redis.set("a", &record(&encoded(&picture(1, 2000, 2000), ImageFormat::Png))).await;
     let paths = [16, 32, 48, 64, 96, 128].map(|w| format!("/images/a.webp?w={w}"));
-    let requests: Vec<_> = paths
-        .iter()
-        .map(|path| {
+    // Each is another client: one alone waits for its turns.
+    let requests: Vec<_> = (2..)
+        .zip(&paths)
+        .map(|(last, path)| {
             let (address, path) = (server.address, path.clone());
-            tokio::spawn(async move { get(address, &path, &[]).await })
+            tokio::spawn(async move {
+                let stream = connect_from([127, 0, 0, last], address).await;
+                Client::over(Protocol::Http1, stream, "a").await.get(&path, &[]).await
+            })
         })
         .collect();
     let mut shed = 0;
