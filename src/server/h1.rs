@@ -225,19 +225,27 @@ impl<'a> FastLoop<'a> {
 
     /// Takes the first request from the bytes that were read, unless it is for the HTTP library.
     fn decide(&mut self) -> Decision {
+        match self.take_request() {
+            Ok(decision) => decision,
+            Err(httparse::Error::Version) if take_for_http_1_1(&mut self.unread) => self.decide(),
+            // It has the answers to malformed heads.
+            Err(_malformed) => Decision::Library,
+        }
+    }
+
+    fn take_request(&mut self) -> Result<Decision, httparse::Error> {
         // A connection is of one protocol from its first byte on (RFC 9113 §3.3).
         if self.unread.starts_with(b"PRI ") && self.connection.has_had_request() {
-            return Decision::End;
+            return Ok(Decision::End);
         }
-        take_for_http_1_1(&mut self.unread);
         let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
         let mut request = httparse::Request::new(&mut []);
         let parsed = request.parse_with_uninit_headers(&self.unread, &mut fields);
-        let Ok(Status::Complete(length)) = parsed else { return Decision::Library };
-        let Some(fast) = FastRequest::of(&request) else { return Decision::Library };
+        let Status::Complete(length) = parsed? else { return Ok(Decision::Library) };
+        let Some(fast) = FastRequest::of(&request) else { return Ok(Decision::Library) };
         if self.server.shutdown.is_stopping() {
             // It says so in each answer.
-            return Decision::Library;
+            return Ok(Decision::Library);
         }
         let decision = if let Some(replay) = self.server.service.replay(self.peer, &fast, self.last)
         {
@@ -248,11 +256,11 @@ impl<'a> FastLoop<'a> {
         } else {
             match fast.to_request(request.headers) {
                 Some(request) => Decision::Route(Box::new(request)),
-                None => return Decision::Library,
+                None => return Ok(Decision::Library),
             }
         };
         self.forget(length);
-        decision
+        Ok(decision)
     }
 
     /// Drops the first bytes that were read: their request is being answered.
@@ -375,14 +383,16 @@ impl<'a> FastLoop<'a> {
 }
 
 /// Makes a request of a later HTTP/1 version one of HTTP/1.1: its meaning is the same to a server that doesn't know that
-/// version (RFC 9110 §2.5).
-fn take_for_http_1_1(bytes: &mut [u8]) {
-    let Some(end) = bytes.windows(2).position(|it| it == b"\r\n") else { return };
+/// version (RFC 9110 §2.5). Returns whether it did.
+fn take_for_http_1_1(bytes: &mut [u8]) -> bool {
+    let Some(end) = bytes.windows(2).position(|it| it == b"\r\n") else { return false };
     if let [.., b' ', b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor @ b'2'..=b'9'] =
         &mut bytes[..end]
     {
         *minor = b'1';
+        return true;
     }
+    false
 }
 
 #[cfg(test)]
@@ -400,7 +410,7 @@ mod tests {
             ("GET / HTTP/1.2", "GET / HTTP/1.2"),
         ] {
             let mut bytes = given.as_bytes().to_vec();
-            take_for_http_1_1(&mut bytes);
+            assert_eq!(take_for_http_1_1(&mut bytes), given != expected);
             assert_eq!(bytes, expected.as_bytes());
         }
     }
