@@ -13,7 +13,7 @@ run *arguments:
 check:
     .ci/run check
 
-# First tier: under a minute after the build; `just test freshness::` for one module
+# First tier: about a minute after the build; `just test freshness::` for one module
 test *filters:
     tests/run.sh quick -- {{ filters }}
 

@@ -40,8 +40,8 @@ impl FetchBudget {
 
     /// Reserves memory for a value. A value larger than the budget gets all of it.
     ///
-    /// Where slow clients hold the memory, the slowest of them are dropped: nobody knows when they will let go of their
-    /// bodies, and a new reader is as good as they are.
+    /// Drops the slowest of the clients that hold the memory with their answers: nobody knows when they will let go of it, and
+    /// a new reader is as good as they are.
     pub async fn reserve(&self, bytes: u64) -> Result<SemaphorePermit<'_>, OverBudget> {
         self.reserve_within(bytes, self.patience).await
     }
@@ -69,7 +69,7 @@ impl FetchBudget {
             }
         };
         let reserved = async {
-            // First, so that what slow clients hold doesn't keep those waiting who would fit.
+            // Before the queue, whose first would otherwise wait for slow clients, and all others for the first.
             self.holders.drop_until(fits).await;
             let permit = self.permits.acquire_many(kibibytes(bytes.min(self.bytes))).await.ok()?;
             // Fetches that were ahead in the queue may have filled it since.

@@ -74,7 +74,7 @@ pub(super) async fn run(mut settings: Settings) -> anyhow::Result<()> {
 
 /// Reads the token that an earlier start made, or makes one, if somebody needs one. Returns it with its file.
 ///
-/// Where no file can be written nobody may write or list, and images are served all the same. A file that others can read stops
+/// If no file can be written, nobody may write or list, and images are served all the same. A file that others can read stops
 /// the start.
 fn make_token(settings: &Settings, listen: &ListenOn) -> anyhow::Result<Option<(Token, PathBuf)>> {
     if !token_file::is_needed(settings) {

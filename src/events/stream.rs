@@ -20,8 +20,8 @@ pub(crate) enum Followed {
 
 /// One client's stream.
 ///
-/// What waits here for a client that reads slowly is bounded: with ids by their number, with a prefix by the position in the
-/// log of changes and one listing, which all streams with the prefix share.
+/// Its memory is bounded, however slowly its client reads: with ids by their number; with a prefix it is a position in the log
+/// of changes, and one listing that all streams with the prefix share.
 #[derive(Debug)]
 pub(super) struct Stream {
     pub(super) followed: Followed,
@@ -29,7 +29,7 @@ pub(super) struct Stream {
     ready: Notify,
 }
 
-/// What a stream may have to send.
+/// Changes that a stream has still to look at.
 #[derive(Debug)]
 struct Pending {
     /// Every image that the stream follows may have changed.

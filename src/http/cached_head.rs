@@ -100,7 +100,7 @@ impl CachedHead {
     fn size(&self) -> usize {
         /// A place of a header map: a name, a value, their hash and links, and the index of the place.
         const PLACE: usize = size_of::<HeaderName>() + size_of::<HeaderValue>() + 48;
-        /// What a value that isn't static takes beside its bytes.
+        /// Memory of a value that isn't static, beside its bytes.
         const VALUE: usize = 48;
         let key = self.address.len()
             + self.accept.as_deref().map_or(0, <[u8]>::len)

@@ -72,7 +72,7 @@ impl RequestLimits {
                     format!("{places} requests are being worked on ([limits] requests)")
                 }
                 NoPlace::ShareTaken => format!(
-                    "this client's share of {places} requests is being worked on ([limits] requests)"
+                    "this client has its share of {places} requests ([limits] requests): send fewer at the same time"
                 ),
             })
         })

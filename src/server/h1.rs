@@ -331,7 +331,7 @@ impl<'a> FastLoop<'a> {
     async fn write(&mut self, head: &[u8], body: &[u8], mut tick: Pin<&mut Sleep>) -> Progress {
         let (all, mut done, mut progressed) = (head.len() + body.len(), 0, true);
         // Only an answer that has to wait is held.
-        let mut slow = None;
+        let mut slow: Option<Held> = None;
         let whole = poll_fn(|context| {
             while done < all {
                 let io = Pin::new(&mut self.io);
@@ -350,7 +350,7 @@ impl<'a> FastLoop<'a> {
                         done += written;
                         progressed = true;
                         if let Some(slow) = &slow {
-                            Held::note_taken(slow, written as u64);
+                            slow.note_taken(written as u64);
                         }
                     }
                     Poll::Pending => {

@@ -339,7 +339,7 @@ impl Server {
                 }
                 () = &mut over, if winding_down => return,
                 () = connection.end().ended() => {
-                    tracing::debug!(%peer, "connection ended: its client is too slow");
+                    tracing::debug!(%peer, "connection ended for the sake of other clients");
                     return;
                 }
                 () = connection.flooded() => {

@@ -16,7 +16,7 @@ use redis::io::tcp::{TcpSettings, socket2::SockRef};
 use redis::{ConnectionAddr, ConnectionInfo, ErrorKind, Pipeline, RedisError};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connection::{CommandFailure, given_up};
@@ -97,10 +97,7 @@ impl BulkConnections {
         limit: usize,
     ) -> Result<Option<Stored>, CommandFailure> {
         let deadline = Instant::now() + self.response_timeout;
-        let permit = timeout_at(deadline, self.permits.acquire()).await;
-        let Ok(Ok(_permit)) = permit else {
-            return Err(CommandFailure::NotRead(StoreError::TimedOut));
-        };
+        let _permit = self.permit(deadline).await?;
         loop {
             let generation = self.current.generation();
             tokio::select! {
@@ -109,6 +106,14 @@ impl BulkConnections {
                 () = self.current.left(generation) => {}
                 read = self.get_in(generation, key, limit, deadline) => return read,
             }
+        }
+    }
+
+    /// Waits for a connection's permit.
+    async fn permit(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, CommandFailure> {
+        match timeout_at(deadline, self.permits.acquire()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(CommandFailure::NotRead(StoreError::TimedOut)),
         }
     }
 
@@ -121,10 +126,7 @@ impl BulkConnections {
         arguments: &[String],
     ) -> Result<BulkWritten, CommandFailure> {
         let deadline = Instant::now() + self.response_timeout;
-        let permit = timeout_at(deadline, self.permits.acquire()).await;
-        let Ok(Ok(_permit)) = permit else {
-            return Err(CommandFailure::NotRead(StoreError::TimedOut));
-        };
+        let _permit = self.permit(deadline).await?;
         loop {
             let generation = self.current.generation();
             let mut connection = tokio::select! {

@@ -331,7 +331,7 @@ enum Attack {
     Placeholders,
     /// One byte of many images.
     Ranges,
-    /// As many forms of a tiny picture as can be asked for.
+    /// Thousands of forms of a tiny picture.
     Forms,
     RandomIds,
     /// Streams that are reset as soon as they are open.
