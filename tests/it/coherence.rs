@@ -149,17 +149,23 @@ async fn a_thousand_requests_for_a_cold_image_cost_one_get_and_one_decode(flavou
             server.metric("afterimage_fetches_total").await == fetches + 1
         })
         .await;
+        let ask = |mut client: Client| {
+            tokio::spawn(async move { client.get("/images/a", &[]).await })
+        };
+        let joined = async |expected: u64| {
+            until("the others have joined the fetch", || async {
+                server.metric("afterimage_collapsed_total").await == expected
+            })
+            .await;
+        };
+        let mut waiting = vec![ask(clients.pop().unwrap())];
+        joined(1).await;
+        // Before anybody joins, the fetch would be given up with its first request.
         if first_hangs_up {
             leader.abort();
         }
-        let waiting: Vec<_> = clients
-            .into_iter()
-            .map(|mut client| tokio::spawn(async move { client.get("/images/a", &[]).await }))
-            .collect();
-        until("the others have joined the fetch", || async {
-            server.metric("afterimage_collapsed_total").await == 999
-        })
-        .await;
+        waiting.extend(clients.into_iter().map(ask));
+        joined(999).await;
         proxy.hold(Held::None);
         for answer in waiting {
             let answer = answer.await.unwrap();

@@ -146,9 +146,12 @@ pub(crate) fn program() -> Command {
     program_below(&[])
 }
 
-/// The same, started by another program and its arguments.
+/// The same, started by another program and its arguments. For figures of a release build, `AFTERIMAGE_TEST_PROGRAM` is the
+/// path of one.
 pub(crate) fn program_below(starter: &[&str]) -> Command {
-    let words: Vec<&str> = [starter, &[env!("CARGO_BIN_EXE_afterimage")]].concat();
+    let given = std::env::var("AFTERIMAGE_TEST_PROGRAM");
+    let program = given.as_deref().unwrap_or(env!("CARGO_BIN_EXE_afterimage"));
+    let words: Vec<&str> = [starter, &[program]].concat();
     let mut command = Command::new(words[0]);
     command.args(&words[1..]);
     for (name, _) in std::env::vars() {
