@@ -12,7 +12,7 @@ use crate::budget::{FetchBudget, OverBudget};
 use crate::cache::{Cache, CacheKey};
 use crate::cache_status::CacheStatus;
 use crate::coalesce::{Flights, Lost};
-use crate::image::variant::{GENERATION, Variant};
+use crate::image::variant::{GENERATION, Resolved, Transform, Variant};
 use crate::image::{
     ImageId, MediaType, Metadata, Representation, RepresentationKind as Kind, Version,
 };
@@ -154,10 +154,27 @@ impl Renderer {
         let key = CacheKey::Image(source.0.clone(), source.1);
         let cache = Arc::clone(&self.0.cache);
         let (body, media_type) = (original.body.clone(), original.metadata.media_type);
-        let memory = move |limits| picture::memory(&body, media_type, variant, limits);
+        let is_thumbnail =
+            Transform::THUMBNAIL.resolve(media_type) == Ok(Resolved::Variant(variant));
+        let memory = move |limits| {
+            let needed = picture::memory(&body, media_type, variant, limits)?;
+            if !is_thumbnail {
+                return Ok(needed);
+            }
+            Ok(needed.max(picture::preview_memory(&body, media_type, limits)?))
+        };
+        let (shared, previewed) = (Arc::clone(&self.0), source.clone());
         let work = move |limits| {
             let metadata = &original.metadata;
-            let bytes = picture::render(&original.body, metadata.media_type, variant, limits)?;
+            let bytes = if is_thumbnail {
+                // Whoever wants the one mostly wants the other as well.
+                let (bytes, preview) =
+                    picture::render_with_preview(&original.body, media_type, variant, limits)?;
+                lock(&shared.previews).put(previewed, Arc::new(preview));
+                bytes
+            } else {
+                picture::render(&original.body, media_type, variant, limits)?
+            };
             let metadata = Arc::new(metadata.variant(variant, bytes.len()));
             Ok(Representation { metadata, body: cache.count(bytes) })
         };
@@ -185,6 +202,12 @@ impl Renderer {
             Ok(Representation { metadata, body: cache.count(bytes) })
         };
         self.picture(key, Kind::Original, client, None, Job { memory, work }).await
+    }
+
+    /// The pixel size and `ThumbHash` of an image, if they were made before. Counts as no use.
+    #[must_use]
+    pub fn known_preview(&self, id: &ImageId, version: Version) -> Option<Arc<Preview>> {
+        lock(&self.0.previews).peek(&(id.clone(), version)).map(Arc::clone)
     }
 
     /// The pixel size and `ThumbHash` of an image.

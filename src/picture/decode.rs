@@ -96,13 +96,30 @@ impl Decoded {
 
     /// Fits the picture into bounds, and applies the orientation.
     pub(super) fn resized(self, bounds: Bounds) -> Result<DynamicImage, PictureError> {
-        let bounds = match upright((0, 1), self.orientation) {
-            (0, _) => bounds,
-            _turned => Bounds { width: bounds.height, height: bounds.width, ..bounds },
-        };
-        let mut picture = resize::resize(self.pixels, bounds)?;
+        let mut picture = resize::resize(self.pixels, unturned(bounds, self.orientation))?;
         picture.apply_orientation(self.orientation);
         Ok(picture)
+    }
+
+    /// Fits the picture into one bounds and into others, and applies the orientation to both.
+    pub(super) fn resized_twice(
+        self,
+        one: Bounds,
+        other: Bounds,
+    ) -> Result<(DynamicImage, DynamicImage), PictureError> {
+        let [one, other] = [one, other].map(|bounds| unturned(bounds, self.orientation));
+        let (mut one, mut other) = resize::resize_twice(self.pixels, one, other)?;
+        one.apply_orientation(self.orientation);
+        other.apply_orientation(self.orientation);
+        Ok((one, other))
+    }
+}
+
+/// Bounds for a picture before its orientation is applied.
+fn unturned(bounds: Bounds, orientation: Orientation) -> Bounds {
+    match upright((0, 1), orientation) {
+        (0, _) => bounds,
+        _turned => Bounds { width: bounds.height, height: bounds.width, ..bounds },
     }
 }
 

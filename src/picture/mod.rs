@@ -127,6 +127,9 @@ pub fn preview_memory(
 /// Longest side in pixels that a ThumbHash can be made of.
 const HASHED: u32 = 100;
 
+const HASHED_BOUNDS: Bounds =
+    Bounds { width: Some(HASHED), height: Some(HASHED), fit: Fit::Contain, enlarge: false };
+
 /// The preview of an image, for pages that wait for its pixels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Preview {
@@ -145,13 +148,32 @@ pub fn preview(
     limits: RenderLimits,
 ) -> Result<Preview, PictureError> {
     let picture = decode::decode_unturned(bytes, media_type, limits)?;
-    let (width, height) = picture.upright();
-    let bounds =
-        Bounds { width: Some(HASHED), height: Some(HASHED), fit: Fit::Contain, enlarge: false };
-    let small: RgbaImage = picture.resized(bounds)?.into_rgba8();
+    let size = picture.upright();
+    Ok(preview_of(size, picture.resized(HASHED_BOUNDS)?))
+}
+
+/// Renders a variant and makes the preview, for those who need both: most of the time goes into the decoding, which is done
+/// once.
+pub fn render_with_preview(
+    bytes: &[u8],
+    media_type: MediaType,
+    variant: Variant,
+    limits: RenderLimits,
+) -> Result<(Vec<u8>, Preview), PictureError> {
+    let picture = decode::decode_unturned(bytes, media_type, limits)?;
+    let size = picture.upright();
+    limits.check_time()?;
+    let (product, hashed) = picture.resized_twice(variant.bounds(), HASHED_BOUNDS)?;
+    let preview = preview_of(size, hashed);
+    limits.check_time()?;
+    Ok((encode::encode(&product, variant, limits)?, preview))
+}
+
+fn preview_of((width, height): (u32, u32), hashed: DynamicImage) -> Preview {
+    let small: RgbaImage = hashed.into_rgba8();
     let (w, h) = (small.width() as usize, small.height() as usize);
     let thumbhash = fast_thumbhash::rgba_to_thumb_hash(w, h, small.as_raw());
-    Ok(Preview { width, height, thumbhash })
+    Preview { width, height, thumbhash }
 }
 
 /// True if some pixel isn't opaque.

@@ -19,12 +19,31 @@ struct Plan {
 /// Fits a picture into bounds. Transparent pixels have no weight (colours are premultiplied). Averages are taken of
 /// sRGB values, which is the default of browsers, Pillow and libvips, too.
 pub fn resize(picture: DynamicImage, bounds: Bounds) -> Result<DynamicImage, PictureError> {
-    let mut picture = picture;
     let plan = plan(picture.width(), picture.height(), bounds);
-    let whole = (0.0, 0.0, f64::from(picture.width()), f64::from(picture.height()));
-    if (plan.width, plan.height) == (picture.width(), picture.height()) && plan.cut == whole {
+    if plan.keeps(&picture) {
         return Ok(picture);
     }
+    Ok(scaled(picture, [plan])?.remove(0))
+}
+
+/// Fits a picture into one bounds and into others.
+pub(super) fn resize_twice(
+    picture: DynamicImage,
+    one: Bounds,
+    other: Bounds,
+) -> Result<(DynamicImage, DynamicImage), PictureError> {
+    let plans = [one, other].map(|bounds| plan(picture.width(), picture.height(), bounds));
+    let mut both = scaled(picture, plans)?;
+    let other = both.remove(1);
+    Ok((both.remove(0), other))
+}
+
+/// Scales a picture as each plan says.
+fn scaled<const N: usize>(
+    mut picture: DynamicImage,
+    plans: [Plan; N],
+) -> Result<Vec<DynamicImage>, PictureError> {
+    let kept = plans.map(|plan| plan.keeps(&picture).then(|| picture.clone()));
     let failed = |error: &dyn std::fmt::Display| PictureError::Encoding(error.to_string());
     let alpha = super::is_transparent(&picture);
     // In place: the resizer would make a copy of the whole.
@@ -42,27 +61,40 @@ pub fn resize(picture: DynamicImage, bounds: Bounds) -> Result<DynamicImage, Pic
     };
     let source = ImageRef::new(picture.width(), picture.height(), source, pixel)
         .map_err(|error| failed(&error))?;
-    let mut product = Image::new(plan.width, plan.height, pixel);
-    let (left, top, width, height) = plan.cut;
-    let options = ResizeOptions::new().crop(left, top, width, height).use_alpha(false);
-    Resizer::new().resize(&source, &mut product, &options).map_err(|error| failed(&error))?;
-    if alpha {
-        alphas.divide_alpha_inplace(&mut product).map_err(|error| failed(&error))?;
-    }
-    let pixels = product.into_vec();
-    let product = match pixel {
-        PixelType::U8x4 => {
-            RgbaImage::from_raw(plan.width, plan.height, pixels).map(DynamicImage::ImageRgba8)
+    let product = |plan: Plan| {
+        let mut product = Image::new(plan.width, plan.height, pixel);
+        let (left, top, width, height) = plan.cut;
+        let options = ResizeOptions::new().crop(left, top, width, height).use_alpha(false);
+        Resizer::new().resize(&source, &mut product, &options).map_err(|error| failed(&error))?;
+        if alpha {
+            alphas.divide_alpha_inplace(&mut product).map_err(|error| failed(&error))?;
         }
-        _ => RgbImage::from_raw(plan.width, plan.height, pixels).map(DynamicImage::ImageRgb8),
+        let pixels = product.into_vec();
+        let product = match pixel {
+            PixelType::U8x4 => {
+                RgbaImage::from_raw(plan.width, plan.height, pixels).map(DynamicImage::ImageRgba8)
+            }
+            _ => RgbImage::from_raw(plan.width, plan.height, pixels).map(DynamicImage::ImageRgb8),
+        };
+        product.ok_or_else(|| PictureError::Encoding("pixels are missing".to_owned()))
     };
-    product.ok_or_else(|| PictureError::Encoding("pixels are missing".to_owned()))
+    let products = plans.into_iter().zip(kept);
+    products.map(|(plan, kept)| kept.map_or_else(|| product(plan), Ok)).collect()
 }
 
 /// Width and height of a picture of some size after it is fitted into bounds.
 pub(super) fn size((width, height): (u32, u32), bounds: Bounds) -> (u32, u32) {
     let plan = plan(width, height, bounds);
     (plan.width, plan.height)
+}
+
+impl Plan {
+    /// Returns whether the product is the picture as it is.
+    fn keeps(self, picture: &DynamicImage) -> bool {
+        let size = (picture.width(), picture.height());
+        let whole = (0.0, 0.0, f64::from(size.0), f64::from(size.1));
+        (self.width, self.height) == size && self.cut == whole
+    }
 }
 
 #[expect(
