@@ -9,20 +9,14 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
 use crate::cache;
 use crate::cache_status::CacheStatus;
+use crate::histogram::{Counts, Histogram};
 use crate::image::ImageId;
 use crate::store::{Coherence, StoreError};
-
-/// Upper bounds of the buckets of all histograms, in seconds. A hit takes some 20 µs, a cold read milliseconds.
-const BUCKETS: [f64; 16] = [
-    50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 0.5, 1.0,
-    2.5, 10.0,
-];
 
 /// Most writes whose push is timed at once.
 const MAX_EXPECTED_PUSHES: usize = 1024;
@@ -72,7 +66,7 @@ pub struct Metrics {
     /// Open connections.
     pub connections: Gauge,
     requests: Family<RequestLabels, Counter>,
-    durations: Family<RouteLabel, Histogram, fn() -> Histogram>,
+    durations: Family<RouteLabel, Histogram>,
     reads: Family<ServedLabel, Counter>,
     store_errors: Family<KindLabel, Counter>,
     shed: Family<LimitLabel, Counter>,
@@ -211,9 +205,20 @@ impl HitMetrics {
     /// Counts a hit.
     pub fn count(&self, is_head: bool, is_304: bool, duration: Duration) {
         self.requests[usize::from(is_head)][usize::from(is_304)].inc();
-        self.durations.observe(duration.as_secs_f64());
+        self.durations.observe(duration);
         self.reads.inc();
     }
+}
+
+/// The counters that the recent past is told by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ReadCounts {
+    /// Reads of images.
+    pub(crate) reads: u64,
+    /// Those that were answered from memory.
+    pub(crate) hits: u64,
+    /// Times to the heads of answers to one route.
+    pub(crate) durations: Counts,
 }
 
 /// State that is read when the metrics are requested.
@@ -235,7 +240,6 @@ impl Metrics {
         let all = &mut registry;
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         all.register("build", "The program", build);
-        let histogram: fn() -> Histogram = || Histogram::new(BUCKETS);
         let metrics = Metrics {
             corrupt_records: registered(all, "corrupt_records", "Records answered as corrupt"),
             type_mismatches: registered(
@@ -303,20 +307,20 @@ impl Metrics {
                 all,
                 "request_duration",
                 "Time from the head of a request to the head of its answer",
-                Family::new_with_constructor(histogram),
+                Family::default(),
             ),
             push_latency: seconds(
                 all,
                 "push_latency",
                 "Time from a write made here to the store's announcement of it",
-                histogram(),
+                Histogram::default(),
             ),
             expected_pushes: Mutex::default(),
             tracking_round_trip: seconds(
                 all,
                 "tracking_round_trip",
                 "Time from a heartbeat on the tracking connection to its answer",
-                histogram(),
+                Histogram::default(),
             ),
             response_bytes: bytes(all, "response", "Bytes of response bodies"),
             cache_bytes: bytes(all, "cache", "Bytes of images in memory"),
@@ -356,7 +360,7 @@ impl Metrics {
         duration: Duration,
     ) {
         self.requests.get_or_create(&RequestLabels { route, method, status }).inc();
-        self.durations.get_or_create(&RouteLabel { route }).observe(duration.as_secs_f64());
+        self.durations.get_or_create(&RouteLabel { route }).observe(duration);
     }
 
     /// Looks up the metrics of hits on a route.
@@ -391,6 +395,16 @@ impl Metrics {
         self.reads.get_or_create(&ServedLabel { served: failed }).inc();
     }
 
+    /// Reads how many reads there were, and how long the answers to a route took.
+    pub(crate) fn read_counts(&self, route: &'static str) -> ReadCounts {
+        let count = |served| self.reads.get_or_create(&ServedLabel { served }).get();
+        ReadCounts {
+            reads: SERVED.into_iter().map(count).sum(),
+            hits: count(SERVED[0]),
+            durations: self.durations.get_or_create(&RouteLabel { route }).counts(),
+        }
+    }
+
     /// Counts a connection or request that was turned away.
     pub fn count_shed(&self, shed: Shed) {
         self.shed.get_or_create(&LimitLabel { limit: shed.limit() }).inc();
@@ -419,7 +433,7 @@ impl Metrics {
     /// Records the time of a write that the store has announced, if it was made here.
     pub fn push_received(&self, id: &ImageId) {
         if let Some(written) = self.expected_pushes().remove(id) {
-            self.push_latency.observe(written.elapsed().as_secs_f64());
+            self.push_latency.observe(written.elapsed());
         }
     }
 
@@ -439,7 +453,7 @@ impl Metrics {
 
     /// Records an answered heartbeat.
     pub fn observe_heartbeat(&self, round_trip: Duration) {
-        self.tracking_round_trip.observe(round_trip.as_secs_f64());
+        self.tracking_round_trip.observe(round_trip);
     }
 
     /// Encodes the metrics in the OpenMetrics text format.
