@@ -220,6 +220,8 @@ pub struct Index<T> {
 #[derive(Debug)]
 struct State<T> {
     coherence: Coherence,
+    /// Time at which that state began.
+    since: BootInstant,
     /// The end of the time in which coherence may be relied upon without a new heartbeat. A process that was
     /// frozen wakes up with pushes that it has not read; the heartbeat that renews the lease lies behind them.
     lease: Lease,
@@ -251,6 +253,38 @@ struct Entry {
     fetched: BootInstant,
     /// The store has reported a change since: this content is known to be gone.
     replaced: bool,
+    /// Time of the last push that named the key while it was known.
+    pushed: Option<BootInstant>,
+}
+
+/// All that is known of a key, for people who look for a fault.
+#[derive(Debug, Clone)]
+pub struct Inspection {
+    /// Its content, if any is known.
+    pub entry: Option<InspectedEntry>,
+    /// The present epoch.
+    pub epoch: u64,
+    /// True if a fetch is under way that requests can join.
+    pub is_being_fetched: bool,
+}
+
+/// The known content of a key, and the reasons for which it is current or not.
+#[derive(Debug, Clone)]
+pub struct InspectedEntry {
+    /// The content.
+    pub known: Known,
+    /// True if it is current.
+    pub is_current: bool,
+    /// True if a push has named the key since.
+    pub is_replaced: bool,
+    /// The epoch that it was fetched in.
+    pub epoch: u64,
+    /// Time since it was fetched.
+    pub age: Duration,
+    /// Time until it expires; `None` if it never does.
+    pub time_to_live: Option<Duration>,
+    /// Time since the last push that named the key.
+    pub since_push: Option<Duration>,
 }
 
 impl<T: Clone> Index<T> {
@@ -270,6 +304,7 @@ impl<T: Clone> Index<T> {
         let (unreachable, _) = watch::channel(false);
         let state = State {
             coherence: Coherence::Unverified("the store has not been reached yet".into()),
+            since: clock.now(),
             lease: Lease::Endless,
             epoch: 0,
             lost: 0,
@@ -373,8 +408,10 @@ impl<T: Clone> Index<T> {
         let mut state = self.lock();
         match change {
             Change::Invalidated(id) => {
+                let now = self.clock.now();
                 if let Some(entry) = state.peek_mut(&id) {
                     entry.replaced = true;
+                    entry.pushed = Some(now);
                 }
                 if self.guard == Guard::On
                     && let Some(flight) = state.flights.remove(&id)
@@ -391,7 +428,7 @@ impl<T: Clone> Index<T> {
                 if connection > state.lost {
                     state.tracked = connection;
                     state.lease = lease;
-                    state.coherence = Coherence::Coherent;
+                    state.set_coherence(Coherence::Coherent, self.clock.now());
                     state.begin_epoch();
                 }
             }
@@ -420,11 +457,11 @@ impl<T: Clone> Index<T> {
                     }
                     state.begin_epoch();
                 }
-                state.coherence = coherence;
+                state.set_coherence(coherence, self.clock.now());
             }
             Change::Probed(coherence) => {
                 if state.coherence != Coherence::Coherent {
-                    state.coherence = coherence;
+                    state.set_coherence(coherence, self.clock.now());
                 }
             }
         }
@@ -489,6 +526,41 @@ impl<T: Clone> Index<T> {
             return Coherence::Unverified("waiting for the next heartbeat".into());
         }
         state.coherence.clone()
+    }
+
+    /// Time since the state of coherence began.
+    pub fn coherence_age(&self) -> Duration {
+        self.clock.elapsed(self.lock().since)
+    }
+
+    /// The current content of some keys, `None` for those that the store would have to be asked for. Counts as no use.
+    pub fn peek(&self, ids: &[ImageId]) -> Vec<Option<Known>> {
+        let now = self.clock.now();
+        let state = self.lock();
+        let is_coherent = state.is_coherent_at(now);
+        let current = |id| {
+            let entry = state.peek(id)?;
+            (is_coherent && entry.is_current_at(state.epoch, now)).then(|| entry.known.clone())
+        };
+        ids.iter().map(current).collect()
+    }
+
+    /// All that is known of a key. Counts as no use.
+    pub fn inspect(&self, id: &ImageId) -> Inspection {
+        let now = self.clock.now();
+        let state = self.lock();
+        let is_coherent = state.is_coherent_at(now);
+        let entry = state.peek(id).map(|entry| InspectedEntry {
+            known: entry.known.clone(),
+            is_current: is_coherent && entry.is_current_at(state.epoch, now),
+            is_replaced: entry.replaced,
+            epoch: entry.epoch,
+            age: now.since(entry.fetched),
+            time_to_live: entry.expires.map(|expires| expires.since(now)),
+            since_push: entry.pushed.map(|pushed| now.since(pushed)),
+        });
+        let is_being_fetched = state.flights.contains_key(id);
+        Inspection { entry, epoch: state.epoch, is_being_fetched }
     }
 
     /// True if an image is known that may be served while the store can't be reached, among those that were asked for last.
@@ -575,6 +647,13 @@ impl<T> State<T> {
         self.entries.peek_mut(id).or_else(|| self.absent.peek_mut(id))
     }
 
+    fn set_coherence(&mut self, coherence: Coherence, now: BootInstant) {
+        if coherence.name() != self.coherence.name() {
+            self.since = now;
+        }
+        self.coherence = coherence;
+    }
+
     /// Begins an epoch: nothing known before is current any more, and no fetch begun before can be joined or kept.
     fn begin_epoch(&mut self) {
         self.epoch += 1;
@@ -654,6 +733,7 @@ impl<T: Clone> FetchLease<T> {
             epoch: self.epoch,
             fetched: self.began,
             replaced: false,
+            pushed: state.peek(&self.id).and_then(|before| before.pushed),
         };
         state.has_kept = true;
         let id = self.id.clone();

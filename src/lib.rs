@@ -14,7 +14,7 @@
 //! - `events` tells browsers of changes.
 //! - `clock` counts suspended time; `budget`, `cpu` and `limit` are permits for bytes, cores and places; `shutdown` has the
 //!   phases of a stop.
-//! - `log` and `metrics` inform operators, and `audit` compares what is claimed to be current with the store.
+//! - `log`, `metrics` and `recent` inform operators, and `audit` compares what is claimed to be current with the store.
 //!
 //! `ARCHITECTURE.md` says why it is so.
 
@@ -29,6 +29,7 @@ mod clock;
 mod coalesce;
 mod cpu;
 mod events;
+mod histogram;
 mod holders;
 mod http;
 pub mod image;
@@ -41,6 +42,7 @@ mod originals;
 mod peer;
 pub mod picture;
 mod read;
+mod recent;
 mod render;
 mod server;
 pub mod settings;

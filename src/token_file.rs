@@ -9,6 +9,7 @@ use anyhow::Context;
 use etcetera::BaseStrategy;
 use sha2::{Digest, Sha256};
 
+use crate::image::hex;
 use crate::settings::{ListenOn, PrefixAccess, Settings, Token};
 use crate::store::embedded;
 
@@ -59,7 +60,8 @@ pub(crate) fn is_needed(settings: &Settings) -> bool {
     let writes = &settings.writes;
     let configured = !writes.tokens.is_empty() || !writes.tokens_file.as_os_str().is_empty();
     let to_write = writes.enabled && !writes.local;
-    !configured && (to_write || settings.events.prefix == PrefixAccess::Token)
+    let to_list = settings.gallery.enabled || settings.events.prefix == PrefixAccess::Token;
+    !configured && (to_write || to_list)
 }
 
 impl TokenFile {
@@ -171,14 +173,6 @@ fn runtime_dir() -> anyhow::Result<PathBuf> {
         strategy.state_dir().unwrap_or_else(|| strategy.data_dir())
     };
     Ok(dir.join("afterimage"))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

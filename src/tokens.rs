@@ -7,6 +7,7 @@ use anyhow::Context;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
+use crate::image::hex;
 use crate::settings;
 
 /// The tokens of the settings and of the file that they name, or else the one that the server made.
@@ -17,6 +18,9 @@ pub(crate) struct Tokens {
     digests: Vec<[u8; 32]>,
     are_configured: bool,
 }
+
+/// Precedes the digest of a token in what a session is the digest of.
+const SESSION: &[u8] = b"afterimage session\0";
 
 impl Tokens {
     /// Reads the tokens. The one that the server made counts only without any other.
@@ -49,8 +53,31 @@ impl Tokens {
     #[must_use]
     pub(crate) fn contain(&self, token: &[u8]) -> bool {
         let given: [u8; 32] = Sha256::digest(token).into();
-        self.digests.iter().fold(Choice::from(0), |found, it| found | it.ct_eq(&given)).into()
+        is_among(&given, self.digests.iter())
     }
+
+    /// Makes the session of a token, for a browser's cookie; `None` if the token isn't one of these. A session doesn't tell
+    /// its token, and lasts as long as that.
+    pub(crate) fn session(&self, token: &[u8]) -> Option<String> {
+        let digest = Sha256::digest(token).into();
+        self.contain(token).then(|| hex(&session(&digest)))
+    }
+
+    /// True for the session of one of the tokens.
+    #[must_use]
+    pub(crate) fn contain_session(&self, text: &[u8]) -> bool {
+        let sessions: Vec<String> = self.digests.iter().map(|it| hex(&session(it))).collect();
+        is_among(text, sessions.iter().map(String::as_bytes))
+    }
+}
+
+fn session(digest: &[u8; 32]) -> [u8; 32] {
+    Sha256::new().chain_update(SESSION).chain_update(digest).finalize().into()
+}
+
+/// Compares with all of them, in a time that doesn't depend on them.
+fn is_among<T: AsRef<[u8]>>(given: &[u8], all: impl Iterator<Item = T>) -> bool {
+    all.fold(Choice::from(0), |found, it| found | it.as_ref().ct_eq(given)).into()
 }
 
 /// Shows the number of tokens, not the tokens.
@@ -82,4 +109,22 @@ fn read_file(file: &Path) -> anyhow::Result<Vec<settings::Token>> {
         .map(|line| settings::Token::parse(line).map_err(anyhow::Error::msg))
         .collect::<Result<_, _>>()
         .with_context(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_belongs_to_its_token_and_does_not_tell_it() {
+        let digest = |token: &str| Sha256::digest(token).into();
+        let tokens = Tokens { digests: vec![digest("one"), digest("two")], are_configured: true };
+        assert!(tokens.contain(b"two") && !tokens.contain(b"three"));
+        let session = tokens.session(b"two").unwrap();
+        assert!(tokens.contain_session(session.as_bytes()));
+        assert!(!tokens.contain(session.as_bytes()) && !tokens.contain_session(b"two"));
+        assert!(!tokens.contain_session(b"") && tokens.session(b"three").is_none());
+        let others = Tokens { digests: vec![digest("one")], are_configured: true };
+        assert!(!others.contain_session(session.as_bytes()));
+    }
 }

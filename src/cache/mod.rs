@@ -229,6 +229,16 @@ impl Cache {
         entries.originals.peek(&key).is_some() || entries.recent(&key).is_some()
     }
 
+    /// All representations of a version that are in memory. Counts as no use.
+    #[must_use]
+    pub fn representations(&self, id: &ImageId, version: Version) -> Vec<Representation> {
+        let (key, entries) = ((id.clone(), version), self.lock());
+        let image = entries.originals.peek(&key).or_else(|| entries.recent(&key));
+        let originals = image.into_iter().flat_map(Image::representations).cloned();
+        let forms = entries.forms.get(&key).into_iter().flatten();
+        originals.chain(forms.filter_map(|form| entries.derived.peek(form)).cloned()).collect()
+    }
+
     /// Inserts an image, and evicts others until there is room. One that isn't kept is in memory for a moment all the same,
     /// so that many requests for parts of it share one fetch.
     pub fn insert(&self, id: &ImageId, image: Image) -> Insertion {

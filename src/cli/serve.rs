@@ -1,7 +1,7 @@
 //! `serve`: starts the server and stops it on a signal.
 
 use std::borrow::Cow;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
@@ -48,10 +48,14 @@ pub(super) async fn run(mut settings: Settings) -> anyhow::Result<()> {
     // Nobody finds the file again under a port that was taken at random.
     let is_for_once = matches!(settings.http.listen, ListenOn::Tcp(address) if address.port() == 0);
     let _removed = token_file.clone().filter(|_| is_for_once).map(RemovedAtEnd);
+    // On a terminal the address has the token in it. Anything else may be kept, and read by others.
+    let shown_token = token.clone().filter(|_| std::io::stdout().is_terminal());
     let app = App::build_with(settings, token).await?;
     let demo = demo::fill(&app.store, app.settings.embedded.demo).await?;
     // A closed standard output is no reason to stop.
-    let text = welcome(&app, &url, &demo, token_file.as_deref().map(|file| (file, &listen)));
+    let gallery_url = listeners.admin.as_ref().unwrap_or(&listeners.main).url();
+    let mut text = welcome(&app, &url, &demo, token_file.as_deref().map(|file| (file, &listen)));
+    text += &gallery(&app, &gallery_url, shown_token.as_ref());
     let _ = std::io::stdout().write_all(text.as_bytes());
     let (stop, stopped) = oneshot::channel();
     let signals = async {
@@ -187,6 +191,15 @@ fn welcome(
             writeln!(text, "  curl -T picture.png {socket}-H \"{bearer}\" {url}/images/my_image");
     }
     text
+}
+
+/// The address of the gallery, for the text after the start. The token is in its fragment, which browsers send to nobody.
+fn gallery(app: &App, url: &str, token: Option<&Token>) -> String {
+    if !app.settings.gallery.enabled || url.contains("://unix:") {
+        return String::new();
+    }
+    let token = token.map(|token| format!("#token={}", token.reveal())).unwrap_or_default();
+    format!("\nGallery of all images:\n  {url}/{token}\n")
 }
 
 /// Quotes a path for a shell, if it has to be.

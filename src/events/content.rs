@@ -2,14 +2,15 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use lru::LruCache;
 
 use crate::coalesce::Flights;
-use crate::image::{ImageId, Representation, Version};
-use crate::picture::PictureError;
-use crate::read::{ReadError, Reader};
+use crate::image::{ImageId, Metadata, Representation, Version};
+use crate::picture::{PictureError, Preview};
+use crate::read::{ReadError, ReadFailure, Reader, Snapshot};
 use crate::render::RenderError;
 
 /// Memory for events that several streams may want, in bytes.
@@ -37,6 +38,8 @@ pub(crate) enum EventContent<'a> {
     Absent {
         /// The id.
         id: &'a ImageId,
+        /// The reason for which a record is no image, if there is a record.
+        corrupt: Option<&'a str>,
     },
     /// There is an image.
     Present {
@@ -44,8 +47,14 @@ pub(crate) enum EventContent<'a> {
         id: &'a ImageId,
         /// The version.
         version: Version,
+        /// The metadata of the original; `None` for an image in the object store that hasn't been here yet.
+        metadata: Option<Arc<Metadata>>,
+        /// Time of its expiry, in seconds since 1970; `None` if it never expires.
+        expires_at: Option<u64>,
         /// The part of the image that the stream wants.
         inline: Inline,
+        /// Pixel size and `ThumbHash`, if they are wanted and can be made.
+        preview: Option<Arc<Preview>>,
         /// The thumbnail, if it is wanted and can be made.
         thumbnail: Option<Representation>,
         /// The original, if it is wanted and not too large.
@@ -60,15 +69,37 @@ pub(crate) enum EventContent<'a> {
         /// Their ids, in order.
         ids: &'a [ImageId],
     },
+    /// Changes of images with a prefix may have been missed.
+    Resync {
+        /// The prefix.
+        prefix: &'a str,
+    },
 }
 
 /// Encodes an event for its stream.
 pub(super) type Encode = fn(&EventContent<'_>) -> Bytes;
 
-/// An encoded event, and the version that it tells of; `None` if there is no image.
+/// The state of an image that an event tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ImageState {
+    /// There is no record.
+    Absent,
+    /// There is a record that is no image.
+    Corrupt,
+    /// There is this version.
+    Present(Version),
+}
+
+impl ImageState {
+    pub(super) fn is_present(self) -> bool {
+        matches!(self, ImageState::Present(_))
+    }
+}
+
+/// An encoded event, and the state that it tells.
 #[derive(Debug, Clone)]
 pub(super) struct Event {
-    pub(super) version: Option<Version>,
+    pub(super) state: ImageState,
     pub(super) text: Bytes,
 }
 
@@ -76,8 +107,8 @@ pub(super) struct Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Unknown;
 
-/// Identifies an event. Its text is the same whenever it is made.
-type EventKey = (ImageId, Version, Inline);
+/// Identifies an event, by the expiry as well. Its text is the same whenever it is made.
+type EventKey = (ImageId, Version, Inline, Option<u64>);
 
 /// Makes events: once for all streams that want the same.
 #[derive(Debug)]
@@ -136,23 +167,24 @@ impl EventMaker {
         self: &Arc<Self>,
         id: &ImageId,
         inline: Inline,
-        sent: Option<&Option<Version>>,
+        sent: Option<ImageState>,
     ) -> Result<Option<Event>, Unknown> {
         let version = match self.reader.version(id).await {
-            Ok(version) => Some(version),
-            Err(failure) => absence(id, &failure.error)?,
+            Ok(version) => version,
+            Err(failure) => {
+                let event = self.without_image(id, &failure.error)?;
+                return Ok(Some(event).filter(|event| sent != Some(event.state)));
+            }
         };
-        if sent == Some(&version) {
+        let state = ImageState::Present(version);
+        if sent == Some(state) {
             return Ok(None);
         }
-        let Some(version) = version else {
-            return Ok(Some(self.absent(id)));
-        };
         let is_full = self.held.load(Ordering::Relaxed) > HELD_BYTES;
         let inline = if is_full { Inline::None } else { inline };
-        let key = (id.clone(), version, inline);
+        let key = (id.clone(), version, inline, self.expires_at(id, version));
         if let Some(text) = self.made().events.get(&key).cloned() {
-            return Ok(Some(Event { version: Some(version), text }));
+            return Ok(Some(Event { state, text }));
         }
         let (making, joined) = self.making.join(key, |_| {
             let (maker, id) = (Arc::clone(self), id.clone());
@@ -160,7 +192,7 @@ impl EventMaker {
         });
         let event = making.outcome().await.map_err(|_lost| Unknown)??;
         // A flight that began earlier may have made the event of a version in between. It is read again.
-        if joined && event.version != Some(version) {
+        if joined && event.state != state {
             return Err(Unknown);
         }
         Ok(Some(event))
@@ -171,20 +203,26 @@ impl EventMaker {
         (self.encode)(&EventContent::List { prefix, complete, ids })
     }
 
-    /// Makes the event of the version that is current now.
-    async fn make(&self, id: &ImageId, inline: Inline) -> Result<Event, Unknown> {
-        let (version, text) = match self.encoded(id, inline).await {
-            Ok(made) => made,
-            Err(error) => {
-                absence(id, &error)?;
-                return Ok(self.absent(id));
-            }
-        };
-        self.made().put((id.clone(), version, inline), text.clone());
-        Ok(Event { version: Some(version), text })
+    /// The event for a stream that may have missed changes.
+    pub(super) fn resync(&self, prefix: &str) -> Bytes {
+        (self.encode)(&EventContent::Resync { prefix })
     }
 
-    async fn encoded(&self, id: &ImageId, inline: Inline) -> Result<(Version, Bytes), ReadError> {
+    /// Makes the event of the version that is current now.
+    async fn make(&self, id: &ImageId, inline: Inline) -> Result<Event, Unknown> {
+        let (version, expires_at, text) = match self.encoded(id, inline).await {
+            Ok(made) => made,
+            Err(error) => return self.without_image(id, &error),
+        };
+        self.made().put((id.clone(), version, inline, expires_at), text.clone());
+        Ok(Event { state: ImageState::Present(version), text })
+    }
+
+    async fn encoded(
+        &self,
+        id: &ImageId,
+        inline: Inline,
+    ) -> Result<(Version, Option<u64>, Bytes), ReadError> {
         let snapshot = async {
             match inline {
                 // All that the event carries has to be of one version: the bytes come first.
@@ -193,23 +231,9 @@ impl EventMaker {
             }
         };
         let mut snapshot = snapshot.await.map_err(|failure| failure.error)?;
-        let thumbnail = match inline {
-            Inline::None => None,
-            Inline::Thumbnail | Inline::Full => {
-                match snapshot.thumbnail().await.map_err(|failure| failure.error) {
-                    Ok(thumbnail) => thumbnail,
-                    // It takes too long now, but not for ever.
-                    Err(
-                        error @ ReadError::Render(RenderError::Picture(
-                            PictureError::TimedOut | PictureError::DecodingTimedOut,
-                        )),
-                    ) => {
-                        return Err(error);
-                    }
-                    Err(ReadError::Render(RenderError::Picture(_))) => None,
-                    Err(error) => return Err(error),
-                }
-            }
+        let (preview, thumbnail) = match inline {
+            Inline::None => (None, None),
+            Inline::Thumbnail | Inline::Full => pictures(&mut snapshot).await?,
         };
         let original = match inline {
             Inline::Full => {
@@ -218,18 +242,46 @@ impl EventMaker {
             }
             Inline::None | Inline::Thumbnail => None,
         };
-        let version = snapshot.version();
+        let (version, metadata) = (snapshot.version(), snapshot.metadata().map(Arc::clone));
+        let expires_at = self.expires_at(id, version);
         let of = |it: &Option<Representation>| it.as_ref().map_or(0, |it| it.body.len());
         let length = of(&thumbnail) + of(&original);
         let (id, encode) = (id.clone(), self.encode);
         let encoded = self.reader.cpu.run_on(length, move || {
-            encode(&EventContent::Present { id: &id, version, inline, thumbnail, original })
+            encode(&EventContent::Present {
+                id: &id,
+                version,
+                metadata,
+                expires_at,
+                inline,
+                preview,
+                thumbnail,
+                original,
+            })
         });
-        Ok((version, HeldText::counted(encoded.await, &self.held)))
+        Ok((version, expires_at, HeldText::counted(encoded.await, &self.held)))
     }
 
-    fn absent(&self, id: &ImageId) -> Event {
-        Event { version: None, text: (self.encode)(&EventContent::Absent { id }) }
+    /// Time at which a version expires, in seconds since 1970.
+    fn expires_at(&self, id: &ImageId, version: Version) -> Option<u64> {
+        let left = self.reader.index.time_to_live(id, version)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // To the nearest second: the same expiry, read again, is the same.
+        Some(now.saturating_add(left).saturating_add(Duration::from_millis(500)).as_secs())
+    }
+
+    /// The event of an id without an image; an error if that isn't known.
+    fn without_image(&self, id: &ImageId, error: &ReadError) -> Result<Event, Unknown> {
+        let (state, corrupt) = match error {
+            ReadError::Absent => (ImageState::Absent, None),
+            ReadError::Corrupt(corrupt) => (ImageState::Corrupt, Some(corrupt.to_string())),
+            error => {
+                tracing::debug!(image.id = %id, %error, "the state of an image can't be told");
+                return Err(Unknown);
+            }
+        };
+        let corrupt = corrupt.as_deref();
+        Ok(Event { state, text: (self.encode)(&EventContent::Absent { id, corrupt }) })
     }
 
     fn made(&self) -> MutexGuard<'_, EventCache> {
@@ -237,14 +289,33 @@ impl EventMaker {
     }
 }
 
-/// `None` in place of a version if there is nothing to show; an error if that isn't known.
-fn absence(id: &ImageId, error: &ReadError) -> Result<Option<Version>, Unknown> {
-    match error {
-        ReadError::Absent | ReadError::Corrupt(_) => Ok(None),
-        error => {
-            tracing::debug!(image.id = %id, %error, "the state of an image can't be told");
-            Err(Unknown)
+/// Makes the preview and the thumbnail, both of the version that the snapshot is of afterwards.
+async fn pictures(
+    snapshot: &mut Snapshot,
+) -> Result<(Option<Arc<Preview>>, Option<Representation>), ReadError> {
+    loop {
+        // In this order: the render of the thumbnail makes the preview as well.
+        let thumbnail = if_it_can_be_made(snapshot.thumbnail().await)?;
+        let version = snapshot.version();
+        let preview = if_it_can_be_made(snapshot.preview().await)?;
+        // It may have needed the bytes, and found those of a later version.
+        if snapshot.version() == version {
+            return Ok((preview, thumbnail));
         }
+    }
+}
+
+/// `None` for what can't be made of a picture; an error where it can be made later.
+fn if_it_can_be_made<T>(made: Result<Option<T>, ReadFailure>) -> Result<Option<T>, ReadError> {
+    match made.map_err(|failure| failure.error) {
+        // It takes too long now, but not for ever.
+        Err(
+            error @ ReadError::Render(RenderError::Picture(
+                PictureError::TimedOut | PictureError::DecodingTimedOut,
+            )),
+        ) => Err(error),
+        Err(ReadError::Render(RenderError::Picture(_))) => Ok(None),
+        made => made,
     }
 }
 

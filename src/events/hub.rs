@@ -14,7 +14,7 @@ use super::stream::{Followed, Stream};
 use crate::image::ImageId;
 use crate::index::Index;
 use crate::read::Outcome;
-use crate::store::{Change, Coherence, Cursor, Store, StoreError};
+use crate::store::{Change, Coherence, Cursor, LISTED_KEYS, Store, StoreError};
 
 /// Delay before a failed listing or read is retried.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
@@ -133,6 +133,9 @@ impl Hub {
                 followers.unlisted.insert(prefix.clone());
                 self.unlisted.notify_one();
             }
+            Followed::Changes(prefix) => {
+                followers.group(prefix).streams.insert(number);
+            }
         }
         number
     }
@@ -150,7 +153,7 @@ impl Hub {
                     }
                 }
             }
-            Followed::Prefix(prefix) => {
+            Followed::Prefix(prefix) | Followed::Changes(prefix) => {
                 followers.leave(prefix, number);
                 if followers.by_prefix.is_empty() {
                     self.log().clear();
@@ -172,7 +175,7 @@ impl Hub {
     /// Lets a stream that is too far behind begin again.
     pub(super) fn start_over(&self, number: u64, stream: &Stream) {
         stream.add_everything();
-        if let Some(prefix) = stream.prefix() {
+        if let Some(prefix) = stream.listed_prefix() {
             let mut followers = self.followers();
             followers.group(prefix).waiting.insert(number);
             followers.unlisted.insert(prefix.to_owned());
@@ -204,7 +207,9 @@ impl Hub {
                 let mut prefixes = HashSet::new();
                 self.tell(Audience::All, &mut slices, |stream| {
                     stream.add_everything();
-                    if let Some(prefix) = stream.prefix().filter(|it| !prefixes.contains(*it)) {
+                    if let Some(prefix) =
+                        stream.listed_prefix().filter(|it| !prefixes.contains(*it))
+                    {
                         prefixes.insert(prefix.to_owned());
                     }
                 })
@@ -367,7 +372,7 @@ impl Hub {
         let common = all.common_prefix();
         let mut from: Option<Cursor> = None;
         while !all.is_empty() {
-            let page = store.list(&common, from).await?;
+            let page = store.list(&common, from, LISTED_KEYS).await?;
             for (prefix, full) in all.found(&page.ids, most, &mut slices).await {
                 keep(&prefix, full.end(false, began, &mut slices).await);
             }

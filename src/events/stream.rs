@@ -16,6 +16,8 @@ pub(crate) enum Followed {
     Ids(HashSet<ImageId>),
     /// Those whose id begins with this text.
     Prefix(String),
+    /// The same, and only what changes from now on.
+    Changes(String),
 }
 
 /// One client's stream.
@@ -50,15 +52,16 @@ struct Pending {
 }
 
 impl Stream {
-    /// A stream that has everything to send, and with a prefix waits for a listing.
+    /// A stream that has everything to send, and with a prefix waits for a listing; one of changes has nothing yet.
     pub(super) fn new(followed: Followed) -> Stream {
+        let everything = !matches!(followed, Followed::Changes(_));
         let pending = Pending {
-            everything: true,
+            everything,
             order: VecDeque::new(),
             ids: HashSet::new(),
             since: None,
             listing: None,
-            wanted: 1,
+            wanted: u64::from(everything),
             listed: 0,
         };
         Stream { followed, pending: Mutex::new(pending), ready: Notify::new() }
@@ -68,7 +71,15 @@ impl Stream {
     pub(super) fn prefix(&self) -> Option<&str> {
         match &self.followed {
             Followed::Ids(_) => None,
+            Followed::Prefix(prefix) | Followed::Changes(prefix) => Some(prefix),
+        }
+    }
+
+    /// The prefix, if the stream needs listings of the images with it.
+    pub(super) fn listed_prefix(&self) -> Option<&str> {
+        match &self.followed {
             Followed::Prefix(prefix) => Some(prefix),
+            Followed::Ids(_) | Followed::Changes(_) => None,
         }
     }
 
@@ -97,7 +108,7 @@ impl Stream {
         pending.order.clear();
         pending.ids.clear();
         pending.listing = None;
-        pending.wanted += 1;
+        pending.wanted += u64::from(self.listed_prefix().is_some());
         drop(pending);
         self.ready.notify_one();
     }
@@ -185,6 +196,15 @@ mod tests {
         stream.end_listing(stream.wanted_listing().unwrap(), &listing());
         stream.add_everything();
         assert!(stream.take_listing().is_none() && stream.wanted_listing().is_some());
+    }
+
+    #[test]
+    fn a_stream_of_changes_begins_with_nothing_and_needs_no_listing() {
+        let stream = Stream::new(Followed::Changes("a".to_owned()));
+        assert!(!stream.take_everything() && stream.wanted_listing().is_none());
+        stream.add_everything();
+        assert!(stream.take_everything() && stream.wanted_listing().is_none());
+        assert_eq!((stream.prefix(), stream.listed_prefix()), (Some("a"), None));
     }
 
     #[test]

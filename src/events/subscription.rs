@@ -10,11 +10,11 @@ use futures_util::FutureExt;
 use lru::LruCache;
 use tokio::sync::Semaphore;
 
-use super::content::{Encode, Event, EventMaker, Inline, Unknown};
+use super::content::{Encode, Event, EventMaker, ImageState, Inline, Unknown};
 use super::hub::{Hub, RETRY};
 use super::listings::Listing;
 use super::stream::{Followed, Stream};
-use crate::image::{ImageId, Version};
+use crate::image::ImageId;
 use crate::limit::{Place, Shares};
 use crate::metrics::{Metrics, Shed};
 use crate::peer::PeerKey;
@@ -164,8 +164,8 @@ pub(crate) struct Subscription {
     failed: HashSet<ImageId>,
     /// The time at which those are read again.
     retry: Option<Instant>,
-    /// The version of each image that was sent last. An image that has left this is sent again when it may have changed.
-    sent: LruCache<ImageId, Option<Version>>,
+    /// The state of each image that was sent last. An image that has left this is sent again when it may have changed.
+    sent: LruCache<ImageId, ImageState>,
     /// The images with the prefix, gathered for the next list.
     gathered: Option<Gathered>,
     /// The list that was sent last, if nothing was sent since.
@@ -186,6 +186,8 @@ enum Due {
         /// There were no more images than a stream may name.
         complete: bool,
     },
+    /// The client of a stream of changes must list the images again.
+    Resync,
 }
 
 /// A listing whose images are being sent.
@@ -285,7 +287,7 @@ impl Subscription {
             let Some(due) = self.current.clone() else { break };
             let event = match due {
                 Due::Image(ref id) | Due::Listed(ref id) => {
-                    let event = shared.maker.event(id, self.inline, self.sent.peek(id));
+                    let event = shared.maker.event(id, self.inline, self.sent.peek(id).copied());
                     let Some(event) = event.now_or_never() else { break };
                     self.current = None;
                     self.note(&due, event)
@@ -293,6 +295,11 @@ impl Subscription {
                 Due::List { complete } => {
                     self.current = None;
                     self.list(complete)
+                }
+                Due::Resync => {
+                    self.current = None;
+                    let prefix = self.stream.prefix().unwrap_or_default();
+                    Some(self.shared.maker.resync(prefix))
                 }
             };
             if let Some(event) = event {
@@ -318,7 +325,7 @@ impl Subscription {
         let shared = Arc::clone(&self.shared);
         let (Due::Image(id) | Due::Listed(id)) = due else { return Some(()) };
         let _permit = shared.reading.acquire().await.ok()?;
-        let event = shared.maker.event(id, self.inline, self.sent.peek(id)).await;
+        let event = shared.maker.event(id, self.inline, self.sent.peek(id).copied()).await;
         self.current = None;
         if let Some(event) = self.note(due, event) {
             self.shared.metrics.events.inc();
@@ -333,17 +340,17 @@ impl Subscription {
         let is_listed = matches!(due, Due::Listed(_));
         match event {
             Ok(Some(event)) => {
-                let is_present = event.version.is_some();
+                let is_present = event.state.is_present();
                 self.gather(id, is_present);
                 if is_listed && !is_present && !self.sent.contains(id) {
                     return None;
                 }
-                self.sent.put(id.clone(), event.version);
+                self.sent.put(id.clone(), event.state);
                 self.listed = None;
                 Some(event.text)
             }
             Ok(None) => {
-                let present = self.sent.peek(id).is_some_and(Option::is_some);
+                let present = self.sent.peek(id).is_some_and(|state| state.is_present());
                 self.gather(id, present);
                 None
             }
@@ -379,7 +386,8 @@ impl Subscription {
         self.current.is_some()
     }
 
-    /// Makes every image due, each once. With a prefix these are the ones that were sent, before those of a new listing.
+    /// Makes every image due, each once. With a prefix these are the ones that were sent, before those of a new listing. A stream
+    /// of changes forgets what it has sent: its client is about to learn newer states elsewhere.
     fn begin_again(&mut self) {
         let mut ids: HashSet<ImageId> = self.due.drain(..).collect();
         match &self.stream.followed {
@@ -391,6 +399,11 @@ impl Subscription {
                 if matches!(self.current, Some(Due::List { .. })) {
                     self.current = None;
                 }
+            }
+            Followed::Changes(_) => {
+                ids.clear();
+                self.sent.clear();
+                self.current = Some(Due::Resync);
             }
         }
         self.due.extend(ids);

@@ -1,8 +1,9 @@
-//! The rights to write and to list, by a bearer token, and what else may stand in for one.
+//! The rights to write and to list, by a bearer token, and what else may stand in for one: the session of the gallery, or the
+//! address of a client on this machine.
 
 use axum::body::Body;
-use axum::http::header::{AUTHORIZATION, FORWARDED, ORIGIN, VIA};
-use axum::http::{HeaderMap, Request};
+use axum::http::header::{AUTHORIZATION, COOKIE, FORWARDED, HOST, ORIGIN, VIA};
+use axum::http::{HeaderMap, HeaderValue, Request};
 
 use super::host;
 use super::problem::{Problem, ProblemKind};
@@ -28,7 +29,7 @@ pub(crate) fn check_write(app: &App, peer: Peer, request: &Request<Body>) -> Res
         let detail = "writes are switched off ([writes] enabled)";
         return Err(Problem::new(ProblemKind::ReadOnly, detail));
     }
-    let shown = shown(app, request.headers());
+    let shown = shown(app, request);
     let is_local_enough = app.settings.writes.local && !app.tokens.are_configured();
     if shown == Shown::Valid || (is_local_enough && is_from_this_machine(peer, request)) {
         return Ok(());
@@ -50,7 +51,7 @@ pub(crate) fn check_list(app: &App, request: &Request<Body>, prefix: &str) -> Re
         let detail = "images are followed by their ids alone ([events] prefix)";
         return Err(Problem::new(ProblemKind::ListingOff, detail));
     }
-    let shown = shown(app, request.headers());
+    let shown = shown(app, request);
     if shown == Shown::Valid {
         return Ok(());
     }
@@ -60,6 +61,20 @@ pub(crate) fn check_list(app: &App, request: &Request<Body>, prefix: &str) -> Re
         return if is_own { Ok(()) } else { Err(Problem::misdirected()) };
     }
     Err(without_token(shown, "a prefix"))
+}
+
+/// Refuses a request that may not see what only those see who look after the images.
+pub(crate) fn check_operator(app: &App, request: &Request<Body>) -> Result<(), Problem> {
+    match shown(app, request) {
+        Shown::Valid => Ok(()),
+        shown => Err(without_token(shown, "this address")),
+    }
+}
+
+/// Returns the session that belongs to the bearer token of a request.
+pub(crate) fn begin_session(app: &App, request: &Request<Body>) -> Result<String, Problem> {
+    let session = bearer(request.headers()).and_then(|token| app.tokens.session(token));
+    session.ok_or_else(|| without_token(shown(app, request), "a session"))
 }
 
 fn without_token(shown: Shown, what: &str) -> Problem {
@@ -73,14 +88,59 @@ fn without_token(shown: Shown, what: &str) -> Problem {
     Problem::new(kind, detail)
 }
 
-fn shown(app: &App, headers: &HeaderMap) -> Shown {
-    match bearer(headers) {
+fn shown(app: &App, request: &Request<Body>) -> Shown {
+    match bearer(request.headers()) {
         Some(token) if app.tokens.contain(token) => Shown::Valid,
         // Nobody has a valid one.
         Some(_) if app.tokens.is_empty() => Shown::Nothing,
         Some(_) => Shown::Invalid,
+        None if has_session(app, request) => Shown::Valid,
         None => Shown::Nothing,
     }
+}
+
+/// Returns whether a request comes from the gallery of somebody with a token.
+///
+/// The cookie isn't sent by pages of another site, but by those of another port of the same host. So a request that changes
+/// something must come from a page of this very origin.
+fn has_session(app: &App, request: &Request<Body>) -> bool {
+    let headers = request.headers();
+    let name = session_cookie(headers);
+    let session = headers.get_all(COOKIE).iter().find_map(|line| cookie(line, &name));
+    let is_from_here = match headers.get("sec-fetch-site").map(HeaderValue::as_bytes) {
+        Some(b"same-origin") => true,
+        // Typed, or a link that somebody opened.
+        Some(b"none") => request.method().is_safe(),
+        Some(_) => false,
+        // Browsers send it to addresses that they trust: over TLS, and on this machine.
+        None => request.method().is_safe() || is_of_same_origin(headers),
+    };
+    is_from_here && session.is_some_and(|session| app.tokens.contain_session(session))
+}
+
+fn is_of_same_origin(headers: &HeaderMap) -> bool {
+    let (Some(origin), Some(host)) = (headers.get(ORIGIN), headers.get(HOST)) else {
+        return false;
+    };
+    let authority = origin.to_str().ok().and_then(|it| it.split_once("://"));
+    authority.is_some_and(|(_, authority)| authority.as_bytes() == host.as_bytes())
+}
+
+/// Returns the name of the cookie with the session. Browsers send cookies to all ports of a host, and there may be a server on
+/// several.
+pub(crate) fn session_cookie(headers: &HeaderMap) -> String {
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let port = host
+        .rsplit_once(':')
+        .map(|(_, port)| port)
+        .filter(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()));
+    port.map_or_else(|| "afterimage".to_owned(), |port| format!("afterimage_{port}"))
+}
+
+/// Returns the value of a cookie (RFC 6265 §4.2).
+fn cookie<'a>(line: &'a HeaderValue, name: &str) -> Option<&'a [u8]> {
+    let mut pairs = line.as_bytes().split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+    pairs.find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
 }
 
 /// The bearer token, unless there is none or more than one `Authorization`.

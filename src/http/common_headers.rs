@@ -17,6 +17,12 @@ const TIMED_ANYWHERE: (HeaderName, HeaderValue) =
 const NO_SNIFFING: (HeaderName, HeaderValue) =
     (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
 
+/// No other site may so much as load what is for those who look after the images.
+const SHOWN_HERE: (HeaderName, HeaderValue) = (
+    HeaderName::from_static("cross-origin-resource-policy"),
+    HeaderValue::from_static("same-origin"),
+);
+
 /// The parts of a request that the common fields of its answer depend on.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Exchange<'a> {
@@ -36,7 +42,12 @@ pub(crate) fn announce_close<B>(response: &mut Response<B>) {
 pub(crate) fn complete(response: &mut Response<Body>, exchange: &Exchange<'_>) {
     let status = response.status();
     let headers = response.headers_mut();
-    if exchange.route.is_of_images() {
+    let is_listing = exchange.route == Route::Images && exchange.method.is_safe();
+    if exchange.route.is_of_gallery() || is_listing {
+        for (name, value) in [SHOWN_HERE, NO_SNIFFING] {
+            headers.insert(name, value);
+        }
+    } else if exchange.route.is_of_images() {
         for (name, value) in [SHOWN_ANYWHERE, TIMED_ANYWHERE, NO_SNIFFING] {
             headers.insert(name, value);
         }

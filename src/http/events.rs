@@ -11,6 +11,8 @@ use axum::extract::{Query, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
@@ -36,14 +38,15 @@ pub(crate) struct EventParams {
     ids: Option<String>,
     prefix: Option<String>,
     inline: Option<String>,
+    from: Option<String>,
     /// Sent by polyfills of `EventSource`, which can't send the header `Last-Event-ID` to another origin. Neither is needed: a
     /// stream begins with the state of every image.
     #[serde(rename = "lastEventId")]
     _last_event_id: Option<String>,
 }
 
-/// `GET /events?ids=a,b` or `?prefix=concept_`, with `inline=none`, `thumbnail` or `full`, and `lastEventId`, which is
-/// ignored.
+/// `GET /events?ids=a,b` or `?prefix=concept_`, the latter with `from=now` for changes alone; with `inline=none`, `thumbnail` or
+/// `full`, and `lastEventId`, which is ignored.
 pub(crate) async fn get(
     State(state): State<Arc<HttpState>>,
     Extension(client): Extension<Client>,
@@ -51,11 +54,11 @@ pub(crate) async fn get(
     request: Request,
 ) -> Result<Response, Problem> {
     let Query(parameters) = query.map_err(|rejection| {
-        let takes = "this address takes ids or prefix, and inline";
+        let takes = "this address takes ids or prefix, from and inline";
         Problem::bad_parameter(format!("{}; {takes}", rejection.body_text()))
     })?;
     let followed = followed(&parameters, state.events.most_ids())?;
-    if let Followed::Prefix(prefix) = &followed {
+    if let Followed::Prefix(prefix) | Followed::Changes(prefix) = &followed {
         auth::check_list(&state.app, &request, prefix)?;
     }
     let inline = match parameters.inline.as_deref() {
@@ -76,6 +79,11 @@ pub(crate) async fn get(
 }
 
 fn followed(parameters: &EventParams, most: usize) -> Result<Followed, Problem> {
+    let only_changes = match parameters.from.as_deref() {
+        None => false,
+        Some("now") if parameters.prefix.is_some() => true,
+        Some(_) => return Err(Problem::bad_parameter("`from` must be `now`, beside a prefix")),
+    };
     match (&parameters.ids, &parameters.prefix) {
         (Some(ids), None) => {
             let ids = ids.split(',').map(|id| {
@@ -92,16 +100,22 @@ fn followed(parameters: &EventParams, most: usize) -> Result<Followed, Problem> 
             Ok(Followed::Ids(ids))
         }
         (None, Some(prefix)) => {
-            let known = |byte: u8| byte.is_ascii_alphanumeric() || b"._:~-".contains(&byte);
-            if prefix.len() > MAX_ID_LENGTH || !prefix.bytes().all(known) {
-                let detail = "prefix is the beginning of an id: up to 128 of A-Z a-z 0-9 . _ : ~ -";
-                return Err(Problem::bad_parameter(detail));
-            }
-            Ok(Followed::Prefix(prefix.clone()))
+            let prefix = parse_prefix(prefix)?.to_owned();
+            Ok(if only_changes { Followed::Changes(prefix) } else { Followed::Prefix(prefix) })
         }
         (None, None) => Err(Problem::bad_parameter("ids or prefix is missing")),
         (Some(_), Some(_)) => Err(Problem::bad_parameter("ids and prefix are both there")),
     }
+}
+
+/// Checks the beginning of an id.
+pub(super) fn parse_prefix(prefix: &str) -> Result<&str, Problem> {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"._:~-".contains(&byte);
+    if prefix.len() > MAX_ID_LENGTH || !prefix.bytes().all(known) {
+        let detail = "prefix is the beginning of an id: up to 128 of A-Z a-z 0-9 . _ : ~ -";
+        return Err(Problem::bad_parameter(detail));
+    }
+    Ok(prefix)
 }
 
 /// A part of an address, cut to a length that is fit to be sent back.
@@ -138,10 +152,25 @@ fn body(state: &HttpState, subscription: Subscription) -> Body {
 /// Encodes an event as it stands in a stream (HTML, §9.2.6).
 pub(crate) fn encode(content: &EventContent<'_>) -> Bytes {
     match content {
-        EventContent::Absent { id } => {
-            message("concept_absent", None, ConceptAbsent { concept_id: id.as_str() })
+        EventContent::Absent { id, corrupt } => {
+            let absent = ConceptAbsent { concept_id: id.as_str(), reason: *corrupt };
+            message("concept_absent", None, absent)
         }
-        EventContent::Present { id, version, inline, thumbnail, original } => {
+        EventContent::Present {
+            id,
+            version,
+            metadata,
+            expires_at,
+            inline,
+            preview,
+            thumbnail,
+            original,
+        } => {
+            let preview = (*inline != Inline::None).then(|| PreviewData {
+                width: preview.as_ref().map(|it| it.width),
+                height: preview.as_ref().map(|it| it.height),
+                thumbhash: preview.as_ref().map(|it| STANDARD.encode(&it.thumbhash)),
+            });
             let thumbnail = match inline {
                 Inline::None => Some(urls::thumbnail(id, *version)),
                 Inline::Thumbnail | Inline::Full => thumbnail.as_ref().map(urls::data),
@@ -149,6 +178,10 @@ pub(crate) fn encode(content: &EventContent<'_>) -> Bytes {
             let progress = ConceptProgress {
                 concept_id: id.as_str(),
                 full: urls::versioned(id, *version),
+                r#type: metadata.as_ref().map(|it| it.media_type.as_str()),
+                bytes: metadata.as_ref().map(|it| it.length),
+                expires_at: *expires_at,
+                preview,
                 thumbnail,
                 image_data: original.as_ref().map(urls::data),
             };
@@ -158,6 +191,9 @@ pub(crate) fn encode(content: &EventContent<'_>) -> Bytes {
             let concept_ids = ids.iter().map(ImageId::as_str).collect();
             message("concept_list", None, ConceptList { prefix, complete: *complete, concept_ids })
         }
+        EventContent::Resync { prefix } => {
+            message("concept_resync", None, ConceptResync { prefix })
+        }
     }
 }
 
@@ -166,16 +202,37 @@ pub(crate) fn encode(content: &EventContent<'_>) -> Bytes {
 struct ConceptProgress<'a> {
     concept_id: &'a str,
     full: String,
+    r#type: Option<&'static str>,
+    bytes: Option<usize>,
+    expires_at: Option<u64>,
+    #[serde(flatten)]
+    preview: Option<PreviewData>,
     #[serde(skip_serializing_if = "Option::is_none")]
     thumbnail: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     image_data: Option<String>,
 }
 
+/// The members that need the picture to be decoded.
+#[derive(Serialize)]
+struct PreviewData {
+    width: Option<u32>,
+    height: Option<u32>,
+    thumbhash: Option<String>,
+}
+
 /// The data of the event of an id without an image.
 #[derive(Serialize)]
 struct ConceptAbsent<'a> {
     concept_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+}
+
+/// The data of the event that asks for a new listing.
+#[derive(Serialize)]
+struct ConceptResync<'a> {
+    prefix: &'a str,
 }
 
 /// The data of the event of all images with a prefix.

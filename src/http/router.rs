@@ -10,7 +10,10 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use super::problem::Problem;
 use super::state::HttpState;
-use super::{cors, events, images, info, openapi, ops, placeholders, writes};
+use super::{
+    cors, events, gallery, images, info, listing, openapi, ops, placeholders, session, status,
+    writes,
+};
 use crate::app::App;
 
 /// Kinds of address, by which requests are counted.
@@ -27,6 +30,10 @@ pub enum Route {
     Healthz,
     Readyz,
     Metrics,
+    Gallery,
+    Session,
+    Status,
+    Debug,
     /// An address without a route.
     Unknown,
 }
@@ -42,12 +49,16 @@ impl Route {
             Route::Healthz,
             Route::Readyz,
             Route::Metrics,
+            Route::Gallery,
+            Route::Session,
+            Route::Status,
         ];
         match path.strip_prefix("/images/").map(|rest| rest.split_once('/')) {
             Some(Some((_, "thumbnail"))) => Route::Thumbnail,
             Some(Some((_, "info"))) => Route::Info,
             Some(_) => Route::Image,
             None if path.starts_with("/placeholders/") => Route::Placeholder,
+            None if path.starts_with("/debug/images/") => Route::Debug,
             None => known.into_iter().find(|it| it.pattern() == path).unwrap_or(Route::Unknown),
         }
     }
@@ -56,6 +67,12 @@ impl Route {
     #[must_use]
     pub const fn is_for_operators(self) -> bool {
         matches!(self, Route::Healthz | Route::Readyz | Route::Metrics)
+    }
+
+    /// Returns whether it is for those who look after the images.
+    #[must_use]
+    pub const fn is_of_gallery(self) -> bool {
+        matches!(self, Route::Gallery | Route::Session | Route::Status | Route::Debug)
     }
 
     /// Returns whether its answers are images, or say why there is none.
@@ -81,6 +98,10 @@ impl Route {
             Route::Healthz => "/healthz",
             Route::Readyz => "/readyz",
             Route::Metrics => "/metrics",
+            Route::Gallery => "/",
+            Route::Session => "/session",
+            Route::Status => "/status",
+            Route::Debug => "/debug/images/{id}",
             Route::Unknown => "unknown",
         }
     }
@@ -105,19 +126,36 @@ pub(crate) fn router(state: &Arc<HttpState>, routes: Routes) -> Router {
         .route(Route::Readyz.pattern(), get(ops::readyz))
         .route(Route::Metrics.pattern(), get(ops::metrics))
         .method_not_allowed_fallback(method_not_allowed);
+    let has_gallery = app.settings.gallery.enabled && routes != Routes::Public;
+    let images = public(app, has_gallery);
     let table = match routes {
-        Routes::All => public(app).merge(operations),
-        Routes::Public => public(app),
+        Routes::All => images.merge(operations),
+        Routes::Public => images,
+        // The gallery shows images, follows them and writes them.
+        Routes::Admin if has_gallery => images.merge(operations),
         Routes::Admin => operations.fallback(unknown_address),
     };
+    let table = if has_gallery { table.merge(gallery()) } else { table };
     table.layer(CatchPanicLayer::custom(panicked)).with_state(Arc::clone(state))
+}
+
+/// Builds the routes of those who look after the images.
+fn gallery() -> Router<Arc<HttpState>> {
+    Router::new()
+        .route(Route::Gallery.pattern(), get(gallery::get))
+        .route(Route::Session.pattern(), post(session::post).delete(session::delete))
+        .route(Route::Status.pattern(), get(status::get))
+        .route(Route::Debug.pattern(), get(status::debug))
+        .method_not_allowed_fallback(method_not_allowed)
 }
 
 /// Builds the routes for the public. A script of another origin may read errors as well, so its leave is given outside
 /// of everything else.
-fn public(app: &App) -> Router<Arc<HttpState>> {
+fn public(app: &App, has_listing: bool) -> Router<Arc<HttpState>> {
+    let all_images = post(writes::post);
+    let all_images = if has_listing { all_images.get(listing::get) } else { all_images };
     let images = Router::new()
-        .route(Route::Images.pattern(), post(writes::post))
+        .route(Route::Images.pattern(), all_images)
         .route(Route::Image.pattern(), get(images::get).put(writes::put).delete(writes::delete))
         .route(Route::Thumbnail.pattern(), get(images::thumbnail))
         .route(Route::Info.pattern(), get(info::get))
@@ -146,6 +184,10 @@ async fn unknown_image_or_address(uri: Uri) -> Problem {
         | Route::Healthz
         | Route::Readyz
         | Route::Metrics
+        | Route::Gallery
+        | Route::Session
+        | Route::Status
+        | Route::Debug
         | Route::Unknown => Problem::unknown_address(uri.path()),
     }
 }
@@ -185,6 +227,10 @@ mod tests {
             Route::Healthz,
             Route::Readyz,
             Route::Metrics,
+            Route::Gallery,
+            Route::Session,
+            Route::Status,
+            Route::Debug,
         ] {
             assert_eq!(Route::of(route.pattern()), route);
         }

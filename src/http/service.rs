@@ -226,13 +226,15 @@ impl HttpService {
         (!waits && !request.body().is_end_stream()).then(|| UnreadBody::lend(request))
     }
 
-    /// Returns whether a request names a host that is answered. Metrics are only for hosts of the server's own: a page under a
-    /// name that was made to lead here could read them. Who may write or list is decided with their rights (`http::auth`).
+    /// Returns whether a request names a host that is answered. Metrics and the gallery are only for hosts of the server's own: a
+    /// page under a name that was made to lead here could read them. Who may write or list is decided with their rights (`http::auth`).
     fn is_answered(&self, route: Route, request: &Request<Body>) -> bool {
         let listed = &self.app.settings.http.hosts;
         let is_open = match route {
             Route::Healthz | Route::Readyz => true,
-            Route::Metrics => false,
+            Route::Metrics | Route::Gallery | Route::Session | Route::Status | Route::Debug => {
+                false
+            }
             Route::Images
             | Route::Image
             | Route::Thumbnail
@@ -287,6 +289,9 @@ impl HttpService {
             Bytes::new()
         };
         let route = if address.is_thumbnail() { Route::Thumbnail } else { Route::Image };
+        if route == Route::Image {
+            original.count_hit();
+        }
         Some(CachedHit { head, route, body })
     }
 

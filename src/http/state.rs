@@ -1,12 +1,16 @@
 //! The state that the handlers share.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::http::HeaderValue;
 
+use super::gallery::Gallery;
+use super::router::Route;
 use super::{events, representation};
 use crate::app::App;
 use crate::events::Events;
+use crate::recent::Recent;
 
 /// The app, and the parts of a server that only HTTP needs. The listeners of a server share it.
 #[derive(Debug)]
@@ -16,12 +20,19 @@ pub(crate) struct HttpState {
     pub(crate) fresh: HeaderValue,
     /// Opens event streams.
     pub(crate) events: Events,
+    /// The figures of the last minutes.
+    pub(crate) recent: Recent,
+    pub(crate) gallery: Gallery,
+    /// Time of the start.
+    pub(crate) started: SystemTime,
 }
 
 impl HttpState {
     pub(crate) fn new(app: Arc<App>) -> HttpState {
         let fresh = representation::cache_control(&app.settings.http);
         let events = Events::start(&app.hub, &app.reader, events::encode, &app.settings);
-        HttpState { app, fresh, events }
+        let recent = Recent::start(&app.metrics, Route::Image.pattern());
+        let (gallery, started) = (Gallery::new(), SystemTime::now());
+        HttpState { app, fresh, events, recent, gallery, started }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -50,6 +51,8 @@ pub struct Metadata {
     pub animated: bool,
     /// The place for cached response heads.
     pub attachment: Attachment,
+    /// Number of requests for the image that were answered from memory.
+    pub hits: AtomicU64,
 }
 
 /// A place for one value of another layer, which leaves with its owner. `http` keeps cached response heads there.
@@ -96,7 +99,13 @@ impl Metadata {
             coded: Vec::new(),
             animated: false,
             attachment: Attachment::default(),
+            hits: AtomicU64::new(0),
         }
+    }
+
+    /// Counts a request that was answered from memory.
+    pub fn count_hit(&self) {
+        self.hits.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Describes the same original under the version of another record that has it.

@@ -26,7 +26,7 @@ use crate::budget::OverBudget;
 use crate::image::record::{self, Content, Record};
 use crate::image::{ImageId, Metadata, Version};
 use crate::settings::OffloadSettings;
-use crate::store::{Change, Condition, Expiry, Store, StoreError, Written};
+use crate::store::{Change, Condition, Expiry, LISTED_KEYS, Store, StoreError, Written};
 use crate::task::Task;
 
 /// Longest queue. Ids beyond it are found again by listing all records.
@@ -245,7 +245,7 @@ async fn list(store: &Store, mover: &Mover, interval: Duration) {
         let _ = tokio::time::timeout(interval, mover.all.notified()).await;
         let mut from = None;
         loop {
-            match store.list("", from).await {
+            match store.list("", from, LISTED_KEYS).await {
                 Ok(page) => {
                     page.ids.into_iter().for_each(|id| mover.add(id));
                     from = page.next;

@@ -21,7 +21,7 @@ use super::{Offload, OffloadError};
 use crate::image::record::{Content, Record};
 use crate::image::{ImageId, MediaType};
 use crate::settings::OffloadSettings;
-use crate::store::{Store, StoreError};
+use crate::store::{LISTED_KEYS, Store, StoreError};
 
 /// The object that a record refers to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -172,7 +172,7 @@ impl Offload {
         for _ in 0..2 {
             let mut from = None;
             while !paths.is_empty() {
-                let page = store.list("", from).await?;
+                let page = store.list("", from, LISTED_KEYS).await?;
                 for id in &page.ids {
                     if let Reference::To(path) | Reference::Unknown(path) =
                         self.reference_of(store, id).await?

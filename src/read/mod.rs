@@ -4,6 +4,7 @@ mod answer;
 mod choose;
 mod decode;
 mod fetch;
+mod listing;
 mod snapshot;
 
 use std::pin::pin;
@@ -15,12 +16,14 @@ pub(crate) use self::answer::{AnswerContent, ReadError, ReadFailure, Timing};
 pub(crate) use self::decode::CorruptLog;
 use self::fetch::Fetched;
 pub(crate) use self::fetch::Outcome;
+pub(crate) use self::listing::{ListedImage, ListedState};
 pub(crate) use self::snapshot::Snapshot;
 use self::snapshot::Source;
 use crate::budget::FetchBudget;
 use crate::cache::Cache;
 use crate::cache_status::CacheStatus;
 use crate::cpu::Cpu;
+use crate::image::variant::Transform;
 use crate::image::{ImageId, Metadata, Representation, Version};
 use crate::index::{Admission, Index, Known, LastKnown, Lookup};
 use crate::limit::Turns;
@@ -90,7 +93,15 @@ impl Reader {
     pub async fn image(self: &Arc<Self>, request: ImageRequest) -> Result<Answer, ReadFailure> {
         let answer = async {
             let snapshot = self.open(&request.id, request.client).await?;
-            snapshot.answer(&request).await
+            let original = snapshot.metadata().map(Arc::clone);
+            let answer = snapshot.answer(&request).await?;
+            if answer.cache_status == CacheStatus::Hit
+                && request.transform != Some(Transform::THUMBNAIL)
+                && let Some(original) = original
+            {
+                original.count_hit();
+            }
+            Ok(answer)
         };
         let answer = answer.await;
         self.count(answer.as_ref().map(|answer| answer.cache_status));

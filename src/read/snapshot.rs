@@ -155,6 +155,9 @@ impl Snapshot {
 
     /// Pixel size and `ThumbHash`; `None` for images of a type that isn't decoded.
     pub async fn preview(&mut self) -> Result<Option<Arc<Preview>>, ReadFailure> {
+        if let Some(known) = self.reader.renderer.known_preview(&self.id, self.version()) {
+            return Ok(Some(known));
+        }
         let original = self.load().await?.original;
         if !original.metadata.media_type.is_decodable() {
             return Ok(None);

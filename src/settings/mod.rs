@@ -33,6 +33,7 @@ pub struct Settings {
     pub records: RecordSettings,
     pub writes: WriteSettings,
     pub events: EventSettings,
+    pub gallery: GallerySettings,
     pub audit: AuditSettings,
     pub offload: OffloadSettings,
     pub cache: CacheSettings,
@@ -166,6 +167,14 @@ pub enum PrefixAccess {
     Open,
     /// For nobody.
     Off,
+}
+
+/// `[gallery]`: the page for people who look after the images.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
+pub struct GallerySettings {
+    pub enabled: bool,
 }
 
 /// `[audit]`: comparisons of the index with the store.

@@ -185,6 +185,20 @@ impl RedisUrl {
     pub fn get(&self) -> Option<&str> {
         self.0.as_deref()
     }
+
+    /// The address without user and password, or `None`. Addresses of several hosts are hidden but for their scheme.
+    #[must_use]
+    pub fn public(&self) -> Option<String> {
+        let text = self.0.as_deref()?;
+        let Ok(mut url) = url::Url::parse(text) else {
+            return text.split_once("://").map(|(scheme, _)| format!("{scheme}://…"));
+        };
+        // Only of addresses that have none anyway.
+        let _ = (url.set_username(""), url.set_password(None));
+        // Redis' own scheme for sockets takes a password as a parameter.
+        url.set_query(None);
+        Some(url.to_string())
+    }
 }
 
 impl fmt::Debug for RedisUrl {

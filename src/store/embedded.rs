@@ -14,7 +14,7 @@ use super::database_file::DatabaseFile;
 pub(crate) use super::database_file::InUse;
 use super::{
     Change, ChangeListener, Condition, Cursor, Expiry, Lease, Page, Replaced, StoreError, Stored,
-    Written,
+    StoredSize, Written,
 };
 use crate::image::ImageId;
 use crate::settings::Settings;
@@ -106,6 +106,29 @@ impl EmbeddedStore {
             })
         })
         .await?
+    }
+
+    pub(super) async fn sizes(
+        &self,
+        ids: &[ImageId],
+    ) -> Result<Vec<Option<StoredSize>>, StoreError> {
+        let keys: Vec<String> = ids.iter().map(|id| self.key(id)).collect();
+        self.blocking(move |database| {
+            database.read(|transaction| {
+                let (records, now) = (transaction.open_table(RECORDS)?, now());
+                let size = |key: &String| {
+                    let Some(record) = records.get(key.as_str())? else { return Ok(None) };
+                    let (expiry, value) = split(record.value());
+                    let time_to_live = (expiry != NEVER)
+                        .then(|| Duration::from_millis(expiry.saturating_sub(now)));
+                    let is_there = time_to_live.is_none_or(|left| !left.is_zero());
+                    let bytes = Some(value.len() as u64);
+                    Ok(is_there.then_some(StoredSize { bytes, time_to_live }))
+                };
+                keys.iter().map(size).collect()
+            })
+        })
+        .await
     }
 
     /// Marks the database as started; returns true the first time.
@@ -264,9 +287,8 @@ impl EmbeddedStore {
         &self,
         beginning: &str,
         from: Option<Cursor>,
+        count: usize,
     ) -> Result<Page, StoreError> {
-        /// Records visited for one part of a listing.
-        const VISITED_RECORDS: usize = 1000;
         let prefix_length = self.key_prefix.len();
         let beginning = format!("{}{beginning}", self.key_prefix);
         let from = from.map_or_else(|| beginning.clone(), |cursor| cursor.0);
@@ -280,7 +302,7 @@ impl EmbeddedStore {
                     if !key.starts_with(&beginning) {
                         break;
                     }
-                    if number == VISITED_RECORDS {
+                    if number == count {
                         next = Some(Cursor(key.to_owned()));
                         break;
                     }

@@ -52,6 +52,9 @@ pub enum Store {
     Embedded(EmbeddedStore),
 }
 
+/// Most keys that one part of a listing looks at. One `SCAN` of as many holds up other commands for about a millisecond.
+pub const LISTED_KEYS: usize = 1000;
+
 /// A value and its remaining time to live.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
@@ -64,19 +67,46 @@ pub struct Stored {
 impl Stored {
     /// A value with the answer to `PTTL`: -1 for a key without expiry, -2 for a key that is gone since.
     fn with_pttl(value: Bytes, pttl: i64) -> Stored {
-        let time_to_live = match pttl {
-            -1 => None,
-            // Gone: it expired between the two.
-            ..-1 => Some(Duration::ZERO),
-            0.. => Some(Duration::from_millis(pttl.unsigned_abs())),
-        };
-        Stored { value, time_to_live }
+        Stored { value, time_to_live: time_to_live(pttl) }
+    }
+}
+
+/// Reads the answer to `PTTL`, of a key that was there just before.
+fn time_to_live(pttl: i64) -> Option<Duration> {
+    match pttl {
+        -1 => None,
+        // Gone: it expired between the two.
+        ..-1 => Some(Duration::ZERO),
+        0.. => Some(Duration::from_millis(pttl.unsigned_abs())),
     }
 }
 
 /// Position from which a listing goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor(String);
+
+impl Cursor {
+    /// Parses a position that was handed out as text. Another text is no error: it leads to some other part, or to none.
+    #[must_use]
+    pub fn parse(text: &str) -> Cursor {
+        Cursor(text.to_owned())
+    }
+
+    /// The position as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The size of a value and its remaining time to live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredSize {
+    /// The bytes of the record; `None` for a key of another type than a string.
+    pub bytes: Option<u64>,
+    /// Time until it expires; `None` if it never does.
+    pub time_to_live: Option<Duration>,
+}
 
 /// Part of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,11 +189,26 @@ impl Store {
     }
 
     /// Lists some of the ids that begin with a text, from the position at which an earlier part ended. An id that is
-    /// present during the whole listing appears at least once; the order is undefined.
-    pub async fn list(&self, beginning: &str, from: Option<Cursor>) -> Result<Page, StoreError> {
+    /// present during the whole listing appears at least once; the order is undefined. About `count` keys are looked at,
+    /// [`LISTED_KEYS`] at most.
+    pub async fn list(
+        &self,
+        beginning: &str,
+        from: Option<Cursor>,
+        count: usize,
+    ) -> Result<Page, StoreError> {
+        let count = count.clamp(1, LISTED_KEYS);
         match self {
-            Store::Redis(store) => store.list(beginning, from).await,
-            Store::Embedded(store) => store.list(beginning, from).await,
+            Store::Redis(store) => store.list(beginning, from, count).await,
+            Store::Embedded(store) => store.list(beginning, from, count).await,
+        }
+    }
+
+    /// Returns the sizes of some images' values, in their order, `None` for those that have none. Reads no value.
+    pub async fn sizes(&self, ids: &[ImageId]) -> Result<Vec<Option<StoredSize>>, StoreError> {
+        match self {
+            Store::Redis(store) => store.sizes(ids).await,
+            Store::Embedded(store) => store.sizes(ids).await,
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ::redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use ::redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo,
-    IntoConnectionInfo, ProtocolVersion, TlsCertificates, Value,
+    IntoConnectionInfo, ProtocolVersion, RedisResult, TlsCertificates, Value,
 };
 use anyhow::Context;
 use bytes::Bytes;
@@ -16,7 +16,8 @@ use super::connection::{CommandFailure, DataConnections, ExclusiveConnection, Re
 use super::server::{CLUSTER, Mode};
 use super::tracking::Tracking;
 use super::{
-    ChangeListener, Condition, Cursor, Expiry, Page, Replaced, StoreError, Stored, Written,
+    ChangeListener, Condition, Cursor, Expiry, Page, Replaced, StoreError, Stored, StoredSize,
+    Written,
 };
 use crate::clock::Clock;
 use crate::image::ImageId;
@@ -299,16 +300,18 @@ impl RedisStore {
         &self,
         beginning: &str,
         from: Option<Cursor>,
+        count: usize,
     ) -> Result<Page, StoreError> {
-        /// Keys visited by one `SCAN`, which holds up other commands for about a millisecond.
-        const SCANNED_KEYS: usize = 1000;
+        // Redis refuses the whole command for a cursor that isn't a number.
+        let cursor = from.map_or(Some(0), |cursor| cursor.0.parse::<u64>().ok());
+        let Some(cursor) = cursor else { return Ok(Page { ids: Vec::new(), next: None }) };
         let mut scan = ::redis::pipe();
         scan.cmd("SCAN")
-            .arg(from.map_or_else(|| "0".to_owned(), |cursor| cursor.0))
+            .arg(cursor)
             .arg("MATCH")
             .arg(format!("{}*", escape_glob(&self.key_prefix, beginning)))
             .arg("COUNT")
-            .arg(SCANNED_KEYS);
+            .arg(count);
         let ((next, keys),): ((String, Vec<Bytes>),) = self.data.query(&scan, Retry::Once).await?;
         let id = |key: &Bytes| {
             let id = std::str::from_utf8(key).ok()?.strip_prefix(&self.key_prefix)?;
@@ -316,6 +319,31 @@ impl RedisStore {
         };
         let next = Some(next).filter(|next| next != "0").map(Cursor);
         Ok(Page { ids: keys.iter().filter_map(id).collect(), next })
+    }
+
+    pub(super) async fn sizes(
+        &self,
+        ids: &[ImageId],
+    ) -> Result<Vec<Option<StoredSize>>, StoreError> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut commands = ::redis::pipe();
+        for id in ids {
+            let key = self.key(id);
+            commands.cmd("PTTL").arg(&key).cmd("STRLEN").arg(&key);
+        }
+        // A key of another type must not spoil the answer for all others.
+        commands.ignore_errors();
+        let replies: Vec<RedisResult<i64>> = self.data.query(&commands, Retry::Once).await?;
+        let size = |of_key: &[RedisResult<i64>]| {
+            let [Ok(pttl), strlen] = of_key else { return None };
+            (*pttl >= -1).then(|| StoredSize {
+                bytes: strlen.as_ref().ok().map(|length| length.unsigned_abs()),
+                time_to_live: super::time_to_live(*pttl),
+            })
+        };
+        Ok(replies.chunks(2).map(size).collect())
     }
 
     pub(super) async fn ping(&self) -> Result<(), StoreError> {

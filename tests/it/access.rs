@@ -221,7 +221,8 @@ async fn no_token_is_made_where_nobody_needs_one() {
         &["--writes-local", "true", "--events-prefix", "open"],
         &["--writes-tokens", r#"["a-token-of-some-length"]"#],
     ] {
-        let arguments = [&["--embedded-dir", store][..], off].concat();
+        let arguments = ["--embedded-dir", store, "--gallery-enabled", "false"];
+        let arguments = [&arguments, off].concat();
         let program = Program::start(free_port(), &arguments, "afterimage serves").await;
         until("it serves", || async { get(program.address, "/healthz", &[]).await.status == 200 })
             .await;

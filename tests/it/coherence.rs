@@ -149,9 +149,8 @@ async fn a_thousand_requests_for_a_cold_image_cost_one_get_and_one_decode(flavou
             server.metric("afterimage_fetches_total").await == fetches + 1
         })
         .await;
-        let ask = |mut client: Client| {
-            tokio::spawn(async move { client.get("/images/a", &[]).await })
-        };
+        let ask =
+            |mut client: Client| tokio::spawn(async move { client.get("/images/a", &[]).await });
         let joined = async |expected: u64| {
             until("the others have joined the fetch", || async {
                 server.metric("afterimage_collapsed_total").await == expected

@@ -142,7 +142,7 @@ impl Event {
     }
 
     /// The id of its image; empty for a list.
-    fn of(&self) -> String {
+    pub(crate) fn of(&self) -> String {
         if self.name == "concept_list" {
             return String::new();
         }
@@ -181,7 +181,8 @@ async fn a_stream_sends_the_current_state_and_every_change() {
     assert_eq!((a.name.as_str(), &a.id), ("concept_progress", &version));
     let data = a.data["data"].as_object().unwrap();
     let names: HashSet<&str> = data.keys().map(String::as_str).collect();
-    assert_eq!(names, HashSet::from(["concept_id", "full", "thumbnail"]));
+    let all = "concept_id full thumbnail type bytes expires_at width height thumbhash";
+    assert_eq!(names, all.split(' ').collect());
     assert_eq!(data["full"], format!("/images/a?v={version}"));
     let thumbnail = inlined(&data["thumbnail"], "image/webp");
     assert_eq!(thumbnail, server.get("/images/a/thumbnail").await.body);
@@ -375,7 +376,8 @@ async fn a_bad_subscription_is_400_with_the_reason() {
         ("ids=a&prefix=b", "bad-parameter", "both"),
         ("ids=a,b,c,d", "bad-parameter", "4 ids are named, the limit is 3 ([events] ids)"),
         ("ids=a&inline=some", "bad-parameter", "`inline` must be `none`, `thumbnail` or `full`"),
-        ("ids=a&since=1", "bad-parameter", "this address takes ids or prefix, and inline"),
+        ("ids=a&since=1", "bad-parameter", "this address takes ids or prefix, from and inline"),
+        ("ids=a&from=now", "bad-parameter", "`from` must be `now`, beside a prefix"),
         ("prefix=a*", "bad-parameter", "prefix is the beginning of an id"),
         ("ids=", "bad-id", "the id is empty"),
         ("ids=a,,b", "bad-id", "the id is empty"),

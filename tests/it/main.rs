@@ -49,6 +49,7 @@ mod fault_checker;
 mod faults;
 mod freshness;
 mod fronts;
+mod gallery;
 mod memory;
 mod offload;
 mod operation;

@@ -164,7 +164,7 @@ async fn writes_on_conditions_and_lists(store: &Store, size: u64) {
     for (beginning, number) in [("list_", 2500), ("list_1", 1111), ("list_77", 11), ("lis", 2501)] {
         let (mut found, mut from) = (std::collections::HashSet::new(), None);
         loop {
-            let page = store.list(beginning, from).await.unwrap();
+            let page = store.list(beginning, from, 1000).await.unwrap();
             found.extend(page.ids);
             from = page.next;
             if from.is_none() {

@@ -118,7 +118,8 @@ pub(crate) fn metric(page: &Answer, name: &str) -> u64 {
 }
 
 /// The rights that most tests aren't about; those in `access` set them back.
-const OPEN: [(&str, &str); 2] = [("writes.local", "true"), ("events.prefix", "open")];
+const OPEN: [(&str, &str); 3] =
+    [("writes.local", "true"), ("events.prefix", "open"), ("gallery.enabled", "false")];
 
 /// Default settings with some of them overridden, as on the command line.
 pub(crate) fn load(given: &[(&str, &str)]) -> Settings {
