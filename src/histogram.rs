@@ -103,7 +103,8 @@ impl Counts {
         let (mut rank, mut lower) = (part * count(all), Duration::ZERO);
         for (bound, observed) in BOUNDS.into_iter().zip(self.0) {
             if observed > 0 && rank <= count(observed) {
-                return Some(lower + (bound - lower).mul_f64(rank / count(observed)));
+                let width = bound.saturating_sub(lower);
+                return Some(lower + width.mul_f64(rank / count(observed)));
             }
             rank -= count(observed);
             lower = bound;

@@ -7,16 +7,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
-use axum::http::HeaderName;
-use axum::http::header::CACHE_CONTROL;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::auth;
 use super::events::parse_prefix;
 use super::problem::Problem;
 use super::state::HttpState;
+use super::{NEVER_CACHED, auth};
 use crate::read::{ListedImage, ListedState};
 use crate::store::{Cursor, LISTED_KEYS};
 
@@ -58,7 +56,6 @@ pub(crate) async fn get(
     let page = state.app.reader.list(prefix, cursor.map(Cursor::parse), limit).await?;
     let images: Vec<Value> = page.images.iter().map(image).collect();
     let next = page.next.as_ref().map(Cursor::as_str);
-    const NEVER_CACHED: (HeaderName, &str) = (CACHE_CONTROL, "no-store");
     Ok(([NEVER_CACHED], Json(json!({ "images": images, "next": next }))).into_response())
 }
 

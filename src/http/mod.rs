@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::http::HeaderName;
+use axum::http::header::CACHE_CONTROL;
 
 use crate::image::Metadata;
 
@@ -43,6 +44,9 @@ pub use problem::ProblemKind;
 /// An extension of an answer that came from memory: the metadata of its representation.
 #[derive(Debug, Clone)]
 pub(crate) struct FromMemory(pub(crate) Arc<Metadata>);
+
+/// For what is true for a moment only.
+const NEVER_CACHED: (HeaderName, &str) = (CACHE_CONTROL, "no-store");
 
 /// RFC 9211.
 pub(crate) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");

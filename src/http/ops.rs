@@ -5,16 +5,15 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::HeaderName;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use serde_json::json;
 
+use super::NEVER_CACHED;
 use super::problem::Problem;
 use super::state::HttpState;
 use crate::metrics::GaugeReadings;
 use crate::store::{Coherence, StoreError};
-
-const NEVER_CACHED: (HeaderName, &str) = (CACHE_CONTROL, "no-store");
 
 /// `GET /healthz`: succeeds if the process answers.
 pub(crate) async fn healthz() -> impl IntoResponse {

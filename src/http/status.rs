@@ -7,23 +7,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::HeaderName;
-use axum::http::header::CACHE_CONTROL;
 use axum::response::IntoResponse;
 use serde_json::{Map, Value, json};
 
 use super::listing::{merge, unix_seconds};
 use super::problem::Problem;
 use super::state::HttpState;
-use super::{auth, images};
+use super::{NEVER_CACHED, auth, images};
 use crate::app::App;
 use crate::cache;
 use crate::image::{Representation, RepresentationKind};
 use crate::index::{InspectedEntry, Known};
 use crate::recent::Window;
 use crate::store::Store;
-
-const NEVER_CACHED: (HeaderName, &str) = (CACHE_CONTROL, "no-store");
 
 /// `GET /status`.
 pub(crate) async fn get(

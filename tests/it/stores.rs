@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use afterimage::image::ImageId;
-use afterimage::store::{Condition, Expiry, Replaced, Store, StoreError, Written};
+use afterimage::store::{Condition, Expiry, Replaced, Store, StoreError, StoredSize, Written};
 use bytes::Bytes;
 
 use crate::harness::server::load;
@@ -161,6 +161,19 @@ async fn writes_on_conditions_and_lists(store: &Store, size: u64) {
         store.get(&id("list_soon"), size).await.unwrap().is_none()
     })
     .await;
+    // Sizes come in the order of the ids, without those that have no value.
+    put("list_ttl", one.clone(), minute).await;
+    let ids = ["list_0", "list_soon", "list_ttl", "absent"].map(id);
+    let sizes = store.sizes(&ids).await.unwrap();
+    let bytes = Some(one.len() as u64);
+    assert_eq!(sizes[0], Some(StoredSize { bytes, time_to_live: None }));
+    assert_eq!((sizes[1], sizes[3]), (None, None));
+    let left = sizes[2].unwrap().time_to_live.unwrap();
+    assert!(left <= Duration::from_mins(1) && left > Duration::from_secs(30), "{left:?}");
+    assert!(store.sizes(&[]).await.unwrap().is_empty());
+    store.remove(&ids[2], &Condition::Always).await.unwrap();
+    let few = store.list("list_", None, 10).await.unwrap();
+    assert!(few.ids.len() < 100 && few.next.is_some());
     for (beginning, number) in [("list_", 2500), ("list_1", 1111), ("list_77", 11), ("lis", 2501)] {
         let (mut found, mut from) = (std::collections::HashSet::new(), None);
         loop {
