@@ -1,0 +1,7 @@
+import type { AfterImageElement } from "./element.js";
+
+declare global {
+  interface HTMLElementTagNameMap {
+    "after-image": AfterImageElement;
+  }
+}
