@@ -27,14 +27,13 @@ export const EMPTY = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'
  *
  * @param {DisplayOptions} options
  * @param {string} v
- * @param {boolean} lazy
+ * @param {boolean} [auto] True for a lazy image whose room doesn't depend on it: the browser then measures the room.
  * @param {number | null} [natural]
  */
-export const attributes = ({ id, base, sizes, widths, format = "auto", q, width }, v, lazy, natural) =>
+export const attributes = ({ id, base, sizes, widths, format = "auto", q, width }, v, auto, natural) =>
   sources(id, {
     ...{ base, v, q, format, widths, natural },
-    // With `auto`, a browser takes the room that a lazy image has.
-    sizes: sizes ?? (lazy ? "auto, " : "") + (Number(width) ? `${width}px` : "100vw"),
+    sizes: sizes ?? (auto ? "auto, " : "") + (Number(width) ? `(max-width:${width}px) 100vw, ${width}px` : "100vw"),
   });
 
 /**
@@ -66,14 +65,14 @@ export function display(img, box, options, changed) {
   };
 
   const standIn = (/** @type {boolean | undefined} */ drawn) => {
-    const { clientWidth: across, clientHeight: down } = box;
+    const across = width || box.clientWidth;
     img.srcset = "";
-    img.src = drawn ? placeholderUrl(across, down || across, { base }) : EMPTY;
+    img.src = drawn ? placeholderUrl(across, height || box.clientHeight || across, { base }) : EMPTY;
   };
 
   /** @param {string} version */
   const show = (version) => {
-    const { src, srcset, sizes = "" } = attributes(options, version, img.loading === "lazy", image?.width);
+    const { src, srcset, sizes = "" } = attributes(options, version, img !== box && img.loading === "lazy", image?.width);
     const first = !shown;
     shown = version;
     next = undefined;

@@ -41,16 +41,16 @@ export function useImage(id, { base } = {}) {
 function Img({ outer, id, base, v, thumbhash, widths, format, q, placeholder, keep, sizes, style, ...rest }) {
   const img = useRef(/** @type {HTMLImageElement | null} */ (null));
   useImperativeHandle(outer, () => /** @type {HTMLImageElement} */ (img.current));
-  const { loading = "lazy", width, height } = rest;
+  const { width, height } = rest;
   const options = { id, base, v, thumbhash, widths, format, q, placeholder, keep, sizes, width, height };
   // React sets these once, and leaves later ones to `display`, since they stay the same for React.
   const [first] = useState(() => {
-    const { srcset: srcSet, ...it } = v ? attributes(options, v, loading === "lazy") : { src: EMPTY };
+    const { srcset: srcSet, ...it } = v ? attributes(options, v) : { src: EMPTY };
     return { srcSet, ...it };
   });
   useEffect(() => img.current ? display(img.current, img.current, options) : undefined, [JSON.stringify(options)]);
   return createElement("img", {
-    loading,
+    loading: "lazy",
     ...rest,
     ref: img,
     style: {
