@@ -20,7 +20,7 @@ const row = (name, value) => h("tr", h("th", { scope: "row" }, name), h("td", va
 const say = (element, text) => element.textContent === text || (element.textContent = text);
 
 const count = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
-const micros = (it) => (it == null ? "–" : it < 1000 ? `${Math.round(it)} µs` : `${(it / 1000).toPrecision(2)} ms`);
+const micros = (it) => (it == null ? "–" : it < 1000 ? `${Math.round(it)} µs` : `${(it / 1000).toFixed(it < 1e4 ? 1 : 0)} ms`);
 const percent = (share) => `${(share * 100).toFixed(1)} %`;
 const pixels = (it) => it.width && `${it.width}×${it.height}`;
 function size(bytes) {
@@ -122,7 +122,8 @@ function learn(id, facts) {
   mark(item);
 }
 function drop(item) {
-  item.gone = items.delete(item.id);
+  item.gone = true;
+  items.delete(item.id);
   mark(item);
 }
 function mark(item) {
@@ -281,7 +282,7 @@ let current; // the item whose tile has the focus, or had it last
 let lastTop = 0;
 let frame;
 let variants; // that the server permits
-const infos = limited(4);
+const infos = limited(3); // browsers have six connections to a host
 const sharps = limited(2);
 
 function measure() {
@@ -304,6 +305,7 @@ function soon() {
 }
 
 function draw() {
+  if (!opened && !locked && bare() === ui.empty.hidden) return route();
   const total = count(items.size, "image");
   say(ui.count, [!loaded && !items.size ? "Listing…" : words.length ? `${shown.length.toLocaleString("en")} of ${total}` : total, corrupt && `${corrupt} corrupt`, !loaded && items.size > 999 && "listing…", items.size >= MOST && "use a prefix to see others"].filter(Boolean).join(" · "));
   say(ui.nothing, loaded && !shown.length ? "No image matches." : "");
@@ -340,7 +342,7 @@ function draw() {
   else loadTiles();
   lastTop = scrolled;
 }
-const loadTiles = () => tiles.forEach((it) => it.load());
+const loadTiles = () => [...tiles.values()].reverse().forEach((it) => it.load()); // the first ones last, so they are the next
 const loadLater = debounced(120, loadTiles);
 
 function makeTile(item) {
@@ -401,14 +403,17 @@ function makeTile(item) {
   return tile;
 }
 
-/** Reads the metadata of an image into its item. */
+/** Reads the metadata of an image into its item, unless an event says something newer meanwhile. */
 async function readInfo(item) {
+  const { touched } = item;
   try {
     const { id, url, expires_in, thumbhash, thumbnail, ...facts } = await askJson(`${pathOf(item.id)}/info`);
+    if (item.touched !== touched) return;
     Object.assign(item, facts, { state: "present", v: facts.etag.slice(1, 33), expires: expiry(expires_in) });
     return { thumbnail };
   } catch (error) {
-    if (error.status === 502) Object.assign(item, { state: "corrupt", v: null, etag: null, reason: error.message });
+    if (item.touched !== touched) return;
+    if (error.status === 502) Object.assign(item, { state: "corrupt", v: null, etag: null, reason: error.message.replace(" (502)", "") });
     if (error.status === 404) drop(item);
   } finally {
     item.stamp++;
@@ -667,7 +672,8 @@ function paintDetail() {
   say(ui.title, id);
   ui.picture.alt = `The image ${id}`;
   say(ui.state, gone ? "not there" : state);
-  ui.state.className = gone || state === "corrupt" ? "bad" : "good";
+  ui.state.className = gone || state === "corrupt" ? "bad" : "";
+  ui.detail.className = v ? "" : "bare";
   ui.frame.hidden = !v || gone;
   if (v) ui.blurred.src = address(opened, "/thumbnail");
   say(ui.message, gone ? "No image has this id. It shows here once one is stored." : state === "corrupt" ? `Corrupt record: ${opened.reason}` : "");
@@ -748,10 +754,11 @@ async function inspect() {
 // `#image/{id}` is the detail view, anything else the list.
 
 let listTop = 0;
+const bare = () => loaded && !items.size && !prefix;
 function route() {
   const was = opened?.id;
   const id = locked ? null : location.hash.match(/^#image\/([\w.:~-]+)$/)?.[1];
-  const view = locked ? ui.login : id ? ui.detail : loaded && !items.size && !prefix ? ui.empty : ui.list;
+  const view = locked ? ui.login : id ? ui.detail : bare() ? ui.empty : ui.list;
   if (!was && !ui.list.hidden) listTop = main.scrollTop;
   for (const it of main.children) it.hidden = it !== view;
   ui.tools.hidden = ui.buttons.hidden = locked;
@@ -775,7 +782,7 @@ addEventListener("hashchange", route);
 
 const [state, why, memory, version] = ["b", "span", "span", "span"].map((it) => h(it));
 const meter = h("meter", { ariaLabel: "Memory used for images" });
-const [coherence, hits, used, times, store, streams, links] = [...Array(7)].map(() => ui.status.appendChild(h("li")));
+const [coherence, hits, used, times, store, streams, cause, links] = [..."12345678"].map(() => ui.status.appendChild(h("li")));
 coherence.append(h("i"), state, why);
 used.append("Memory ", meter, memory);
 links.append(version, h("a", { href: "/metrics" }, "metrics"), h("a", { href: "/openapi.json" }, "openapi.json"));
@@ -783,17 +790,19 @@ links.append(version, h("a", { href: "/metrics" }, "metrics"), h("a", { href: "/
 function showStatus(status) {
   clockOffset = status.now * 1000 - Date.now();
   const { since, reason, state: name } = status.coherence;
+  ui.status.className = "known";
   coherence.dataset.state = name;
   say(state, { coherent: "Coherent", unverified: "Unverified", unreachable: "Store unreachable" }[name]);
-  say(why, ` for ${duration(status.now - since)}${reason ? `: ${reason}` : ""}`);
+  say(why, ` for ${duration(status.now - since)}`);
+  say(cause, reason ?? "");
   say(store, status.store.address ?? status.store.kind);
-  const reads = Object.entries(status.reads);
-  say(hits, `Hits ${reads.map(([span, it]) => `${it.hit_ratio == null ? "–" : percent(it.hit_ratio)} in ${span}`).join(", ")}`);
-  const [span, timed] = reads.find(([, it]) => it.p50_us != null) ?? ["10m", {}];
-  say(times, `p50 ${micros(timed.p50_us)}, p99 ${micros(timed.p99_us)} in ${span}`);
-  const { bytes, limit_bytes, images, limit_images } = status.memory;
+  const reads = ["10s", "1m", "10m"].map((it) => [it.replace(/\D/, " $&"), status.reads[it]]);
+  say(hits, `Hits ${reads.map(([span, it]) => `${span} ${it.hit_ratio == null ? "–" : percent(it.hit_ratio)}`).join(" · ")}`);
+  const [span, timed] = reads.find(([, it]) => it.p50_us != null) ?? ["10 m", {}];
+  say(times, `p50 ${micros(timed.p50_us)} · p99 ${micros(timed.p99_us)} (${span})`);
+  const { bytes, limit_bytes, images } = status.memory;
   meter.value = bytes / limit_bytes;
-  say(memory, ` ${size(bytes)} of ${size(limit_bytes)}, ${images} of ${count(limit_images, "image")}`);
+  say(memory, ` ${size(bytes)} of ${size(limit_bytes)} · ${count(images, "image")}`);
   say(streams, count(status.event_streams, "stream"));
   say(version, `v${status.version}`);
   warn("writes", status.store.write_failure && `The store takes no writes: ${status.store.write_failure}.`);
@@ -807,7 +816,8 @@ async function poll() {
     await askJson("/status").then((it) => (showStatus(it), warn("server")), (error) => {
       coherence.dataset.state = "";
       say(state, "No status");
-      say(why, error.status ? `: ${error.message}` : "");
+      say(why, "");
+      say(cause, error.message);
       warn("server", !error.status && "The server doesn’t answer. This page asks it again every two seconds.");
     });
   }
