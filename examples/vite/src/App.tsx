@@ -1,0 +1,42 @@
+import { AfterImage, useImage } from "afterimage-web/react";
+
+const concepts = [
+  { id: "hero_abc123", title: "Hero", alt: "A sun over dark hills" },
+  { id: "logo_def456", title: "Logo", alt: "Rings of light around a centre" },
+  { id: "photo_ghi789", title: "Photo", alt: "Lights of a street, out of focus" },
+];
+
+export function App() {
+  return (
+    <main>
+      <header>
+        <h1>Three concepts</h1>
+        <p>
+          Each appears when the backend has stored it, and again when the backend replaces it. Run <code>npm run images</code>.
+        </p>
+      </header>
+      {concepts.map((concept) => (
+        <Concept key={concept.id} {...concept} />
+      ))}
+    </main>
+  );
+}
+
+function Concept({ id, title, alt }: { id: string; title: string; alt: string }) {
+  return (
+    <figure>
+      <AfterImage id={id} alt={alt} width={1024} height={1024} sizes="(min-width: 54rem) 24rem, 100vw" />
+      <figcaption>
+        <b>{title}</b> <Progress id={id} />
+      </figcaption>
+    </figure>
+  );
+}
+
+/** The state of an image in words. All uses of an id share one event stream. */
+function Progress({ id }: { id: string }) {
+  const image = useImage(id);
+  if (image?.state !== "present") return <span role="status">being made …</span>;
+  const megabytes = image.bytes ? ` · original ${(image.bytes / 1e6).toFixed(1)} MB` : "";
+  return <span role="status">version {image.v.slice(0, 6)}{megabytes}</span>;
+}
