@@ -15,9 +15,11 @@ export function App() {
           Each appears when the backend has stored it, and again when the backend replaces it. Run <code>npm run images</code>.
         </p>
       </header>
-      {concepts.map((concept) => (
-        <Concept key={concept.id} {...concept} />
-      ))}
+      <section>
+        {concepts.map((concept) => (
+          <Concept key={concept.id} {...concept} />
+        ))}
+      </section>
     </main>
   );
 }
@@ -25,7 +27,7 @@ export function App() {
 function Concept({ id, title, alt }: { id: string; title: string; alt: string }) {
   return (
     <figure>
-      <AfterImage id={id} alt={alt} width={1024} height={1024} sizes="(min-width: 54rem) 24rem, 100vw" />
+      <AfterImage id={id} alt={alt} width={1024} height={1024} sizes="(min-width: 54rem) 24rem, (min-width: 36rem) 50vw, 100vw" />
       <figcaption>
         <b>{title}</b> <Progress id={id} />
       </figcaption>
@@ -33,10 +35,13 @@ function Concept({ id, title, alt }: { id: string; title: string; alt: string })
   );
 }
 
-/** The state of an image in words. All uses of an id share one event stream. */
+/** The state of an image in words. Everything that follows images, in all tabs, shares one event stream. */
 function Progress({ id }: { id: string }) {
   const image = useImage(id);
-  if (image?.state !== "present") return <span role="status">being made …</span>;
-  const megabytes = image.bytes ? ` · original ${(image.bytes / 1e6).toFixed(1)} MB` : "";
-  return <span role="status">version {image.v.slice(0, 6)}{megabytes}</span>;
+  let text = "being made …";
+  if (image?.state === "present") {
+    text = `version ${image.v.slice(0, 6)}`;
+    if (image.bytes) text += ` · original ${(image.bytes / 1e6).toFixed(1)} MB`;
+  }
+  return <span role="status">{text}</span>;
 }
