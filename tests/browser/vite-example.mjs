@@ -1,4 +1,4 @@
-// Runs examples/vite with Vite, in a real Chromium:
+// Runs examples/vite and the snippets of docs/frontend.md with Vite, in a real Chromium:
 //
 //   node vite-example.mjs FOLDER CHROMIUM ORIGIN TOKEN [throttled | screenshots FOLDER]
 //
@@ -15,6 +15,7 @@ import { createRequire } from "node:module";
 import { join, resolve } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { gzipSync } from "node:zlib";
+import { docs } from "./frontend-docs.mjs";
 
 const [folder, executablePath, origin, token, mode, saved] = process.argv.slice(2);
 const repository = fileURLToPath(new URL("../..", import.meta.url));
@@ -155,9 +156,13 @@ async function checks() {
   report("a replaced image is shown without a reload", live);
   const { cls } = await vitals(page);
   report("nothing shifts", cls === 0, { cls });
+  await page.context().close();
   await server.close();
   upstream.server.closeAllConnections();
   upstream.server.close();
+
+  const file = join(repository, "docs/frontend.md");
+  await docs({ file, root, vite, newPage, origin, version: replaced[ids[0]], report });
 }
 
 /** Compresses scripts, as a host in production does and `vite preview` doesn't. */

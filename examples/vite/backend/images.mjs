@@ -15,10 +15,13 @@ const afterimage = new URL(process.env.AFTERIMAGE_URL ?? "http://127.0.0.1:8000"
 const seconds = Number(process.env.SECONDS_BETWEEN ?? 2);
 const size = 1024;
 
-/** Colours of a place in the picture, in shades from 0 to 1. */
+// Math.hypot is ten times slower.
+const distance = (x, y) => Math.sqrt(x * x + y * y);
+
+/** The lightness of each point of a picture, from 0 to 1. */
 const concepts = {
   hero_abc123(x, y) {
-    const sun = Math.hypot(x - 0.68, y - 0.42);
+    const sun = distance(x - 0.68, y - 0.42);
     let light = 0.75 - 0.45 * y + 0.5 * Math.exp(-6 * sun) + (sun < 0.13 ? 0.35 : 0);
     for (const [level, height, waves, shade] of [[0.62, 0.07, 5, 0.3], [0.74, 0.09, 3, 0.2], [0.88, 0.06, 7, 0.1]]) {
       if (y > level + height * Math.sin(waves * x + 9 * level)) light = shade + 0.1 * (1 - y);
@@ -26,7 +29,7 @@ const concepts = {
     return light;
   },
   logo_def456(x, y) {
-    const radius = Math.hypot(x - 0.5, y - 0.5);
+    const radius = distance(x - 0.5, y - 0.5);
     const angle = Math.atan2(y - 0.5, x - 0.5);
     const ring = Math.exp(-(((radius - 0.27 - 0.02 * Math.sin(3 * angle)) / 0.035) ** 2));
     return 0.08 + 0.8 * ring * (0.6 + 0.4 * Math.sin(angle + 1)) + 0.55 * Math.exp(-18 * radius);
@@ -34,9 +37,9 @@ const concepts = {
   photo_ghi789(x, y) {
     let light = 0.12 + 0.12 * y;
     for (let lamp = 0; lamp < 14; lamp += 1) {
-      const distance = Math.hypot(x - ((lamp * 0.381) % 1), y - 0.15 - ((lamp * 0.617) % 0.7));
+      const away = distance(x - ((lamp * 0.381) % 1), y - 0.15 - ((lamp * 0.617) % 0.7));
       const radius = 0.04 + 0.05 * ((lamp * 0.73) % 1);
-      light += 0.32 / (1 + Math.exp(220 * (distance - radius)));
+      light += 0.32 / (1 + Math.exp(220 * (away - radius)));
     }
     return Math.min(light, 1);
   },
