@@ -1,7 +1,7 @@
 // Runs the snippets of docs/frontend.md. Called by vite-example.mjs, which has a browser, a copy of the example and its images.
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -76,13 +76,15 @@ ${locations.replaceAll("http://127.0.0.1:8000", origin)}
   stop.abort();
   child.kill();
   await once(child, "exit");
+  rmSync(folder, { recursive: true });
 }
 
-/** Waits until each image of a page is drawn, larger than a thumbnail and under an address with a version. */
+/** Waits until each image of a page is drawn, no larger than its pixels and under an address with a version. */
 async function drawn(page) {
   const shown = () => {
     const images = [...document.images];
-    const all = images.every((img) => img.complete && img.naturalWidth > 64 && /[?&]v=[0-9a-f]{32}/.test(img.currentSrc));
+    const isSharp = (img) => img.naturalWidth > 64 && img.naturalWidth >= img.clientWidth;
+    const all = images.every((img) => img.complete && isSharp(img) && /[?&]v=[0-9a-f]{32}/.test(img.currentSrc));
     return images.length > 0 && all && images.map((img) => new URL(img.currentSrc).search);
   };
   return (await page.waitForFunction(shown)).jsonValue();
