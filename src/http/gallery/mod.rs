@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::HeaderName;
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY,
+    CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
+    REFERRER_POLICY, VARY,
 };
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -14,6 +14,8 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::state::HttpState;
+use super::{NEVER_CACHED, negotiation};
+use crate::image::coding::Coding;
 
 const ROBOTS: HeaderName = HeaderName::from_static("x-robots-tag");
 
@@ -21,6 +23,7 @@ const ROBOTS: HeaderName = HeaderName::from_static("x-robots-tag");
 #[derive(Debug)]
 pub(crate) struct Gallery {
     page: Bytes,
+    coded: Vec<(Coding, Bytes)>,
     policy: HeaderValue,
 }
 
@@ -31,6 +34,9 @@ impl Gallery {
         let page = include_str!("index.html")
             .replacen("<style></style>", &format!("<style>{style}</style>"), 1)
             .replacen("<script></script>", &format!("<script>{script}</script>"), 1);
+        let coded = Coding::ALL
+            .into_iter()
+            .filter_map(|coding| Some((coding, coding.encode(page.as_bytes())?.into())));
         let policy = format!(
             "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; img-src 'self' data: blob:; \
              connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -38,21 +44,26 @@ impl Gallery {
             STANDARD.encode(Sha256::digest(style)),
         );
         let policy = HeaderValue::try_from(policy).expect("base64 is ASCII");
-        Gallery { page: Bytes::from(page), policy }
+        Gallery { coded: coded.collect(), page: Bytes::from(page), policy }
     }
 }
 
 /// `GET /`. The page has nothing of anybody's in it: what it shows, it asks for with a right to see it.
-pub(crate) async fn get(State(state): State<Arc<HttpState>>) -> Response {
+pub(crate) async fn get(State(state): State<Arc<HttpState>>, headers: HeaderMap) -> Response {
+    let Gallery { page, coded, policy } = &state.gallery;
+    let best = negotiation::accepted_codings(&headers).best(coded.iter().map(|(it, _)| *it));
+    let chosen = coded.iter().find(|(coding, _)| Some(*coding) == best);
     let fixed = |text| HeaderValue::from_static(text);
     let headers = [
         (CONTENT_TYPE, fixed("text/html; charset=utf-8")),
-        (CACHE_CONTROL, fixed("no-store")),
-        (CONTENT_SECURITY_POLICY, state.gallery.policy.clone()),
+        (CONTENT_SECURITY_POLICY, policy.clone()),
         (REFERRER_POLICY, fixed("no-referrer")),
         (ROBOTS, fixed("noindex")),
+        (VARY, fixed("Accept-Encoding")),
     ];
-    (headers, state.gallery.page.clone()).into_response()
+    let encoding = chosen.map(|(coding, _)| [(CONTENT_ENCODING, coding.as_str())]);
+    let body = chosen.map_or(page, |(_, coded)| coded).clone();
+    ([NEVER_CACHED], headers, encoding, body).into_response()
 }
 
 #[cfg(test)]
@@ -61,11 +72,13 @@ mod tests {
 
     #[test]
     fn the_page_is_whole_and_small() {
-        let page = Gallery::new().page;
+        let Gallery { page, coded, .. } = Gallery::new();
         let text = std::str::from_utf8(&page).unwrap();
         assert!(text.matches("<style>").count() == 1 && text.matches("<script>").count() == 1);
         assert!(!text.contains("<style></style>") && !text.contains("<script></script>"));
-        assert!(page.len() < 40 * 1024, "{} bytes", page.len());
+        for (coding, bytes) in coded {
+            assert!(bytes.len() < 20 * 1024, "{} bytes of {coding:?}", bytes.len());
+        }
         // Nothing of another host's.
         assert!(
             !text.contains("src=\"http") && !text.contains("@import") && !text.contains("url(http")
