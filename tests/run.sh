@@ -61,7 +61,7 @@ run() {
 # The first tier leaves out modules that need more than the programs above or hold a server under load, and in each other
 # module `long`: tests that take seconds each or need another program.
 if [ "$tier" = quick ]; then
-  skip=(browser:: checker:: fault_checker:: concepts:: dashboards:: fronts:: offload:: pixels:: python:: redis_8:: valkey_9:: long::)
+  skip=(browser:: checker:: fault_checker:: concepts:: dashboards:: frontend:: fronts:: offload:: pixels:: python:: redis_8:: valkey_9:: long::)
   # Most of them wait more than they compute.
   export RUST_TEST_THREADS=${RUST_TEST_THREADS:-4}
   run --lib --bins --test it "$@" ::: "${skip[@]/#/--skip=}"

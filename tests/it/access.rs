@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::browser::CHROMIUM;
+use crate::browser::{CHROMIUM, browser_folder, script};
 use crate::events::Events;
 use crate::harness::redis::free_port;
 use crate::harness::server::{program, program_with_rights};
@@ -651,19 +651,6 @@ async fn haproxy(origin: SocketAddr, words: &str, lines: &str) -> (Running, Sock
     command.arg("-db").arg("-f").arg(dir.path().join("haproxy.cfg"));
     command.stdout(Stdio::null()).stderr(Stdio::null());
     (Running::spawn(dir, command).until_it_listens(address).await, address)
-}
-
-fn browser_folder() -> PathBuf {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/browser");
-    assert!(
-        folder.join("node_modules/vite").exists(),
-        "vite is needed in target/browser: run tests/run.sh, which installs it"
-    );
-    folder
-}
-
-fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser").join(name)
 }
 
 /// Vite's development server with the short form of its proxy, as in the guide.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Cursor, Write};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -37,6 +37,37 @@ const IDS: [&str; 3] = ["hero_abc123", "logo_def456", "photo_ghi789"];
 
 const WIDTH: u32 = 160;
 const HEIGHT: u32 = 120;
+
+/// The folder with the packages that drive Chromium, and with those that pages use.
+pub(crate) fn browser_folder() -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/browser");
+    assert!(
+        folder.join("node_modules/vite").exists(),
+        "vite is needed in target/browser: run tests/run.sh, which installs it"
+    );
+    folder
+}
+
+/// A script of this folder's for Node.
+pub(crate) fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser").join(name)
+}
+
+/// Runs a script that makes many checks in one Chromium and prints a line of JSON for each, and prints its lines. Fails with those
+/// that aren't `ok`.
+pub(crate) async fn passes_checks(name: &str, arguments: &[&str]) {
+    let mut command = Command::new("node");
+    command.arg(script(name)).arg(browser_folder()).arg(CHROMIUM).args(arguments);
+    command.stderr(Stdio::inherit());
+    let run = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let printed = String::from_utf8(run.stdout).unwrap();
+    print!("{printed}");
+    let checks: Vec<Value> = printed.lines().map(|it| serde_json::from_str(it).unwrap()).collect();
+    let failed: Vec<_> = checks.iter().filter(|check| check["ok"] == false).collect();
+    assert!(failed.is_empty() && run.status.success(), "{failed:#?}");
+    let made = checks.iter().filter(|check| check["ok"] == true).count();
+    assert!(made > 5, "only {made} checks were made");
+}
 
 #[tokio::test]
 async fn a_cross_site_page_shows_its_images_again_without_a_request() {

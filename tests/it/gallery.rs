@@ -9,10 +9,16 @@ use image::ImageFormat;
 use redis::AsyncTypedCommands;
 use serde_json::Value;
 
+use crate::browser::passes_checks;
 use crate::events::Events;
 use crate::harness::server::program_with_rights;
 use crate::harness::{Answer, Client, RedisServer, Server, etag, get, png, record, until};
 use crate::variants::{encoded, picture};
+
+long_tests! {
+    #[tokio::test(flavor = "multi_thread")]
+    the_gallery_stores_shows_replaces_and_removes_images_in_chromium
+}
 
 const TOKEN: &str = "a-token-of-some-length";
 const BEARER: (&str, &str) = ("authorization", "Bearer a-token-of-some-length");
@@ -354,4 +360,11 @@ async fn what_is_printed_at_the_start_has_no_token_unless_a_person_reads_it() {
     assert!(address.starts_with("  http://127.0.0.1:") && address.ends_with('/'), "{address}");
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+async fn the_gallery_stores_shows_replaces_and_removes_images_in_chromium() {
+    let redis = RedisServer::start().await;
+    let server = start(&redis).await;
+    let address = format!("http://{}/#token={TOKEN}", server.address);
+    passes_checks("gallery.mjs", &[&address, &redis.port.to_string()]).await;
 }

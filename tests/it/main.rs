@@ -48,6 +48,7 @@ mod events;
 mod fault_checker;
 mod faults;
 mod freshness;
+mod frontend;
 mod fronts;
 mod gallery;
 mod memory;
