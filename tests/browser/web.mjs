@@ -5,9 +5,11 @@
 //
 // FOLDER is the folder with playwright-core, vite, react and react-dom, SERVER the origin of an Afterimage without other streams, and TOKEN
 // one that may write to it. Prints a line of JSON for each check: {"check": name, "ok": true}, or false with an `error`.
-import { readFile, writeFile } from "node:fs/promises";
+import { spawn } from "node:child_process";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { createServer, request } from "node:http";
 import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import { crc32, deflateSync } from "node:zlib";
@@ -124,17 +126,42 @@ pages.set(
 );
 pages.set("/empty", "<!doctype html><link rel=icon href=data:,><title>empty</title>");
 
-const browser = await chromium.launch({
-  executablePath,
-  headless: true,
-  timeout: 60_000,
-  ignoreDefaultArgs: ["--disable-back-forward-cache"],
-  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
+// Started here and not by Playwright, which would tell every page that it is visible, and turn the back-forward cache off.
+const userData = await mkdtemp(join(tmpdir(), "web-"));
+const chromiumProcess = spawn(
+  // It ends with this process, even if that is killed.
+  "setpriv",
+  [
+    "--pdeathsig=KILL",
+    executablePath,
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-port=0",
+    `--user-data-dir=${userData}`,
+  ],
+  { stdio: ["ignore", "ignore", "pipe"] },
+);
+const ended = new Promise((done) => chromiumProcess.on("exit", done));
+const devtools = await new Promise((found, failed) => {
+  let log = "";
+  chromiumProcess.stderr.on("data", (data) => {
+    log += data;
+    const address = /^DevTools listening on (\S+)$/m.exec(log);
+    if (address) found(address[1]);
+  });
+  chromiumProcess.on("error", failed);
+  ended.then(() => failed(new Error(`Chromium ended: ${log}`)));
 });
+const browser = await chromium.connectOverCDP(devtools, { noDefaults: true, timeout: 60_000 });
 
-/** A new profile, with its own tabs. */
-async function profile(options) {
-  const context = await browser.newContext({ viewport: { width: 1000, height: 700 }, ...options });
+/** Prepares a profile for the tests. */
+async function prepared(context) {
   context.setDefaultTimeout(patience);
   const errors = [];
   context.on("weberror", (error) => errors.push(String(error.error())));
@@ -156,6 +183,9 @@ async function profile(options) {
     },
   });
 }
+
+/** A new profile, whose tabs are all visible to themselves. */
+const profile = async (options) => prepared(await browser.newContext({ viewport: { width: 1000, height: 700 }, ...options }));
 
 /** Last state of an image that the page's callback got. */
 const last = (page, id) => page.evaluate((id) => window.calls?.filter((it) => it.id === id).at(-1), id);
@@ -254,36 +284,34 @@ check("twelve tabs share one stream, and each sees each change once and in order
   await until("no stream is open", streams, (it) => it === 0);
 });
 
-/** Tells a page that it is hidden. Headless Chromium shows every page to itself as visible. */
-const hide = (page, hidden) =>
-  page.evaluate((hidden) => {
-    Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden });
-    document.dispatchEvent(new Event("visibilitychange"));
-  }, hidden);
-
 check("the stream is closed while all tabs are hidden, and they catch up", async () => {
-  const context = await profile();
+  // In the profile that Chromium began with, one tab of the window is visible.
+  const context = await prepared(browser.contexts()[0]);
+  const elsewhere = await context.tab("/empty");
   const written = [await put("seen", "red")];
   const tabs = [await context.tab("/follow?ids=seen"), await context.tab("/follow?ids=seen,other")];
-  await seen(tabs, "seen", written[0]);
-  await seen([tabs[1]], "other", null);
-  for (const tab of tabs) {
-    // The visible one goes on, for both.
-    await hide(tab, true);
-    if (tab === tabs[0]) {
-      written.push(await put("seen", "blue"));
-      await seen(tabs, "seen", written.at(-1));
-      assert((await streams()) === 1, "one stream is open");
-    }
+  const visible = () => Promise.all(tabs.map((tab) => tab.evaluate(() => !document.hidden)));
+  for (const [index, tab] of tabs.entries()) {
+    await tab.bringToFront();
+    await until("one tab is visible", visible, (it) => it.filter(Boolean).length === 1 && it[index]);
+    // Both, whichever of them is visible.
+    written.push(await put("seen", [index, 0, 250]));
+    await seen(tabs, "seen", written.at(-1));
+    await until("one stream is open", streams, (it) => it === 1);
+    assert((await leads(tab)) && !(await leads(tabs[1 - index])), "the visible tab leads");
   }
+  await seen([tabs[1]], "other", null);
+  await elsewhere.bringToFront();
+  await until("no tab is visible", visible, (it) => !it.includes(true));
   await until("no stream is open", streams, (it) => it === 0);
   await put("seen", "grey");
   written.push(await put("seen", "green"));
-  await hide(tabs[0], false);
+  await tabs[0].bringToFront();
   await seen(tabs, "seen", written.at(-1));
   await until("one stream is open", streams, (it) => it === 1);
   for (const tab of tabs) assert(inOrder(await versions(tab, "seen"), written), "in order", await versions(tab, "seen"), written);
-  await context.close();
+  for (const tab of [...tabs, elsewhere]) await tab.close();
+  await until("no stream is open", streams, (it) => it === 0);
 });
 
 check("a page in the back-forward cache holds no stream, and catches up when it comes back", async () => {
@@ -310,8 +338,6 @@ check("without Web Locks each tab has a stream", async () => {
   const tabs = [await context.tab("/follow?ids=alone"), await context.tab("/follow?ids=alone")];
   await until("two streams are open", streams, (it) => it === 2);
   await seen(tabs, "alone", await put("alone", "blue"));
-  await hide(tabs[0], true);
-  await until("one stream is open", streams, (it) => it === 1);
   await context.close();
 });
 
@@ -555,11 +581,12 @@ for (const [check, run] of checks) {
     console.log(JSON.stringify({ check, ok: true, ms: Date.now() - begun }));
   } catch (error) {
     console.log(JSON.stringify({ check, ok: false, error: error.stack, ms: Date.now() - begun }));
-    for (const context of browser.contexts()) await context.close();
+    for (const context of browser.contexts().slice(1)) await context.close();
     Object.assign(proxy, { status: 200, fails: /^$/ });
   }
 }
-setTimeout(() => process.exit(0), 10_000).unref();
-await browser.close();
-site.closeAllConnections();
-site.close();
+chromiumProcess.kill("SIGKILL");
+await ended;
+// Its other processes end a little later, and write until then.
+await rm(userData, { recursive: true, force: true, maxRetries: 20, retryDelay: 100 });
+process.exit(0);

@@ -16,7 +16,7 @@ import { placeholderUrl, sources } from "./url.js";
  * @property {boolean} [keep]
  * @property {number | string | null} [width]
  * @property {number | string | null} [height]
- * @property {string} [ratio]
+ * @property {string} [aspectRatio]
  */
 
 /** Stands in for an image, so that the room is kept and no broken image is drawn. */
@@ -30,11 +30,10 @@ export const EMPTY = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'
  * @param {boolean} [auto] True for a lazy image whose room doesn't depend on it: the browser then measures the room.
  * @param {number | null} [natural]
  */
-export const attributes = ({ id, base, sizes, widths, format = "auto", q, width }, v, auto, natural) =>
-  sources(id, {
-    ...{ base, v, q, format, widths, natural },
-    sizes: sizes ?? (auto ? "auto, " : "") + (Number(width) ? `(max-width:${width}px) 100vw, ${width}px` : "100vw"),
-  });
+export const attributes = (options, v, auto, natural) => {
+  const { id, format = "auto", width, sizes = (auto ? "auto, " : "") + (Number(width) ? `(max-width:${width}px) 100vw, ${width}px` : "100vw") } = options;
+  return sources(id, { ...options, format, sizes, v, natural });
+};
 
 /**
  * Shows an image in an `<img>`, live, until `close` is called. `box` gets the preview as its background, the aspect ratio as
@@ -46,7 +45,7 @@ export const attributes = ({ id, base, sizes, widths, format = "auto", q, width 
  * @param {(state: import("./follow.js").ImageState) => void} [changed]
  */
 export function display(img, box, options, changed) {
-  const { id, base, ratio } = options;
+  const { id, base, aspectRatio } = options;
   const [width, height] = [options.width, options.height].map(Number);
   /** State of the image; an absent one has no version. @type {Partial<import("./follow.js").Present> | undefined} */
   let image = /** @type {any} */ (known(id, options));
@@ -93,7 +92,7 @@ export function display(img, box, options, changed) {
   const update = () => {
     clearTimeout(timer);
     const version = image ? image.v : options.v;
-    const known = ratio ?? (width && height ? `${width}/${height}` : image?.width && `${image.width}/${image.height}`);
+    const known = aspectRatio ?? (width && height ? `${width}/${height}` : image?.width && `${image.width}/${image.height}`);
     if (known) box.style.setProperty("--after-image-ratio", known);
 
     if (!version) {

@@ -20,7 +20,7 @@ const ATTRIBUTES = ["src-id", "base", "v", "thumbhash", "sizes", "widths", "widt
 );
 
 // `:where` has no specificity, so any rule of the page wins.
-const STYLE = `:where(after-image){display:block;overflow:hidden;max-width:var(--after-image-width);aspect-ratio:var(--after-image-ratio,1);background:center/cover}
+const STYLE = `:where(after-image){display:block;max-width:var(--after-image-width);aspect-ratio:var(--after-image-ratio,1);background:center/cover}
 after-image>img{display:block;width:100%;height:100%}
 :where(after-image>img){object-fit:cover}
 @media(prefers-reduced-motion:no-preference){:where(after-image>img){transition:opacity .3s}:where(after-image[data-state=loading]>img){opacity:0}}`;
@@ -36,6 +36,9 @@ export class AfterImageElement extends Base {
 
   /** @type {HTMLImageElement | undefined} */
   #img;
+
+  /** Last state that an event was fired for. @type {import("./follow.js").ImageState | undefined} */
+  #state;
 
   /** @type {(() => void) | undefined} */
   #close;
@@ -72,11 +75,12 @@ export class AfterImageElement extends Base {
     for (const [name, property] of ATTRIBUTES) options[property] = /** @type {any} */ (this)[property] ?? undefined;
     // The page may have given its `<img>` a size.
     for (const name of ["width", "height"]) options[name] ??= img.getAttribute(name);
-    const { srcId: id, widths, aspectRatio: ratio } = options;
+    const { srcId: id, widths } = options;
     if (id)
-      this.#close = display(img, this, { ...options, id, ratio, widths: widths?.split(/[\s,]+/).map(Number) }, (detail) =>
-        this.dispatchEvent(new CustomEvent("statechange", { detail })),
-      );
+      this.#close = display(img, this, { ...options, id, widths: widths?.split(/[\s,]+/).map(Number) }, (detail) => {
+        // Not again after a change of attributes.
+        if (this.#state !== detail) this.dispatchEvent(new CustomEvent("statechange", { detail: (this.#state = detail) }));
+      });
   }
 }
 

@@ -188,7 +188,8 @@ function connect(base) {
     if (document.hidden || candidacy) return;
     const { signal } = (candidacy = new AbortController());
     const elected = () => {
-      if (!signal.aborted) leader = lead();
+      if (signal.aborted) return;
+      leader = lead();
       return new Promise((release) => signal.addEventListener("abort", release));
     };
     // In a sandboxed frame they fail.
@@ -231,8 +232,9 @@ function connect(base) {
     return {
       /** @param {number} tab @param {string[]} ids */
       include(tab, ids) {
+        const before = new Set(tabs.get(tab));
         tabs.set(tab, ids);
-        const states = ids.flatMap((id) => fresh.get(id) ?? []);
+        const states = ids.flatMap((id) => (!before.has(id) && fresh.get(id)) || []);
         if (states[0]) post({ states });
         settle();
       },
@@ -350,9 +352,9 @@ export function read({ type, data }, base) {
   const { concept_id: id, full, thumbnail, reason, expires_at, ...others } = JSON.parse(data).data;
   if (type === "concept_absent") return { id, state: "absent", reason };
   // A `data:` URL stays as it is.
-  const based = (/** @type {string} */ address) => address.replace(/^\//, `${base}/`);
+  const based = (/** @type {string | undefined} */ address) => address?.replace(/^\//, `${base}/`) ?? null;
   return {
-    ...{ id, state: "present", v: full.replace(/.*v=/, ""), url: based(full), thumbnail: thumbnail ? based(thumbnail) : null },
+    ...{ id, state: "present", v: full.replace(/.*v=/, ""), url: /** @type {string} */ (based(full)), thumbnail: based(thumbnail) },
     // An older server doesn't send all of these.
     ...{ type: null, bytes: null, width: null, height: null, thumbhash: null, ...others, expiresAt: expires_at ?? null },
   };

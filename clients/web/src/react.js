@@ -1,6 +1,6 @@
 "use client";
 /** `<AfterImage>` and `useImage` for React. */
-import { createElement, forwardRef, useCallback, useEffect, useImperativeHandle, useRef, useState, useSyncExternalStore } from "react";
+import { createElement, forwardRef, useCallback, useEffect, useImperativeHandle, useMemo, useRef, useSyncExternalStore } from "react";
 import { EMPTY, attributes, display } from "./display.js";
 import { follow, known } from "./follow.js";
 
@@ -37,38 +37,36 @@ export function useImage(id, { base } = {}) {
   );
 }
 
-/** @param {AfterImageProps & { outer: import("react").ForwardedRef<HTMLImageElement> }} props */
-function Img({ outer, id, base, v, thumbhash, widths, format, q, placeholder, keep, sizes, style, ...rest }) {
-  const img = useRef(/** @type {HTMLImageElement | null} */ (null));
-  useImperativeHandle(outer, () => /** @type {HTMLImageElement} */ (img.current));
-  const { width, height } = rest;
-  const options = { id, base, v, thumbhash, widths, format, q, placeholder, keep, sizes, width, height };
-  // React sets these once, and leaves later ones to `display`, since they stay the same for React.
-  const [first] = useState(() => {
-    const { srcset: srcSet, ...it } = v ? attributes(options, v) : { src: EMPTY };
-    return { srcSet, ...it };
-  });
-  useEffect(() => img.current ? display(img.current, img.current, options) : undefined, [JSON.stringify(options)]);
-  return createElement("img", {
-    loading: "lazy",
-    ...rest,
-    ref: img,
-    style: {
-      maxWidth: "100%",
-      height: "auto",
-      aspectRatio: width && height ? undefined : "var(--after-image-ratio)",
-      backgroundSize: "cover",
-      ...style,
-    },
-    ...first,
-  });
-}
-
 /**
  * An `<img>` that shows a preview, loads in the right size, and is replaced live. Other props, and `ref`, are those of `<img>`. `width` and
  * `height` reserve its room.
  */
 export const AfterImage = forwardRef(
-  /** @param {AfterImageProps} props @param {import("react").ForwardedRef<HTMLImageElement>} outer */
-  (props, outer) => createElement(Img, { key: `${props.base} ${props.id}`, ...props, outer }),
+  /** @param {AfterImageProps} props @param {import("react").ForwardedRef<HTMLImageElement>} ref */
+  function AfterImage({ id, base, v, thumbhash, widths, format, q, placeholder, keep, sizes, style, ...rest }, ref) {
+    const img = useRef(/** @type {HTMLImageElement | null} */ (null));
+    useImperativeHandle(ref, () => /** @type {HTMLImageElement} */ (img.current));
+    const { width, height } = rest;
+    const options = { id, base, v, thumbhash, widths, format, q, placeholder, keep, sizes, width, height };
+    // React sets these once for each image. They stay the same for it, so `display` may change them.
+    const first = useMemo(() => {
+      const { srcset: srcSet, ...others } = v ? attributes(options, v) : { srcset: undefined, src: EMPTY };
+      return { srcSet, ...others };
+    }, [id, base]);
+    useEffect(() => (img.current ? display(img.current, img.current, options) : undefined), [JSON.stringify(options)]);
+    return createElement("img", {
+      loading: "lazy",
+      ...rest,
+      ref: img,
+      style: {
+        maxWidth: "100%",
+        height: "auto",
+        aspectRatio: width && height ? undefined : "var(--after-image-ratio)",
+        backgroundSize: "cover",
+        ...style,
+      },
+      ...first,
+      key: `${base} ${id}`,
+    });
+  },
 );

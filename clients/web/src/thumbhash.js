@@ -36,7 +36,7 @@ export function thumbhashPixels(hash) {
   const short = header2 & 7;
   const [lx, ly] = header2 >> 15 ? [long, short] : [short, long];
   const ratio = lx / ly;
-  const width = Math.round(ratio > 1 ? 32 : 32 * ratio) || 1;
+  const width = Math.round(ratio > 1 ? 32 : 32 * ratio);
   const height = Math.round(ratio > 1 ? 32 / ratio : 32);
 
   let nibble = alpha ? 12 : 10;
