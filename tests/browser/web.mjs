@@ -344,16 +344,16 @@ check("without Web Locks each tab has a stream", async () => {
 
 check("more ids than a stream takes are followed by several", async () => {
   const context = await profile();
-  const ids = Array.from({ length: 1200 }, (_, index) => `m${index}`);
-  const v = await put("m1199");
+  const ids = Array.from({ length: 150 }, (_, index) => `m${index}`);
+  const v = await put("m149");
   const tab = await context.tab("/empty");
   await tab.evaluate(async (ids) => {
     const { follow } = await import("/web/index.js");
     window.calls = [];
     follow(ids, (state) => calls.push(state));
   }, ids);
-  await until("each id has a state", () => tab.evaluate(() => new Set(calls.map((it) => it.id)).size), (it) => it === 1200);
-  await seen([tab], "m1199", v);
+  await until("each id has a state", () => tab.evaluate(() => new Set(calls.map((it) => it.id)).size), (it) => it === 150);
+  await seen([tab], "m149", v);
   assert((await streams()) === 2, "two streams are open", await streams());
   await context.close();
 });

@@ -59,7 +59,7 @@ import { checkBase, checkId } from "./url.js";
  */
 
 /** Most ids of a stream: the server's `[events] ids`. */
-const MAX_IDS = 1000;
+const MAX_IDS = 100;
 
 /** Longest list of ids, in characters: nginx takes request lines of up to 8 KiB. */
 const MAX_LENGTH = 7500;
