@@ -107,7 +107,7 @@ ui.logout.onclick = () => fetch("/session", { method: "DELETE" }).finally(() => 
 // Items. All have the same fields, which keeps 100,000 of them small.
 
 const BLANK = { state: "unread", v: null, etag: null, type: null, bytes: null, record_bytes: null, width: null, height: null, expires: null, created: null, hits: 0, in_memory: false, reason: null };
-const newItem = (id) => ({ id, ...BLANK, rank: 0, matches: true, moving: false, gone: false, listed: 0, touched: 0, stamp: 0 });
+const newItem = (id) => ({ id, ...BLANK, rank: null, matches: true, moving: false, broken: false, gone: false, listed: 0, touched: 0, stamp: 0 });
 const MOST = 250_000; // items that are listed; beyond these a prefix is needed
 const items = new Map();
 const changed = new Set(); // items whose place in the order isn't up to date
@@ -132,9 +132,7 @@ function mark(item) {
   soon();
 }
 function forget() {
-  items.clear();
-  changed.clear();
-  sorted = shown = [];
+  for (const it of items.values()) drop(it);
   loaded = false;
   listing++;
   route();
@@ -155,35 +153,45 @@ let words = []; // of the filter; an item must have all
 let corrupt = 0;
 let placing = false;
 
-function merge(a, b) {
-  const result = [];
-  let i = 0;
-  for (const it of a) {
-    while (i < b.length && compare(b[i], it) < 0) result.push(b[i++]);
-    result.push(it);
+/** Merges few sorted items into many. */
+function merge(many, few) {
+  const parts = [];
+  let from = 0;
+  for (const it of few) {
+    let [low, high] = [from, many.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (compare(many[middle], it) < 0) low = middle + 1;
+      else high = middle;
+    }
+    parts.push(many.slice(from, low), it);
+    from = low;
   }
-  return result.concat(b.slice(i));
+  return [].concat(...parts, many.slice(from));
 }
-/** Puts changed items in their places, some thousands at a time: a few milliseconds, even among 100,000. */
+/** Puts changed items in their places, some at a time: a few milliseconds, even among 100,000. */
 async function placeAll() {
   placing = true;
   while (changed.size) {
     const some = [];
-    for (const it of changed) if (some.push(it) === 4000) break;
+    for (const it of changed) if (some.push(it) === 2000) break;
+    const moved = some.some((it) => it.rank != null);
     for (const it of some) {
       changed.delete(it);
       it.moving = true;
+      const broken = !it.gone && it.state === "corrupt";
+      corrupt += broken - it.broken;
+      it.broken = broken;
       it.rank = RANKS[ui.order.value](it);
       const text = `${it.id} ${it.type} ${it.state} ${it.in_memory ? "memory" : ""}`.toLowerCase();
       it.matches = words.every((word) => text.includes(word));
     }
-    sorted = merge(sorted.filter((it) => !it.moving), some.filter((it) => items.get(it.id) === it).sort(compare));
+    sorted = merge(moved ? sorted.filter((it) => !it.moving) : sorted, some.filter((it) => !it.gone).sort(compare));
     for (const it of some) it.moving = false;
     await breathe();
   }
   placing = false;
   shown = words.length ? sorted.filter((it) => it.matches) : sorted;
-  corrupt = sorted.reduce((sum, it) => sum + (it.state === "corrupt"), 0);
 }
 function arrange() {
   words = ui.filter.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -205,14 +213,20 @@ async function page(cursor, limit, mine) {
   const { images, next } = await askJson(`/images?${new URLSearchParams({ prefix, cursor, limit })}`);
   if (mine !== listing) return;
   for (const { id, expires_in, created_at, ...facts } of images) {
+    const item = items.get(id);
     if (created_at) facts.created = created_at * 1000;
-    if (!(items.get(id)?.touched > since)) learn(id, { ...facts, expires: expiry(expires_in) });
+    facts.expires = expiry(expires_in);
+    if (Math.abs(item?.expires - facts.expires) < 2000) facts.expires = item.expires; // it is told in seconds
+    if (!item || (item.touched < since && Object.keys(facts).some((it) => item[it] !== facts[it]))) learn(id, facts);
     items.get(id).listed = mine;
   }
   return next;
 }
-/** Lists all, and drops those that are gone. */
+/** Lists all, and drops those that are gone. One listing that is under way is followed by another. */
+let again = null; // whether one more is wanted; null while none is under way
 async function list() {
+  if (again != null) return void (again = true);
+  again = false;
   const [mine, since] = [++listing, performance.now()];
   let cursor = "";
   for (let delay = 1000; cursor != null && items.size < MOST; await breathe()) {
@@ -224,11 +238,15 @@ async function list() {
       warn("list", `The list can’t be read: ${error.message}.`);
       await wait((delay = Math.min(delay * 2, 30_000)) * (0.5 + Math.random()));
     }
-    if (mine !== listing || locked) return;
+    if (mine !== listing) break;
   }
+  const more = again;
+  again = null;
+  if (mine !== listing) return more && !locked && list();
   if (cursor == null) for (const it of items.values()) if (it.listed !== mine && it.touched < since) drop(it);
   loaded = true;
   route();
+  if (more) list();
 }
 
 // Events
@@ -332,7 +350,7 @@ function draw() {
     at += first;
     tile.element.style.transform = `translate(${(at % columns) * (side + GAP)}px, ${Math.floor(at / columns) * line}px)`;
     tile.element.ariaPosInSet = at + 1;
-    tile.element.ariaSetSize = shown.length;
+    tile.element.ariaSetSize = loaded ? shown.length : -1;
     // One tile is in the tab order, and arrows go to the others.
     for (const it of tile.stops) it.tabIndex = item === (keep.has(current) ? current : wanted[0]) ? 0 : -1;
     if (tile.stamp !== item.stamp) tile.paint();
