@@ -301,7 +301,6 @@ let lastTop = 0;
 let frame;
 let variants; // that the server permits
 const infos = limited(3); // browsers have six connections to a host
-const sharps = limited(2);
 
 function measure() {
   const [width, rem] = [ui.tiles.clientWidth, parseFloat(getComputedStyle(document.documentElement).fontSize)];
@@ -372,9 +371,17 @@ function makeTile(item) {
   const acts = [press("Copy", () => copy(fullAddress(item))), press("Replace", () => choose(id)), press("Delete", () => askRemove(item))];
   const element = h("li.tile", link, h("div.acts", ...acts));
   element.dataset.id = id;
-  image.onload = () => element.classList.add("drawn");
-  image.onerror = () => element.classList.remove("drawn");
   let loading; // the version that is loaded
+  let sharp; // whether a sharper picture was asked for, after the thumbnail
+  image.onload = () => {
+    element.classList.add("drawn");
+    const sides = variants?.widths.filter((it) => it > 64 && it <= 512 && variants.heights.includes(it)) ?? [];
+    const w = sides.find((it) => it >= shape.side * devicePixelRatio) ?? sides.at(-1);
+    if (!w || !item.width || sharp) return;
+    sharp = true;
+    setTimeout(() => here() && (image.src = address(item, "", { w, h: w, fit: "cover", format: "webp" })), 300);
+  };
+  image.onerror = () => (sharp ? (image.src = address(item, "/thumbnail")) : element.classList.remove("drawn"));
   const here = () => tiles.get(item) === tile && loading === item.v;
   const tile = {
     element, image, stops: [link, ...acts],
@@ -393,29 +400,19 @@ function makeTile(item) {
       memory.hidden = !item.in_memory;
       tile.tick();
     },
-    /** Loads the thumbnail, first its metadata if nobody has read the image yet, and then a sharper picture. */
+    /** Loads the thumbnail. If nobody has read the image yet, its metadata come first. */
     async load() {
       if (item.state === "corrupt" || loading === item.v) return;
       const known = (loading = item.v);
+      sharp = false;
       if (known) image.src = address(item, "/thumbnail");
       if (!item.width) {
         const info = await infos(async () => here() && readInfo(item));
         if (!info || tiles.get(item) !== tile) return;
         loading = item.v;
-        if (!known) image.src = info.thumbnail ?? "";
         // Where the server can draw none, the browser may know the format.
-        if (!info.thumbnail && item.bytes < 500_000) image.src = address(item);
+        if (!known || !info.thumbnail) image.src = info.thumbnail ?? (item.bytes < 500_000 ? address(item) : "");
       }
-      await wait(300);
-      // The smallest permitted square that fills the tile.
-      const sides = variants?.widths.filter((it) => it > 64 && it <= 512 && variants.heights.includes(it)) ?? [];
-      const w = sides.find((it) => it >= shape.side * devicePixelRatio) ?? sides.at(-1);
-      if (w && item.width) sharps(async () => {
-        if (!here()) return;
-        const sharp = h("img", { src: address(item, "", { w, h: w, fit: "cover", format: "webp" }) });
-        await sharp.decode();
-        if (here()) image.src = sharp.src;
-      });
     },
   };
   return tile;
@@ -803,7 +800,7 @@ const meter = h("meter", { ariaLabel: "Memory used for images" });
 const [coherence, hits, used, times, store, streams, cause, links] = [..."12345678"].map(() => ui.status.appendChild(h("li")));
 coherence.append(h("i"), state, why);
 used.append("Memory ", meter, memory);
-links.append(version, h("a", { href: "/metrics" }, "metrics"), h("a", { href: "/openapi.json" }, "openapi.json"));
+links.append(version, h("a", { href: "/metrics" }, "metrics"), h("a", { href: "/openapi.json" }, "API"));
 
 function showStatus(status) {
   clockOffset = status.now * 1000 - Date.now();
@@ -835,7 +832,7 @@ async function poll() {
       coherence.dataset.state = "";
       say(state, "No status");
       say(why, "");
-      say(cause, error.message);
+      say(cause, error.status ? error.message : "");
       warn("server", !error.status && "The server doesn’t answer. This page asks it again every two seconds.");
     });
   }
