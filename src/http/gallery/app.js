@@ -1,62 +1,51 @@
 "use strict";
-// The gallery: all images of the store, live. Text from the server is only ever set as text or as a property, never parsed
-// as HTML. The token is sent once, to /session, and stored nowhere.
+// The gallery. Text from the server is only ever set as text or as a property, never parsed as HTML. The token is sent
+// once, to /session, and stored nowhere.
 
-/** The elements of the page by id. */
 const ui = Object.fromEntries([...document.querySelectorAll("[id]")].map((it) => [it.id, it]));
-/** Makes an element: h("b.dim", {title: "…"}, "text", element). Strings become text. */
+const main = document.querySelector("main");
+/** Makes an element: h("b.dim", {title: "…"}, "text", element). */
 function h(name, properties, ...children) {
-  const [tag, className] = name.split(".");
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  if (properties?.constructor === Object) Object.assign(element, properties);
-  else children.unshift(properties ?? "");
-  element.append(...children);
+  const [tag, className = ""] = name.split(".");
+  const isChild = properties?.constructor !== Object;
+  const element = Object.assign(document.createElement(tag), { className }, !isChild && properties);
+  element.append(...(isChild ? [properties ?? ""] : []), ...children);
   return element;
 }
 const press = (text, onclick, more) => h("button", { type: "button", onclick, ...more }, text);
 const row = (name, value) => h("tr", h("th", { scope: "row" }, name), h("td", value ?? "–"));
-/** Sets a text only if it differs: an unchanged one then costs no layout. */
-const say = (element, text) => element.textContent === text || (element.textContent = text);
+/** Sets a text if it differs: an unchanged one then costs no layout. */
+const say = (element, text = "") => element.textContent === text || (element.textContent = text);
 
 const count = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
 const micros = (it) => (it == null ? "–" : it < 1000 ? `${Math.round(it)} µs` : `${(it / 1000).toFixed(it < 1e4 ? 1 : 0)} ms`);
-const percent = (share) => `${(share * 100).toFixed(1)} %`;
+const percent = (share) => (share == null ? "–" : `${(share * 100).toFixed(1)} %`);
 const pixels = (it) => it.width && `${it.width}×${it.height}`;
 function size(bytes) {
-  if (bytes == null) return "";
   let unit = 0;
   for (; bytes >= 1000; unit++) bytes /= 1024;
-  return `${unit && bytes < 10 ? bytes.toFixed(1) : Math.round(bytes)} ${["B", "KiB", "MiB", "GiB"][unit]}`;
+  return bytes == null ? "" : `${unit && bytes < 10 ? bytes.toFixed(1) : Math.round(bytes)} ${["B", "KiB", "MiB", "GiB"][unit]}`;
 }
 function duration(seconds) {
   const days = Math.floor(seconds / 86400);
-  const time = new Date(seconds * 1000).toISOString().slice(11, 19);
-  return days ? `${days} d ${Math.floor((seconds / 3600) % 24)} h` : time.replace(/^00:0?/, "");
+  const time = new Date(seconds * 1000).toISOString();
+  return days ? `${days} d ${time.slice(11, 13)} h` : time.slice(11, 19).replace(/^00:0?/, "");
 }
-let clockOffset = 0; // of the server's clock to this one
+let clockOffset = 0; // of the server's clock
 const now = () => Date.now() + clockOffset;
 const expiry = (seconds) => (seconds == null ? null : now() + seconds * 1000);
 const left = ({ expires }) => (expires == null ? "no expiry" : expires < now() ? "expired" : duration((expires - now()) / 1000));
 
 const pathOf = (id) => `/images/${encodeURIComponent(id).replaceAll("%3A", ":")}`;
-/** Returns the versioned address of an image, of its thumbnail or of a variant. */
-const address = (item, suffix = "", parameters) => `${pathOf(item.id)}${suffix}?${new URLSearchParams({ ...parameters, v: item.v })}`;
-const fullAddress = (...all) => location.origin + address(...all);
+const address = (item, suffix = "", variant) => `${pathOf(item.id)}${suffix}?${new URLSearchParams({ ...variant, v: item.v })}`;
 
 const wait = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
-/** Work on many items is done in slices, so that the page answers at once. */
-let sliceStart = 0;
+/** Work on many items pauses in between, so that the page answers at once. */
+let resumed = 0;
 async function breathe() {
-  if (performance.now() - sliceStart < 10) return;
+  if (performance.now() - resumed < 10) return;
   await wait();
-  sliceStart = performance.now();
-}
-/** Returns a function that runs jobs, `most` at a time and the newest first: that is what is in view. */
-function limited(most) {
-  const jobs = [];
-  const next = () => most && jobs.length && (most--, jobs.pop()().then(() => (most++, next())));
-  return (job) => new Promise((done) => (jobs.push(() => job().then(done, () => done())), next()));
+  resumed = performance.now();
 }
 function debounced(milliseconds, action) {
   let timer;
@@ -72,7 +61,7 @@ function problem(status, text) {
     return `the server answered ${status}`;
   }
 }
-/** Fetches; a refusal is thrown, and one for want of a token shows the form for it. */
+/** Fetches. A refusal is thrown; one for want of a token shows the form for it. */
 async function ask(path, options) {
   const answer = await fetch(path, { cache: "no-store", ...options });
   if (answer.ok) return answer;
@@ -80,10 +69,9 @@ async function ask(path, options) {
   throw Object.assign(new Error(problem(answer.status, await answer.text())), { status: answer.status });
 }
 const askJson = async (path) => (await ask(path)).json();
-const etagOf = (id) => ask(pathOf(id), { method: "HEAD" }).then((it) => it.headers.get("etag"), () => null);
 
 let locked = false; // without the right to list
-function showLogin(text = "") {
+function showLogin(text) {
   say(ui.refused, text);
   if (locked) return;
   locked = true;
@@ -91,27 +79,27 @@ function showLogin(text = "") {
   forget();
   ui.token.focus();
 }
-async function logIn(token) {
-  try {
-    await ask("/session", { method: "POST", headers: { authorization: `Bearer ${token}` } });
-  } catch (error) {
-    return showLogin(`Not logged in: ${error.message}.`);
-  }
-  ui.token.value = "";
-  locked = false;
-  begin();
+function logIn(token) {
+  ask("/session", { method: "POST", headers: { authorization: `Bearer ${token}` } }).then(() => {
+    ui.token.value = "";
+    locked = false;
+    begin();
+  }, (error) => showLogin(`Not logged in: ${error.message}.`));
 }
-ui.login.onsubmit = () => !!logIn(ui.token.value.trim()) && false;
+ui.login.onsubmit = () => {
+  logIn(ui.token.value.trim());
+  return false;
+};
 ui.logout.onclick = () => fetch("/session", { method: "DELETE" }).finally(() => showLogin());
 
 // Items. All have the same fields, which keeps 100,000 of them small.
 
-const BLANK = { state: "unread", v: null, etag: null, type: null, bytes: null, record_bytes: null, width: null, height: null, expires: null, created: null, hits: 0, in_memory: false, reason: null };
+const BLANK = { state: "unread", v: null, type: null, bytes: null, record_bytes: null, width: null, height: null, expires: null, created: null, hits: 0, in_memory: false, reason: null };
 const newItem = (id) => ({ id, ...BLANK, rank: null, matches: true, moving: false, broken: false, gone: false, listed: 0, touched: 0, stamp: 0 });
 const MOST = 250_000; // items that are listed; beyond these a prefix is needed
 const items = new Map();
-const changed = new Set(); // items whose place in the order isn't up to date
-let sorted = []; // all items in order
+const changed = new Set(); // items that may be in the wrong place
+let sorted = []; // all items
 let shown = []; // those that pass the filter
 
 /** Sets what is known of an image. Its pixels stay those of the same version. */
@@ -132,7 +120,7 @@ function mark(item) {
   soon();
 }
 function forget() {
-  for (const it of items.values()) drop(it);
+  items.forEach(drop);
   loaded = false;
   listing++;
   route();
@@ -140,7 +128,7 @@ function forget() {
 
 // Order and filter
 
-// Ranks ascend; ids decide between equal ones. An image without a time of its own is taken to have been given two hours.
+// Ranks ascend. An image without a time of its own is taken to have been given two hours.
 const RANKS = {
   newest: (it) => -(it.created ?? (it.expires == null ? 0 : it.expires - 7_200_000)),
   id: () => 0,
@@ -204,12 +192,13 @@ function arrange() {
 // Listing
 
 let prefix = "";
-let listing = 0; // number of the newest listing
+let listing = 0; // changes when what is being listed isn't wanted any more
 let loaded = false; // whether all were listed once
+let again = null; // whether another listing shall follow the one under way; null while none is
 
-/** Asks for a page. What an event has said since is newer than it. */
-async function page(cursor, limit, mine) {
-  const since = performance.now();
+/** Asks for a page. What an event has said since is newer. */
+async function page(cursor, limit, round) {
+  const [mine, since] = [listing, performance.now()];
   const { images, next } = await askJson(`/images?${new URLSearchParams({ prefix, cursor, limit })}`);
   if (mine !== listing) return;
   for (const { id, expires_in, created_at, ...facts } of images) {
@@ -218,42 +207,41 @@ async function page(cursor, limit, mine) {
     facts.expires = expiry(expires_in);
     if (Math.abs(item?.expires - facts.expires) < 2000) facts.expires = item.expires; // it is told in seconds
     if (!item || (item.touched < since && Object.keys(facts).some((it) => item[it] !== facts[it]))) learn(id, facts);
-    items.get(id).listed = mine;
+    items.get(id).listed = round;
   }
   return next;
 }
-/** Lists all, and drops those that are gone. One listing that is under way is followed by another. */
-let again = null; // whether one more is wanted; null while none is under way
+/** Lists all, and drops those that are gone. */
 async function list() {
   if (again != null) return void (again = true);
   again = false;
-  const [mine, since] = [++listing, performance.now()];
+  const [mine, since] = [listing, performance.now()];
   let cursor = "";
-  for (let delay = 1000; cursor != null && items.size < MOST; await breathe()) {
+  for (let delay = 1000; cursor != null && items.size < MOST && mine === listing; await breathe()) {
     try {
-      cursor = await page(cursor, 1000, mine);
+      cursor = await page(cursor, 1000, since);
       warn("list");
     } catch (error) {
-      if (error.status === 400) cursor = ""; // the cursor isn't known any more
+      if (error.status === 400) cursor = ""; // it isn't known any more
       warn("list", `The list can’t be read: ${error.message}.`);
       await wait((delay = Math.min(delay * 2, 30_000)) * (0.5 + Math.random()));
     }
-    if (mine !== listing) break;
   }
   const more = again;
   again = null;
-  if (mine !== listing) return more && !locked && list();
-  if (cursor == null) for (const it of items.values()) if (it.listed !== mine && it.touched < since) drop(it);
-  loaded = true;
-  route();
-  if (more) list();
+  if (mine === listing) {
+    if (cursor == null) for (const it of items.values()) if (it.listed !== since && it.touched < since) drop(it);
+    loaded = true;
+    route();
+  }
+  if (more && !locked) list();
 }
 
 // Events
 
 let source;
 let sourceDelay = 1000;
-const events = []; // the newest ones, for the log of the detail view
+const events = []; // the newest, for the detail view
 
 /** Follows all changes. A listing follows each connection: changes may have been missed before it. */
 function listen() {
@@ -273,18 +261,17 @@ function listen() {
     setTimeout(() => mine === source && !locked && listen(), sourceDelay * (0.5 + Math.random()));
     sourceDelay = Math.min(sourceDelay * 2, 30_000);
   };
-  mine.addEventListener("concept_progress", take);
-  mine.addEventListener("concept_absent", take);
+  for (const name of ["concept_progress", "concept_absent"]) mine.addEventListener(name, take);
   mine.addEventListener("concept_resync", list);
 }
 function take(event) {
   const { concept_id: id, reason, type, bytes, expires_at } = JSON.parse(event.data).data;
   const v = event.type === "concept_progress" ? event.lastEventId : null;
-  events.push({ time: new Date(), id, kind: v ? "stored" : reason ? "corrupt" : "gone", text: v ?? reason ?? "" });
-  if (events.length > 1000) events.splice(0, 500);
+  events.push([id, new Date().toLocaleTimeString("en", { hour12: false }), h(v ? "b.good" : "b.bad", v ? "stored" : reason ? "corrupt" : "gone"), v ?? reason ?? ""]);
+  if (events.length > 1000) events.shift();
   const item = items.get(id);
   if (id.startsWith(prefix) && (v || reason)) {
-    learn(id, { state: v ? "present" : "corrupt", reason, v, etag: v && `"${v}"`, type, bytes, expires: expires_at && expires_at * 1000, created: item?.v === v ? item.created : now() });
+    learn(id, { state: v ? "present" : "corrupt", reason, v, type, bytes, expires: expires_at && expires_at * 1000, created: item?.v === v ? item.created : now() });
     items.get(id).touched = performance.now();
   } else if (item) drop(item);
   if (id === opened?.id) open(id);
@@ -292,7 +279,6 @@ function take(event) {
 
 // The grid. Only tiles in view are elements; they are placed by transforms, so none moves another.
 
-const main = document.querySelector("main");
 const GAP = 12;
 const tiles = new Map(); // by item
 let shape = {}; // of the grid
@@ -300,10 +286,9 @@ let current; // the item whose tile has the focus, or had it last
 let lastTop = 0;
 let frame;
 let variants; // that the server permits
-const infos = limited(3); // browsers have six connections to a host
 
 function measure() {
-  const [width, rem] = [ui.tiles.clientWidth, parseFloat(getComputedStyle(document.documentElement).fontSize)];
+  const [width, rem] = [ui.tiles.clientWidth, parseFloat(getComputedStyle(document.body).fontSize)];
   if (!width) return;
   const columns = Math.max(2, Math.floor((width + GAP) / (10.5 * rem + GAP)));
   const side = (width - GAP * (columns - 1)) / columns;
@@ -312,7 +297,7 @@ function measure() {
   soon();
 }
 new ResizeObserver(measure).observe(main);
-main.addEventListener("scroll", soon, { passive: true });
+main.onscroll = soon;
 function soon() {
   frame ??= requestAnimationFrame(async () => {
     frame = null;
@@ -320,7 +305,6 @@ function soon() {
     draw();
   });
 }
-
 function draw() {
   if (!opened && !locked && bare() === ui.empty.hidden) return route();
   const total = count(items.size, "image");
@@ -336,104 +320,112 @@ function draw() {
   const focused = document.activeElement.closest(".tile"); // stays, or the focus would be lost
   for (const [item, tile] of tiles) {
     if (keep.has(item) || (tile.element === focused && !item.gone)) continue;
-    tile.image.src = ""; // stops its request
+    tile.image.removeAttribute("src"); // stops its request
     tile.element.remove();
     tiles.delete(item);
   }
   let next = ui.tiles.firstElementChild;
   wanted.forEach((item, at) => {
     if (!tiles.has(item)) tiles.set(item, makeTile(item));
-    const tile = tiles.get(item);
-    if (tile.element === next) next = next.nextElementSibling;
-    else ui.tiles.insertBefore(tile.element, next);
+    const { element, stops, paint } = tiles.get(item);
+    if (element === next) next = next.nextElementSibling;
+    else ui.tiles.insertBefore(element, next);
     at += first;
-    tile.element.style.transform = `translate(${(at % columns) * (side + GAP)}px, ${Math.floor(at / columns) * line}px)`;
-    tile.element.ariaPosInSet = at + 1;
-    tile.element.ariaSetSize = loaded ? shown.length : -1;
+    element.style.transform = `translate(${(at % columns) * (side + GAP)}px, ${Math.floor(at / columns) * line}px)`;
+    element.ariaPosInSet = at + 1;
+    element.ariaSetSize = loaded ? shown.length : -1;
     // One tile is in the tab order, and arrows go to the others.
-    for (const it of tile.stops) it.tabIndex = item === (keep.has(current) ? current : wanted[0]) ? 0 : -1;
-    if (tile.stamp !== item.stamp) tile.paint();
+    for (const it of stops) it.tabIndex = item === (keep.has(current) ? current : wanted[0]) ? 0 : -1;
+    paint();
   });
   // Who scrolls through thousands loads the images of the place where he stops.
   if (Math.abs(scrolled - lastTop) > 2 * view) loadLater();
   else loadTiles();
   lastTop = scrolled;
 }
-const loadTiles = () => [...tiles.values()].reverse().forEach((it) => it.load()); // the first ones last, so they are the next
+const loadTiles = () => [...tiles.values()].reverse().forEach((it) => it.load());
 const loadLater = debounced(120, loadTiles);
+
+/** Reads metadata, three at a time (browsers have six connections to a host); those asked for last are in view. */
+const queue = [];
+let reading = 0;
+function readNext() {
+  if (reading > 2 || !queue.length) return;
+  reading++;
+  queue.pop()().finally(() => (reading--, readNext()));
+}
 
 function makeTile(item) {
   const { id } = item;
   const image = h("img", { alt: "", decoding: "async", draggable: false });
   const [reason, type, facts, time, hits] = ["span.reason", "span.type", "span", "span", "span.hits"].map((it) => h(it));
-  const memory = h("i", { title: "in memory" }, h("span.sr", "in memory"));
+  const memory = h("i", { title: "in memory" });
   const link = h("a", { href: `#image/${id}` }, h("span.picture", image, reason, type), h("b", { title: id }, id), h("span.facts", facts), h("span.facts", time, hits, memory));
-  const acts = [press("Copy", () => copy(fullAddress(item))), press("Replace", () => choose(id)), press("Delete", () => askRemove(item))];
+  const acts = [press("Copy", () => copy(location.origin + address(item))), press("Replace", () => choose(id)), press("Delete", () => askRemove(item))];
   const element = h("li.tile", link, h("div.acts", ...acts));
   element.dataset.id = id;
+  let stamp; // of the item when it was painted
   let loading; // the version that is loaded
-  let sharp; // whether a sharper picture was asked for, after the thumbnail
+  let sharp; // whether a sharper picture follows the thumbnail
+  const here = () => tiles.get(item)?.image === image && loading === item.v;
   image.onload = () => {
     element.classList.add("drawn");
-    const sides = variants?.widths.filter((it) => it > 64 && it <= 512 && variants.heights.includes(it)) ?? [];
-    const w = sides.find((it) => it >= shape.side * devicePixelRatio) ?? sides.at(-1);
+    const w = variants?.widths.find((it) => it >= Math.min(500, shape.side * devicePixelRatio) && variants.heights.includes(it));
     if (!w || !item.width || sharp) return;
     sharp = true;
     setTimeout(() => here() && (image.src = address(item, "", { w, h: w, fit: "cover", format: "webp" })), 300);
   };
   image.onerror = () => (sharp ? (image.src = address(item, "/thumbnail")) : element.classList.remove("drawn"));
-  const here = () => tiles.get(item) === tile && loading === item.v;
-  const tile = {
-    element, image, stops: [link, ...acts],
-    tick() {
-      say(time, left(item));
-      time.className = item.expires != null && item.expires < now() + 60_000 ? "soon" : "";
-    },
+  const tick = () => {
+    say(time, left(item));
+    time.className = item.expires && item.expires < now() + 60_000 ? "soon" : "";
+  };
+  return {
+    element, image, tick, stops: [link, ...acts],
     paint() {
-      tile.stamp = item.stamp;
+      if (stamp === item.stamp) return;
+      stamp = item.stamp;
       element.dataset.state = item.state;
       const broken = item.state === "corrupt";
-      say(type, (item.type ?? "").replace(/^image\/|\+xml$/g, "").toUpperCase());
+      say(type, item.type?.replace(/^image\/|\+xml$/g, "").toUpperCase());
       say(facts, [broken ? "corrupt" : pixels(item), size(item.bytes ?? item.record_bytes)].filter(Boolean).join(" · "));
       say(reason, broken ? item.reason ?? "no image" : "");
       say(hits, item.hits ? count(item.hits, "hit") : "");
       memory.hidden = !item.in_memory;
-      tile.tick();
+      tick();
     },
     /** Loads the thumbnail. If nobody has read the image yet, its metadata come first. */
-    async load() {
+    load() {
       if (item.state === "corrupt" || loading === item.v) return;
       const known = (loading = item.v);
       sharp = false;
       if (known) image.src = address(item, "/thumbnail");
-      if (!item.width) {
-        const info = await infos(async () => here() && readInfo(item));
-        if (!info || tiles.get(item) !== tile) return;
+      if (item.width) return;
+      queue.push(async () => {
+        const info = here() && (await readInfo(item));
+        if (!info) return;
         loading = item.v;
         // Where the server can draw none, the browser may know the format.
         if (!known || !info.thumbnail) image.src = info.thumbnail ?? (item.bytes < 500_000 ? address(item) : "");
-      }
+      });
+      readNext();
     },
   };
-  return tile;
 }
 
 /** Reads the metadata of an image into its item, unless an event says something newer meanwhile. */
 async function readInfo(item) {
   const { touched } = item;
-  try {
-    const { id, url, expires_in, thumbhash, thumbnail, ...facts } = await askJson(`${pathOf(item.id)}/info`);
-    if (item.touched !== touched) return;
-    Object.assign(item, facts, { state: "present", v: facts.etag.slice(1, 33), expires: expiry(expires_in) });
-    return { thumbnail };
-  } catch (error) {
-    if (item.touched !== touched) return;
-    if (error.status === 502) Object.assign(item, { state: "corrupt", v: null, etag: null, reason: error.message.replace(" (502)", "") });
-    if (error.status === 404) drop(item);
-  } finally {
-    item.stamp++;
-    soon();
-  }
+  const [info, error] = await askJson(`${pathOf(item.id)}/info`).then((it) => [it], (it) => [null, it]);
+  if (item.touched !== touched) return;
+  if (info) {
+    const { type, width, height, bytes, etag, expires_in } = info;
+    Object.assign(item, { type, width, height, bytes, state: "present", v: etag.slice(1, 33), expires: expiry(expires_in) });
+  } else if (error.status === 502) Object.assign(item, { state: "corrupt", v: null, reason: error.message.replace(" (502)", "") });
+  else if (error.status === 404) drop(item);
+  item.stamp++;
+  soon();
+  return info;
 }
 
 // One timer for all countdowns in view.
@@ -471,10 +463,7 @@ addEventListener("keydown", (event) => {
     route();
     ui.filter.select();
   } else if (key === "Escape" && opened) location.hash = "";
-  else if (key === "Escape" && target === ui.filter) {
-    ui.filter.value = "";
-    arrange();
-  } else if (key === "ArrowDown" && target === ui.filter) focusTile(0);
+  else if (key === "ArrowDown" && target === ui.filter) focusTile(0);
   else if (tile && key === "Delete") askRemove(current);
   else if (tile && step) focusTile(shown.indexOf(current) + step);
   else return;
@@ -497,22 +486,29 @@ function warn(cause, text) {
   warnings.set(cause, text);
   const first = [...warnings.values()].find(Boolean);
   ui.banner.hidden = !first;
-  say(ui.trouble, first ?? "");
+  say(ui.trouble, first);
 }
 ui.retry.onclick = () => (poll(), listen());
-const untoast = debounced(3000, () => say(ui.toast, ""));
+const untoast = debounced(3000, () => say(ui.toast));
 const toast = (text) => (say(ui.toast, text), untoast());
 function copy(text) {
   // Only secure contexts have a clipboard.
   if (!navigator.clipboard) return prompt("To copy:", text);
-  navigator.clipboard.writeText(text).then(() => toast("Copied"), () => prompt("To copy:", text));
+  navigator.clipboard.writeText(text).then(() => toast("Copied"));
 }
 const snippet = (label, text) => h("div.snippet", h("span.dim", label), h("code", { tabIndex: 0 }, text), press("Copy", () => copy(text), { ariaLabel: `Copy: ${label}` }));
 
-// Storing
+// Writing. Only the version that the page has shown is replaced or deleted.
+
+const versionOf = (id) => ask(pathOf(id), { method: "HEAD" }).then((it) => it.headers.get("etag").slice(1, 33), () => null);
+/** Returns the precondition for a write: `v` is null for an unread or corrupt image, and undefined for none. */
+async function precondition(id, v) {
+  if (v === undefined) return { "if-none-match": "*" };
+  v ??= await versionOf(id);
+  return v ? { "if-match": `"${v}"` } : {};
+}
 
 let rows = []; // of the dialog
-
 /** Makes a valid id of a file's name. */
 function idFor(name) {
   const id = name.replace(/\.[^.]*$/, "").normalize("NFKD").replace(/\p{M}/gu, "").replace(/[^\w.:~-]+/g, "-").replace(/^\W+/, "");
@@ -521,35 +517,33 @@ function idFor(name) {
 function offer(files, id) {
   rows.push(...files.map((it) => makeRow(it, files.length === 1 ? id : null)));
   if (!ui.upload.open) ui.upload.showModal();
-  rows.forEach((it) => it.check());
+  checkRows();
   rows.at(-1).input.focus();
 }
+const checkRows = () => rows.forEach((it) => it.check());
 function makeRow(file, id) {
-  const input = h("input", { value: id ?? idFor(file.name), readOnly: id != null, ariaLabel: `Id for ${file.name}`, oninput: () => rows.forEach((it) => it.check()) });
+  const { name } = file;
+  const input = h("input", { value: id ?? idFor(name), readOnly: id != null, ariaLabel: `Id for ${name}`, oninput: checkRows });
   const note = h("p", { role: "status" });
-  const progress = h("progress", { value: 0, ariaLabel: `Sent of ${file.name}`, hidden: true });
+  const progress = h("progress", { value: 0, ariaLabel: `Sent of ${name}`, hidden: true });
   const picture = h("img", { src: URL.createObjectURL(file), alt: "" });
-  const element = h("li", picture, h("div", input, note, progress), h("span.dim", size(file.size)), press("×", () => it.close(), { ariaLabel: `Leave out ${file.name}` }));
-  const tell = (text, kind = "dim") => {
-    say(note, text);
-    note.className = kind;
-  };
-  let transfer;
-  let before; // the ETag that is replaced, and no other; "" for whatever is there; null for none
+  const element = h("li", picture, h("div", input, note, progress), h("span.dim", size(file.size)), press("×", () => it.close(), { ariaLabel: `Leave out ${name}` }));
+  const tell = (text, className) => (say(note, text), (note.className = className));
+  const transfer = new XMLHttpRequest(); // fetch doesn't tell how much was sent
+  let before; // the version that is replaced
   const it = {
     input,
     check() {
       if (it.done) return;
-      const wrong = /\.(webp|avif|jpg|png)$/.test(input.value) ? "An id doesn’t end in .webp, .avif, .jpg or .png."
-        : !/^\w[\w.:~-]{0,127}$/.test(input.value) ? "An id has 1 to 128 of A–Z a–z 0–9 . _ : ~ - and begins with a letter, a digit or _."
+      const wrong = !/^\w[\w.:~-]{0,127}$/.test(input.value) || /\.(webp|avif|jpg|png)$/.test(input.value)
+        ? "An id has 1 to 128 of A–Z a–z 0–9 . _ : ~ - and begins with a letter, a digit or _. It doesn’t end in .webp, .avif, .jpg or .png."
         : rows.some((row) => row !== it && row.input.value === input.value) ? "Another file here has this id." : "";
-      const item = items.get(input.value);
-      before = item ? item.etag ?? "" : null;
+      before = items.get(input.value)?.v;
       input.setCustomValidity(wrong);
-      tell(wrong || (item ? "Replaces the image that is there." : "New"), wrong ? "bad" : item ? "soon" : "dim");
+      tell(wrong || (before === undefined ? "New" : "Replaces the image that is there."), wrong ? "bad" : before === undefined ? "dim" : "soon");
     },
     close() {
-      transfer?.abort();
+      transfer.abort();
       URL.revokeObjectURL(picture.src);
       element.remove();
       rows = rows.filter((row) => row !== it);
@@ -557,20 +551,18 @@ function makeRow(file, id) {
     },
     async send() {
       const is = input.value;
-      tell("Sending…");
+      tell("Sending…", "dim");
       progress.hidden = false;
-      if (before === "" && items.get(is)?.state !== "corrupt") before = await etagOf(is);
-      // XMLHttpRequest, since fetch doesn't tell how much was sent.
-      transfer = new XMLHttpRequest();
+      const headers = await precondition(is, before);
       transfer.open("PUT", pathOf(is) + (ui.ttl.value && `?ttl=${ui.ttl.value}`));
       transfer.setRequestHeader("content-type", "application/octet-stream"); // the type is told from the bytes
-      if (before !== "") transfer.setRequestHeader(before ? "if-match" : "if-none-match", before ?? "*");
+      for (const header of Object.entries(headers)) transfer.setRequestHeader(...header);
       transfer.upload.onprogress = (event) => (progress.value = event.loaded / event.total);
       await new Promise((done) => ((transfer.onloadend = done), transfer.send(file)));
       progress.hidden = true;
       const { status, responseText } = transfer;
       it.done = status >= 200 && status < 300;
-      if (status === 412) before = await etagOf(is);
+      if (status === 412) before = (await versionOf(is)) ?? undefined;
       tell(it.done ? "Stored" : status === 412 ? `Not stored: the image to replace ${before ? "has changed since this page last saw it" : "is gone"} (412). Store again to store it all the same.`
         : `Not stored: ${status ? problem(status, responseText) : "the connection broke"}.`, it.done ? "good" : "bad");
     },
@@ -580,12 +572,12 @@ function makeRow(file, id) {
 }
 ui.upload.firstElementChild.onsubmit = (event) => {
   event.preventDefault();
-  const queue = rows.filter((it) => !it.done);
-  const bad = queue.find((it) => it.input.validationMessage);
+  const waiting = rows.filter((it) => !it.done);
+  const bad = waiting.find((it) => it.input.validationMessage);
   if (bad) return bad.input.focus();
   ui.send.disabled = true;
   const worker = async () => {
-    for (let it; (it = queue.shift()); ) await it.send();
+    for (let it; (it = waiting.shift()); ) await it.send();
   };
   Promise.all([worker(), worker()]).then(() => {
     ui.send.disabled = false;
@@ -600,7 +592,7 @@ ui.cancel.onclick = () => ui.upload.close();
 let chosenFor; // the id that the chosen file replaces
 function choose(id) {
   chosenFor = id;
-  ui.files.multiple = id == null;
+  ui.files.multiple = !id;
   ui.files.value = "";
   ui.files.click();
 }
@@ -628,24 +620,21 @@ function takeFiles(event) {
 addEventListener("drop", takeFiles);
 addEventListener("paste", takeFiles);
 
-// Deleting
-
 let removing;
-function askRemove(item) {
-  removing = { ...item };
-  say(ui.removed, item.id);
-  say(ui.problem, "");
+function askRemove({ id, v }) {
+  removing = { id, v };
+  say(ui.removed, id);
+  say(ui.problem);
   ui.remove.showModal();
 }
 ui.remove.firstElementChild.onsubmit = async (event) => {
   event.preventDefault();
-  const { id, state } = removing;
+  const { id, v } = removing;
   try {
-    removing.etag ??= await etagOf(id);
-    await ask(pathOf(id), { method: "DELETE", headers: state === "corrupt" ? {} : { "if-match": removing.etag ?? "*" } });
+    await ask(pathOf(id), { method: "DELETE", headers: await precondition(id, v) });
   } catch (error) {
     if (error.status === 412) {
-      removing.etag = await etagOf(id);
+      removing.v = await versionOf(id);
       error.message = "it was replaced since this page last saw it (412). Delete again to delete the new one";
     }
     if (error.status !== 404) return say(ui.problem, `Not deleted: ${error.message}.`);
@@ -674,7 +663,7 @@ async function open(id) {
   for (const it of shots) URL.revokeObjectURL(it.url);
   shots = [];
   ui.frame.className = ui.picture.src = "";
-  for (const it of ["shots", "headers", "uses"]) ui[it].textContent = "";
+  for (const it of ["shots", "headers", "uses"]) say(ui[it]);
   paintDetail();
   inspect();
   const info = await readInfo(item);
@@ -683,26 +672,25 @@ async function open(id) {
   if (info) fetchShot();
 }
 function paintDetail() {
-  const { id, state, v, gone, type, bytes, width, height } = opened;
+  const { id, state, v, gone, type, bytes, width, height, reason } = opened;
   say(ui.title, id);
   ui.picture.alt = `The image ${id}`;
   say(ui.state, gone ? "not there" : state);
   ui.state.className = gone || state === "corrupt" ? "bad" : "";
-  ui.detail.className = v ? "" : "bare";
   ui.frame.hidden = !v || gone;
   if (v) ui.blurred.src = address(opened, "/thumbnail");
-  say(ui.message, gone ? "No image has this id. It shows here once one is stored." : state === "corrupt" ? `Corrupt record: ${opened.reason}` : "");
+  say(ui.message, gone ? "No image has this id. It shows here once one is stored." : state === "corrupt" ? `Corrupt record: ${reason}` : "");
   // The room is reserved before the picture is there.
   ui.frame.style.setProperty("--ratio", width ? width / height : 1);
   ui.frame.style.setProperty("--pixels", width ? `${width}px` : "100%");
   ui.facts.replaceChildren(row("Pixels", pixels(opened)), row("Type", type), row("Bytes", bytes && `${bytes.toLocaleString("en")} (${size(bytes)})`), row("Version", v), row("Time left", ui.left));
   say(ui.left, left(opened));
-  const lines = events.filter((it) => it.id === id).slice(-50).reverse();
-  ui.log.replaceChildren(...(lines.length ? lines.map((it) => h("li", it.time.toLocaleTimeString("en", { hour12: false }), h(`b.${it.kind}`, it.kind), it.text)) : ["None since this page was opened."]));
+  const lines = events.filter((it) => it[0] === id).slice(-50).reverse();
+  ui.log.replaceChildren(...(lines.length ? lines.map((it) => h("li", ...it.slice(1))) : ["None since this page was opened."]));
   if (variants && !ui.fields.children.length) buildFields();
   if (!v || !width) return;
-  const url = (more) => fullAddress(opened, "", more);
-  const widths = variants?.widths.filter((it) => it <= width && it >= 256 && it % 256 === 0) ?? [];
+  const url = (variant) => location.origin + address(opened, "", variant);
+  const widths = variants?.widths.filter((it) => it <= width && it % 256 === 0) ?? [];
   ui.uses.replaceChildren(
     snippet("Address", url()),
     snippet("curl", `curl -o ${id} '${url()}'`),
@@ -720,15 +708,15 @@ function buildFields() {
   ui.fields.onchange = () => fetchShot(chosen());
 }
 function chosen() {
-  const all = Object.fromEntries([...new FormData(ui.fields)].filter(([, value]) => value));
+  const all = Object.fromEntries([...new FormData(ui.fields)].filter((it) => it[1]));
   if (!all.w || !all.h) delete all.fit;
   if (!all.w && !all.h) delete all.dpr;
   return all;
 }
 /** Fetches the original or a variant, past the browser's cache, and shows it with its bytes and headers. */
-async function fetchShot(parameters = {}) {
-  const [item, path, start] = [opened, address(opened, "", parameters), performance.now()];
-  const shot = { path, title: Object.entries(parameters).map((it) => it.join("=")).join(" ") || "original", headers: [] };
+async function fetchShot(variant = {}) {
+  const [item, path, start] = [opened, address(opened, "", variant), performance.now()];
+  const shot = { path, title: Object.entries(variant).map((it) => it.join("=")).join(" ") || "original", headers: [] };
   try {
     const answer = await fetch(path, { cache: "no-store" });
     const blob = await answer.blob();
@@ -749,7 +737,7 @@ async function fetchShot(parameters = {}) {
 const LAST = ["last-modified", "age", "content-length", "content-type", "cache-control", "etag", "server-timing", "cache-status"];
 function select(shot) {
   if (shot.url) ui.picture.src = shot.url;
-  say(ui.message, shot.problem ?? "");
+  say(ui.message, shot.problem);
   const place = ([name]) => -LAST.indexOf(name);
   ui.headers.replaceChildren(row("status", shot.status), ...shot.headers.sort((a, b) => place(a) - place(b)).map((it) => row(...it)));
   ui.shots.replaceChildren(...shots.map((it) => {
@@ -812,26 +800,27 @@ function showStatus(status) {
   say(cause, reason ?? "");
   say(store, status.store.address ?? status.store.kind);
   const reads = ["10s", "1m", "10m"].map((it) => [it.replace(/\D/, " $&"), status.reads[it]]);
-  say(hits, `Hits ${reads.map(([span, it]) => `${span} ${it.hit_ratio == null ? "–" : percent(it.hit_ratio)}`).join(" · ")}`);
-  const [span, timed] = reads.find(([, it]) => it.p50_us != null) ?? ["10 m", {}];
+  say(hits, `Hits ${reads.map(([span, it]) => `${span} ${percent(it.hit_ratio)}`).join(" · ")}`);
+  const [span, timed] = reads.find(([, it]) => it.p50_us != null) ?? reads[2];
   say(times, `p50 ${micros(timed.p50_us)} · p99 ${micros(timed.p99_us)} (${span})`);
   const { bytes, limit_bytes, images } = status.memory;
   meter.value = bytes / limit_bytes;
   say(memory, ` ${size(bytes)} of ${size(limit_bytes)} · ${count(images, "image")}`);
   say(streams, count(status.event_streams, "stream"));
   say(version, `v${status.version}`);
-  warn("writes", status.store.write_failure && `The store takes no writes: ${status.store.write_failure}.`);
+  const { write_failure } = status.store;
+  warn("writes", write_failure && `The store takes no writes: ${write_failure}.`);
+  warn("server");
   const first = !variants;
   variants = status.variants;
   if (opened) first ? paintDetail() : inspect();
 }
 async function poll() {
-  clearTimeout(poll.timer);
   if (!document.hidden && !locked) {
-    await askJson("/status").then((it) => (showStatus(it), warn("server")), (error) => {
+    await askJson("/status").then(showStatus, (error) => {
       coherence.dataset.state = "";
       say(state, "No status");
-      say(why, "");
+      say(why);
       say(cause, error.status ? error.message : "");
       warn("server", !error.status && "The server doesn’t answer. This page asks it again every two seconds.");
     });
@@ -839,7 +828,7 @@ async function poll() {
   clearTimeout(poll.timer);
   poll.timer = setTimeout(poll, 2000);
 }
-document.addEventListener("visibilitychange", () => document.hidden || poll());
+document.onvisibilitychange = poll;
 ui.more.onclick = () => (ui.more.ariaExpanded = ui.more.parentElement.classList.toggle("open"));
 
 // Start
@@ -850,7 +839,7 @@ ui.ways.append(
 
 /** Shows a first page at once. The whole list comes when changes are followed. */
 function begin() {
-  page("", 60, listing).catch(() => {});
+  page("", 60).catch(() => {});
   route();
   measure();
   listen();
