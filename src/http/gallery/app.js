@@ -181,11 +181,16 @@ async function placeAll() {
   placing = false;
   shown = words.length ? sorted.filter((it) => it.matches) : sorted;
 }
-function arrange() {
+async function arrange() {
   words = ui.filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-  sorted.forEach((it) => changed.add(it));
+  const all = sorted;
   sorted = [];
   main.scrollTop = 0;
+  for (const it of all) {
+    it.rank = null;
+    changed.add(it);
+    if (changed.size % 1000 === 0) await breathe();
+  }
   soon();
 }
 
@@ -267,7 +272,7 @@ function listen() {
 function take(event) {
   const { concept_id: id, reason, type, bytes, expires_at } = JSON.parse(event.data).data;
   const v = event.type === "concept_progress" ? event.lastEventId : null;
-  events.push([id, new Date().toLocaleTimeString("en", { hour12: false }), h(v ? "b.good" : "b.bad", v ? "stored" : reason ? "corrupt" : "gone"), v ?? reason ?? ""]);
+  events.push({ id, time: new Date(), kind: v ? "stored" : reason ? "corrupt" : "gone", text: v ?? reason ?? "" });
   if (events.length > 1000) events.shift();
   const item = items.get(id);
   if (id.startsWith(prefix) && (v || reason)) {
@@ -685,8 +690,8 @@ function paintDetail() {
   ui.frame.style.setProperty("--pixels", width ? `${width}px` : "100%");
   ui.facts.replaceChildren(row("Pixels", pixels(opened)), row("Type", type), row("Bytes", bytes && `${bytes.toLocaleString("en")} (${size(bytes)})`), row("Version", v), row("Time left", ui.left));
   say(ui.left, left(opened));
-  const lines = events.filter((it) => it[0] === id).slice(-50).reverse();
-  ui.log.replaceChildren(...(lines.length ? lines.map((it) => h("li", ...it.slice(1))) : ["None since this page was opened."]));
+  const lines = events.filter((it) => it.id === id).slice(-50).reverse();
+  ui.log.replaceChildren(...(lines.length ? lines.map((it) => h("li", it.time.toLocaleTimeString("en", { hour12: false }), h(`b.${it.kind}`, it.kind), it.text)) : ["None since this page was opened."]));
   if (variants && !ui.fields.children.length) buildFields();
   if (!v || !width) return;
   const url = (variant) => location.origin + address(opened, "", variant);
