@@ -1,4 +1,4 @@
-// Runs Vite's development server with the proxy of docs/guide.md. Started by tests/it/access.rs:
+// Runs Vite's development server with the short form of its proxy, which passes everything on. Started by tests/it/access.rs:
 //
 //   node vite.mjs FOLDER PORT ORIGIN
 //

@@ -653,7 +653,7 @@ async fn haproxy(origin: SocketAddr, words: &str, lines: &str) -> (Running, Sock
     (Running::spawn(dir, command).until_it_listens(address).await, address)
 }
 
-/// Vite's development server with the short form of its proxy, as in the guide.
+/// Vite's development server with the short form of its proxy, which passes everything on.
 async fn vite(origin: SocketAddr) -> (Running, SocketAddr) {
     let address = address();
     let mut command = Command::new("node");
