@@ -160,6 +160,7 @@ function merge(many, few) {
 /** Puts changed items in their places, some at a time: a few milliseconds, even among 100,000. */
 async function placeAll() {
   placing = true;
+  resumed = performance.now();
   while (changed.size) {
     const some = [];
     for (const it of changed) if (some.push(it) === 2000) break;
@@ -426,8 +427,10 @@ async function readInfo(item) {
   if (info) {
     const { type, width, height, bytes, etag, expires_in } = info;
     Object.assign(item, { type, width, height, bytes, state: "present", v: etag.slice(1, 33), expires: expiry(expires_in) });
-  } else if (error.status === 502) Object.assign(item, { state: "corrupt", v: null, reason: error.message.replace(" (502)", "") });
-  else if (error.status === 404) drop(item);
+  } else if (error.status === 502) {
+    Object.assign(item, { state: "corrupt", v: null, reason: error.message.replace(" (502)", "") });
+    if (!item.gone) changed.add(item);
+  } else if (error.status === 404) drop(item);
   item.stamp++;
   soon();
   return info;
@@ -844,7 +847,7 @@ ui.ways.append(
 
 /** Shows a first page at once. The whole list comes when changes are followed. */
 function begin() {
-  page("", 60).catch(() => {});
+  page("", 60).then(placeAll).then(draw, () => {});
   route();
   measure();
   listen();
