@@ -213,7 +213,7 @@ async function page(cursor, limit, round) {
     facts.expires = expiry(expires_in);
     if (Math.abs(item?.expires - facts.expires) < 2000) facts.expires = item.expires; // it is told in seconds
     if (!item || (item.touched < since && Object.keys(facts).some((it) => item[it] !== facts[it]))) learn(id, facts);
-    items.get(id).listed = round;
+    if (round) items.get(id).listed = round;
   }
   return next;
 }
