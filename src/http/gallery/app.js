@@ -365,7 +365,7 @@ function makeTile(item) {
   const { id } = item;
   const image = h("img", { alt: "", decoding: "async", draggable: false });
   const [reason, type, facts, time, hits] = ["span.reason", "span.type", "span", "span", "span.hits"].map((it) => h(it));
-  const memory = h("i", { title: "in memory" });
+  const memory = h("i", { title: "in memory", role: "img", ariaLabel: "in memory" });
   const link = h("a", { href: `#image/${id}` }, h("span.picture", image, reason, type), h("b", { title: id }, id), h("span.facts", facts), h("span.facts", time, hits, memory));
   const acts = [press("Copy", () => copy(location.origin + address(item))), press("Replace", () => choose(id)), press("Delete", () => askRemove(item))];
   const element = h("li.tile", link, h("div.acts", ...acts));
@@ -821,6 +821,7 @@ function showStatus(status) {
   warn("server");
   const first = !variants;
   variants = status.variants;
+  if (first) tiles.forEach(({ image }) => image.naturalWidth && image.onload());
   if (opened) first ? paintDetail() : inspect();
 }
 async function poll() {
