@@ -44,9 +44,13 @@ pub(super) async fn run(
         value.len()
     );
     let ttl = ttl.unwrap_or(settings.records.ttl);
-    match Store::open(settings).await {
+    let place = match Store::open(settings).await {
         Ok(store) => {
             store.put(id, value, Expiry::In(ttl), &Condition::Always).await?;
+            match &store {
+                Store::Redis(_) => settings.redis.url.public().unwrap_or_default(),
+                Store::Embedded(store) => store.path().display().to_string(),
+            }
         }
         Err(error) if error.is::<InUse>() => {
             let path = format!("/images/{id}?ttl={}ms", ttl.as_millis());
@@ -57,11 +61,12 @@ pub(super) async fn run(
                 .with_context(|| format!("{error}, and the server can't be asked to write"))?;
             let body = String::from_utf8_lossy(&body);
             anyhow::ensure!(status.is_success(), "the server refused the image: {status} {body}");
+            "the running server".to_owned()
         }
         Err(error) => return Err(error),
-    }
+    };
     println!(
-        "{id}: {} of {} bytes, for {}",
+        "{id}: {} of {} bytes, for {}, in {place}",
         media_type.as_str(),
         bytes.len(),
         humantime::format_duration(ttl)

@@ -143,9 +143,11 @@ async fn put_writes_with_and_without_a_running_server() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    assert_eq!(put("before", 1), "before: image/png of 300000 bytes, for 1m 30s\n");
+    let place = store.join("records.redb");
+    let told = format!("before: image/png of 300000 bytes, for 1m 30s, in {}\n", place.display());
+    assert_eq!(put("before", 1), told);
     let process = Process::embedded(&store);
-    put("during", process.address.port());
+    assert!(put("during", process.address.port()).ends_with(", in the running server\n"));
     for id in ["before", "during"] {
         assert_eq!(get(process.address, &format!("/images/{id}"), &[]).await.body, bytes, "{id}");
     }
