@@ -202,7 +202,7 @@ let listing = 0; // changes when what is being listed isn't wanted any more
 let loaded = false; // whether all were listed once
 let again = null; // whether another listing shall follow the one under way; null while none is
 
-/** Asks for a page. What an event has said since is newer. */
+/** Asks for a page. An event since then is newer. */
 async function page(cursor, limit, round) {
   const [mine, since] = [listing, performance.now()];
   const { images, next } = await askJson(`/images?${new URLSearchParams({ prefix, cursor, limit })}`);
@@ -344,7 +344,7 @@ function draw() {
     for (const it of stops) it.tabIndex = item === (keep.has(current) ? current : wanted[0]) ? 0 : -1;
     paint();
   });
-  // Who scrolls through thousands loads the images of the place where he stops.
+  // A jump over thousands loads the images of the place where it ends.
   if (Math.abs(scrolled - lastTop) > 2 * view) loadLater();
   else loadTiles();
   lastTop = scrolled;
@@ -662,6 +662,8 @@ ui.delete.onclick = () => askRemove(opened);
 
 let opened; // the item that is shown
 let shots = []; // variants that were fetched, the original first
+let selected; // the one that is shown
+let newest; // the path that was asked for last
 ui.left = h("span");
 ui.picture.onload = () => (ui.frame.className = "drawn");
 
@@ -670,6 +672,7 @@ async function open(id) {
   const item = (opened = items.get(id) ?? newItem(id));
   for (const it of shots) URL.revokeObjectURL(it.url);
   shots = [];
+  selected = null;
   ui.frame.className = ui.picture.src = "";
   for (const it of ["shots", "headers", "uses"]) say(ui[it]);
   paintDetail();
@@ -724,6 +727,7 @@ function chosen() {
 /** Fetches the original or a variant, past the browser's cache, and shows it with its bytes and headers. */
 async function fetchShot(variant = {}) {
   const [item, path, start] = [opened, address(opened, "", variant), performance.now()];
+  newest = path;
   const shot = { path, title: Object.entries(variant).map((it) => it.join("=")).join(" ") || "original", headers: [] };
   try {
     const answer = await fetch(path, { cache: "no-store" });
@@ -740,10 +744,11 @@ async function fetchShot(variant = {}) {
   }
   if (opened !== item || !path.endsWith(item.v)) return;
   shots = [...shots.filter((it) => it.path !== path), shot];
-  select(shot);
+  select(path === newest ? shot : selected ?? shot);
 }
 const LAST = ["last-modified", "age", "content-length", "content-type", "cache-control", "etag", "server-timing", "cache-status"];
 function select(shot) {
+  selected = shot;
   if (shot.url) ui.picture.src = shot.url;
   say(ui.message, shot.problem);
   const place = ([name]) => -LAST.indexOf(name);
