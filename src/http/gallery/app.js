@@ -687,7 +687,9 @@ function paintDetail() {
   say(ui.title, id);
   ui.picture.alt = `The image ${id}`;
   say(ui.state, gone ? "not there" : state);
-  ui.state.className = gone || state === "corrupt" ? "bad" : "";
+  const bad = gone || state === "corrupt";
+  ui.state.className = bad ? "bad" : "";
+  ui.detail.className = bad ? "bare" : "";
   ui.frame.hidden = !v || gone;
   if (v) ui.blurred.src = address(opened, "/thumbnail");
   say(ui.message, gone ? "No image has this id. It shows here once one is stored." : state === "corrupt" ? `Corrupt record: ${reason}` : "");
