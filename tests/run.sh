@@ -10,7 +10,8 @@
 #
 # Soak: AFTERIMAGE_TEST_SOAK_MINUTES (60) in all, AFTERIMAGE_TEST_EVENTS_SECONDS (900) for one run of the streams,
 # AFTERIMAGE_TEST_FAULTS_SECONDS (600) for one of the checker with faults on each kind of server. AFTERIMAGE_TEST_PROGRAM is
-# the path of another build for the tests that run the program, such as a release build whose figures are wanted.
+# the path of another build for the tests that run the program, such as a release build whose figures are wanted, and
+# AFTERIMAGE_TEST_GALLERY_IMAGES (20000) the number of images in the test of the gallery.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

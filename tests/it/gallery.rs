@@ -366,5 +366,7 @@ async fn the_gallery_stores_shows_replaces_and_removes_images_in_chromium() {
     let redis = RedisServer::start().await;
     let server = start(&redis).await;
     let address = format!("http://{}/#token={TOKEN}", server.address);
-    passes_checks("gallery.mjs", &[&address, &redis.port.to_string()]).await;
+    let images = std::env::var("AFTERIMAGE_TEST_GALLERY_IMAGES");
+    let images = images.as_deref().unwrap_or("20000");
+    passes_checks("gallery.mjs", &[&address, &redis.port.to_string(), images]).await;
 }
