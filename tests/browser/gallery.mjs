@@ -3,8 +3,9 @@
 //   node gallery.mjs FOLDER CHROMIUM ADDRESS REDIS_PORT [MANY] [SCREENSHOTS]
 //
 // FOLDER has playwright-core and axe-core, ADDRESS is the one that the start prints (http://…/#token=…), and the Redis at
-// REDIS_PORT of 127.0.0.1 is empty. MANY is the number of images in the check of many, by default 100000. Prints a line of JSON for each check: {"check", "ok", "error"?} and figures. The status is 1
-// if one failed. With SCREENSHOTS, a folder, it leaves pictures there.
+// REDIS_PORT of 127.0.0.1 is empty. MANY is the number of images in the check of many, by default 100000. Prints a line of JSON for
+// each check: {"check", "ok", "error"?} and figures. The status is 1 if one failed. With SCREENSHOTS, a folder, it leaves pictures
+// there.
 import { createHash } from "node:crypto";
 import { createRequire } from "node:module";
 import { connect } from "node:net";
