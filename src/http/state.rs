@@ -1,6 +1,6 @@
 //! The state that the handlers share.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use axum::http::HeaderValue;
@@ -22,7 +22,8 @@ pub(crate) struct HttpState {
     pub(crate) events: Events,
     /// The figures of the last minutes.
     pub(crate) recent: Recent,
-    pub(crate) gallery: Gallery,
+    /// Put together for the first that asks, so that a start doesn't wait for its compression.
+    pub(crate) gallery: OnceLock<Gallery>,
     /// Time of the start.
     pub(crate) started: SystemTime,
 }
@@ -32,7 +33,13 @@ impl HttpState {
         let fresh = representation::cache_control(&app.settings.http);
         let events = Events::start(&app.hub, &app.reader, events::encode, &app.settings);
         let recent = Recent::start(&app.metrics, Route::Image.pattern());
-        let (gallery, started) = (Gallery::new(), SystemTime::now());
-        HttpState { app, fresh, events, recent, gallery, started }
+        HttpState {
+            app,
+            fresh,
+            events,
+            recent,
+            gallery: OnceLock::new(),
+            started: SystemTime::now(),
+        }
     }
 }

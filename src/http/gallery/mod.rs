@@ -1,4 +1,4 @@
-//! `GET /`: the gallery, one page that is put together from three files at the start.
+//! `GET /`: the gallery, one page that is put together from three files.
 
 use std::sync::Arc;
 
@@ -50,7 +50,7 @@ impl Gallery {
 
 /// `GET /`. The page has nothing of anybody's in it: what it shows, it asks for with a right to see it.
 pub(crate) async fn get(State(state): State<Arc<HttpState>>, headers: HeaderMap) -> Response {
-    let Gallery { page, coded, policy } = &state.gallery;
+    let Gallery { page, coded, policy } = state.gallery.get_or_init(Gallery::new);
     let best = negotiation::accepted_codings(&headers).best(coded.iter().map(|(it, _)| *it));
     let chosen = coded.iter().find(|(coding, _)| Some(*coding) == best);
     let fixed = |text| HeaderValue::from_static(text);
