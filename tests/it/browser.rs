@@ -56,7 +56,9 @@ pub(crate) fn script(name: &str) -> PathBuf {
 /// Runs a script that makes many checks in one Chromium and prints a line of JSON for each, and prints its lines. Fails with those
 /// that aren't `ok`.
 pub(crate) async fn passes_checks(name: &str, arguments: &[&str]) {
-    let mut command = Command::new("node");
+    // What a script waits for in a page has no end of its own.
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=5", "300", "node"]);
     command.arg(script(name)).arg(browser_folder()).arg(CHROMIUM).args(arguments);
     command.stderr(Stdio::inherit());
     let run = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
