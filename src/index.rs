@@ -81,7 +81,8 @@ pub enum Known {
 
 impl Known {
     /// The version of the image, if there is one.
-    fn version(&self) -> Option<Version> {
+    #[must_use]
+    pub fn version(&self) -> Option<Version> {
         match self {
             Known::Present(metadata) => Some(metadata.version),
             Known::Offloaded(remote) => Some(remote.version),

@@ -66,8 +66,9 @@ impl Recent {
 
     /// Reads the figures of all windows.
     pub(crate) fn windows(&self) -> [Window; WINDOWS.len()] {
-        let counts = self.metrics.read_counts(self.route);
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        // Under the lock, so that no sample is later than they are.
+        let counts = self.metrics.read_counts(self.route);
         samples.windows(Instant::now(), &counts)
     }
 }

@@ -113,7 +113,7 @@ impl Events {
     }
 
     /// Opens a stream. It begins with the state of every image that it follows; with a prefix, of no more images than a
-    /// stream may name, and then the list of them.
+    /// stream may name, and then the list of them. A stream of changes begins with nothing.
     pub(crate) fn subscribe(
         &self,
         client: PeerKey,

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
@@ -12,6 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::events::parse_prefix;
+use super::json::{merge, unix_seconds};
 use super::problem::Problem;
 use super::state::HttpState;
 use super::{NEVER_CACHED, auth};
@@ -85,16 +85,4 @@ fn image(listed: &ListedImage) -> Value {
     };
     merge(&mut image, further);
     image
-}
-
-/// Adds the members of an object to another.
-pub(super) fn merge(object: &mut Value, further: Value) {
-    if let (Value::Object(object), Value::Object(further)) = (object, further) {
-        object.extend(further);
-    }
-}
-
-/// A time in whole seconds since 1970.
-pub(super) fn unix_seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -21,6 +21,7 @@ mod host;
 mod images;
 pub(crate) mod in_flight;
 mod info;
+mod json;
 mod listing;
 mod negotiation;
 mod openapi;

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::header::{CACHE_CONTROL, ORIGIN, SET_COOKIE};
+use axum::http::header::{ORIGIN, SET_COOKIE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
-use super::auth;
 use super::problem::Problem;
 use super::state::HttpState;
+use super::{NEVER_CACHED, auth};
 
 /// `POST /session` with a bearer token.
 pub(crate) async fn post(
@@ -30,9 +30,6 @@ fn with_cookie(headers: &HeaderMap, session: &str, attributes: &str) -> Response
     let is_secure = headers.get(ORIGIN).is_some_and(|it| it.as_bytes().starts_with(b"https://"));
     let secure = if is_secure { "; Secure" } else { "" };
     let cookie = format!("{name}={session}; Path=/; HttpOnly; SameSite=Strict{secure}{attributes}");
-    let headers = [
-        (SET_COOKIE, HeaderValue::try_from(cookie).expect("names and digits are ASCII")),
-        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
-    ];
-    (StatusCode::NO_CONTENT, headers).into_response()
+    let cookie = HeaderValue::try_from(cookie).expect("names and digits are ASCII");
+    (StatusCode::NO_CONTENT, [NEVER_CACHED], [(SET_COOKIE, cookie)]).into_response()
 }

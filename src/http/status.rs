@@ -10,12 +10,13 @@ use axum::extract::{Path, Request, State};
 use axum::response::IntoResponse;
 use serde_json::{Map, Value, json};
 
-use super::listing::{merge, unix_seconds};
+use super::json::{merge, unix_seconds};
 use super::problem::Problem;
 use super::state::HttpState;
 use super::{NEVER_CACHED, auth, images};
 use crate::app::App;
 use crate::cache;
+use crate::image::variant::Format;
 use crate::image::{Representation, RepresentationKind};
 use crate::index::{InspectedEntry, Known};
 use crate::recent::Window;
@@ -86,8 +87,8 @@ fn store(app: &App) -> Value {
 /// The variants that clients may request.
 fn variants(app: &App) -> Value {
     let pictures = &app.settings.pictures;
-    let formats = ["webp", "avif", "jpg", "png"];
-    let formats: Vec<_> = formats.into_iter().filter(|it| *it != "avif" || pictures.avif).collect();
+    let formats = Format::ALL.into_iter().filter(|it| *it != Format::Avif || pictures.avif);
+    let formats: Vec<_> = formats.map(Format::name).collect();
     json!({
         "widths": pictures.widths,
         "heights": pictures.heights,
@@ -125,11 +126,7 @@ pub(crate) async fn debug(
         "memory_bytes": 0,
     });
     if let Some(found) = &inspection.entry {
-        let version = match &found.known {
-            Known::Present(metadata) => Some(metadata.version),
-            Known::Offloaded(remote) => Some(remote.version),
-            Known::Absent | Known::Corrupt(_) => None,
-        };
+        let version = found.known.version();
         let held = version.map(|it| app.cache.representations(&id, it)).unwrap_or_default();
         let bytes: usize = held.iter().map(|it| it.body.len() + cache::OVERHEAD).sum();
         merge(&mut known, entry(found));

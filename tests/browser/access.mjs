@@ -6,6 +6,7 @@
 // [address, options of fetch]; `image` puts an image into the body. The result is a list of statuses, or of errors.
 import { createRequire } from "node:module";
 import { join, resolve } from "node:path";
+import { args } from "./chromium.mjs";
 
 const [folder, executablePath, profile, page, map, attempts] = process.argv.slice(2);
 // `import` ignores NODE_PATH.
@@ -15,16 +16,7 @@ const browser = await chromium.launchPersistentContext(profile, {
   executablePath,
   headless: true,
   timeout: 60_000,
-  args: [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    ...(map ? [`--host-resolver-rules=${map}`] : []),
-  ],
+  args: [...args, ...(map ? [`--host-resolver-rules=${map}`] : [])],
 });
 const tab = await browser.newPage();
 await tab.goto(page);

@@ -7,6 +7,7 @@
 import { createRequire } from "node:module";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
+import { args } from "./chromium.mjs";
 
 const [folder, executablePath, url, screenshot] = process.argv.slice(2);
 // `import` ignores NODE_PATH.
@@ -15,7 +16,7 @@ const { chromium } = createRequire(join(resolve(folder), "package.json"))("playw
 const browser = await chromium.launch({
   executablePath,
   headless: true,
-  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
+  args,
 });
 const page = await browser.newPage({ viewport: { width: 1000, height: 560 } });
 page.setDefaultTimeout(60_000);

@@ -10,6 +10,7 @@ import { createHash } from "node:crypto";
 import { createRequire } from "node:module";
 import { connect } from "node:net";
 import { join, resolve } from "node:path";
+import { args } from "./chromium.mjs";
 
 const [folder, executablePath, address, redisPort, many = 100_000, screenshots] = process.argv.slice(2);
 // `import` ignores NODE_PATH.
@@ -50,7 +51,7 @@ const record = (bytes) => JSON.stringify({ base64_data: bytes });
 const browser = await chromium.launch({
   executablePath,
   headless: true,
-  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-precise-memory-info"],
+  args: [...args, "--enable-precise-memory-info"],
 });
 
 /** Messages that no page may have had. */

@@ -8,6 +8,7 @@
 import { createRequire } from "node:module";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
+import { args } from "./chromium.mjs";
 
 const [folder, executablePath, profile] = process.argv.slice(2);
 // `import` ignores NODE_PATH.
@@ -22,15 +23,7 @@ const browser = await chromium.launchPersistentContext(profile, {
   headless: true,
   timeout: patience,
   viewport: { width: 800, height: 200 },
-  args: [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-  ],
+  args,
 });
 browser.setDefaultTimeout(patience);
 

@@ -16,6 +16,7 @@ import { join, resolve } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { gzipSync } from "node:zlib";
 import { docs } from "./frontend-docs.mjs";
+import { args } from "./chromium.mjs";
 
 const [folder, executablePath, origin, token, mode, saved] = process.argv.slice(2);
 const repository = fileURLToPath(new URL("../..", import.meta.url));
@@ -257,7 +258,7 @@ const root = example();
 const browser = await chromium.launch({
   executablePath,
   headless: true,
-  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
+  args,
 });
 try {
   await { throttled: measure, screenshots, undefined: checks }[mode]();

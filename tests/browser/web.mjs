@@ -13,6 +13,7 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import { crc32, deflateSync } from "node:zlib";
+import { args } from "./chromium.mjs";
 
 const [folder, executablePath, server, token, screenshots] = process.argv.slice(2);
 // `import` ignores NODE_PATH.
@@ -138,13 +139,7 @@ const chromiumProcess = spawn(
     "--pdeathsig=KILL",
     executablePath,
     "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
+    ...args,
     "--remote-debugging-port=0",
     `--user-data-dir=${userData}`,
   ],

@@ -1,4 +1,4 @@
-//! What pages are made with: the package for front ends, the example with Vite, and the snippets of the guide, in Chromium.
+//! The front end: the package, the example with Vite, and the snippets of the guide, in Chromium.
 
 use std::path::Path;
 use std::process::Command;
@@ -21,8 +21,7 @@ async fn start(redis: &RedisServer) -> Server {
     Server::on(redis, &settings).await.coherent().await
 }
 
-/// Runs a program in a copy of the package and the example that finds the packages of the browser's folder, and fails if it
-/// does.
+/// Runs a program in a folder, and fails if it does.
 fn run(program: &str, arguments: &[&str], folder: &Path) {
     let run = Command::new(program).args(arguments).current_dir(folder).output().unwrap();
     let [out, err] = [&run.stdout, &run.stderr].map(|it| String::from_utf8_lossy(it));
@@ -41,12 +40,8 @@ async fn the_package_is_typed_small_and_right_in_its_pure_parts() {
         run("cp", &["-r", package.join(part).to_str().unwrap(), "."], &copy);
     }
     run("node", &["../node_modules/typescript/bin/tsc"], &copy);
-    run(
-        "node",
-        &["--test", "test/follow.test.js", "test/thumbhash.test.js", "test/url.test.js"],
-        &copy,
-    );
-    run("node", &["test/size.mjs"], &copy);
+    run("npm", &["test"], &copy);
+    run("npm", &["run", "size"], &copy);
     std::fs::remove_dir_all(&copy).unwrap();
 }
 
