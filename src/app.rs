@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::Notify;
+
 use crate::audit::Auditor;
 use crate::budget::{FetchBudget, WriteBudget};
 use crate::cache::{Cache, CacheLimits};
@@ -11,13 +13,14 @@ use crate::cpu::Cpu;
 use crate::events::Hub;
 use crate::holders::Holders;
 use crate::index::{Guard, Index, IndexLimits};
-use crate::limit::Turns;
+use crate::limit::{HeadLimits, Shares, Turns};
 use crate::metrics::Metrics;
 use crate::offload::{self, MoveTasks, Mover, Offload};
 use crate::originals::Originals;
+use crate::peer::PeerKey;
 use crate::read::{CorruptLog, FETCHES_EACH, Outcome, Reader};
 use crate::render::Renderer;
-use crate::settings::{Settings, Token};
+use crate::settings::{LimitSettings, Settings, Token};
 use crate::shutdown::Shutdown;
 use crate::store::{ChangeListener, Store};
 use crate::task::Task;
@@ -32,7 +35,7 @@ const RECENT_SHARE: usize = 4;
 /// Only `http` and `server` receive an `App`. Each part has the neighbours that it needs.
 #[derive(Debug)]
 pub struct App {
-    /// The settings, as given at start.
+    /// The settings, as given at start. Those that a reload may change are read from the parts that obey them.
     pub settings: Settings,
     /// The store of records.
     pub(crate) store: Arc<Store>,
@@ -44,6 +47,7 @@ pub struct App {
     pub reader: Arc<Reader>,
     /// Writes images.
     pub(crate) writer: Writer,
+    budget: Arc<FetchBudget>,
     /// Memory for what is being written.
     pub(crate) write_budget: WriteBudget,
     /// Renders pictures.
@@ -54,6 +58,12 @@ pub struct App {
     pub(crate) cpu: Cpu,
     /// The answers that are being sent.
     pub(crate) holders: Arc<Holders>,
+    /// The places for connections, and for requests that are worked on.
+    pub(crate) connections: Shares<PeerKey>,
+    pub(crate) requests: Shares<PeerKey>,
+    pub(crate) head_limits: Arc<HeadLimits>,
+    /// Notified at each reload of the settings.
+    pub(crate) reloaded: Arc<Notify>,
     /// The counters.
     pub(crate) metrics: Arc<Metrics>,
     /// The tokens that may write and list.
@@ -87,6 +97,19 @@ impl App {
         clock: Clock,
     ) -> anyhow::Result<Arc<App>> {
         App::assemble(settings, None, guard, clock).await
+    }
+
+    /// Takes over the limits of a reload. What is held beyond a limit stays until it is let go.
+    pub(crate) fn set_limits(&self, limits: &LimitSettings) {
+        self.index.resize(limits.waiters.get(), limits.requests.get());
+        self.renderer.resize(limits.renders);
+        self.holders.resize(limits.answers.get());
+        self.connections.resize(limits.connections.get());
+        self.requests.resize(limits.requests.get());
+        self.budget.resize(limits.fetch_bytes);
+        self.cache.set_recent_bytes(limits.fetch_bytes / RECENT_SHARE);
+        self.write_budget.resize(limits.write_bytes);
+        self.head_limits.set(limits);
     }
 
     async fn assemble(
@@ -166,7 +189,7 @@ impl App {
         let auditor = Auditor {
             index: Arc::clone(&index),
             store: Arc::clone(&store),
-            budget,
+            budget: Arc::clone(&budget),
             cpu: cpu.clone(),
             metrics: Arc::clone(&metrics),
         };
@@ -179,6 +202,11 @@ impl App {
             index,
             cache,
             reader,
+            budget,
+            connections: Shares::new(settings.limits.connections.get()),
+            requests: Shares::new(settings.limits.requests.get()),
+            head_limits: Arc::new(HeadLimits::new(&settings.limits)),
+            reloaded: Arc::default(),
             write_budget,
             renderer,
             cpu,

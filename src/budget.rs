@@ -1,6 +1,7 @@
 //! Byte budgets: memory for values that are being fetched (`[limits] fetch_bytes`) or written (`write_bytes`).
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -15,9 +16,7 @@ use crate::metrics::{Metrics, Shed};
 /// budget.
 #[derive(Debug)]
 pub struct FetchBudget {
-    /// One permit for each KiB.
-    permits: Semaphore,
-    bytes: u64,
+    room: Room,
     patience: Duration,
     cache: Arc<Cache>,
     holders: Arc<Holders>,
@@ -34,8 +33,7 @@ impl FetchBudget {
         holders: Arc<Holders>,
         metrics: Arc<Metrics>,
     ) -> FetchBudget {
-        let permits = Semaphore::new(bytes.div_ceil(1024));
-        FetchBudget { permits, bytes: bytes as u64, patience, cache, holders, metrics }
+        FetchBudget { room: Room::new(bytes), patience, cache, holders, metrics }
     }
 
     /// Reserves memory for a value. A value larger than the budget gets all of it.
@@ -48,7 +46,12 @@ impl FetchBudget {
 
     /// All of the budget, in bytes.
     pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
+        self.room.bytes()
+    }
+
+    /// Changes the budget. What is reserved stays so.
+    pub(crate) fn resize(&self, bytes: usize) {
+        self.room.resize(bytes);
     }
 
     /// The same as [`FetchBudget::reserve`], with a patience of the caller's.
@@ -59,7 +62,7 @@ impl FetchBudget {
     ) -> Result<SemaphorePermit<'_>, OverBudget> {
         let has_room = || {
             let in_flight = self.cache.held().in_flight as u64;
-            in_flight == 0 || in_flight + bytes <= self.bytes
+            in_flight == 0 || in_flight + bytes <= self.bytes()
         };
         let fits = || {
             // Images that are in memory for a moment make room first.
@@ -71,7 +74,7 @@ impl FetchBudget {
         let reserved = async {
             // Before the queue, whose first would otherwise wait for slow clients, and all others for the first.
             self.holders.drop_until(fits).await;
-            let permit = self.permits.acquire_many(kibibytes(bytes.min(self.bytes))).await.ok()?;
+            let permit = self.room.reserve(bytes).await?;
             // Fetches that were ahead in the queue may have filled it since.
             self.holders.drop_until(fits).await;
             Some(permit)
@@ -87,9 +90,7 @@ impl FetchBudget {
 /// Memory for what is being written. It is separate, so that writers can't take the readers' memory.
 #[derive(Debug)]
 pub(crate) struct WriteBudget {
-    /// One permit for each KiB.
-    permits: Semaphore,
-    bytes: u64,
+    room: Room,
     patience: Duration,
     metrics: Arc<Metrics>,
 }
@@ -98,16 +99,19 @@ impl WriteBudget {
     /// A budget of `bytes`. A reservation waits for at most `patience`.
     #[must_use]
     pub(crate) fn new(bytes: usize, patience: Duration, metrics: Arc<Metrics>) -> WriteBudget {
-        let permits = Semaphore::new(bytes.div_ceil(1024));
-        WriteBudget { permits, bytes: bytes as u64, patience, metrics }
+        WriteBudget { room: Room::new(bytes), patience, metrics }
     }
 
     /// Reserves memory for a write. A write larger than the budget gets all of it.
     pub(crate) async fn reserve(&self, bytes: u64) -> Result<WriteReservation<'_>, OverBudget> {
-        let permits = self.permits.acquire_many(kibibytes(bytes.min(self.bytes)));
-        let permit = tokio::time::timeout(self.patience, permits).await;
-        let Ok(Ok(permit)) = permit else { return Err(self.shed()) };
+        let permit = tokio::time::timeout(self.patience, self.room.reserve(bytes)).await;
+        let Ok(Some(permit)) = permit else { return Err(self.shed()) };
         Ok(WriteReservation { permit, budget: self })
+    }
+
+    /// Changes the budget. What is reserved stays so.
+    pub(crate) fn resize(&self, bytes: usize) {
+        self.room.resize(bytes);
     }
 
     fn shed(&self) -> OverBudget {
@@ -129,10 +133,66 @@ impl WriteReservation<'_> {
         let reserved = u32::try_from(self.permit.num_permits()).unwrap_or(u32::MAX);
         let more = kibibytes(bytes).saturating_sub(reserved);
         if more > 0 {
-            let permit = self.budget.permits.try_acquire_many(more);
+            let permit = self.budget.room.permits.try_acquire_many(more);
             self.permit.merge(permit.map_err(|_full| self.budget.shed())?);
         }
         Ok(())
+    }
+}
+
+/// Memory of which parts are reserved, in turn.
+#[derive(Debug)]
+struct Room {
+    /// One permit for each KiB.
+    permits: Semaphore,
+    bytes: AtomicU64,
+    /// Permits that are to go as soon as they are free.
+    owed: Mutex<usize>,
+}
+
+impl Room {
+    fn new(bytes: usize) -> Room {
+        let permits = Semaphore::new(bytes.div_ceil(1024));
+        Room { permits, bytes: AtomicU64::new(bytes as u64), owed: Mutex::default() }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Waits for a part; all of it for more bytes than there are.
+    async fn reserve(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
+        self.pay();
+        self.permits.acquire_many(kibibytes(bytes.min(self.bytes()))).await.ok()
+    }
+
+    fn resize(&self, bytes: usize) {
+        let mut owed = self.owed();
+        let (before, now) = (self.bytes().div_ceil(1024), bytes.div_ceil(1024) as u64);
+        self.bytes.store(bytes as u64, Ordering::Relaxed);
+        if now < before {
+            *owed += usize::try_from(before - now).unwrap_or(usize::MAX);
+        } else {
+            let more = usize::try_from(now - before).unwrap_or(0);
+            // What is owed is not taken away, first.
+            let kept = more.min(*owed);
+            *owed -= kept;
+            self.permits.add_permits(more - kept);
+        }
+        drop(owed);
+        self.pay();
+    }
+
+    /// Takes free permits away that there shouldn't be any more.
+    fn pay(&self) {
+        let mut owed = self.owed();
+        if *owed > 0 {
+            *owed -= self.permits.forget_permits(*owed);
+        }
+    }
+
+    fn owed(&self) -> MutexGuard<'_, usize> {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -144,3 +204,24 @@ fn kibibytes(bytes: u64) -> u32 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("too many images are being fetched, sent or written: there is no memory for another one")]
 pub struct OverBudget;
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn a_budget_that_shrinks_gives_out_less_once_its_memory_is_free() {
+        let room = Room::new(4096);
+        let held = room.reserve(3072).now_or_never().flatten().unwrap();
+        room.resize(2048);
+        assert!(room.reserve(1024).now_or_never().is_none());
+        drop(held);
+        let both = room.reserve(9999).now_or_never().flatten().unwrap();
+        assert_eq!(both.num_permits(), 2);
+        assert!(room.reserve(1).now_or_never().is_none());
+        room.resize(4096);
+        assert_eq!(room.reserve(2048).now_or_never().flatten().unwrap().num_permits(), 2);
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct Holders {
     answers: Mutex<Answers>,
-    most: usize,
+    most: AtomicUsize,
     /// Bytes a second that a client has to take.
     min_rate: u64,
     /// Longest time between two looks at the rate of an answer.
@@ -116,7 +116,12 @@ impl Holders {
         metrics: Arc<Metrics>,
     ) -> Holders {
         let (answers, released) = (Mutex::default(), Notify::new());
-        Holders { answers, most, min_rate, window, released, metrics }
+        Holders { answers, most: AtomicUsize::new(most), min_rate, window, released, metrics }
+    }
+
+    /// Changes how many answers there may be at the same time.
+    pub(crate) fn resize(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
     }
 
     /// Adds an answer of some bytes, of which up to `piece` count as taken before they are.
@@ -139,7 +144,7 @@ impl Holders {
             pace: Mutex::new(pace),
         });
         let mut answers = self.lock();
-        if answers.standing >= self.most {
+        if answers.standing >= self.most.load(Ordering::Relaxed) {
             answers.drop_most_answers();
             self.metrics.count_dropped(Dropped::Answers);
         }

@@ -49,6 +49,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -210,7 +211,11 @@ pub enum Guard {
 #[derive(Debug)]
 pub struct Index<T> {
     state: Mutex<State<T>>,
-    limits: IndexLimits,
+    serve_stale_for: Duration,
+    /// Most requests that wait for one fetch.
+    waiters: AtomicUsize,
+    /// Most fetches under way.
+    fetches: AtomicUsize,
     guard: Guard,
     clock: Clock,
     unreachable: watch::Sender<bool>,
@@ -220,6 +225,8 @@ pub struct Index<T> {
 
 #[derive(Debug)]
 struct State<T> {
+    /// Set once the store has been reached, or found out of reach.
+    has_heard: bool,
     coherence: Coherence,
     /// Time at which that state began.
     since: BootInstant,
@@ -304,6 +311,7 @@ impl<T: Clone> Index<T> {
         absent.resize(limits.absent);
         let (unreachable, _) = watch::channel(false);
         let state = State {
+            has_heard: false,
             coherence: Coherence::Unverified("the store has not been reached yet".into()),
             since: clock.now(),
             lease: Lease::Endless,
@@ -317,7 +325,20 @@ impl<T: Clone> Index<T> {
             ended: VecDeque::new(),
         };
         let (state, renewed) = (Mutex::new(state), Arc::default());
-        Index { state, limits, guard, clock, unreachable, renewed }
+        let [waiters, fetches] = [limits.waiters, limits.fetches].map(AtomicUsize::new);
+        let serve_stale_for = limits.serve_stale_for;
+        Index { state, serve_stale_for, waiters, fetches, guard, clock, unreachable, renewed }
+    }
+
+    /// Returns whether the store has been reached, or found out of reach, since the start.
+    pub(crate) fn has_heard_of_store(&self) -> bool {
+        self.lock().has_heard
+    }
+
+    /// Changes how many requests may wait for one fetch, and how many fetches may be under way.
+    pub(crate) fn resize(&self, waiters: usize, fetches: usize) {
+        self.waiters.store(waiters, Ordering::Relaxed);
+        self.fetches.store(fetches, Ordering::Relaxed);
     }
 
     /// The clock that leases and expiries are read on.
@@ -341,7 +362,7 @@ impl<T: Clone> Index<T> {
                     return Ok(Lookup::Current(entry.known.clone()));
                 }
                 Coherence::Unreachable(_) => {
-                    let stale_for = self.limits.serve_stale_for;
+                    let stale_for = self.serve_stale_for;
                     if let Some(known) = entry.last_known(&state.ended, stale_for, now) {
                         return Ok(Lookup::Stale(known));
                     }
@@ -375,7 +396,7 @@ impl<T: Clone> Index<T> {
     /// The last known version of an image whose fetch has failed, if that isn't too long ago.
     pub fn last_known(&self, id: &ImageId) -> Option<LastKnown> {
         let state = self.lock();
-        let (entry, stale_for) = (state.entries.peek(id)?, self.limits.serve_stale_for);
+        let (entry, stale_for) = (state.entries.peek(id)?, self.serve_stale_for);
         entry.last_known(&state.ended, stale_for, self.clock.now())
     }
 
@@ -427,6 +448,7 @@ impl<T: Clone> Index<T> {
             }
             Change::TrackingStarted { connection, lease } => {
                 if connection > state.lost {
+                    state.has_heard = true;
                     state.tracked = connection;
                     state.lease = lease;
                     state.set_coherence(Coherence::Coherent, self.clock.now());
@@ -449,7 +471,7 @@ impl<T: Clone> Index<T> {
                         let ended = (state.epoch, last_heard);
                         state.ended.push_back(ended);
                     }
-                    let (now, limit) = (self.clock.now(), self.limits.serve_stale_for);
+                    let (now, limit) = (self.clock.now(), self.serve_stale_for);
                     state.ended.retain(|(_, end)| now.since(*end) < limit);
                     // A connection that comes and goes must not make this long. Entries of a dropped epoch
                     // count as certain only up to their fetch.
@@ -461,6 +483,7 @@ impl<T: Clone> Index<T> {
                 state.set_coherence(coherence, self.clock.now());
             }
             Change::Probed(coherence) => {
+                state.has_heard = true;
                 if state.coherence != Coherence::Coherent {
                     state.set_coherence(coherence, self.clock.now());
                 }
@@ -568,7 +591,7 @@ impl<T: Clone> Index<T> {
     pub fn can_serve_in_an_outage(&self) -> bool {
         /// Entries that are looked at. The lock is held meanwhile.
         const WINDOW: usize = 1000;
-        let (now, stale_for) = (self.clock.now(), self.limits.serve_stale_for);
+        let (now, stale_for) = (self.clock.now(), self.serve_stale_for);
         let state = self.lock();
         let mut newest = state.entries.iter().take(WINDOW);
         newest.any(|(_, entry)| entry.last_known(&state.ended, stale_for, now).is_some())
@@ -597,14 +620,14 @@ impl<T: Clone> Index<T> {
         if let Some(flight) = under_way
             && (coherent || !flight.is_sent())
         {
-            return if flight.holders() > self.limits.waiters {
+            return if flight.holders() > self.waiters.load(Ordering::Relaxed) {
                 Admission::Full
             } else {
                 Admission::Join(Arc::clone(flight))
             };
         }
         let before = under_way.map(Arc::clone);
-        if before.is_none() && state.flights.len() >= self.limits.fetches {
+        if before.is_none() && state.flights.len() >= self.fetches.load(Ordering::Relaxed) {
             return Admission::Full;
         }
         if let Some(before) = &before {
@@ -805,14 +828,18 @@ mod tests {
 
     type TestIndex = Arc<Index<u32>>;
 
-    fn index() -> TestIndex {
-        Arc::new(Index::new(IndexLimits {
+    fn limits() -> IndexLimits {
+        IndexLimits {
             entries: NonZeroUsize::new(3).unwrap(),
             absent: NonZeroUsize::new(2).unwrap(),
             waiters: 2,
             fetches: 1000,
             serve_stale_for: Duration::from_mins(10),
-        }))
+        }
+    }
+
+    fn index() -> TestIndex {
+        Arc::new(Index::new(limits()))
     }
 
     fn coherent() -> TestIndex {
@@ -969,8 +996,7 @@ mod tests {
 
     #[test]
     fn without_the_guard_the_old_value_stays_for_ever() {
-        let limits = coherent().limits;
-        let index: TestIndex = Arc::new(Index::guarded(limits, Guard::Off, Clock::default()));
+        let index: TestIndex = Arc::new(Index::guarded(limits(), Guard::Off, Clock::default()));
         index.apply(tracked(1));
         let mut first = lead(&index, "a");
         index.apply(Change::Invalidated(id("a")));
@@ -1143,7 +1169,7 @@ mod tests {
 
     #[test]
     fn a_version_is_stale_from_the_last_moment_in_which_it_was_certain() {
-        let limits = IndexLimits { serve_stale_for: Duration::from_millis(40), ..index().limits };
+        let limits = IndexLimits { serve_stale_for: Duration::from_millis(40), ..limits() };
         let index: TestIndex = Arc::new(Index::new(limits));
         index.apply(tracked(1));
         fetch(&index, "a", present("1"));

@@ -14,12 +14,14 @@
 //! - `events` tells browsers of changes.
 //! - `clock` counts suspended time; `budget`, `cpu` and `limit` are permits for bytes, cores and places; `shutdown` has the
 //!   phases of a stop.
+//! - `token_file` and `running` are what a server leaves for the commands of its user; `backup` has the form of an export.
 //! - `log`, `metrics` and `recent` inform operators, and `audit` compares what is claimed to be current with the store.
 //!
 //! `ARCHITECTURE.md` says why it is so.
 
 mod app;
 mod audit;
+mod backup;
 mod budget;
 mod cache;
 mod cache_status;
@@ -44,6 +46,7 @@ pub mod picture;
 mod read;
 mod recent;
 mod render;
+mod running;
 mod server;
 pub mod settings;
 mod shutdown;

@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::settings::LimitSettings;
 
 /// A number of places that clients share: a client gets another place while it holds fewer than are free.
 ///
@@ -22,7 +25,7 @@ impl<K> Clone for Shares<K> {
 
 #[derive(Debug)]
 struct SharesState<K> {
-    places: usize,
+    places: AtomicUsize,
     taken: Mutex<Taken<K>>,
 }
 
@@ -51,12 +54,17 @@ pub(crate) enum NoPlace {
 impl<K: Eq + Hash> Shares<K> {
     pub(crate) fn new(places: usize) -> Shares<K> {
         let taken = Mutex::new(Taken { total: 0, by_client: HashMap::new() });
-        Shares(Arc::new(SharesState { places, taken }))
+        Shares(Arc::new(SharesState { places: AtomicUsize::new(places), taken }))
     }
 
     /// The number of places.
     pub(crate) fn places(&self) -> usize {
-        self.0.places
+        self.0.places.load(Ordering::Relaxed)
+    }
+
+    /// Changes the number of places. Those that are taken stay, even if they are more.
+    pub(crate) fn resize(&self, places: usize) {
+        self.0.places.store(places, Ordering::Relaxed);
     }
 
     /// Takes a place, if the client's share leaves one. `None` is somebody without a share, such as a proxy that is trusted.
@@ -65,7 +73,7 @@ impl<K: Eq + Hash> Shares<K> {
         K: Clone,
     {
         let mut taken = self.lock();
-        let free = self.0.places - taken.total;
+        let free = self.places().saturating_sub(taken.total);
         if free == 0 {
             return Err(NoPlace::Full);
         }
@@ -108,7 +116,7 @@ pub(crate) struct Turns<K>(Arc<TurnsState<K>>);
 
 #[derive(Debug)]
 struct TurnsState<K> {
-    each: usize,
+    each: AtomicUsize,
     by_client: Mutex<HashMap<K, Arc<Semaphore>>>,
 }
 
@@ -122,7 +130,13 @@ pub(crate) struct Turn<K: Eq + Hash> {
 
 impl<K: Eq + Hash + Clone> Turns<K> {
     pub(crate) fn new(each: usize) -> Turns<K> {
+        let each = AtomicUsize::new(each);
         Turns(Arc::new(TurnsState { each, by_client: Mutex::default() }))
+    }
+
+    /// Changes the number of turns, for clients that have none now.
+    pub(crate) fn resize(&self, each: usize) {
+        self.0.each.store(each, Ordering::Relaxed);
     }
 
     /// Waits for a turn. Safe to cancel.
@@ -132,7 +146,8 @@ impl<K: Eq + Hash + Clone> Turns<K> {
         let semaphore = {
             let mut by_client = self.0.lock();
             let semaphore = by_client.entry(turn.client.clone());
-            Arc::clone(semaphore.or_insert_with(|| Arc::new(Semaphore::new(self.0.each))))
+            let each = self.0.each.load(Ordering::Relaxed);
+            Arc::clone(semaphore.or_insert_with(|| Arc::new(Semaphore::new(each))))
         };
         turn.permit = semaphore.acquire_owned().await.ok();
         turn
@@ -153,6 +168,35 @@ impl<K: Eq + Hash> Drop for Turn<K> {
         if by_client.get(&self.client).is_some_and(|it| Arc::strong_count(it) == 1) {
             by_client.remove(&self.client);
         }
+    }
+}
+
+/// The limits on the heads of requests and on those of one connection, for connections to come.
+#[derive(Debug)]
+pub(crate) struct HeadLimits {
+    header_bytes: AtomicUsize,
+    h2_streams: AtomicU32,
+}
+
+impl HeadLimits {
+    pub(crate) fn new(settings: &LimitSettings) -> HeadLimits {
+        HeadLimits {
+            header_bytes: AtomicUsize::new(settings.header_bytes),
+            h2_streams: AtomicU32::new(settings.h2_streams.get()),
+        }
+    }
+
+    pub(crate) fn set(&self, settings: &LimitSettings) {
+        self.header_bytes.store(settings.header_bytes, Ordering::Relaxed);
+        self.h2_streams.store(settings.h2_streams.get(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn header_bytes(&self) -> usize {
+        self.header_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn h2_streams(&self) -> u32 {
+        self.h2_streams.load(Ordering::Relaxed)
     }
 }
 
@@ -195,6 +239,19 @@ mod tests {
         held.clear();
         assert!(shares.lock().by_client.is_empty());
         assert_eq!(shares.lock().total, 0);
+    }
+
+    #[test]
+    fn fewer_places_are_given_out_once_there_are_fewer() {
+        let shares = Shares::<u8>::new(2);
+        let both = [shares.try_take(None).unwrap(), shares.try_take(None).unwrap()];
+        shares.resize(1);
+        assert_eq!(shares.try_take(None).unwrap_err(), NoPlace::Full);
+        drop(both);
+        let _one = shares.try_take(None).unwrap();
+        assert_eq!(shares.try_take(None).unwrap_err(), NoPlace::Full);
+        shares.resize(2);
+        assert!(shares.try_take(None).is_ok());
     }
 
     #[test]

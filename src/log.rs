@@ -3,19 +3,32 @@
 use std::io::IsTerminal;
 
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::settings::{self, LogFormat};
+
+/// The log of this process. The rest of its queue is written when this is dropped.
+pub(crate) struct Log {
+    filter: reload::Handle<Targets, Registry>,
+    _guard: WorkerGuard,
+}
+
+impl Log {
+    /// Changes which lines are written.
+    pub(crate) fn set_filter(&self, filter: &str) -> anyhow::Result<()> {
+        Ok(self.filter.reload(filter.parse::<Targets>()?)?)
+    }
+}
 
 /// Sends the log of this process to standard error. Only the program calls it, since it is process-wide.
 ///
 /// A thread of its own writes the lines, so that a log reader that stalls holds up no request; lines that don't fit into
-/// the queue are dropped. The rest of the queue is written when the guard is dropped.
-pub(crate) fn start(settings: &settings::LogSettings) -> anyhow::Result<WorkerGuard> {
-    let filter: Targets = settings.filter.parse()?;
+/// the queue are dropped.
+pub(crate) fn start(settings: &settings::LogSettings) -> anyhow::Result<Log> {
+    let (filter, handle) = reload::Layer::new(settings.filter.parse()?);
     let (writer, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(QUEUED_LINES)
         .thread_name("log")
@@ -27,7 +40,7 @@ pub(crate) fn start(settings: &settings::LogSettings) -> anyhow::Result<WorkerGu
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
     tracing_subscriber::registry().with(lines.with_filter(filter)).try_init()?;
-    Ok(guard)
+    Ok(Log { filter: handle, _guard: guard })
 }
 
 /// Longest queue of lines that wait for a stalled log reader.

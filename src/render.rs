@@ -115,6 +115,11 @@ pub enum RenderError {
     Lost(#[from] Lost),
 }
 
+/// The renders that one client has at a time.
+fn turns(renders: NonZeroUsize) -> usize {
+    renders.get().div_ceil(4)
+}
+
 impl Renderer {
     /// Renders on as many threads as there are cores, within the limits of the settings.
     #[must_use]
@@ -135,10 +140,16 @@ impl Renderer {
             failed: Mutex::new(LruCache::new(REMEMBERED)),
             permits: Arc::new(Semaphore::new(cores)),
             queue: Shares::new(settings.limits.renders.get()),
-            turns: Turns::new(settings.limits.renders.get().div_ceil(4)),
+            turns: Turns::new(turns(settings.limits.renders)),
             timeout: settings.pictures.timeout,
             max_pixels: settings.pictures.max_pixels,
         }))
+    }
+
+    /// Changes how many renders may run or wait.
+    pub(crate) fn resize(&self, renders: NonZeroUsize) {
+        self.0.queue.resize(renders.get());
+        self.0.turns.resize(turns(renders));
     }
 
     /// A variant of an image. It is in the cache before anyone gets it.

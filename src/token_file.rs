@@ -67,19 +67,17 @@ pub(crate) fn is_needed(settings: &Settings) -> bool {
 impl TokenFile {
     /// Returns the place of the token of a server with these settings that listens there.
     pub(crate) fn of(settings: &Settings, listen: &ListenOn) -> anyhow::Result<TokenFile> {
-        let name = match listen {
-            ListenOn::Tcp(address) => format!("write-token-{}", address.port()),
-            ListenOn::Unix(socket) => {
-                let socket = std::path::absolute(socket).unwrap_or_else(|_| socket.clone());
-                let digest = Sha256::digest(socket.as_os_str().as_encoded_bytes());
-                format!("write-token-unix-{}", hex(&digest[..8]))
-            }
-        };
+        let name = format!("write-token-{}", name_of(listen));
         let dir = match settings.redis.url.get() {
             Some(_) => runtime_dir()?,
             None => embedded::data_dir(&settings.embedded.dir)?,
         };
         Ok(TokenFile(dir.join(name)))
+    }
+
+    /// The place that a running server names.
+    pub(crate) fn at(path: PathBuf) -> TokenFile {
+        TokenFile(path)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -162,8 +160,20 @@ fn write(path: &Path, token: &str) -> io::Result<()> {
     file.sync_all()
 }
 
+/// Returns what tells a server from others of its user: its port, or a digest of its socket's path.
+pub(crate) fn name_of(listen: &ListenOn) -> String {
+    match listen {
+        ListenOn::Tcp(address) => address.port().to_string(),
+        ListenOn::Unix(socket) => {
+            let socket = std::path::absolute(socket).unwrap_or_else(|_| socket.clone());
+            let digest = Sha256::digest(socket.as_os_str().as_encoded_bytes());
+            format!("unix-{}", hex(&digest[..8]))
+        }
+    }
+}
+
 /// Returns the folder for what belongs to running servers of this user.
-fn runtime_dir() -> anyhow::Result<PathBuf> {
+pub(crate) fn runtime_dir() -> anyhow::Result<PathBuf> {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let dir = if let Some(dir) = runtime.filter(|dir| dir.is_absolute()) {
         dir

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use anyhow::Context;
 use sha2::{Digest, Sha256};
@@ -11,10 +12,16 @@ use crate::image::hex;
 use crate::settings;
 
 /// The tokens of the settings and of the file that they name, or else the one that the server made.
+pub(crate) struct Tokens {
+    made: Option<settings::Token>,
+    current: RwLock<TokenSet>,
+}
+
+/// Some tokens.
 ///
 /// They are kept and compared as their SHA-256, and always all of them: the time of a comparison tells nothing about a
 /// token, not even its length.
-pub(crate) struct Tokens {
+struct TokenSet {
     digests: Vec<[u8; 32]>,
     are_configured: bool,
 }
@@ -28,32 +35,33 @@ impl Tokens {
         settings: &settings::WriteSettings,
         made: Option<settings::Token>,
     ) -> anyhow::Result<Tokens> {
-        let mut tokens = read(settings)?;
-        let are_configured = !tokens.is_empty();
-        if !are_configured {
-            tokens.extend(made);
-        }
-        let digests = tokens.iter().map(|token| Sha256::digest(token.reveal()).into()).collect();
-        Ok(Tokens { digests, are_configured })
+        let current = RwLock::new(TokenSet::read(settings, made.as_ref())?);
+        Ok(Tokens { made, current })
+    }
+
+    /// Reads the tokens again. If they can't be read, those before go on.
+    pub(crate) fn reload(&self, settings: &settings::WriteSettings) -> anyhow::Result<()> {
+        let read = TokenSet::read(settings, self.made.as_ref())?;
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = read;
+        Ok(())
     }
 
     /// True without any token.
     #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
-        self.digests.is_empty()
+        self.current().digests.is_empty()
     }
 
     /// True if the settings have tokens: then nobody may write without one.
     #[must_use]
     pub(crate) fn are_configured(&self) -> bool {
-        self.are_configured
+        self.current().are_configured
     }
 
     /// True for one of the tokens.
     #[must_use]
     pub(crate) fn contain(&self, token: &[u8]) -> bool {
-        let given: [u8; 32] = Sha256::digest(token).into();
-        is_among(&given, self.digests.iter())
+        self.current().contains(token)
     }
 
     /// Makes the session of a token, for a browser's cookie; `None` if the token isn't one of these. A session doesn't tell
@@ -66,8 +74,33 @@ impl Tokens {
     /// True for the session of one of the tokens.
     #[must_use]
     pub(crate) fn contain_session(&self, text: &[u8]) -> bool {
-        let sessions: Vec<String> = self.digests.iter().map(|it| hex(&session(it))).collect();
+        let current = self.current();
+        let sessions: Vec<String> = current.digests.iter().map(|it| hex(&session(it))).collect();
         is_among(text, sessions.iter().map(String::as_bytes))
+    }
+
+    fn current(&self) -> RwLockReadGuard<'_, TokenSet> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl TokenSet {
+    fn read(
+        settings: &settings::WriteSettings,
+        made: Option<&settings::Token>,
+    ) -> anyhow::Result<TokenSet> {
+        let mut tokens = read(settings)?;
+        let are_configured = !tokens.is_empty();
+        if !are_configured {
+            tokens.extend(made.cloned());
+        }
+        let digests = tokens.iter().map(|token| Sha256::digest(token.reveal()).into()).collect();
+        Ok(TokenSet { digests, are_configured })
+    }
+
+    fn contains(&self, token: &[u8]) -> bool {
+        let given: [u8; 32] = Sha256::digest(token).into();
+        is_among(&given, self.digests.iter())
     }
 }
 
@@ -83,7 +116,7 @@ fn is_among<T: AsRef<[u8]>>(given: &[u8], all: impl Iterator<Item = T>) -> bool 
 /// Shows the number of tokens, not the tokens.
 impl fmt::Debug for Tokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Tokens({})", self.digests.len())
+        write!(f, "Tokens({})", self.current().digests.len())
     }
 }
 
@@ -118,13 +151,17 @@ mod tests {
     #[test]
     fn a_session_belongs_to_its_token_and_does_not_tell_it() {
         let digest = |token: &str| Sha256::digest(token).into();
-        let tokens = Tokens { digests: vec![digest("one"), digest("two")], are_configured: true };
+        let of = |digests| Tokens {
+            made: None,
+            current: RwLock::new(TokenSet { digests, are_configured: true }),
+        };
+        let tokens = of(vec![digest("one"), digest("two")]);
         assert!(tokens.contain(b"two") && !tokens.contain(b"three"));
         let session = tokens.session(b"two").unwrap();
         assert!(tokens.contain_session(session.as_bytes()));
         assert!(!tokens.contain(session.as_bytes()) && !tokens.contain_session(b"two"));
         assert!(!tokens.contain_session(b"") && tokens.session(b"three").is_none());
-        let others = Tokens { digests: vec![digest("one")], are_configured: true };
+        let others = of(vec![digest("one")]);
         assert!(!others.contain_session(session.as_bytes()));
     }
 }

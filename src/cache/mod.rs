@@ -69,6 +69,8 @@ struct Entries {
     /// Images that aren't kept, in the order of their insertion.
     recent: LruCache<OriginalKey, Recent>,
     recent_bytes: usize,
+    /// Most bytes of those.
+    recent_limit: usize,
     /// Set while somebody has the duty to release them.
     is_being_released: bool,
     /// Bytes of all bodies, those in `recent` excepted.
@@ -153,6 +155,7 @@ impl Cache {
             forms: HashMap::new(),
             recent: LruCache::unbounded(),
             recent_bytes: 0,
+            recent_limit: limits.recent,
             is_being_released: false,
             bodies: 0,
         });
@@ -164,6 +167,11 @@ impl Cache {
     pub fn count(&self, body: impl AsRef<[u8]> + Send + 'static) -> Bytes {
         self.alive.fetch_add(body.as_ref().len(), Ordering::Relaxed);
         Bytes::from_owner(Counted { body, alive: Arc::clone(&self.alive) })
+    }
+
+    /// Changes how many bytes of images that aren't kept may be in memory for a moment. Those that are go by themselves.
+    pub(crate) fn set_recent_bytes(&self, bytes: usize) {
+        self.lock().recent_limit = bytes;
     }
 
     /// A representation of an image, which becomes the most recently used.
@@ -261,11 +269,11 @@ impl Cache {
             entries.forget_forms(&forms_left);
             if is_kept { Insertion::Stored } else { Insertion::NotAdmitted }
         };
-        if insertion != Insertion::Stored && size <= self.limits.recent {
+        if insertion != Insertion::Stored && size <= entries.recent_limit {
             let recent = Recent { image, until: Instant::now() + RECENT };
             entries.recent_bytes += size;
             entries.recent.put(key, recent);
-            while entries.recent_bytes > self.limits.recent {
+            while entries.recent_bytes > entries.recent_limit {
                 recent_left.push(entries.pop_recent());
             }
         }

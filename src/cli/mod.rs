@@ -1,33 +1,50 @@
-//! The command line: grammar, settings of the call, and dispatch to the commands.
+//! The command line: settings of the call, and dispatch to the commands.
 
+mod backup;
 mod client;
 mod demo;
+mod grammar;
 mod health;
+mod images;
+mod list;
 mod put;
+mod reload;
 mod serve;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Arg, ArgMatches, value_parser};
+use clap::ArgMatches;
 
+use self::client::ServerAddress;
+use self::images::Images;
+use self::put::NewImages;
 use crate::image::ImageId;
 use crate::settings::{self, Override, Settings};
 
 /// A parsed call: an action, and the settings for it.
 #[derive(Debug)]
 pub struct Command {
-    settings: Settings,
+    loaded: LoadedSettings,
+    source: SettingsSource,
     action: Action,
 }
 
 #[derive(Debug)]
 enum Action {
     Serve,
-    Put { id: ImageId, file: PathBuf, ttl: Option<Duration> },
+    Put { images: NewImages, ttl: Option<Duration>, server: Option<ServerAddress> },
+    Get { id: ImageId, file: PathBuf, server: Option<ServerAddress> },
+    Remove { ids: Vec<ImageId>, server: Option<ServerAddress> },
+    List(list::Options),
+    Export(backup::Export),
+    Import(backup::Import),
+    Config,
     Health,
 }
 
@@ -62,22 +79,21 @@ pub fn parse(
     arguments: impl Iterator<Item = OsString>,
     variables: impl Iterator<Item = (OsString, OsString)>,
 ) -> Result<Command, Exit> {
-    let matches = grammar().try_get_matches_from(arguments).map_err(Exit::Usage)?;
-    let (action, matches) = match matches.subcommand() {
-        Some(("put", put)) => {
-            let action = Action::Put {
-                id: put.get_one::<ImageId>("id").expect("required").clone(),
-                file: put.get_one::<PathBuf>("file").expect("required").clone(),
-                ttl: put.get_one::<Duration>("ttl").copied(),
-            };
-            (action, put)
-        }
-        Some(("health", health)) => (Action::Health, health),
-        Some((_, serve)) => (Action::Serve, serve),
-        None => (Action::Serve, &matches),
+    let matches = grammar::grammar().try_get_matches_from(arguments).map_err(Exit::Usage)?;
+    let action = grammar::action(&matches);
+    let matches = match matches.subcommand() {
+        Some((_, of_command)) => of_command.clone(),
+        None => matches,
     };
-    let settings = load(matches, variables).map_err(Exit::Settings)?;
-    Ok(Command { settings, action })
+    // A name that isn't UTF-8 is none of ours; a value that isn't is refused by its setting.
+    let variables = variables
+        .filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+        })
+        .collect();
+    let source = SettingsSource { matches, variables };
+    let loaded = source.load().map_err(Exit::Settings)?;
+    Ok(Command { loaded, source, action })
 }
 
 /// Describes an error and its causes in one line. A cause that its error already quotes isn't repeated.
@@ -95,93 +111,142 @@ pub fn describe(error: &anyhow::Error) -> String {
 
 /// Runs the command to its end.
 pub async fn run(command: Command) -> anyhow::Result<()> {
-    match command.action {
-        Action::Serve => serve::run(command.settings).await,
-        Action::Put { id, file, ttl } => put::run(&command.settings, &id, &file, ttl).await,
-        Action::Health => health::run(&command.settings).await,
+    let Command { loaded, source, action } = command;
+    let settings = &loaded.settings;
+    match action {
+        Action::Serve => serve::run(loaded, source).await,
+        Action::Put { images, ttl, server } => put::run(settings, images, ttl, server).await,
+        Action::Get { id, file, server } => get(settings, &id, &file, server).await,
+        Action::Remove { ids, server } => remove(settings, &ids, server).await,
+        Action::List(options) => list::run(settings, options).await,
+        Action::Export(options) => backup::export(settings, options).await,
+        Action::Import(options) => backup::import(settings, options).await,
+        Action::Config => Ok(print(settings::SHIPPED.as_bytes())?),
+        Action::Health => health::run(settings).await,
     }
 }
 
-fn grammar() -> clap::Command {
-    let settings = settings::described().into_iter().map(|setting| {
-        Arg::new(setting.key.clone())
-            .long(setting.flag())
-            .help(setting.help)
-            .value_name(setting.default.to_string().trim_matches('"').to_owned())
-            .help_heading("Settings")
-            .global(true)
-    });
-    let renamed =
-        settings::renamed().map(|(key, flag)| Arg::new(key).long(flag).hide(true).global(true));
-    clap::Command::new("afterimage")
-        .version(env!("CARGO_PKG_VERSION"))
-        .about(env!("CARGO_PKG_DESCRIPTION"))
-        .arg(
-            Arg::new("config")
-                .long("config")
-                .value_name("FILE")
-                .value_parser(value_parser!(PathBuf))
-                .help("The settings file; config/afterimage.toml lists all settings")
-                .global(true),
-        )
-        .args(settings)
-        .args(renamed)
-        .subcommand(clap::Command::new("serve").about("Serves images (the default)"))
-        .subcommand(
-            clap::Command::new("put")
-                .about("Stores the image in FILE under ID, as a backend would")
-                .arg(Arg::new("id").value_name("ID").required(true).value_parser(ImageId::parse))
-                .arg(
-                    Arg::new("file")
-                        .value_name("FILE")
-                        .required(true)
-                        .value_parser(value_parser!(PathBuf)),
-                )
-                .arg(
-                    Arg::new("ttl")
-                        .long("ttl")
-                        .value_name("DURATION")
-                        .value_parser(settings::time_to_live)
-                        .help("Time to live, such as 90s; [records] ttl by default"),
-                ),
-        )
-        .subcommand(clap::Command::new("health").about("Checks the health of a running server"))
+/// `get`: writes an image to a file or standard output.
+async fn get(
+    settings: &Settings,
+    id: &ImageId,
+    file: &Path,
+    server: Option<ServerAddress>,
+) -> anyhow::Result<()> {
+    let is_stdout = is_dash(file);
+    anyhow::ensure!(
+        !(is_stdout && std::io::stdout().is_terminal()),
+        "an image doesn't go to a terminal: name a file, as in `get {id} picture.png`"
+    );
+    let bytes = Images::open(settings, server).await?.get(id).await?;
+    let bytes = bytes.with_context(|| format!("there is no image {id}"))?;
+    if is_stdout {
+        return Ok(print(&bytes)?);
+    }
+    let written = File::create(file).and_then(|mut file| file.write_all(&bytes));
+    written.with_context(|| format!("can't write {}", file.display()))
 }
 
-/// Loads the settings from file, environment and flags: the later ones win.
-fn load(
-    matches: &ArgMatches,
-    variables: impl Iterator<Item = (OsString, OsString)>,
-) -> anyhow::Result<Settings> {
-    // A name that isn't UTF-8 is none of ours; a value that isn't is refused by its setting.
-    let variables: Vec<(String, String)> = variables
-        .filter_map(|(name, value)| {
-            Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
-        })
-        .collect();
-    let file = matches.get_one::<PathBuf>("config").cloned().or_else(|| {
-        let named = variables.iter().find(|(name, _)| name == "AFTERIMAGE_CONFIG");
-        named.map(|(_, path)| PathBuf::from(path))
-    });
-    let mut layers: Vec<Override> = Vec::new();
-    if let Some(file) = file {
-        let text = std::fs::read_to_string(&file)
-            .with_context(|| format!("can't read the settings file {}", file.display()))?;
-        layers.extend(settings::from_file(&file.display().to_string(), &text)?);
-    }
-    layers.extend(settings::from_environment(variables.into_iter())?);
-    for setting in settings::described() {
-        if let Some(text) = matches.get_one::<String>(&setting.key) {
-            layers.push(setting.overridden(text, format!("--{}", setting.flag())));
+/// `rm`: removes images.
+async fn remove(
+    settings: &Settings,
+    ids: &[ImageId],
+    server: Option<ServerAddress>,
+) -> anyhow::Result<()> {
+    let store = Images::open(settings, server).await?;
+    let mut failures = Failures::default();
+    for id in ids {
+        match store.remove(id).await {
+            Ok(true) => println!("{id}: removed from {}", store.place()),
+            Ok(false) => failures.tell(&anyhow::anyhow!("there is no image {id}")),
+            Err(error) => failures.tell(&error.context(format!("{id} was not removed"))),
         }
     }
-    for (key, flag) in settings::renamed() {
-        if let Some(text) = matches.get_one::<String>(key) {
-            let value = toml::Value::String(text.clone());
-            layers.push(Override { key: key.to_owned(), value, place: format!("--{flag}") });
+    failures.end()
+}
+
+/// Writes to standard output. A reader that has seen enough is no failure.
+fn print(bytes: &[u8]) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
+
+/// True for `-`, which is standard input or output.
+fn is_dash(file: &Path) -> bool {
+    file.as_os_str() == "-"
+}
+
+/// Failures of a command that goes on after each.
+#[derive(Default)]
+struct Failures(usize);
+
+impl Failures {
+    fn tell(&mut self, error: &anyhow::Error) {
+        eprintln!("afterimage: {}", describe(error));
+        self.0 += 1;
+    }
+
+    /// Fails if anything has.
+    fn end(self) -> anyhow::Result<()> {
+        match self.0 {
+            0 => Ok(()),
+            1 => anyhow::bail!("one failure"),
+            failures => anyhow::bail!("{failures} failures"),
         }
     }
-    Ok(Settings::load(&layers)?)
+}
+
+/// The settings of a call.
+#[derive(Debug)]
+struct LoadedSettings {
+    settings: Settings,
+    /// The same by section and name, for comparisons.
+    table: toml::Table,
+}
+
+/// The settings as they were given. The file is read again at each reload.
+#[derive(Debug)]
+struct SettingsSource {
+    matches: ArgMatches,
+    variables: Vec<(String, String)>,
+}
+
+impl SettingsSource {
+    /// Loads the settings from file, environment and flags: the later ones win.
+    fn load(&self) -> anyhow::Result<LoadedSettings> {
+        let SettingsSource { matches, variables } = self;
+        let file = matches.get_one::<PathBuf>("config").cloned().or_else(|| {
+            let named = variables.iter().find(|(name, _)| name == "AFTERIMAGE_CONFIG");
+            named.map(|(_, path)| PathBuf::from(path))
+        });
+        let mut layers: Vec<Override> = Vec::new();
+        if let Some(file) = file {
+            let text = std::fs::read_to_string(&file)
+                .with_context(|| format!("can't read the settings file {}", file.display()))?;
+            layers.extend(settings::from_file(&file.display().to_string(), &text)?);
+        }
+        layers.extend(settings::from_environment(variables.iter().cloned())?);
+        for setting in settings::described() {
+            if let Some(text) = matches.get_one::<String>(&setting.key) {
+                layers.push(setting.overridden(text, format!("--{}", grammar::flag(&setting))));
+            }
+        }
+        if let Some(text) = matches.get_one::<String>("port") {
+            layers.push(settings::from_port(text, "--port")?);
+        }
+        for (key, flag) in settings::renamed() {
+            if let Some(text) = matches.get_one::<String>(key) {
+                let value = toml::Value::String(text.clone());
+                layers.push(Override { key: key.to_owned(), value, place: format!("--{flag}") });
+            }
+        }
+        let (mut settings, table) = Settings::load_with_table(&layers)?;
+        settings.read_url_file()?;
+        Ok(LoadedSettings { settings, table })
+    }
 }
 
 #[cfg(test)]

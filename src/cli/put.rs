@@ -1,75 +1,165 @@
-//! `put`: stores an image as a backend would.
+//! `put`: stores images as a backend would.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use bytes::Bytes;
-use hyper::Method;
 
-use super::client;
+use super::client::ServerAddress;
+use super::images::{Images, Put};
+use super::{Failures, is_dash};
 use crate::image::{ImageId, record};
-use crate::picture::sniff;
-use crate::settings::{ListenOn, Settings, Token};
-use crate::store::embedded::InUse;
-use crate::store::{Condition, Expiry, Store};
-use crate::token_file::{self, TokenFile};
-use crate::tokens;
+use crate::picture::{self, RenderLimits, sniff};
+use crate::settings::Settings;
+use crate::store::Expiry;
 
-/// Returns a token that the running server takes: one of the settings, or the one that it made.
-fn token(settings: &Settings, listen: &ListenOn) -> anyhow::Result<Option<Token>> {
-    let configured = tokens::read(&settings.writes)?.into_iter().next();
-    if configured.is_some() || !token_file::is_needed(settings) {
-        return Ok(configured);
+/// The images to store, as they are given: an id and a file, or files.
+#[derive(Debug)]
+pub(super) struct NewImages(pub(super) Vec<PathBuf>);
+
+impl NewImages {
+    /// Tells ids from files. A first word that is a file is one; otherwise it must be an id, before one file.
+    fn name(self) -> anyhow::Result<Vec<(ImageId, PathBuf)>> {
+        let NewImages(mut given) = self;
+        if let [id, file] = &given[..]
+            && (is_dash(file) || !id.exists())
+        {
+            let id = id.to_str().context("an id must be UTF-8")?;
+            let id = ImageId::parse(id).with_context(|| {
+                format!("{id} is neither an id nor a file that there is; write `put ID FILE`")
+            })?;
+            return Ok(vec![(id, given.remove(1))]);
+        }
+        let mut named: HashMap<ImageId, PathBuf> = HashMap::new();
+        let mut images = Vec::new();
+        for file in given {
+            anyhow::ensure!(!is_dash(&file), "standard input needs an id: write `put ID -`");
+            let id = id_of(&file)?;
+            if let Some(other) = named.insert(id.clone(), file.clone()) {
+                anyhow::bail!(
+                    "{} and {} would both be {id}: store one of them by `put ID FILE`",
+                    other.display(),
+                    file.display()
+                );
+            }
+            images.push((id, file));
+        }
+        Ok(images)
     }
-    Ok(TokenFile::of(settings, listen)?.read()?)
 }
 
-/// Writes straight to Redis or to the embedded store. A running server has that store to itself, so it is asked to write.
+/// The id that a file's name makes: without its ending, and with a hyphen in place of each character that no id has.
+fn id_of(file: &Path) -> anyhow::Result<ImageId> {
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+    let known = |it: char| it.is_ascii_alphanumeric() || "._:~-".contains(it);
+    let text: String = stem.chars().map(|it| if known(it) { it } else { '-' }).collect();
+    let text = text.trim_start_matches(|it: char| !(it.is_ascii_alphanumeric() || it == '_'));
+    ImageId::parse(text).with_context(|| {
+        format!("{} has no name that makes an id: write `put ID FILE`", file.display())
+    })
+}
+
 pub(super) async fn run(
     settings: &Settings,
+    images: NewImages,
+    ttl: Option<Duration>,
+    server: Option<ServerAddress>,
+) -> anyhow::Result<()> {
+    let (images, ttl) = (images.name()?, ttl.unwrap_or(settings.records.ttl));
+    let store = Images::open(settings, server).await?;
+    let mut failures = Failures::default();
+    for (id, file) in images {
+        let stored = store_file(settings, &store, &id, &file, ttl).await;
+        match stored {
+            Ok(line) => println!("{line}"),
+            Err(error) => failures.tell(&error),
+        }
+    }
+    failures.end()
+}
+
+/// Stores one image, and returns the lines that tell of it.
+async fn store_file(
+    settings: &Settings,
+    store: &Images,
     id: &ImageId,
     file: &Path,
-    ttl: Option<Duration>,
-) -> anyhow::Result<()> {
-    let bytes = std::fs::read(file).with_context(|| format!("can't read {}", file.display()))?;
+    ttl: Duration,
+) -> anyhow::Result<String> {
+    let (name, bytes) = if is_dash(file) {
+        let mut bytes = Vec::new();
+        // One byte more than fits shows that there are too many.
+        let most = settings.records.max_value as u64 + 1;
+        std::io::stdin().take(most).read_to_end(&mut bytes).context("can't read standard input")?;
+        ("standard input".to_owned(), bytes)
+    } else {
+        let name = file.display().to_string();
+        let bytes = std::fs::read(file).with_context(|| format!("can't read {name}"))?;
+        (name, bytes)
+    };
     let media_type = sniff::sniff(&bytes)
-        .with_context(|| format!("{} is not an image of a type that is served", file.display()))?;
+        .with_context(|| format!("{name} is not an image of a type that is served"))?;
     let value = Bytes::from(record::encode(&bytes, media_type, Some(SystemTime::now())));
     let limit = settings.records.max_value;
     anyhow::ensure!(
         value.len() <= limit,
-        "{} makes a record of {} bytes; the limit is {limit} ([records] max_value)",
-        file.display(),
+        "{name} makes a record of {} bytes; the limit is {limit} ([records] max_value)",
         value.len()
     );
-    let ttl = ttl.unwrap_or(settings.records.ttl);
-    let place = match Store::open(settings).await {
-        Ok(store) => {
-            store.put(id, value, Expiry::In(ttl), &Condition::Always).await?;
-            match &store {
-                Store::Redis(_) => settings.redis.url.public().unwrap_or_default(),
-                Store::Embedded(store) => store.path().display().to_string(),
-            }
-        }
-        Err(error) if error.is::<InUse>() => {
-            let path = format!("/images/{id}?ttl={}ms", ttl.as_millis());
-            let listen = client::plain_listener(settings).with_context(|| error.to_string())?;
-            let token = token(settings, listen)?;
-            let (status, body) = client::send(listen, Method::PUT, &path, value, token.as_ref())
-                .await
-                .with_context(|| format!("{error}, and the server can't be asked to write"))?;
-            let body = String::from_utf8_lossy(&body);
-            anyhow::ensure!(status.is_success(), "the server refused the image: {status} {body}");
-            "the running server".to_owned()
-        }
-        Err(error) => return Err(error),
+    let put = store.put(id, value, Expiry::In(ttl), true).await;
+    let Put::Stored { url, .. } = put.with_context(|| format!("{name} was not stored"))? else {
+        unreachable!("it replaces what is there");
     };
-    println!(
-        "{id}: {} of {} bytes, for {}, in {place}",
+    let limits = RenderLimits { pixels: u64::MAX, deadline: None };
+    let pixels = picture::dimensions(&bytes, media_type, limits)
+        .map_or_else(|_unknown| String::new(), |(width, height)| format!(" {width}×{height}"));
+    Ok(format!(
+        "{id}:{pixels} {}, {} bytes, for {}, in {}\n  {url}",
         media_type.as_str(),
         bytes.len(),
-        humantime::format_duration(ttl)
-    );
-    Ok(())
+        humantime::format_duration(ttl),
+        store.place(),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_name_makes_an_id() {
+        for (file, id) in [
+            ("a/hero.png", "hero"),
+            ("IMG 0001.JPG", "IMG-0001"),
+            ("-été.jpg", "t-"),
+            ("a.b.webp", "a.b"),
+        ] {
+            assert_eq!(id_of(Path::new(file)).unwrap().as_str(), id, "{file}");
+        }
+        assert!(id_of(Path::new("….png")).is_err());
+        // The ending would be that of a variant's address.
+        assert!(id_of(Path::new("a.png.png")).is_err());
+    }
+
+    #[test]
+    fn words_are_an_id_and_a_file_or_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let [one, two] = ["one.png", "two.png"].map(|it| dir.path().join(it));
+        std::fs::write(&one, "").unwrap();
+        std::fs::write(&two, "").unwrap();
+        let ids = |given: &[&Path]| {
+            let images = NewImages(given.iter().map(|it| it.to_path_buf()).collect()).name()?;
+            anyhow::Ok(images.iter().map(|(id, _)| id.to_string()).collect::<Vec<_>>())
+        };
+        assert_eq!(ids(&[&one]).unwrap(), ["one"]);
+        assert_eq!(ids(&[&one, &two]).unwrap(), ["one", "two"]);
+        assert_eq!(ids(&[Path::new("x"), &two]).unwrap(), ["x"]);
+        assert_eq!(ids(&[Path::new("x"), Path::new("-")]).unwrap(), ["x"]);
+        assert!(ids(&[Path::new("-")]).unwrap_err().to_string().contains("needs an id"));
+        assert!(ids(&[&one, &one]).unwrap_err().to_string().contains("would both be one"));
+        assert!(ids(&[Path::new("../x"), &two]).unwrap_err().to_string().contains("neither"));
+    }
 }

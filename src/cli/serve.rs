@@ -4,17 +4,22 @@ use std::borrow::Cow;
 use std::io::{IsTerminal as _, Write as _};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use super::demo;
+use super::reload::Reloader;
+use super::{LoadedSettings, SettingsSource, demo};
 use crate::app::App;
 use crate::image::ImageId;
 use crate::log;
-use crate::server::{self, Listeners};
+use crate::running::{RunningFile, RunningServer};
+use crate::server::{self, Listener, Listeners};
 use crate::settings::{ListenOn, Settings, Token};
-use crate::store::Store;
+use crate::store::{Coherence, Store};
 use crate::token_file::{self, TokenFile, TokenFileError};
 
 /// `SIGXFSZ` of Linux, macOS and the BSDs: a write went past the limit on the size of files (`ulimit -f`, `LimitFSIZE`).
@@ -31,17 +36,17 @@ const CONNECTIONS_EACH: u64 = 3;
 /// Fewest connections that the limit on open files should leave.
 const TOO_FEW_CONNECTIONS: usize = 1000;
 
-pub(super) async fn run(mut settings: Settings) -> anyhow::Result<()> {
+pub(super) async fn run(loaded: LoadedSettings, source: SettingsSource) -> anyhow::Result<()> {
+    let LoadedSettings { mut settings, table } = loaded;
     // A file that may not grow fails a write, as a full disk does. Without a handler the signal ends the process. First, since
     // the log may be such a file.
     let _ = signal(SignalKind::from_raw(FILE_SIZE_EXCEEDED))?;
-    let _log = log::start(&settings.log)?;
-    let others = OTHER_FILES + CONNECTIONS_EACH * u64::from(settings.redis.connections.get());
-    settings.limits.connections = raise_open_file_limit(settings.limits.connections, others);
-    let listeners = Listeners::bind(&settings)?;
-    let url = listeners.main.url();
+    let hangup = signal(SignalKind::hangup())?;
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let log = log::start(&settings.log)?;
+    settings.limits.connections = raise_open_file_limit(&settings);
+    let listeners = Listeners::bind(&settings)?;
 
     let listen = listeners.main.listens_on().unwrap_or_else(|| settings.http.listen.clone());
     let (token, token_file) = make_token(&settings, &listen)?.unzip();
@@ -52,11 +57,20 @@ pub(super) async fn run(mut settings: Settings) -> anyhow::Result<()> {
     let shown_token = token.clone().filter(|_| std::io::stdout().is_terminal());
     let app = App::build_with(settings, token).await?;
     let demo = demo::fill(&app.store, app.settings.embedded.demo).await?;
+    let _announced = announce(&app, &listeners, &listen, token_file.clone());
+    let welcome = Welcome {
+        app: &app,
+        coherence: first_coherence(&app).await,
+        url: listeners.main.url(),
+        admin_url: listeners.admin.as_ref().map(Listener::url),
+        demo,
+        token: shown_token,
+        token_file,
+        listen,
+    };
     // A closed standard output is no reason to stop.
-    let gallery_url = listeners.admin.as_ref().unwrap_or(&listeners.main).url();
-    let mut text = welcome(&app, &url, &demo, token_file.as_deref().map(|file| (file, &listen)));
-    text += &gallery(&app, &gallery_url, shown_token.as_ref());
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    let _ = std::io::stdout().write_all(welcome.text().as_bytes());
+    let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&welcome.first_line())]);
     let (stop, stopped) = oneshot::channel();
     let signals = async {
         let mut next = async || {
@@ -65,15 +79,64 @@ pub(super) async fn run(mut settings: Settings) -> anyhow::Result<()> {
                 _ = interrupt.recv() => server::Stop::AtOnce,
             }
         };
-        let _ = stop.send(next().await);
+        let first = next().await;
+        let _ = sd_notify::notify(&[NotifyState::Stopping]);
+        let _ = stop.send(first);
         next().await
     };
     let stopped = async { stopped.await.unwrap_or(server::Stop::AtOnce) };
+    let app = Arc::clone(&app);
+    let reloader =
+        Reloader { source, app: Arc::clone(&app), log, table, fit: raise_open_file_limit };
     tokio::select! {
         () = server::serve(app, listeners, stopped) => Ok(()),
         // A second signal means that the user doesn't want to wait.
         _ = signals => anyhow::bail!("stopped by a second signal: requests in progress were cut off"),
+        () = reloader.run(hangup) => unreachable!("it goes on for ever"),
+        () = watchdog() => unreachable!("it goes on for ever"),
     }
+}
+
+/// Tells systemd that this process is alive, as often as its unit asks for, for ever.
+async fn watchdog() {
+    let Some(interval) = sd_notify::watchdog_enabled() else {
+        return std::future::pending().await;
+    };
+    loop {
+        let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+        tokio::time::sleep(interval / 2).await;
+    }
+}
+
+/// Leaves the address of this server for commands of its user. They can be told it otherwise, so a failure is no reason to stop.
+fn announce(
+    app: &App,
+    listeners: &Listeners,
+    listen: &ListenOn,
+    token_file: Option<PathBuf>,
+) -> Option<RunningFile> {
+    let admin = listeners.admin.as_ref().and_then(Listener::listens_on);
+    let tls = !app.settings.http.tls_cert_file.as_os_str().is_empty();
+    let server = RunningServer::this(listen, tls, admin.as_ref(), token_file);
+    match server.announce(&app.settings) {
+        Ok(file) => Some(file),
+        Err(error) => {
+            let error = super::describe(&error);
+            tracing::info!(error, "commands of this user won't find the server by themselves");
+            None
+        }
+    }
+}
+
+/// Waits a moment for the store to be reached for the first time, and returns the state then.
+async fn first_coherence(app: &App) -> Coherence {
+    const MOMENT: Duration = Duration::from_secs(2);
+    const STEP: Duration = Duration::from_millis(10);
+    let began = Instant::now();
+    while !app.index.has_heard_of_store() && began.elapsed() < MOMENT {
+        tokio::time::sleep(STEP).await;
+    }
+    app.index.coherence()
 }
 
 /// Reads the token that an earlier start made, or makes one, if somebody needs one. Returns it with its file.
@@ -109,9 +172,11 @@ impl Drop for RemovedAtEnd {
 }
 
 /// Raises the limit on open files, since each connection is one and the usual soft limit is 1,024. Returns the number of
-/// connections that it leaves room for, beside `others`: one more gets 503, where a failing `accept` would leave it without an
+/// connections that it leaves room for, beside other files: one more gets 503, where a failing `accept` would leave it without an
 /// answer, and the store without a connection.
-fn raise_open_file_limit(connections: NonZeroUsize, others: u64) -> NonZeroUsize {
+fn raise_open_file_limit(settings: &Settings) -> NonZeroUsize {
+    let connections = settings.limits.connections;
+    let others = OTHER_FILES + CONNECTIONS_EACH * u64::from(settings.redis.connections.get());
     let wanted = (connections.get() as u64).saturating_add(others);
     let allowed = match rlimit::increase_nofile_limit(wanted) {
         Ok(allowed) => allowed,
@@ -147,59 +212,110 @@ fn connections_within(open_files: u64, others: u64, connections: NonZeroUsize) -
 }
 
 /// The text on standard output after the start: the address, and the next things to try.
-fn welcome(
-    app: &App,
-    url: &str,
-    demo: &[ImageId],
-    token_file: Option<(&Path, &ListenOn)>,
-) -> String {
-    use std::fmt::Write;
-    let mut text = String::new();
-    let store = match &*app.store {
-        Store::Redis(_) => "Redis".to_owned(),
-        Store::Embedded(store) => format!("the embedded store {}", store.path().display()),
-    };
-    let _ = writeln!(text, "afterimage serves {url}/images/{{id}} from {store}");
-    if let Some(first) = demo.first() {
-        let _ = writeln!(text, "\nDemo images to look at:");
-        for id in demo {
+struct Welcome<'a> {
+    app: &'a App,
+    coherence: Coherence,
+    /// The address of the listener for images.
+    url: String,
+    /// That of the operators' listener, if there is one.
+    admin_url: Option<String>,
+    demo: Vec<ImageId>,
+    /// The token, if it may be shown.
+    token: Option<Token>,
+    token_file: Option<PathBuf>,
+    listen: ListenOn,
+}
+
+impl Welcome<'_> {
+    fn text(&self) -> String {
+        use std::fmt::Write;
+        let mut text = format!("{}\n", self.first_line());
+        let _ = writeln!(text, "  {}", self.first_try());
+        let url = &self.url;
+        let _ = writeln!(text, "\nImages are at {url}/images/{{id}}, from {}", self.store());
+        for id in &self.demo {
             let _ = writeln!(text, "  {url}/images/{id}");
         }
-        let _ = writeln!(text, "\nTime one, twice, to see it come from memory:");
-        let curl = "curl -o /dev/null -sw @config/curl-format.txt";
-        let _ = writeln!(text, "  {curl} {url}/images/{first}");
+        if let Some(admin_url) = &self.admin_url {
+            let _ = writeln!(text, "\nOperators' addresses are at {admin_url}");
+            if let Some(gallery) = self.gallery(admin_url) {
+                let _ = writeln!(text, "  {gallery}");
+            }
+        }
+        text + &self.writes()
     }
-    let is_embedded = matches!(&*app.store, Store::Embedded(_));
-    if !demo.is_empty() || token_file.is_some() {
-        let _ = writeln!(text, "\nAdd your own:");
+
+    /// Names the address to open: a page where there is one.
+    fn first_line(&self) -> String {
+        let page = if self.admin_url.is_none() { self.gallery(&self.url) } else { None };
+        let page = page.or_else(|| Some(format!("{}/images/{}", self.url, self.demo.first()?)));
+        let page = page.unwrap_or_else(|| format!("{}/images/{{id}}", self.url));
+        if let Coherence::Unreachable(reason) = &self.coherence {
+            let redis = self.app.settings.redis.url.public().unwrap_or_default();
+            return format!(
+                "afterimage listens on {page} and waits for Redis at {redis} ({reason})"
+            );
+        }
+        format!("afterimage serves {page}")
     }
-    // With Redis the command would need its address.
-    if !demo.is_empty() || (token_file.is_some() && is_embedded) {
+
+    /// A command to try, which needs no file.
+    fn first_try(&self) -> String {
+        let (socket, url) = self.curl_address();
+        if let Some(id) = self.demo.first() {
+            let told = "%{http_code}, %{size_download} bytes in %{time_total} s\\n";
+            return format!("curl -so /dev/null -w '{told}' {socket}{url}/images/{id}");
+        }
+        let health = self.admin_url.as_deref().unwrap_or(url);
+        format!("curl -i {socket}{health}/readyz")
+    }
+
+    fn store(&self) -> String {
+        match &*self.app.store {
+            Store::Redis(_) => self.app.settings.redis.url.public().unwrap_or_default(),
+            Store::Embedded(store) => format!("the embedded store {}", store.path().display()),
+        }
+    }
+
+    /// Tells how to store an image.
+    fn writes(&self) -> String {
+        use std::fmt::Write;
+        let is_embedded = matches!(&*self.app.store, Store::Embedded(_));
+        if !is_embedded && self.token_file.is_none() {
+            return String::new();
+        }
         // The program's name as the user typed it: `cargo run` doesn't install it.
         let program = std::env::args().next().unwrap_or_else(|| "afterimage".to_owned());
-        let _ = writeln!(text, "  {program} put my_image picture.png");
+        let mut text = format!("\nAdd your own:\n  {program} put my_image picture.png\n");
+        if let Some(file) = &self.token_file {
+            let bearer = format!("Authorization: Bearer $(cat {})", quoted(file));
+            let (socket, url) = self.curl_address();
+            let _ = writeln!(
+                text,
+                "  curl -T picture.png {socket}-H \"{bearer}\" {url}/images/my_image"
+            );
+        }
+        text
     }
-    if let Some((file, listen)) = token_file {
-        let bearer = format!("Authorization: Bearer $(cat {})", quoted(file));
-        let (socket, url) = match listen {
-            ListenOn::Tcp(_) => (String::new(), url),
+
+    /// The option for curl, and the address that follows.
+    fn curl_address(&self) -> (String, &str) {
+        match &self.listen {
+            ListenOn::Tcp(_) => (String::new(), &self.url),
             ListenOn::Unix(path) => {
                 (format!("--unix-socket {} ", quoted(path)), "http://localhost")
             }
-        };
-        let _ =
-            writeln!(text, "  curl -T picture.png {socket}-H \"{bearer}\" {url}/images/my_image");
+        }
     }
-    text
-}
 
-/// The address of the gallery, for the text after the start. The token is in its fragment, which browsers send to nobody.
-fn gallery(app: &App, url: &str, token: Option<&Token>) -> String {
-    if !app.settings.gallery.enabled || url.contains("://unix:") {
-        return String::new();
+    /// The address of the gallery, if there is one. The token is in its fragment, which browsers send to nobody.
+    fn gallery(&self, url: &str) -> Option<String> {
+        if !self.app.settings.gallery.enabled || url.contains("://unix:") {
+            return None;
+        }
+        let token = self.token.as_ref().map(|token| format!("#token={}", token.reveal()));
+        Some(format!("{url}/{}", token.unwrap_or_default()))
     }
-    let token = token.map(|token| format!("#token={}", token.reveal())).unwrap_or_default();
-    format!("\nGallery of all images:\n  {url}/{token}\n")
 }
 
 /// Quotes a path for a shell, if it has to be.

@@ -45,7 +45,7 @@ struct LimitParts {
 impl RequestLimits {
     pub(crate) fn new(app: &App) -> RequestLimits {
         RequestLimits(Arc::new(LimitParts {
-            everybody: Shares::new(app.settings.limits.requests.get()),
+            everybody: app.requests.clone(),
             operators: Shares::new(OPERATORS),
             metrics: Arc::clone(&app.metrics),
             holders: Arc::clone(&app.holders),

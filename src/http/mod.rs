@@ -14,6 +14,7 @@ mod conditional;
 mod cors;
 mod digest;
 mod events;
+mod export;
 pub(crate) mod fast_path;
 mod forwarded;
 mod gallery;

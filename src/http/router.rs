@@ -11,8 +11,8 @@ use tower_http::catch_panic::CatchPanicLayer;
 use super::problem::Problem;
 use super::state::HttpState;
 use super::{
-    cors, events, gallery, images, info, listing, openapi, ops, placeholders, session, status,
-    writes,
+    cors, events, export, gallery, images, info, listing, openapi, ops, placeholders, session,
+    status, writes,
 };
 use crate::app::App;
 
@@ -34,6 +34,7 @@ pub enum Route {
     Session,
     Status,
     Debug,
+    Export,
     /// An address without a route.
     Unknown,
 }
@@ -52,6 +53,7 @@ impl Route {
             Route::Gallery,
             Route::Session,
             Route::Status,
+            Route::Export,
         ];
         match path.strip_prefix("/images/").map(|rest| rest.split_once('/')) {
             Some(Some((_, "thumbnail"))) => Route::Thumbnail,
@@ -72,7 +74,10 @@ impl Route {
     /// Returns whether it is for those who look after the images.
     #[must_use]
     pub const fn is_of_gallery(self) -> bool {
-        matches!(self, Route::Gallery | Route::Session | Route::Status | Route::Debug)
+        matches!(
+            self,
+            Route::Gallery | Route::Session | Route::Status | Route::Debug | Route::Export
+        )
     }
 
     /// Returns whether its answers are images, or say why there is none.
@@ -102,6 +107,7 @@ impl Route {
             Route::Session => "/session",
             Route::Status => "/status",
             Route::Debug => "/debug/images/{id}",
+            Route::Export => "/export",
             Route::Unknown => "unknown",
         }
     }
@@ -146,6 +152,7 @@ fn gallery() -> Router<Arc<HttpState>> {
         .route(Route::Session.pattern(), post(session::post).delete(session::delete))
         .route(Route::Status.pattern(), get(status::get))
         .route(Route::Debug.pattern(), get(status::debug))
+        .route(Route::Export.pattern(), get(export::get))
         .method_not_allowed_fallback(method_not_allowed)
 }
 
@@ -188,6 +195,7 @@ async fn unknown_image_or_address(uri: Uri) -> Problem {
         | Route::Session
         | Route::Status
         | Route::Debug
+        | Route::Export
         | Route::Unknown => Problem::unknown_address(uri.path()),
     }
 }
@@ -231,6 +239,7 @@ mod tests {
             Route::Session,
             Route::Status,
             Route::Debug,
+            Route::Export,
         ] {
             assert_eq!(Route::of(route.pattern()), route);
         }

@@ -232,9 +232,12 @@ impl HttpService {
         let listed = &self.app.settings.http.hosts;
         let is_open = match route {
             Route::Healthz | Route::Readyz => true,
-            Route::Metrics | Route::Gallery | Route::Session | Route::Status | Route::Debug => {
-                false
-            }
+            Route::Metrics
+            | Route::Gallery
+            | Route::Session
+            | Route::Status
+            | Route::Debug
+            | Route::Export => false,
             Route::Images
             | Route::Image
             | Route::Thumbnail
@@ -252,7 +255,7 @@ impl HttpService {
     /// Returns the answer to a request whose head is refused before it is routed.
     fn refuse_head(&self, route: Route, request: &Request<Body>) -> Option<Response<Body>> {
         // The HTTP library bounds its buffer, which may have room for more. Over HTTP/2 it counts.
-        let limit = self.app.settings.limits.header_bytes;
+        let limit = self.app.head_limits.header_bytes();
         if request.version() < Version::HTTP_2 && head_length(request) > limit {
             return Some(problem::head_too_large());
         }

@@ -67,12 +67,7 @@ pub(crate) async fn put(
 ) -> Result<Response, Problem> {
     auth::check_write(&state.app, peer, &request)?;
     let id = images::id(path)?;
-    let put = accept(&state.app, Target::Id(id), query, request).await?;
-    let status = match put.replaced {
-        Replaced::Nothing => StatusCode::CREATED,
-        Replaced::Value => StatusCode::NO_CONTENT,
-    };
-    Ok((status, [(ETAG, put.metadata.etag)]).into_response())
+    Ok(written(accept(&state.app, Target::Id(id), query, request).await?))
 }
 
 /// `POST /images?ttl=2h` with an image or a JSON record. The id is made of the image's bytes, so the same image is stored
@@ -84,13 +79,15 @@ pub(crate) async fn post(
     request: Request,
 ) -> Result<Response, Problem> {
     auth::check_write(&state.app, peer, &request)?;
-    let Put { id, metadata, replaced } =
-        accept(&state.app, Target::Content, query, request).await?;
+    Ok(written(accept(&state.app, Target::Content, query, request).await?))
+}
+
+/// The answer to a write: the image's address, and that of its new version.
+fn written(Put { id, metadata, replaced }: Put) -> Response {
     let status = match replaced {
         Replaced::Nothing => StatusCode::CREATED,
         Replaced::Value => StatusCode::OK,
     };
-    let location = urls::image(&id);
     let body = json!({
         "id": id.as_str(),
         "type": metadata.media_type.as_str(),
@@ -99,11 +96,11 @@ pub(crate) async fn post(
         "url": urls::versioned(&id, metadata.version),
     });
     let headers = [
-        (LOCATION, HeaderValue::try_from(location).expect("ids are ASCII")),
+        (LOCATION, HeaderValue::try_from(urls::image(&id)).expect("ids are ASCII")),
         (ETAG, metadata.etag),
         (CACHE_CONTROL, HeaderValue::from_static("no-store")),
     ];
-    Ok((status, headers, Json(body)).into_response())
+    (status, headers, Json(body)).into_response()
 }
 
 /// `DELETE /images/{id}`.

@@ -124,6 +124,15 @@ pub fn preview_memory(
     Ok(decode::measure(bytes, media_type, limits)?.memory(HASHED, HASHED))
 }
 
+/// The width and height of an image, told from its head, with the orientation applied.
+pub fn dimensions(
+    bytes: &[u8],
+    media_type: MediaType,
+    limits: RenderLimits,
+) -> Result<(u32, u32), PictureError> {
+    Ok(decode::measure(bytes, media_type, limits)?.upright())
+}
+
 /// Longest side in pixels that a ThumbHash can be made of.
 const HASHED: u32 = 100;
 

@@ -42,7 +42,7 @@ use crate::http::in_flight::{HTTP_2_PIECE, RequestLimits};
 use crate::http::router::Routes;
 use crate::http::service::HttpService;
 use crate::http::state::HttpState;
-use crate::limit::{GaugeGuard, Shares};
+use crate::limit::{GaugeGuard, HeadLimits, Shares};
 use crate::metrics::{Dropped, Metrics, Shed};
 use crate::peer::{Peer, PeerKey};
 use crate::settings::TrustedProxies;
@@ -85,7 +85,7 @@ pub async fn serve(
     let mut tasks = JoinSet::new();
     tasks.spawn(Arc::clone(&app.holders).drop_too_slow());
     if let Some(tls) = main.tls.clone() {
-        tasks.spawn(tls.keep_current());
+        tasks.spawn(tls.keep_current(Arc::clone(&app.reloaded)));
     }
     if let Some(admin) = admin {
         tasks.spawn(accept(admin, Routes::Admin));
@@ -149,7 +149,7 @@ struct Server {
     holders: Arc<Holders>,
     /// One permit for each client that is being told that there are too many.
     farewells: Arc<Semaphore>,
-    builder: Builder<Reporting>,
+    head_limits: Arc<HeadLimits>,
     timeouts: Timeouts,
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
@@ -157,23 +157,22 @@ struct Server {
     _alive: mpsc::Sender<()>,
 }
 
-fn builder(app: &App) -> Builder<Reporting> {
-    let limits = &app.settings.limits;
-    let header_bytes = u32::try_from(limits.header_bytes).unwrap_or(u32::MAX);
+fn builder(limits: &HeadLimits) -> Builder<Reporting> {
+    let header_bytes = limits.header_bytes();
     let mut builder = Builder::new(Reporting);
     builder
         .http1()
         .timer(TokioTimer::new())
         // `ConnectionState` tells a slow head from an idle connection; the library doesn't.
         .header_read_timeout(None)
-        .max_buf_size(limits.header_bytes);
+        .max_buf_size(header_bytes);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(limits.h2_streams.get())
+        .max_concurrent_streams(limits.h2_streams())
         // Bytes that wait in the library for a client to take them are memory that nobody counts.
         .max_send_buf_size(4 * HTTP_2_PIECE)
-        .max_header_list_size(header_bytes);
+        .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX));
     builder
 }
 
@@ -186,7 +185,6 @@ impl Server {
         alive: mpsc::Sender<()>,
     ) -> Server {
         let app = &state.app;
-        let most = app.settings.limits.connections.get();
         Server {
             service: HttpService::new(state, routes, limits.clone()),
             date: DateField::default(),
@@ -195,12 +193,12 @@ impl Server {
             reads_proxy_header: app.settings.http.proxy_protocol && routes != Routes::Admin,
             // Operators get in when nobody else does.
             places: match routes {
-                Routes::All | Routes::Public => Some(Shares::new(most)),
+                Routes::All | Routes::Public => Some(app.connections.clone()),
                 Routes::Admin => None,
             },
             holders: Arc::clone(&app.holders),
             farewells: Arc::new(Semaphore::new(FAREWELLS)),
-            builder: builder(app),
+            head_limits: Arc::clone(&app.head_limits),
             timeouts: Timeouts::new(&app.settings.http),
             metrics: Arc::clone(&app.metrics),
             shutdown: app.shutdown.clone(),
@@ -321,7 +319,8 @@ impl Server {
             let request = request.map(|incoming| server.service.body(incoming));
             async move { Ok::<_, Infallible>(server.service.answer(peer, &connection, request).await) }
         });
-        let mut library = pin!(self.builder.serve_connection(io, service));
+        let builder = builder(&self.head_limits);
+        let mut library = pin!(builder.serve_connection(io, service));
         let mut last_request = pin!(last_request(&self.shutdown, &connection));
         let mut over = pin!(self.shutdown.reached(Phase::Over));
         let mut winding_down = false;

@@ -11,6 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 
 use crate::settings;
@@ -60,14 +61,14 @@ impl Tls {
         Ok(Some(Tls { acceptor, certificate, seen, interval: settings.tls_reload_interval }))
     }
 
-    /// Checks the files at an interval, for ever. A pair that doesn't fit, as while it is being written, is logged and not
-    /// used.
-    pub(super) async fn keep_current(self) {
+    /// Checks the files at an interval and at each reload, for ever. A pair that doesn't fit, as while it is being written, is
+    /// logged and not used.
+    pub(super) async fn keep_current(self, reloaded: Arc<Notify>) {
         let (certificate_file, key_file) =
             (&self.certificate.chain_file, &self.certificate.key_file);
         let mut last = self.seen;
         loop {
-            tokio::time::sleep(self.interval).await;
+            let _ = tokio::time::timeout(self.interval, reloaded.notified()).await;
             let now = (modified(certificate_file), modified(key_file));
             if now == last {
                 continue;

@@ -4,12 +4,12 @@
 //! written. A settings file, the environment and the flags are layers of [`Override`]s over it. All are checked in the
 //! same way, so that each error names the key, where it was given and what was expected there.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
-use super::Settings;
+use super::{ListenOn, Settings};
 
 /// The shipped settings file: defaults, names and descriptions.
 pub const SHIPPED: &str = include_str!("../../config/afterimage.toml");
@@ -37,12 +37,14 @@ pub enum SettingsError {
         message: String,
     },
     /// No setting has this key.
-    #[error("{place}: there is no setting `{key}`; config/afterimage.toml lists all settings")]
+    #[error("{place}: there is no setting `{key}`; {}", hint(nearest.as_deref()))]
     UnknownKey {
         /// Place of the override.
         place: String,
         /// The name that was given.
         key: String,
+        /// The setting that was probably meant.
+        nearest: Option<String>,
     },
     /// The setting has been renamed.
     #[error("{place}: the setting `{old}` is now called `{new}`")]
@@ -156,26 +158,54 @@ pub fn described() -> Vec<SettingInfo> {
     all
 }
 
+/// Names the setting that was probably meant, or where all are listed.
+fn hint(nearest: Option<&str>) -> String {
+    match nearest {
+        Some(nearest) => format!("did you mean `{nearest}`?"),
+        None => "`afterimage config` prints all settings".to_owned(),
+    }
+}
+
+/// Returns the name that is most like a given one, if one is like it.
+fn nearest(given: &str, names: impl Iterator<Item = String>) -> Option<String> {
+    const LEAST: f64 = 0.7;
+    let likeness = names.map(|name| (strsim::normalized_damerau_levenshtein(given, &name), name));
+    let (likeness, name) = likeness.max_by(|(one, _), (other, _)| one.total_cmp(other))?;
+    (likeness >= LEAST).then_some(name)
+}
+
 impl SettingsError {
     fn no_such_key(place: String, key: String) -> SettingsError {
-        match RENAMED.iter().find(|(old, _)| *old == key) {
-            Some((_, new)) => SettingsError::Renamed { place, old: key, new },
-            None => SettingsError::UnknownKey { place, key },
+        if let Some((_, new)) = RENAMED.iter().find(|(old, _)| *old == key) {
+            return SettingsError::Renamed { place, old: key, new };
         }
+        // A right name in the wrong section is nearer than any other in the same one.
+        let all = described().into_iter().map(|it| it.key);
+        let (_, name) = key.split_once('.').unwrap_or(("", &key));
+        let moved = all.clone().find(|it| it.split_once('.').is_some_and(|(_, it)| it == name));
+        let nearest = moved.or_else(|| nearest(&key, all));
+        SettingsError::UnknownKey { place, key, nearest }
     }
 
     fn no_such_variable(name: &str) -> SettingsError {
-        let (place, key) = match RENAMED.iter().find(|(old, _)| variable(old) == name) {
-            Some((old, _)) => (name, *old),
-            None => ("environment", name),
-        };
-        SettingsError::no_such_key(place.to_owned(), key.to_owned())
+        if let Some((old, _)) = RENAMED.iter().find(|(old, _)| variable(old) == name) {
+            return SettingsError::no_such_key(name.to_owned(), (*old).to_owned());
+        }
+        let nearest = nearest(name, described().into_iter().map(|it| it.variable()));
+        SettingsError::UnknownKey { place: "environment".to_owned(), key: name.to_owned(), nearest }
     }
 }
 
 impl Settings {
     /// Applies the overrides to the defaults, in order: later ones win.
     pub fn load(overrides: &[Override]) -> Result<Settings, SettingsError> {
+        Settings::load_with_table(overrides).map(|(settings, _table)| settings)
+    }
+
+    /// The same, with the values by section and name.
+    pub fn load_with_table(
+        overrides: &[Override],
+    ) -> Result<(Settings, toml::Table), SettingsError> {
         let mut table = defaults();
         for given in overrides {
             let slot = given
@@ -185,12 +215,9 @@ impl Settings {
             let Some(slot) = slot else {
                 return Err(SettingsError::no_such_key(given.place.clone(), given.key.clone()));
             };
-            *slot = match (&given.value, slot.as_str().map(str::parse::<SocketAddr>)) {
-                (toml::Value::Integer(port), Some(Ok(mut listen))) if given.place == "PORT" => {
-                    listen.set_port(u16::try_from(*port).unwrap_or_default());
-                    toml::Value::String(listen.to_string())
-                }
-                (value, _) => value.clone(),
+            *slot = match port(given) {
+                Some(port) => toml::Value::String(with_port(slot.as_str(), port)),
+                None => given.value.clone(),
             };
             // Checked one by one, so that the error can name the place at fault.
             if let Err(error) = Settings::deserialize(table.clone()) {
@@ -201,8 +228,29 @@ impl Settings {
                 });
             }
         }
-        Ok(Settings::deserialize(table).expect("the shipped settings are valid: a test reads them"))
+        let settings = Settings::deserialize(table.clone());
+        Ok((settings.expect("the shipped settings are valid: a test reads them"), table))
     }
+}
+
+/// Returns the port, where an address to listen on is given as one alone.
+fn port(given: &Override) -> Option<u16> {
+    if !given.key.ends_with(".listen") {
+        return None;
+    }
+    match &given.value {
+        toml::Value::Integer(port) => u16::try_from(*port).ok(),
+        value => value.as_str()?.parse().ok(),
+    }
+}
+
+/// Puts a port in place of that of the address before, which may come from another layer.
+fn with_port(before: Option<&str>, port: u16) -> String {
+    let address = match before.map(str::parse) {
+        Some(Ok(ListenOn::Tcp(address))) => address.ip(),
+        _ => Ipv4Addr::LOCALHOST.into(),
+    };
+    SocketAddr::new(address, port).to_string()
 }
 
 /// Reads the overrides in a settings file.
@@ -218,10 +266,8 @@ pub fn from_file(name: &str, text: &str) -> Result<Vec<Override>, SettingsError>
     let mut given = Vec::new();
     for (section, content) in table.get_ref() {
         let DeValue::Table(entries) = content.get_ref() else {
-            return Err(SettingsError::UnknownKey {
-                place: format!("{name}:{}", line(section.span().start)),
-                key: section.get_ref().clone().into_owned(),
-            });
+            let place = format!("{name}:{}", line(section.span().start));
+            return Err(SettingsError::no_such_key(place, section.get_ref().to_string()));
         };
         for (key, value) in entries {
             let place = format!("{name}:{}", line(key.span().start));
@@ -242,31 +288,34 @@ pub fn from_file(name: &str, text: &str) -> Result<Vec<Override>, SettingsError>
 /// container beside a service named afterimage.
 const NOT_SETTINGS: [&str; 3] = ["AFTERIMAGE_CONFIG", "AFTERIMAGE_SERVICE_", "AFTERIMAGE_PORT"];
 
-/// Reads the overrides in the environment: `AFTERIMAGE_…`, and with less weight `PORT` and `REDIS_URL`.
+/// The override of the port in a variable or a flag. The rest of the address may come from another layer.
+pub fn from_port(text: &str, place: &str) -> Result<Override, SettingsError> {
+    let port: u16 = text.parse().map_err(|error| SettingsError::BadValue {
+        place: place.to_owned(),
+        key: "http.listen".to_owned(),
+        expected: format!("`{text}` is not a port ({error}); it must be 0 to 65535"),
+    })?;
+    let value = toml::Value::Integer(port.into());
+    Ok(Override { key: "http.listen".to_owned(), value, place: place.to_owned() })
+}
+
+/// Reads the overrides in the environment: `AFTERIMAGE_…`, and with less weight `PORT`, `REDIS_URL` and `REDIS_URL_FILE`.
 pub fn from_environment(
     variables: impl Iterator<Item = (String, String)>,
 ) -> Result<Vec<Override>, SettingsError> {
     let all = described();
     let (mut common, mut own) = (Vec::new(), Vec::new());
     for (name, text) in variables {
-        if name == "REDIS_URL" {
-            common.push(Override {
-                key: "redis.url".to_owned(),
-                value: toml::Value::String(text),
-                place: name,
-            });
+        let common_key = match name.as_str() {
+            "REDIS_URL" => Some("redis.url"),
+            "REDIS_URL_FILE" => Some("redis.url_file"),
+            _ => None,
+        };
+        if let Some(key) = common_key {
+            let value = toml::Value::String(text);
+            common.push(Override { key: key.to_owned(), value, place: name });
         } else if name == "PORT" {
-            let port: u16 = text.parse().map_err(|error| SettingsError::BadValue {
-                place: name.clone(),
-                key: "http.listen".to_owned(),
-                expected: format!("`{text}` is not a port ({error}); it must be 0 to 65535"),
-            })?;
-            // Only the port: the address may come from the file.
-            common.push(Override {
-                key: "http.listen".to_owned(),
-                value: toml::Value::Integer(port.into()),
-                place: name,
-            });
+            common.push(from_port(&text, &name)?);
         } else if name.starts_with("AFTERIMAGE_")
             && !NOT_SETTINGS.iter().any(|it| name.starts_with(it))
         {
@@ -323,7 +372,7 @@ mod tests {
         let error = load_file("[http]\n\n[cache]\nimages = 5\nimage = 5\n").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "my.toml:5: there is no setting `cache.image`; config/afterimage.toml lists all settings"
+            "my.toml:5: there is no setting `cache.image`; did you mean `cache.images`?"
         );
         let error = load_environment(&[("AFTERIMAGE_CACHE_IMAGE", "5")]).unwrap_err();
         assert!(error.to_string().contains("AFTERIMAGE_CACHE_IMAGE"));

@@ -7,10 +7,12 @@ use std::num::{NonZeroU8, NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context;
 use serde::Deserialize;
 
 pub use self::layers::{
-    Override, SHIPPED, SettingInfo, SettingsError, described, from_environment, from_file, renamed,
+    Override, SHIPPED, SettingInfo, SettingsError, described, from_environment, from_file,
+    from_port, renamed,
 };
 pub use self::values::{
     HostNames, ListenOn, MAX_LENGTH, Origins, RedisUrl, StoreOptions, Token, TrustedProxies,
@@ -40,6 +42,23 @@ pub struct Settings {
     pub pictures: PictureSettings,
     pub limits: LimitSettings,
     pub log: LogSettings,
+}
+
+impl Settings {
+    /// Reads the address of Redis from the file that the settings name, if they name one.
+    pub fn read_url_file(&mut self) -> anyhow::Result<()> {
+        let RedisSettings { url, url_file, .. } = &mut self.redis;
+        if url_file.as_os_str().is_empty() {
+            return Ok(());
+        }
+        anyhow::ensure!(url.get().is_none(), "set [redis] url or url_file, not both");
+        let place = || format!("{} ([redis] url_file)", url_file.display());
+        let text = std::fs::read_to_string(&*url_file).with_context(place)?;
+        let read = RedisUrl::parse(text.trim().to_owned()).map_err(anyhow::Error::msg);
+        *url = read.with_context(place)?;
+        anyhow::ensure!(url.get().is_some(), "{} must have an address", place());
+        Ok(())
+    }
 }
 
 /// `[http]`: the public listener, its caching headers and time limits.
@@ -94,6 +113,7 @@ pub struct AdminSettings {
 #[expect(missing_docs, reason = "config/afterimage.toml documents every field")]
 pub struct RedisSettings {
     pub url: RedisUrl,
+    pub url_file: PathBuf,
     pub tls_ca_file: PathBuf,
     pub tls_cert_file: PathBuf,
     pub tls_key_file: PathBuf,

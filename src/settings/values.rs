@@ -1,7 +1,7 @@
 //! Values of settings, parsed into types that can't be wrong.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{AddrParseError, IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU8;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -14,7 +14,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
-/// Address of a listener: `127.0.0.1:8000` or `unix:/run/afterimage.sock`.
+/// Address of a listener: `127.0.0.1:8000` or `unix:/run/afterimage.sock`. `localhost:8000` is the first, and `:8000` is that port
+/// of every IPv4 address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenOn {
     /// An IP address and a port.
@@ -29,13 +30,25 @@ impl FromStr for ListenOn {
     fn from_str(text: &str) -> Result<ListenOn, String> {
         match text.strip_prefix("unix:") {
             Some(path) if !path.is_empty() => Ok(ListenOn::Unix(path.into())),
-            _ => text.parse().map(ListenOn::Tcp).map_err(|error| {
+            _ => socket_address(text).map(ListenOn::Tcp).map_err(|error| {
                 format!(
-                    "`{text}` is not an address to listen on ({error}); write it as \"127.0.0.1:8000\", \"[::]:8000\" or \"unix:/run/afterimage.sock\""
+                    "`{text}` is not an address to listen on ({error}); write it as \"127.0.0.1:8000\", \":8000\" for every address, or \"unix:/run/afterimage.sock\""
                 )
             }),
         }
     }
+}
+
+/// Parses an address and port. No name but `localhost` is looked up: settings mean the same everywhere.
+fn socket_address(text: &str) -> Result<SocketAddr, AddrParseError> {
+    let port_of = |host: &str| text.strip_prefix(host)?.strip_prefix(':')?.parse().ok();
+    if let Some(port) = port_of("") {
+        return Ok((Ipv4Addr::UNSPECIFIED, port).into());
+    }
+    if let Some(port) = port_of("localhost") {
+        return Ok((Ipv4Addr::LOCALHOST, port).into());
+    }
+    text.parse()
 }
 
 impl fmt::Display for ListenOn {
@@ -210,19 +223,24 @@ impl fmt::Debug for RedisUrl {
     }
 }
 
-impl<'de> Deserialize<'de> for RedisUrl {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
+impl RedisUrl {
+    /// Parses an address; an empty text is none. The error doesn't repeat the text, which may have a password.
+    pub(super) fn parse(text: String) -> Result<RedisUrl, String> {
         if text.is_empty() {
             return Ok(RedisUrl(None));
         }
-        // The error must not repeat the text, which may hold a password.
-        redis::Client::open(text.as_str()).map_err(|error| {
-            de::Error::custom(format!(
+        match redis::Client::open(text.as_str()) {
+            Ok(_) => Ok(RedisUrl(Some(text))),
+            Err(error) => Err(format!(
                 "not the address of a Redis server ({error}); write it as redis://127.0.0.1:6379/0"
-            ))
-        })?;
-        Ok(RedisUrl(Some(text)))
+            )),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for RedisUrl {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        RedisUrl::parse(String::deserialize(deserializer)?).map_err(de::Error::custom)
     }
 }
 
@@ -297,10 +315,35 @@ impl<'de> Deserialize<'de> for StoreOptions {
 /// Longest timeout or interval: sockets and timers take no more.
 const LONGEST: Duration = Duration::from_hours(24);
 
+/// Text of a duration, or a number of seconds.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a duration; write it as \"500ms\", \"10s\" or \"2h\"")]
+enum DurationText {
+    Seconds(u64),
+    Text(String),
+}
+
+impl DurationText {
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+        Ok(match DurationText::deserialize(deserializer)? {
+            DurationText::Seconds(seconds) => seconds.to_string(),
+            DurationText::Text(text) => text,
+        })
+    }
+}
+
+/// Parses `500ms`, `10s` and `2h`; a bare number is seconds.
+fn parse_duration(text: &str) -> Option<Duration> {
+    match text.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_no_number) => humantime::parse_duration(text).ok(),
+    }
+}
+
 pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    match humantime::parse_duration(&text) {
-        Ok(duration) if !duration.is_zero() && duration <= LONGEST => Ok(duration),
+    let text = DurationText::read(deserializer)?;
+    match parse_duration(&text) {
+        Some(duration) if !duration.is_zero() && duration <= LONGEST => Ok(duration),
         _ => Err(de::Error::custom(format!(
             "`{text}` is not a duration from 1ns to 1day; write it as \"500ms\", \"10s\" or \"2h\""
         ))),
@@ -312,9 +355,9 @@ pub(super) fn duration_or_none<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Duration, D::Error> {
     const LONGEST: Duration = Duration::from_hours(365 * 24);
-    let text = String::deserialize(deserializer)?;
-    match humantime::parse_duration(&text) {
-        Ok(duration) if duration <= LONGEST => Ok(duration),
+    let text = DurationText::read(deserializer)?;
+    match parse_duration(&text) {
+        Some(duration) if duration <= LONGEST => Ok(duration),
         _ => Err(de::Error::custom(format!(
             "`{text}` is not a duration up to 365days; write it as \"1h\", or \"0s\" for none"
         ))),
@@ -335,14 +378,14 @@ pub(super) fn listen_or_none<'de, D: Deserializer<'de>>(
 pub fn time_to_live(text: &str) -> Result<Duration, String> {
     const RANGE: std::ops::RangeInclusive<Duration> =
         Duration::from_millis(1)..=Duration::from_hours(3650 * 24);
-    match humantime::parse_duration(text) {
-        Ok(duration) if RANGE.contains(&duration) => Ok(duration),
+    match parse_duration(text) {
+        Some(duration) if RANGE.contains(&duration) => Ok(duration),
         _ => Err("not a duration from 1ms to 3650days; write it as 90s or 2h".to_owned()),
     }
 }
 
 pub(super) fn ttl<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    time_to_live(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    time_to_live(&DurationText::read(deserializer)?).map_err(de::Error::custom)
 }
 
 pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {

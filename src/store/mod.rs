@@ -9,6 +9,7 @@ use crate::clock::Clock;
 use crate::image::ImageId;
 use crate::settings::Settings;
 
+mod advice;
 mod bulk;
 mod change;
 mod condition;

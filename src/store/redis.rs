@@ -39,6 +39,8 @@ pub struct RedisStore {
     /// Connections for large values, unless Redis is reached over TLS.
     bulk: Option<BulkConnections>,
     tracking_client: Client,
+    /// Without the password.
+    address: String,
     connect_timeout: Duration,
     response_timeout: Duration,
     track: bool,
@@ -63,6 +65,7 @@ impl RedisStore {
             data: Arc::new(data),
             bulk,
             tracking_client: client(url, &settings.redis, ProtocolVersion::RESP3)?,
+            address: settings.redis.url.public().unwrap_or_default(),
             connect_timeout: settings.redis.connect_timeout,
             response_timeout: settings.redis.response_timeout,
             track: settings.redis.tracking,
@@ -91,6 +94,7 @@ impl RedisStore {
     /// Starts the tracking connection.
     pub(super) fn watch(&mut self, clock: Clock, listener: ChangeListener) {
         let tracking = Tracking {
+            address: self.address.clone(),
             client: self.tracking_client.clone(),
             is_on: self.track,
             key_prefix: self.key_prefix.clone(),

@@ -18,6 +18,7 @@ use redis::{
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::advice::OutageLog;
 use super::connection::{DataConnections, Retry};
 use super::server::{self, Role, RoleCommand, ServerInfo, Unusable, text};
 use super::standing::{GIVEN_UP, Standing};
@@ -42,6 +43,8 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Supervisor of the tracking connection.
 #[derive(Debug)]
 pub(super) struct Tracking {
+    /// The server's address without its password, for the log.
+    pub(super) address: String,
     /// Speaks RESP3, which has pushes.
     pub(super) client: Client,
     /// `[redis] tracking`. Without it the server is only looked at.
@@ -121,7 +124,8 @@ impl Tracking {
 
     /// Connects, tracks and sends heartbeats, again and again, until the store is dropped.
     async fn supervise(self) {
-        let (mut pause, mut logged) = (FIRST_PAUSE, None);
+        let mut pause = FIRST_PAUSE;
+        let mut log = OutageLog::new(self.address.clone(), self.is_on);
         // No id begins with a tilde. One key for each server: another one's push proves nothing here.
         let canary = format!("~afterimage:canary:{:016x}", fastrand::u64(..));
         for number in 1.. {
@@ -148,8 +152,13 @@ impl Tracking {
                     let lease = standing.lease(self.clock.now());
                     let lease = lease.unwrap_or(Lease::Until(tracked.heard));
                     self.listener.notify(Change::TrackingStarted { connection: number, lease });
-                    tracing::info!(connection = number, "coherent: redis pushes every change");
-                    logged = None;
+                    let redis = &self.address;
+                    tracing::info!(
+                        connection = number,
+                        redis,
+                        "coherent: redis pushes every change"
+                    );
+                    log.end();
                     let began = self.clock.now();
                     let reason = tokio::select! {
                         reason = self.keep(&tracking, tracked, standing) => reason,
@@ -180,18 +189,13 @@ impl Tracking {
                 pause = (pause * 2).min(LAST_PAUSE);
                 jittered(before)
             });
-            self.watch(until_next, &coherence, &mut logged).await;
+            self.watch(until_next, &coherence, &mut log).await;
         }
     }
 
     /// Probes the server from time to time while it isn't tracked. Every request asks it meanwhile, so it must answer, and be
     /// a primary.
-    async fn watch(
-        &self,
-        duration: Duration,
-        coherence: &Coherence,
-        logged: &mut Option<Coherence>,
-    ) {
+    async fn watch(&self, duration: Duration, coherence: &Coherence, log: &mut OutageLog) {
         let begin = Instant::now();
         loop {
             let coherence = match self.probe().await {
@@ -199,16 +203,7 @@ impl Tracking {
                 Err(reason) => Coherence::Unreachable(reason.into()),
             };
             self.listener.notify(Change::Probed(coherence.clone()));
-            // Logged once for each reason: an outage of an hour is one line.
-            if logged.as_ref() != Some(&coherence) {
-                let (state, reason) = (coherence.name(), coherence.reason());
-                if self.is_on {
-                    tracing::warn!(state, reason, "not coherent: every request asks redis");
-                } else {
-                    tracing::info!(state, reason, "not coherent: every request asks redis");
-                }
-                *logged = Some(coherence);
-            }
+            log.tell(&coherence, Instant::now());
             let left = duration.saturating_sub(begin.elapsed());
             tokio::time::sleep(left.min(LOOK)).await;
             if left <= LOOK {

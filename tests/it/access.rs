@@ -215,7 +215,10 @@ async fn a_server_that_can_make_no_token_serves_and_nobody_writes() {
 async fn no_token_is_made_where_nobody_needs_one() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().to_str().unwrap();
-    let files = || fs::read_dir(dir.path()).unwrap().count();
+    let has_token = || {
+        let mut names = fs::read_dir(dir.path()).unwrap().map(|it| it.unwrap().file_name());
+        names.any(|name| name.to_str().unwrap().starts_with("write-token"))
+    };
     for off in [
         &["--writes-enabled", "false", "--events-prefix", "off"][..],
         &["--writes-local", "true", "--events-prefix", "open"],
@@ -227,7 +230,7 @@ async fn no_token_is_made_where_nobody_needs_one() {
         until("it serves", || async { get(program.address, "/healthz", &[]).await.status == 200 })
             .await;
         assert!(!program.output.contains("Bearer"), "{}", program.output);
-        assert_eq!(files(), 1, "{off:?}");
+        assert!(!has_token(), "{off:?}");
     }
 }
 
@@ -343,7 +346,7 @@ async fn with_hosts_no_other_name_is_answered() {
     }
     let evil = ("host", "evil.example");
     put(server.address, &[evil, BEARER]).await.problem(421, "misdirected");
-    assert_eq!(put(server.address, &[BEARER]).await.status, StatusCode::NO_CONTENT);
+    assert_eq!(put(server.address, &[BEARER]).await.status, StatusCode::OK);
     for path in ["/healthz", "/readyz"] {
         assert_eq!(get(server.address, path, &[evil]).await.status, StatusCode::OK, "{path}");
     }
@@ -368,9 +371,9 @@ async fn the_host_of_an_absolute_target_counts() {
     };
     for version in ["1.1", "1.0"] {
         for (target, host, expected) in [
-            ("/images/b", "127.0.0.1", 204),
-            ("http://127.0.0.1/images/b", "127.0.0.1", 204),
-            ("http://127.0.0.1/images/b", "evil.example", 204),
+            ("/images/b", "127.0.0.1", 200),
+            ("http://127.0.0.1/images/b", "127.0.0.1", 200),
+            ("http://127.0.0.1/images/b", "evil.example", 200),
             ("http://evil.example/images/b", "127.0.0.1", 403),
             ("http://evil.example:80/images/b", "localhost", 403),
             ("http://127.0.0.1@evil.example/images/b", "127.0.0.1", 400),

@@ -1,9 +1,14 @@
 //! The command line: its arguments, environment variables, exit statuses and messages.
 
-use std::process::Output;
+use std::collections::HashSet;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
-use crate::harness::server::program;
-use crate::harness::{Process, RedisServer, get, png, redis::free_port, until};
+use redis::AsyncTypedCommands;
+
+use crate::harness::server::{program, program_with_rights};
+use crate::harness::{Process, RedisServer, etag, get, png, record, redis::free_port, until};
 
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     program().args(arguments).envs(variables.iter().copied()).output().unwrap()
@@ -24,7 +29,7 @@ fn a_wrong_setting_stops_the_start_with_its_name_place_and_expected_value() {
     assert_eq!(
         stopped,
         format!(
-            "afterimage: {file}:3: there is no setting `cache.image`; config/afterimage.toml lists all settings\n"
+            "afterimage: {file}:3: there is no setting `cache.image`; did you mean `cache.images`?\n"
         )
     );
     assert_eq!(error(&run(&[], &[("AFTERIMAGE_CONFIG", file)])), stopped);
@@ -47,13 +52,337 @@ fn a_wrong_setting_stops_the_start_with_its_name_place_and_expected_value() {
 }
 
 #[test]
-fn help_names_every_setting() {
-    let output = run(&["--help"], &[]);
-    assert!(output.status.success());
-    let text = String::from_utf8(output.stdout).unwrap();
+fn help_has_every_setting_and_fits_into_80_columns() {
+    let help = |arguments: &[&str]| {
+        let output = run(arguments, &[("COLUMNS", "80")]);
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (long, short) = (help(&["--help"]), help(&["-h"]));
     for setting in afterimage::settings::described() {
-        assert!(text.contains(&format!("--{}", setting.flag())), "{}", setting.key);
+        let (section, _) = setting.key.split_once('.').unwrap();
+        assert!(long.contains(&format!("--{}", setting.flag())), "{}", setting.key);
+        assert!(long.contains(&format!("[{section}]")), "{}", setting.key);
     }
+    for usual in ["--config", "--listen", "--port", "--redis", "--dir", "--memory"] {
+        assert!(short.contains(usual), "{short}");
+    }
+    assert!(short.lines().count() <= 40, "{short}");
+    let of_commands = ["put", "get", "rm", "list", "export", "import"].map(|it| help(&[it, "-h"]));
+    for line in [long, short].iter().chain(&of_commands).flat_map(|text| text.lines()) {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+    let version = String::from_utf8(run(&["--version"], &[]).stdout).unwrap();
+    assert!(version.starts_with(concat!("afterimage ", env!("CARGO_PKG_VERSION"))), "{version}");
+}
+
+#[test]
+fn config_prints_a_file_with_all_settings_that_can_be_used() {
+    let printed = run(&["config"], &[]);
+    assert!(printed.status.success());
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("afterimage.toml");
+    std::fs::write(&file, &printed.stdout).unwrap();
+    let again = run(&["--config", file.to_str().unwrap(), "config"], &[]);
+    assert_eq!(again.stdout, printed.stdout);
+}
+
+#[test]
+fn a_misspelt_name_is_answered_with_the_nearest_one() {
+    for (arguments, variables, nearest) in [
+        (&["--cache-image", "5"][..], &[][..], "--cache-images"),
+        (&["serv"], &[], "serve"),
+        (&[], &[("AFTERIMAGE_HTTP_MAXAGE", "5")], "did you mean `AFTERIMAGE_HTTP_MAX_AGE`?"),
+    ] {
+        let told = error(&run(arguments, variables));
+        assert!(told.contains(nearest), "{told}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("my.toml");
+    for (text, nearest) in [
+        ("[http]\nlistn = 1", "`http.listen`?"),
+        // The right name in the wrong section.
+        ("[http]\nheader_bytes = 1", "`limits.header_bytes`?"),
+        ("[redis]\npassword = 'x'", "`afterimage config` prints all settings"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let told = error(&run(&["--config", file.to_str().unwrap()], &[]));
+        assert!(told.contains(nearest), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn ports_and_seconds_may_be_bare_and_the_usual_settings_have_short_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().to_str().unwrap();
+    let file = Path::new(dir).join("my.toml");
+    let [port, other] = [free_port(), free_port()];
+    std::fs::write(&file, format!("[http]\nlisten = {port}\nidle_timeout = 9\n")).unwrap();
+    let (file, on_all) = (file.to_str().unwrap(), format!(":{port}"));
+    let (local, other_port) = (format!("localhost:{port}"), other.to_string());
+    for (arguments, port) in [
+        (vec!["--listen", &local], port),
+        (vec!["--listen", &on_all], port),
+        (vec!["--config", file], port),
+        (vec!["--config", file, "--port", &other_port], other),
+        (vec!["--port", &other_port, "--http-idle-timeout", "75", "--memory", "1MiB"], other),
+    ] {
+        let mut command = program();
+        command.args(&arguments).args(["--dir", dir]).stdout(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let address = ([127, 0, 0, 1], port).into();
+        until(
+            "it answers",
+            || async move { tokio::net::TcpStream::connect(address).await.is_ok() },
+        )
+        .await;
+        assert_eq!(get(address, "/healthz", &[]).await.status, 200, "{arguments:?}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+/// Runs the program with the rights of its defaults, with the files of running servers below a folder.
+fn call(runtime_dir: &Path, arguments: &[&str], input: &[u8]) -> Output {
+    let mut command = program_with_rights(runtime_dir);
+    command.args(arguments).env("XDG_DATA_HOME", runtime_dir.join("data"));
+    let mut child = piped(&mut command).spawn().unwrap();
+    // A command that doesn't read it may have ended.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+fn piped(command: &mut Command) -> &mut Command {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped())
+}
+
+fn printed(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// Stores, lists, reads and removes images by the command line.
+fn works_on_images(runtime_dir: &Path, arguments: &[&str]) {
+    let files = tempfile::tempdir().unwrap();
+    let paths = ["one.png", "my hero.png"].map(|name| files.path().join(name));
+    for (seed, path) in [1, 2].into_iter().zip(&paths) {
+        std::fs::write(path, png(seed, 1000)).unwrap();
+    }
+    let broken = files.path().join("text.txt");
+    std::fs::write(&broken, "no image").unwrap();
+    let run =
+        |command: &[&str], input: &[u8]| call(runtime_dir, &[command, arguments].concat(), input);
+    let [one, hero] = paths.each_ref().map(|path| path.to_str().unwrap());
+
+    let told = printed(&run(&["put", "from-stdin", "-", "--ttl", "90"], &png(3, 1000)));
+    assert!(told.contains("image/png, 1000 bytes, for 1m 30s, in "), "{told}");
+    assert!(told.contains("/images/from-stdin?v="), "{told}");
+    // Each file that can be stored is, and the other one is named.
+    let stored = run(&["put", one, broken.to_str().unwrap(), hero], b"");
+    assert!(error(&stored).contains("text.txt is not an image of a type that is served"));
+
+    let ids = printed(&run(&["list", "--ids"], b""));
+    let ids: HashSet<_> = ids.lines().collect();
+    assert_eq!(ids, HashSet::from(["from-stdin", "one", "my-hero"]));
+    let listed = printed(&run(&["list", "--prefix", "from"], b""));
+    assert!(listed.contains("from-stdin  ") && !listed.contains("my-hero"), "{listed}");
+
+    assert_eq!(run(&["get", "my-hero"], b"").stdout, png(2, 1000));
+    let copy = files.path().join("copy.png");
+    printed(&run(&["get", "one", copy.to_str().unwrap()], b""));
+    assert_eq!(std::fs::read(&copy).unwrap(), png(1, 1000));
+    assert!(error(&run(&["get", "none"], b"")).contains("there is no image none"));
+
+    let removed = run(&["rm", "one", "none", "my-hero"], b"");
+    assert!(error(&removed).contains("there is no image none"), "{removed:?}");
+    assert_eq!(printed(&run(&["list", "--ids"], b"")), "from-stdin\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_work_on_redis_on_the_embedded_store_and_through_a_running_server() {
+    let runtime = tempfile::tempdir().unwrap();
+    let redis = RedisServer::start().await;
+    works_on_images(runtime.path(), &["--redis", &redis.url()]);
+    let dir = tempfile::tempdir().unwrap();
+    works_on_images(runtime.path(), &["--dir", dir.path().to_str().unwrap()]);
+
+    // A server has the store to itself. It is found, on whatever port.
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = program_with_rights(runtime.path());
+    command.arg("--dir").arg(dir.path()).args(["--embedded-demo", "false"]);
+    let process = Process::start(command);
+    works_on_images(runtime.path(), &["--dir", dir.path().to_str().unwrap()]);
+    let server = format!("http://{}", process.address);
+    printed(&call(
+        runtime.path(),
+        &["rm", "from-stdin", "--dir", dir.path().to_str().unwrap()],
+        b"",
+    ));
+    works_on_images(runtime.path(), &["--server", &server, "--dir", dir.path().to_str().unwrap()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_store_of_its_own_a_command_finds_the_running_server_whatever_its_port() {
+    let runtime = tempfile::tempdir().unwrap();
+    let [redis, other] = [RedisServer::start().await, RedisServer::start().await];
+    let start = |redis: &RedisServer| {
+        let mut command = program_with_rights(runtime.path());
+        command.env("REDIS_URL", redis.url());
+        Process::start(command)
+    };
+    let process = start(&redis);
+    let told = printed(&call(runtime.path(), &["put", "a", "-"], &png(1, 1000)));
+    assert!(told.contains(&format!("in the server at http://{}", process.address)), "{told}");
+    assert_eq!(get(process.address, "/images/a", &[]).await.body, png(1, 1000));
+    assert!(!runtime.path().join("data/afterimage/records.redb").exists());
+
+    // Of two, one has to be named.
+    let second = start(&other);
+    let told = error(&call(runtime.path(), &["list"], b""));
+    assert!(told.contains("several servers run: name one of them"), "{told}");
+    let server = second.address.to_string();
+    assert!(told.contains(&format!("--server {server}")), "{told}");
+    printed(&call(runtime.path(), &["put", "b", "-", "--server", &server], &png(2, 1000)));
+    assert_eq!(get(second.address, "/images/b", &[]).await.body, png(2, 1000));
+
+    // One that was killed is not asked.
+    drop(process);
+    printed(&call(runtime.path(), &["put", "c", "-"], &png(3, 1000)));
+    assert_eq!(get(second.address, "/images/c", &[]).await.body, png(3, 1000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_brings_every_record_back_byte_for_byte_with_its_expiry() {
+    let runtime = tempfile::tempdir().unwrap();
+    let [redis, other] = [RedisServer::start().await, RedisServer::start().await];
+    let mut connection = redis.connect().await;
+    let value = record(&png(1, 100_000));
+    connection.set_ex("image:expires", &value, 1000).await.unwrap();
+    connection.set("image:stays", record(&png(2, 1000))).await.unwrap();
+    connection.set("image:broken", b"\xff\x00").await.unwrap();
+    connection.rpush("image:list", "x").await.unwrap();
+    connection.pset_ex("image:gone", &value, 1).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let backup = dir.path().join("backup.jsonl");
+    let file = backup.to_str().unwrap();
+
+    // What can't be a record is named, and everything else is there.
+    let exported = call(runtime.path(), &["export", file, "--redis", &redis.url()], b"");
+    assert!(error(&exported).contains("list was left out: the key doesn't hold a string"));
+    assert!(String::from_utf8_lossy(&exported.stdout).starts_with("3 records are in "));
+    let imported = call(runtime.path(), &["import", file, "--redis", &other.url()], b"");
+    assert!(String::from_utf8_lossy(&imported.stdout).starts_with("3 records are stored in "));
+    let mut there = other.connect().await;
+    for id in ["expires", "stays", "broken"] {
+        let key = format!("image:{id}");
+        let [before, after]: [Vec<u8>; 2] = [
+            redis::cmd("GET").arg(&key).query_async(&mut connection).await.unwrap(),
+            redis::cmd("GET").arg(&key).query_async(&mut there).await.unwrap(),
+        ];
+        assert_eq!(before, after, "{id}");
+    }
+    let ttl: i64 = redis::cmd("TTL").arg("image:expires").query_async(&mut there).await.unwrap();
+    assert!((900..=1000).contains(&ttl), "{ttl}");
+    let ttl: i64 = redis::cmd("TTL").arg("image:stays").query_async(&mut there).await.unwrap();
+    assert_eq!(ttl, -1);
+
+    // Images that are there stay, unless they are to be replaced.
+    there.set("image:stays", "newer").await.unwrap();
+    let again = call(runtime.path(), &["import", file, "--redis", &other.url()], b"");
+    let told = String::from_utf8_lossy(&again.stdout).into_owned();
+    assert!(told.starts_with("0 records are stored, 3 were there and are kept"), "{told}");
+    call(runtime.path(), &["import", file, "--replace", "--redis", &other.url()], b"");
+    assert_eq!(there.get("image:stays").await.unwrap().unwrap().as_bytes(), record(&png(2, 1000)));
+
+    // Through a server that has its store to itself, in both directions.
+    let store = dir.path().join("store");
+    let store = store.to_str().unwrap();
+    printed(&call(runtime.path(), &["import", "-", "--dir", store], &only_records(&backup)));
+    let mut command = program_with_rights(runtime.path());
+    command.args(["--dir", store, "--embedded-demo", "false"]);
+    let process = Process::start(command);
+    assert_eq!(get(process.address, "/images/expires", &[]).await.header("etag"), etag(&value));
+    let exported = call(runtime.path(), &["export", "-", "--dir", store], b"");
+    let lines = printed(&exported);
+    assert_eq!(lines.lines().count(), 4, "{lines}");
+    assert!(lines.ends_with("{\"records\":3}\n"));
+    printed(&call(runtime.path(), &["rm", "expires", "stays", "--dir", store], b""));
+    let imported = call(runtime.path(), &["import", "-", "--dir", store], lines.as_bytes());
+    // The broken one is refused, as a write always is, and doesn't count as there.
+    assert!(error(&imported).contains("refused: 412") || !imported.status.success());
+    assert_eq!(get(process.address, "/images/expires", &[]).await.header("etag"), etag(&value));
+
+    // A backup that was cut off brings what it has, and says so.
+    let half = &lines.as_bytes()[..lines.len() - 20];
+    let cut = call(runtime.path(), &["import", "-", "--dir", store], half);
+    assert!(error(&cut).contains("the backup was cut off"), "{cut:?}");
+    // One that can't be written leaves the one before.
+    let before = std::fs::read(&backup).unwrap();
+    let failed = call(runtime.path(), &["export", file, "--server", "127.0.0.1:1"], b"");
+    assert!(error(&failed).contains("no backup was written to "), "{failed:?}");
+    assert_eq!(std::fs::read(&backup).unwrap(), before);
+}
+
+/// A backup without what was left out of it.
+fn only_records(backup: &Path) -> Vec<u8> {
+    let text = std::fs::read_to_string(backup).unwrap();
+    let lines = text.split_inclusive('\n').filter(|line| !line.contains("left_out"));
+    lines.collect::<String>().into_bytes()
+}
+
+#[tokio::test]
+async fn a_wrong_redis_is_named_with_what_is_wrong_and_what_to_try() {
+    let protected = RedisServer::start_with(&["--requirepass", "hunter2"]).await;
+    let closed = format!("redis://user:hunter2@127.0.0.1:{}/3", free_port());
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    for (url, wrong, to_try) in [
+        (closed.as_str(), "Connection refused", "start Redis there"),
+        (&protected.url(), "NOAUTH", "put user and password into [redis] url"),
+        ("redis://no-such-host.invalid", "lookup", "check the name of the host"),
+    ] {
+        let mut command = program();
+        command.args(["--port", "0", "--redis", url]);
+        command.stdout(Stdio::piped()).stderr(std::fs::File::create(&log).unwrap());
+        let mut child = command.spawn().unwrap();
+        let mut first = String::new();
+        let mut lines = std::io::BufReader::new(child.stdout.take().unwrap());
+        std::io::BufRead::read_line(&mut lines, &mut first).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let log = std::fs::read_to_string(&log).unwrap();
+        let address = url.replace("user:hunter2@", "");
+        assert!(first.starts_with("afterimage listens on http://127.0.0.1:"), "{first}");
+        assert!(first.contains(&format!("waits for Redis at {address} (")), "{first}");
+        assert!(first.contains(wrong), "{first}");
+        let line = log.lines().find(|line| line.contains("redis can't be used")).expect(&log);
+        for part in [&address, wrong, to_try] {
+            assert!(line.contains(part), "{line}");
+        }
+        assert!(!(first + &log).contains("hunter2"));
+    }
+}
+
+#[tokio::test]
+async fn the_address_of_redis_may_be_in_a_file() {
+    let redis = RedisServer::start().await;
+    redis.set("a", &record(&png(1, 1000))).await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("redis-url");
+    std::fs::write(&file, format!("{}\n", redis.url())).unwrap();
+    let mut command = program();
+    command.env("REDIS_URL_FILE", &file);
+    let process = Process::start(command);
+    assert_eq!(get(process.address, "/images/a", &[]).await.body, png(1, 1000));
+
+    let path = file.to_str().unwrap();
+    let both = error(&run(&["list"], &[("REDIS_URL_FILE", path), ("REDIS_URL", &redis.url())]));
+    assert!(both.contains("set [redis] url or url_file, not both"), "{both}");
+    std::fs::write(&file, "http://:hunter2@example").unwrap();
+    let wrong = error(&run(&["list"], &[("REDIS_URL_FILE", path)]));
+    assert!(wrong.contains("([redis] url_file)") && !wrong.contains("hunter2"), "{wrong}");
+    let missing = error(&run(&["list"], &[("REDIS_URL_FILE", "/no/such/file")]));
+    assert!(missing.contains("/no/such/file ([redis] url_file)"), "{missing}");
 }
 
 #[tokio::test]

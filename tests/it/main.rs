@@ -60,6 +60,7 @@ mod plain;
 mod python;
 mod records;
 mod resident;
+mod service;
 mod stores;
 mod strangers;
 mod strangers_events;

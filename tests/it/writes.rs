@@ -11,6 +11,7 @@ use bytes::Bytes;
 use hyper::{Method, StatusCode};
 use image::ImageFormat;
 use redis::AsyncTypedCommands;
+use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -70,12 +71,25 @@ async fn an_image_is_served_as_it_was_put_with_the_etag_of_the_put_response() {
         assert_eq!(value["mime_type"], served);
         assert_eq!(STANDARD.decode(value["base64_data"].as_str().unwrap()).unwrap(), **bytes);
         let replaced = put(&server, "/images/a", &headers, bytes).await;
-        let deleted = delete(&server, "/images/a", &[]).await;
-        for answer in [replaced, deleted] {
-            assert_eq!(answer.status, StatusCode::NO_CONTENT);
-            // RFC 9110 §8.6.
-            assert_eq!(answer.headers.get("content-length"), None);
+        for (answer, status) in [(&created, StatusCode::CREATED), (&replaced, StatusCode::OK)] {
+            assert_eq!(answer.status, status);
+            assert_eq!(answer.header("location"), "/images/a");
+            assert_eq!(answer.header("cache-control"), "no-store");
+            let told: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+            let version = answer.header("etag").trim_matches('"');
+            let expected = json!({
+                "id": "a",
+                "type": served,
+                "bytes": bytes.len(),
+                "etag": answer.header("etag"),
+                "url": format!("/images/a?v={version}"),
+            });
+            assert_eq!(told, expected);
         }
+        let deleted = delete(&server, "/images/a", &[]).await;
+        assert_eq!(deleted.status, StatusCode::NO_CONTENT);
+        // RFC 9110 §8.6.
+        assert_eq!(deleted.headers.get("content-length"), None);
         server.get("/images/a").await.problem(404, "absent");
         delete(&server, "/images/a", &[]).await.problem(404, "absent");
     }
@@ -154,7 +168,7 @@ async fn a_write_honours_its_preconditions_and_changes_nothing_if_they_fail() {
         ("if-unmodified-since", "Thu, 01 Jan 2099 00:00:00 GMT"),
     ] {
         let answer = put(&server, "/images/a", &[JSON, (name, value)], &record(&second)).await;
-        assert_eq!(answer.status, StatusCode::NO_CONTENT, "{name}: {value} {answer:?}");
+        assert_eq!(answer.status, StatusCode::OK, "{name}: {value} {answer:?}");
         assert_eq!(server.get("/images/a").await.body, second);
         // Restores the first image for the next case.
         let value = redis.connect().await.get("image:b").await.unwrap();
@@ -190,12 +204,12 @@ async fn of_two_writers_one_wins_each_time(server: &Server) {
             other.send(Method::PUT, "/images/a", &headers, values[1].clone().into()),
         );
         let (one, other) = (one.unwrap(), other.unwrap());
-        let (won, lost, value) = if one.status == StatusCode::NO_CONTENT {
+        let (won, lost, value) = if one.status == StatusCode::OK {
             (one, other, &values[0])
         } else {
             (other, one, &values[1])
         };
-        assert_eq!(won.status, StatusCode::NO_CONTENT, "round {round}: {won:?} {lost:?}");
+        assert_eq!(won.status, StatusCode::OK, "round {round}: {won:?} {lost:?}");
         lost.problem(412, "precondition-failed");
         assert_eq!(won.header("etag"), etag(value));
         won.header("etag").clone_into(&mut tag);
@@ -232,7 +246,7 @@ async fn a_conditional_write_never_overwrites_a_concurrent_backend_write() {
             tokio::time::sleep(Duration::from_micros(round * 7 % 3000)).await;
             backend.set("image:a", &by_backend).await.unwrap();
         });
-        won += usize::from(answer.status == StatusCode::NO_CONTENT);
+        won += usize::from(answer.status == StatusCode::OK);
         // Either the HTTP write came first, and the backend overwrote it; or it came second, and its condition failed.
         let now = backend.get("image:a").await.unwrap().unwrap();
         assert_eq!(now.as_bytes(), by_backend, "round {round}: {answer:?}");
