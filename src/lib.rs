@@ -31,6 +31,7 @@ mod clock;
 mod coalesce;
 mod cpu;
 mod events;
+mod exposition;
 mod histogram;
 mod holders;
 mod http;

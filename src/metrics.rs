@@ -1,4 +1,4 @@
-//! The metrics of one server, in the OpenMetrics text format.
+//! The metrics of one server.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,6 +14,7 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 
 use crate::cache;
 use crate::cache_status::CacheStatus;
+use crate::exposition::{self, Exposition};
 use crate::histogram::{Counts, Histogram};
 use crate::image::ImageId;
 use crate::store::{Coherence, StoreError};
@@ -456,9 +457,9 @@ impl Metrics {
         self.tracking_round_trip.observe(round_trip);
     }
 
-    /// Encodes the metrics in the OpenMetrics text format.
+    /// Encodes the metrics.
     #[must_use]
-    pub fn render(&self, readings: &GaugeReadings) -> String {
+    pub fn render(&self, readings: &GaugeReadings, format: Exposition) -> String {
         let count = |it: usize| i64::try_from(it).unwrap_or(i64::MAX);
         self.cache_images.set(count(readings.held.images));
         self.cache_bytes.set(count(readings.held.bytes));
@@ -470,7 +471,10 @@ impl Metrics {
         }
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("writing to a string can't fail");
-        text
+        match format {
+            Exposition::OpenMetrics => text,
+            Exposition::Text => exposition::to_text(&text),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use axum::http::header::{ACCEPT, ACCEPT_ENCODING};
 use axum::http::{HeaderMap, HeaderName};
 
+use crate::exposition::Exposition;
 use crate::image::coding::AcceptedCodings;
 use crate::image::variant::{AcceptedTypes, Format};
 
@@ -48,6 +49,74 @@ pub(crate) fn accepted_types(headers: &HeaderMap) -> AcceptedTypes {
         }
     }
     AcceptedTypes { named, rest: images.or(all).unwrap_or(0) }
+}
+
+/// Parses the formats of metrics in `Accept`. `OpenMetrics` is for clients that name it, and prefer nothing else; anybody else gets the
+/// text format, those who accept neither as well: every scraper reads it.
+pub(crate) fn accepted_exposition(headers: &HeaderMap) -> Exposition {
+    let mut open_metrics = AcceptedFormat {
+        main: "application",
+        sub: "openmetrics-text",
+        version: "1.0.0",
+        best: (0, 0),
+    };
+    let mut text = AcceptedFormat { main: "text", sub: "plain", version: "0.0.4", best: (0, 0) };
+    for line in headers.get_all(ACCEPT).into_iter().filter_map(|line| line.to_str().ok()) {
+        for range in line.split(',') {
+            open_metrics.see(range);
+            text.see(range);
+        }
+    }
+    let (precision, weight) = open_metrics.best;
+    if weight > text.best.1 || (weight > 0 && weight == text.best.1 && precision >= NAMED) {
+        Exposition::OpenMetrics
+    } else {
+        Exposition::Text
+    }
+}
+
+/// Precision of a media range that names the type.
+const NAMED: u8 = 3;
+
+/// A format of metrics, and the most precise media range that it is in (RFC 9110 §12.5.1).
+struct AcceptedFormat {
+    main: &'static str,
+    sub: &'static str,
+    version: &'static str,
+    /// Precision and weight.
+    best: (u8, u16),
+}
+
+impl AcceptedFormat {
+    /// Takes a media range into account. Parameters other than the version (`charset`, `escaping`) are no difference here.
+    fn see(&mut self, range: &str) {
+        let mut parameters = range.split(';').map(str::trim_ascii);
+        let Some((main, sub)) = parameters.next().and_then(|it| it.split_once('/')) else { return };
+        let mut precision = match (main, sub) {
+            ("*", "*") => 1,
+            (main, "*") if main.eq_ignore_ascii_case(self.main) => 2,
+            (main, sub)
+                if main.eq_ignore_ascii_case(self.main) && sub.eq_ignore_ascii_case(self.sub) =>
+            {
+                NAMED
+            }
+            _ => return,
+        };
+        let mut weight = 1000;
+        for (name, value) in parameters.filter_map(|it| it.split_once('=')) {
+            let value = value.trim_matches('"');
+            if name.eq_ignore_ascii_case("q") {
+                let Some(quality) = quality(value) else { return };
+                weight = quality;
+            } else if name.eq_ignore_ascii_case("version") {
+                if value != self.version {
+                    return;
+                }
+                precision += 1;
+            }
+        }
+        self.best = self.best.max((precision, weight));
+    }
 }
 
 /// The members of a list with their weights, 0 to 1000. A member with a malformed weight is skipped: it must not count
@@ -97,6 +166,42 @@ mod tests {
         assert_eq!(accepted("br;q=0, identity;q=0.5"), (0, 0, 500));
         assert_eq!(accepted(""), (0, 0, 1));
         assert_eq!(accepted("identity;q=0"), (0, 0, 0));
+    }
+
+    #[test]
+    fn openmetrics_is_for_those_who_name_it_and_prefer_nothing_else() {
+        const PROMETHEUS_3: &str = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
+            application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,\
+            text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+        const PROMETHEUS_2_TEXT: &str = "text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+        for (accept, expected) in [
+            (PROMETHEUS_3, Exposition::OpenMetrics),
+            (PROMETHEUS_2_TEXT, Exposition::Text),
+            ("application/openmetrics-text", Exposition::OpenMetrics),
+            (
+                "Application/OpenMetrics-Text; Version=\"1.0.0\"; charset=utf-8",
+                Exposition::OpenMetrics,
+            ),
+            ("application/openmetrics-text, */*", Exposition::OpenMetrics),
+            ("text/plain, application/openmetrics-text", Exposition::OpenMetrics),
+            ("text/plain;q=0.9, application/openmetrics-text;q=0.8", Exposition::Text),
+            ("text/plain;q=0.8, application/openmetrics-text;q=0.9", Exposition::OpenMetrics),
+            ("application/openmetrics-text;q=0.3, */*;q=0.8", Exposition::Text),
+            ("application/openmetrics-text;q=0, */*", Exposition::Text),
+            ("application/openmetrics-text;version=1.0.0;q=0, application/*", Exposition::Text),
+            ("application/openmetrics-text;q=2", Exposition::Text),
+            ("application/openmetrics-text;version=0.0.1", Exposition::Text),
+            ("application/*", Exposition::OpenMetrics),
+            ("*/*", Exposition::Text),
+            ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", Exposition::Text),
+            ("image/png", Exposition::Text),
+            ("", Exposition::Text),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, HeaderValue::from_str(accept).unwrap());
+            assert_eq!(accepted_exposition(&headers), expected, "{accept}");
+        }
+        assert_eq!(accepted_exposition(&HeaderMap::new()), Exposition::Text);
     }
 
     #[test]

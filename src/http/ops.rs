@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{RawQuery, State};
-use axum::http::HeaderName;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_TYPE, VARY};
+use axum::http::{HeaderMap, HeaderName};
 use axum::response::IntoResponse;
 use serde_json::json;
 
 use super::NEVER_CACHED;
+use super::negotiation::accepted_exposition;
 use super::problem::Problem;
 use super::state::HttpState;
 use crate::metrics::GaugeReadings;
@@ -61,14 +62,18 @@ pub(crate) async fn readyz(
     Ok(([NEVER_CACHED], Json(body)))
 }
 
-/// `GET /metrics`: for Prometheus.
-pub(crate) async fn metrics(State(state): State<Arc<HttpState>>) -> impl IntoResponse {
-    const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let app = &state.app;
-    let page = app.metrics.render(&GaugeReadings {
+/// `GET /metrics`: for Prometheus and others that read one of its formats.
+pub(crate) async fn metrics(
+    State(state): State<Arc<HttpState>>,
+    headers: HeaderMap,
+) -> impl IntoResponse {
+    const BY_ACCEPT: (HeaderName, &str) = (VARY, "Accept");
+    let (app, format) = (&state.app, accepted_exposition(&headers));
+    let readings = GaugeReadings {
         held: app.cache.held(),
         known_keys: app.index.len(),
         coherence: app.index.coherence(),
-    });
-    ([NEVER_CACHED, (CONTENT_TYPE, OPEN_METRICS)], page)
+    };
+    let page = app.metrics.render(&readings, format);
+    ([NEVER_CACHED, BY_ACCEPT, (CONTENT_TYPE, format.media_type())], page)
 }

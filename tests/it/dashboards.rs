@@ -12,7 +12,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use crate::harness::redis::free_port;
-use crate::harness::{Client, PATIENCE, RedisServer, Server, get, png, record, until};
+use crate::harness::{Answer, Client, PATIENCE, RedisServer, Server, get, png, record, until};
 
 #[test]
 fn promtool_accepts_the_shipped_configuration() {
@@ -21,12 +21,55 @@ fn promtool_accepts_the_shipped_configuration() {
 }
 
 #[tokio::test]
-async fn promtool_accepts_the_names_and_help_of_the_metrics() {
+async fn promtool_accepts_the_metrics_in_the_text_format() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     traffic(&server, &redis, 0).await;
     let page = server.get("/metrics").await;
-    promtool("check metrics", &[], &older_format(std::str::from_utf8(&page.body).unwrap()));
+    assert_eq!(page.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
+    promtool("check metrics", &[], std::str::from_utf8(&page.body).unwrap());
+}
+
+#[tokio::test]
+async fn metrics_are_in_the_format_that_accept_prefers_and_both_have_the_same_samples() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    traffic(&server, &redis, 0).await;
+    let (text, open) = (
+        "text/plain; version=0.0.4; charset=utf-8",
+        "application/openmetrics-text; version=1.0.0; charset=utf-8",
+    );
+    for (accept, expected) in [
+        (None, text),
+        (Some("*/*"), text),
+        (Some("application/openmetrics-text"), open),
+        (
+            Some(
+                "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
+            ),
+            open,
+        ),
+        (Some("application/openmetrics-text;q=0.2,text/plain;q=0.5"), text),
+    ] {
+        let fields: Vec<_> = accept.map(|it| ("accept", it)).into_iter().collect();
+        for method in [Method::GET, Method::HEAD] {
+            let page = server.send(method, "/metrics", &fields, Bytes::new()).await;
+            assert_eq!(page.header("content-type"), expected, "{accept:?}");
+            assert_eq!(page.header("vary"), "Accept", "{accept:?}");
+        }
+    }
+    let page = async |accept: &str| {
+        let page = get(server.address, "/metrics", &[("accept", accept)]).await;
+        String::from_utf8(page.body.into()).unwrap()
+    };
+    let (text, open) = (page(text).await, page(open).await);
+    assert!(open.ends_with("\n# EOF\n") && open.contains("\n# UNIT "), "{open}");
+    assert!(!text.contains("# EOF") && !text.contains("# UNIT "), "{text}");
+    let series = |page: &str| -> BTreeSet<String> {
+        let samples = page.lines().filter(|line| !line.starts_with('#'));
+        samples.map(|line| line.rsplit_once(' ').unwrap().0.to_owned()).collect()
+    };
+    assert_eq!(series(&text), series(&open));
 }
 
 #[tokio::test]
@@ -39,7 +82,7 @@ async fn the_dashboard_shows_every_metric_and_alerts_use_only_existing_ones() {
     let page = RefCell::new(String::new());
     until("a store error is counted", || async {
         server.get("/images/lost").await;
-        let body = server.get("/metrics").await.body;
+        let body = open_metrics(&server).await.body;
         *page.borrow_mut() = String::from_utf8(body.into()).unwrap();
         page.borrow().contains("afterimage_store_errors_total{")
     })
@@ -404,7 +447,12 @@ fn selectors(expression: &str) -> Vec<String> {
     selectors
 }
 
-/// Metric families of a page, each with the sample names that it may have in Prometheus.
+/// Fetches the metrics in the format that has the names of families.
+async fn open_metrics(server: &Server) -> Answer {
+    get(server.address, "/metrics", &[("accept", "application/openmetrics-text")]).await
+}
+
+/// Metric families of such a page, each with the sample names that it may have in Prometheus.
 fn families(page: &str) -> BTreeMap<String, BTreeSet<String>> {
     let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     let families = types.map(|(family, kind)| {
@@ -419,21 +467,6 @@ fn families(page: &str) -> BTreeMap<String, BTreeSet<String>> {
         (family.to_owned(), samples)
     });
     families.collect()
-}
-
-/// Converts the page to the text format before OpenMetrics, the only one that promtool's linter reads: counters and
-/// infos have the names of their samples there, and there are no units and no end marker.
-fn older_format(page: &str) -> String {
-    let families = families(page);
-    let lines = page.lines().filter(|line| !line.starts_with("# UNIT ") && *line != "# EOF");
-    let lines = lines.map(|line| {
-        let family = line.split(' ').nth(2).filter(|_| line.starts_with('#')).unwrap_or("");
-        match families.get(family).map(|samples| samples.iter().collect::<Vec<_>>()).as_deref() {
-            Some([sample]) => line.replacen(family, sample, 1).replace(" info", " gauge") + "\n",
-            _ => format!("{line}\n"),
-        }
-    });
-    lines.collect()
 }
 
 /// Percent-encodes a text for a query (RFC 3986 §2.1).
