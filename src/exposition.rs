@@ -1,5 +1,7 @@
 //! The two formats in which metrics are exposed: `OpenMetrics` 1.0, and Prometheus' own text format.
 
+use std::fmt::Write;
+
 /// Formats of a page of metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exposition {
@@ -41,9 +43,9 @@ pub(crate) fn to_text(open_metrics: &str) -> String {
                 other => ("", other),
             };
             if let Some(help) = help.take().and_then(|it| it.strip_prefix(family)) {
-                text += &format!("# HELP {family}{suffix}{help}\n");
+                let _ = writeln!(text, "# HELP {family}{suffix}{help}");
             }
-            text += &format!("# TYPE {family}{suffix} {kind}\n");
+            let _ = writeln!(text, "# TYPE {family}{suffix} {kind}");
             created = format!("{family}_created");
         } else if !line.starts_with('#') && !is_sample_of(line, &created) {
             text.push_str(without_exemplar(line));
@@ -80,7 +82,7 @@ mod tests {
 
     #[test]
     fn what_only_openmetrics_has_is_left_out_of_the_text_format() {
-        let open_metrics = r##"# HELP build The program.
+        let open_metrics = r#"# HELP build The program.
 # TYPE build info
 build_info{version="1 # \" # 2"} 1
 # HELP requests Requests.
@@ -99,8 +101,8 @@ created_images 2
 # TYPE other unknown
 other 1
 # EOF
-"##;
-        let expected = r##"# HELP build_info The program.
+"#;
+        let expected = r#"# HELP build_info The program.
 # TYPE build_info gauge
 build_info{version="1 # \" # 2"} 1
 # HELP requests_total Requests.
@@ -115,7 +117,7 @@ duration_seconds_bucket{le="+Inf"} 1
 created_images 2
 # TYPE other untyped
 other 1
-"##;
+"#;
         assert_eq!(to_text(open_metrics), expected);
     }
 }

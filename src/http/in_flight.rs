@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Method, StatusCode, Version};
@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::runtime::Handle;
 
+use super::combined_log::{CombinedFields, CombinedLine};
 use super::problem::{Cause, Problem};
 use super::router::{Route, Routes};
 use super::unread;
@@ -194,10 +195,29 @@ pub(crate) struct AccessRecord {
     pub(crate) cache: Option<HeaderValue>,
     pub(crate) cause: Option<Cause>,
     pub(crate) began: Instant,
+    /// Set if the line is to be in the combined format.
+    pub(crate) combined: Option<CombinedFields>,
 }
 
 impl AccessRecord {
     fn log(&self, bytes: u64, whole: bool) {
+        if let Some(fields) = &self.combined {
+            let line = CombinedLine {
+                client: self.client,
+                time: SystemTime::now(),
+                method: &self.method,
+                path: &self.path,
+                version: self.version,
+                status: self.status,
+                bytes,
+                fields,
+            };
+            tracing::info!(target: ACCESS, "{}", line.format());
+            // The format has no place for the cause of a failure, which is another line.
+            if self.cause.is_none() {
+                return;
+            }
+        }
         let text = |value: &HeaderValue| value.to_str().unwrap_or_default().to_owned();
         let duration = self.began.elapsed().as_secs_f64() * 1000.0;
         // To the microsecond.

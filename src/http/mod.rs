@@ -9,6 +9,7 @@ use crate::image::Metadata;
 
 pub(crate) mod auth;
 pub(crate) mod cached_head;
+mod combined_log;
 mod common_headers;
 mod conditional;
 mod cors;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::header::{EXPECT, HeaderName};
+use axum::http::header::{EXPECT, HeaderName, REFERER, USER_AGENT};
 use axum::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use axum::response::IntoResponse;
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use tower_http::timeout::TimeoutBody;
 use tracing::Level;
 
 use super::cached_head::{CachedHead, CachedHeads, HeadOrder, HeadStatus, field};
+use super::combined_log::CombinedFields;
 use super::common_headers::{self, Exchange};
 use super::fast_path::{FastRequest, ImageAddress};
 use super::host::{self, check_host};
@@ -31,6 +32,7 @@ use crate::limit::Place;
 use crate::metrics::HitMetrics;
 use crate::peer::{Client, Peer, PeerKey};
 use crate::server::timeouts::ConnectionState;
+use crate::settings::LogFormat;
 
 /// The longest address in the log, in characters: lines wait in memory for their reader.
 const LONGEST_PATH: usize = 1024;
@@ -118,6 +120,7 @@ impl HttpService {
                 cache: head.field(&CACHE_STATUS).cloned(),
                 cause: None,
                 began,
+                combined: self.combined_fields(request.referer, request.user_agent),
             })));
         }
         Some(Replay { head, id, body, in_flight })
@@ -139,6 +142,12 @@ impl HttpService {
         let client =
             forwarded::client(peer, &self.app.settings.http.trusted_proxies, request.headers());
         let path = self.logs_access().then(|| logged(path_and_query(request.uri())));
+        let combined = path.as_ref().and_then(|_| {
+            let field = |name| request.headers().get(name).map(HeaderValue::as_bytes);
+            self.combined_fields(field(REFERER), field(USER_AGENT))
+        });
+        // For the log of a failure, where not every request is logged.
+        let mut uri = None;
         let unread = HttpService::lend_body(&mut request);
         let is_stopping = self.app.shutdown.is_stopping();
         let exchange = Exchange { route, method: &method, version, is_stopping };
@@ -156,6 +165,7 @@ impl HttpService {
             response
         } else {
             let address = fast.and_then(|fast| fast.image()).map(ImageAddress::to_owned);
+            uri = path.is_none().then(|| request.uri().clone());
             let place = if let Some(refusal) = refusal {
                 Err(refusal)
             } else {
@@ -187,9 +197,15 @@ impl HttpService {
         };
 
         let cause = response.extensions_mut().remove::<Cause>();
+        // Probes and scrapes would fill the log. Refused ones show that something is set wrong.
+        let is_routine = route.is_for_operators()
+            && self.routes != Routes::Public
+            && response.status().as_u16() < 400;
         // A failure by the server's fault is logged even where not every request is.
-        let record = (path.is_some() || cause.is_some()).then(|| {
-            let (status, path) = (response.status(), path.unwrap_or_default());
+        let record = ((path.is_some() && !is_routine) || cause.is_some()).then(|| {
+            let status = response.status();
+            let path = path.or_else(|| uri.map(|uri| logged(path_and_query(&uri))));
+            let path = path.unwrap_or_default();
             let cache = response.headers().get(CACHE_STATUS).cloned();
             Box::new(AccessRecord {
                 id,
@@ -201,6 +217,7 @@ impl HttpService {
                 cache,
                 cause,
                 began,
+                combined,
             })
         });
         if let Some(unread) = unread
@@ -337,6 +354,16 @@ impl HttpService {
         let hits = &self.hits[usize::from(route == Route::Thumbnail)];
         let is_head = *method == Method::HEAD;
         hits.count(is_head, status == StatusCode::NOT_MODIFIED, began.elapsed());
+    }
+
+    /// Returns the fields of a request that only one format of the log has, if it is that format.
+    fn combined_fields(
+        &self,
+        referer: Option<&[u8]>,
+        user_agent: Option<&[u8]>,
+    ) -> Option<CombinedFields> {
+        (self.app.settings.log.format == LogFormat::Combined)
+            .then(|| CombinedFields::new(referer, user_agent))
     }
 
     fn logs_access(&self) -> bool {

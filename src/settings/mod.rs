@@ -312,4 +312,6 @@ pub enum LogFormat {
     Text,
     /// One JSON object per line, for programs.
     Json,
+    /// The combined format of Apache and nginx for requests, and text for the rest.
+    Combined,
 }

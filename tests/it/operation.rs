@@ -499,6 +499,120 @@ async fn the_log_has_one_line_per_request_as_text_or_json_and_no_secret() {
 }
 
 #[tokio::test]
+async fn requests_of_operators_are_logged_only_when_they_are_refused_or_fail() {
+    let redis = RedisServer::start().await;
+    let url = redis.url();
+    for admin in [false, true] {
+        let port = crate::harness::redis::free_port();
+        let listen = format!("127.0.0.1:{port}");
+        let mut arguments = vec!["--redis-url", &url, "--log-format", "json"];
+        if admin {
+            arguments.extend(["--admin-listen", &listen]);
+        }
+        let server = Logging::start(&arguments);
+        let main = server.process.address;
+        let operators = if admin { listen.parse().unwrap() } else { main };
+        until("the server is ready", || async {
+            get(operators, "/readyz", &[]).await.status == StatusCode::OK
+        })
+        .await;
+        for path in ["/healthz", "/readyz", "/metrics"] {
+            get(operators, path, &[("x-request-id", "routine")]).await;
+        }
+        get(operators, "/readyz?x", &[("x-request-id", "refused")])
+            .await
+            .problem(400, "bad-parameter");
+        get(main, "/images/absent", &[("x-request-id", "public")]).await.problem(404, "absent");
+        if admin {
+            // There is nothing for operators on the public listener, so these are a stranger's.
+            get(main, "/metrics", &[("x-request-id", "stranger")]).await;
+        }
+        let log = server.end();
+        assert!(!log.contains("routine"), "{log}");
+        let wanted = ["refused", "public", "stranger"].into_iter().take(2 + usize::from(admin));
+        for id in wanted {
+            assert_eq!(log.matches(id).count(), 1, "{id}: {log}");
+        }
+    }
+
+    let server = Logging::start(&["--redis-url", "redis://127.0.0.1:1", "--log-format", "json"]);
+    let fields = [("x-request-id", "unlucky")];
+    let answer = get(server.process.address, "/readyz", &fields).await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    let log = server.end();
+    let line = log.lines().find(|line| line.contains("unlucky")).unwrap();
+    assert!(line.contains("WARN") && line.contains("can't be reached"), "{log}");
+}
+
+#[tokio::test]
+async fn the_combined_format_has_the_lines_of_nginx_and_no_client_can_forge_one() {
+    let redis = RedisServer::start().await;
+    redis.set("a", &record(&png(1, 3000))).await;
+    let url = redis.url();
+    let server = Logging::start(&["--redis-url", &url, "--log-format", "combined"]);
+    let address = server.process.address;
+    let agent = "Mozilla/5.0 (\"quoted\" \\ back) x\" 200 1 \"-\" \"forged\"";
+    let fields = [("referer", "https://app.example/?q=\"x\""), ("user-agent", agent)];
+    // From the store, from memory in the fast loop, and from memory over HTTP/2.
+    let mut client = Client::connect(address).await;
+    for _ in 0..2 {
+        assert_eq!(client.get("/images/a?v=1", &fields).await.status, StatusCode::OK);
+    }
+    let mut multiplexed = Client::speaking(Protocol::Http2, address).await;
+    assert_eq!(multiplexed.get("/images/a?v=1", &fields).await.status, StatusCode::OK);
+    client.send(Method::HEAD, "/images/a", &[], Bytes::new()).await.unwrap();
+    get(address, "/images/absent", &[]).await.problem(404, "absent");
+    // A stop would wait for them.
+    drop((client, multiplexed));
+    let log = server.end();
+
+    let escaped = r#""https://app.example/?q=\x22x\x22" "Mozilla/5.0 (\x22quoted\x22 \x5C back) x\x22 200 1 \x22-\x22 \x22forged\x22""#;
+    for (line, times) in [
+        (format!(r#""GET /images/a?v=1 HTTP/1.1" 200 3000 {escaped}"#), 2),
+        (format!(r#""GET /images/a?v=1 HTTP/2.0" 200 3000 {escaped}"#), 1),
+        (r#""HEAD /images/a HTTP/1.1" 200 0 "-" "-""#.to_owned(), 1),
+        (r#""GET /images/absent HTTP/1.1" 404 "#.to_owned(), 1),
+    ] {
+        assert_eq!(log.matches(&line).count(), times, "{line} in {log}");
+    }
+    assert_eq!(requests_in(&log), 5, "{log}");
+
+    // The cause of a failure is a line of text beside the request's.
+    let server =
+        Logging::start(&["--redis-url", "redis://127.0.0.1:1", "--log-format", "combined"]);
+    get(server.process.address, "/images/a", &[("x-request-id", "unlucky")]).await;
+    let log = server.end();
+    assert!(log.contains(r#""GET /images/a HTTP/1.1" 503 "#), "{log}");
+    let cause = log.lines().find(|line| line.contains("unlucky")).unwrap();
+    assert!(cause.contains("WARN") && cause.contains("can't be reached"), "{cause}");
+    assert_eq!(requests_in(&log), 1, "{log}");
+}
+
+/// Returns the number of lines that are requests, to the expression that scripts use for the combined format.
+fn requests_in(log: &str) -> usize {
+    const SCRIPT: &str = r#"
+import re, sys
+from datetime import datetime
+combined = re.compile(r'(\S+) (\S+) (\S+) \[([^\]]+)\] "([A-Z]+) ([^ "]+) (HTTP/[0-9.]+)" ([0-9]{3}) ([0-9]+|-) "([^"]*)" "([^"]*)"')
+requests = [it for it in map(combined.fullmatch, sys.stdin.read().splitlines()) if it]
+for request in requests:
+    age = datetime.now().timestamp() - datetime.strptime(request[4], "%d/%b/%Y:%H:%M:%S %z").timestamp()
+    assert request[1] == "127.0.0.1" and -60 < age < 600, request[0]
+print(len(requests))
+"#;
+    let mut child = Command::new("python3")
+        .args(["-c", SCRIPT])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), log.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{log}");
+    String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
+}
+
+#[tokio::test]
 async fn a_failure_is_logged_once_with_its_request_even_without_an_access_log() {
     let server = Logging::start(&[
         "--redis-url",
@@ -520,6 +634,7 @@ async fn a_failure_is_logged_once_with_its_request_even_without_an_access_log() 
     let line: Value = serde_json::from_str(line).unwrap();
     assert_eq!((&line["level"], &line["status"]), (&"WARN".into(), &503.into()));
     assert!(line["error"].as_str().unwrap().contains("can't be reached"), "{line}");
+    assert_eq!(line["path"], "/images/a");
     assert!(!log.contains("wrong"), "{log}");
 }
 
