@@ -15,7 +15,7 @@
 //! - `clock` counts suspended time; `budget`, `cpu` and `limit` are permits for bytes, cores and places; `shutdown` has the
 //!   phases of a stop.
 //! - `token_file` and `running` are what a server leaves for the commands of its user; `backup` has the form of an export.
-//! - `log`, `metrics` and `recent` inform operators, and `audit` compares what is claimed to be current with the store.
+//! - `log`, `metrics`, `trace` and `recent` inform operators, and `audit` compares what is claimed to be current with the store.
 //!
 //! `ARCHITECTURE.md` says why it is so.
 
@@ -55,6 +55,7 @@ pub mod store;
 mod task;
 mod token_file;
 mod tokens;
+mod trace;
 mod write;
 
 // The parts that tests and benches start or measure. Nothing else is public.

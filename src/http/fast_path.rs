@@ -36,6 +36,8 @@ pub(crate) struct FastRequest<'b> {
     pub(crate) request_id: Option<&'b [u8]>,
     x_forwarded_for: Option<&'b [u8]>,
     forwarded: Option<&'b [u8]>,
+    /// Empty, which is malformed, if it was sent more than once.
+    pub(crate) traceparent: Option<&'b [u8]>,
     /// For the log.
     pub(crate) referer: Option<&'b [u8]>,
     pub(crate) user_agent: Option<&'b [u8]>,
@@ -122,7 +124,7 @@ impl<'b> FastRequest<'b> {
         let (mut if_none_match, mut request_id, mut is_simple) = (None, None, true);
         let (mut accept, mut accept_encoding) = (None, None);
         let (mut x_forwarded_for, mut forwarded, mut has_more_lines) = (None, None, false);
-        let (mut referer, mut user_agent) = (None, None);
+        let (mut traceparent, mut referer, mut user_agent) = (None, None, None);
         for (name, value) in fields {
             let is = |other: &str| name.eq_ignore_ascii_case(other);
             match name.len() {
@@ -131,6 +133,9 @@ impl<'b> FastRequest<'b> {
                 10 if is("connection") && value.eq_ignore_ascii_case(b"keep-alive") => {}
                 10 if is("connection") => return None,
                 10 if is("user-agent") => user_agent = user_agent.or(Some(value)),
+                11 if is("traceparent") => {
+                    traceparent = Some(if traceparent.is_none() { value } else { b"" });
+                }
                 7 if is("referer") => referer = referer.or(Some(value)),
                 13 if is("if-none-match") => is_simple &= if_none_match.replace(value).is_none(),
                 12 if is("x-request-id") => is_simple &= request_id.replace(value).is_none(),
@@ -167,6 +172,7 @@ impl<'b> FastRequest<'b> {
             request_id,
             x_forwarded_for,
             forwarded,
+            traceparent,
             referer,
             user_agent,
             has_more_lines,

@@ -21,6 +21,7 @@ use crate::limit::{GaugeGuard, NoPlace, Place, Shares};
 use crate::metrics::{Metrics, Shed};
 use crate::peer::{Client, PeerKey};
 use crate::server::timeouts::ActiveRequest;
+use crate::trace::{Hex, TraceContext};
 
 /// The target of the lines about requests.
 pub(crate) const ACCESS: &str = "afterimage::access";
@@ -195,6 +196,8 @@ pub(crate) struct AccessRecord {
     pub(crate) cache: Option<HeaderValue>,
     pub(crate) cause: Option<Cause>,
     pub(crate) began: Instant,
+    /// The span of the request, if it is a part of a trace.
+    pub(crate) trace: Option<TraceContext>,
     /// Set if the line is to be in the combined format.
     pub(crate) combined: Option<CombinedFields>,
 }
@@ -226,16 +229,21 @@ impl AccessRecord {
         let (peer, method, path) = (self.client.peer(), method_name(&self.method), &self.path);
         let client = self.client.forwarded().map(tracing::field::display);
         let (version, status) = (self.version, self.status.as_u16());
+        let trace = self.trace.as_ref();
+        let trace_id = trace.map(|it| tracing::field::display(Hex(&it.trace_id)));
+        let span_id = trace.map(|it| tracing::field::display(Hex(&it.span_id)));
         if let Some(Cause(error)) = &self.cause {
             tracing::warn!(
                 target: ACCESS,
-                id, %peer, client, method, path, ?version, status, bytes, cache, duration_ms, whole, %error,
+                id, trace_id, span_id, %peer, client, method, path, ?version, status, bytes, cache, duration_ms,
+                whole, %error,
                 "request failed"
             );
         } else {
             tracing::info!(
                 target: ACCESS,
-                id, %peer, client, method, path, ?version, status, bytes, cache, duration_ms, whole,
+                id, trace_id, span_id, %peer, client, method, path, ?version, status, bytes, cache, duration_ms,
+                whole,
                 "request"
             );
         }

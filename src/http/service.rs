@@ -6,7 +6,7 @@ use std::time::Instant;
 use axum::Router;
 use axum::body::Body;
 use axum::http::header::{EXPECT, HeaderName, REFERER, USER_AGENT};
-use axum::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use http_body::Body as HttpBody;
@@ -33,6 +33,7 @@ use crate::metrics::HitMetrics;
 use crate::peer::{Client, Peer, PeerKey};
 use crate::server::timeouts::ConnectionState;
 use crate::settings::LogFormat;
+use crate::trace::{self, TRACEPARENT, TRACESTATE, Trace};
 
 /// The longest address in the log, in characters: lines wait in memory for their reader.
 const LONGEST_PATH: usize = 1024;
@@ -120,6 +121,7 @@ impl HttpService {
                 cache: head.field(&CACHE_STATUS).cloned(),
                 cause: None,
                 began,
+                trace: Trace::of(request.traceparent, None).map(|it| it.context),
                 combined: self.combined_fields(request.referer, request.user_agent),
             })));
         }
@@ -146,6 +148,7 @@ impl HttpService {
             let field = |name| request.headers().get(name).map(HeaderValue::as_bytes);
             self.combined_fields(field(REFERER), field(USER_AGENT))
         });
+        let trace = trace_of(request.headers());
         // For the log of a failure, where not every request is logged.
         let mut uri = None;
         let unread = HttpService::lend_body(&mut request);
@@ -174,7 +177,10 @@ impl HttpService {
             };
             let mut response = match place {
                 // Boxed: a large future, which an answer from memory shouldn't have the room for.
-                Ok(place) => Box::pin(self.route(peer, client, place, request)).await,
+                Ok(place) => {
+                    let routed = Box::pin(self.route(peer, client, place, request));
+                    trace::within(trace.clone(), routed).await
+                }
                 Err(refusal) => {
                     // Its body comes back.
                     drop(request);
@@ -217,6 +223,7 @@ impl HttpService {
                 cache,
                 cause,
                 began,
+                trace: trace.map(|it| it.context),
                 combined,
             })
         });
@@ -369,6 +376,18 @@ impl HttpService {
     fn logs_access(&self) -> bool {
         self.app.settings.log.access && tracing::enabled!(target: ACCESS, Level::INFO)
     }
+}
+
+/// Begins the span of a request, if its client sent a trace.
+fn trace_of(headers: &HeaderMap) -> Option<Trace> {
+    let mut lines = headers.get_all(TRACEPARENT).iter();
+    let traceparent = lines.next().filter(|_| lines.next().is_none())?;
+    let mut lines = headers.get_all(TRACESTATE).iter().map(HeaderValue::as_bytes);
+    // A list, whose lines may be joined (RFC 9110 §5.3).
+    let state =
+        lines.next().map(|first| lines.fold(first.to_vec(), |all, it| [&all, it].join(&b',')));
+    let state = state.and_then(|state| HeaderValue::try_from(state).ok());
+    Trace::of(Some(traceparent.as_bytes()), state)
 }
 
 /// Returns the length of a head over HTTP/1.

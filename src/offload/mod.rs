@@ -6,6 +6,7 @@
 //! objects that no record refers to any more.
 
 mod circuit;
+mod connector;
 mod mover;
 mod sweep;
 
@@ -38,8 +39,10 @@ use crate::metrics::Metrics;
 use crate::originals::Originals;
 use crate::picture;
 use crate::settings::{self, ServeOffloaded};
+use crate::trace;
 
 use self::circuit::{Away, Circuit};
+use self::connector::TracingConnector;
 pub(crate) use self::mover::{MoveTasks, Mover};
 use self::sweep::Discarded;
 
@@ -468,7 +471,8 @@ impl RemoteImage {
         let key = (id.clone(), self.version);
         let (flight, collapsed) = self.offload.fetches.join(key, |_| {
             let (id, remote) = (id.clone(), Arc::clone(self));
-            async move {
+            // The flight is a task of its own, in the name of the request that began it.
+            trace::within(trace::current(), async move {
                 let offload = &remote.offload;
                 let fetched = offload.bring(&id, &remote).await;
                 if fetched.is_err() {
@@ -479,7 +483,7 @@ impl RemoteImage {
                     remote.is_damaged.store(is_damaged, Ordering::Relaxed);
                 }
                 fetched
-            }
+            })
         });
         (flight.outcome().await.unwrap_or_else(|lost| Err(lost.into())), collapsed)
     }
@@ -534,7 +538,10 @@ fn open_store(
     // The three builders have the same methods, but no common trait.
     macro_rules! built {
         ($builder:ty) => {{
-            let mut builder = <$builder>::from_env().with_url(url).with_retry(retry);
+            let mut builder = <$builder>::from_env()
+                .with_url(url)
+                .with_retry(retry)
+                .with_http_connector(TracingConnector::default());
             for (name, value) in settings.options.iter() {
                 let key = name.parse().map_err(|_unknown| {
                     anyhow::anyhow!("[offload] options: this kind of store has no option `{name}`")

@@ -64,5 +64,6 @@ mod service;
 mod stores;
 mod strangers;
 mod strangers_events;
+mod tracing;
 mod variants;
 mod writes;

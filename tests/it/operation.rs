@@ -544,7 +544,7 @@ async fn requests_of_operators_are_logged_only_when_they_are_refused_or_fail() {
     assert!(line.contains("WARN") && line.contains("can't be reached"), "{log}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn the_combined_format_has_the_lines_of_nginx_and_no_client_can_forge_one() {
     let redis = RedisServer::start().await;
     redis.set("a", &record(&png(1, 3000))).await;

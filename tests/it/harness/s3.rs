@@ -124,6 +124,17 @@ impl Faulty {
         s3: &S3,
         fault: impl Fn(&Method, &str) -> Option<Fault> + Send + Sync + 'static,
     ) -> Faulty {
+        Faulty::judging(s3, move |request| {
+            fault(request.method(), request.uri().path_and_query().unwrap().as_str())
+        })
+        .await
+    }
+
+    /// The same, by the whole head of a request.
+    pub(crate) async fn judging(
+        s3: &S3,
+        fault: impl Fn(&Request<Incoming>) -> Option<Fault> + Send + Sync + 'static,
+    ) -> Faulty {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (fault, s3_port) = (Arc::new(fault), s3.port);
@@ -131,8 +142,7 @@ impl Faulty {
             while let Ok((wire, _)) = listener.accept().await {
                 let fault = Arc::clone(&fault);
                 let service = service_fn(move |request: Request<Incoming>| {
-                    let target = request.uri().path_and_query().unwrap().as_str();
-                    let fault = fault(request.method(), target);
+                    let fault = fault(&request);
                     async move { Ok::<_, Infallible>(answer(s3_port, request, fault).await) }
                 });
                 let server = hyper::server::conn::http1::Builder::new();
