@@ -15,7 +15,8 @@
 //! - `clock` counts suspended time; `budget`, `cpu` and `limit` are permits for bytes, cores and places; `shutdown` has the
 //!   phases of a stop.
 //! - `token_file` and `running` are what a server leaves for the commands of its user; `backup` has the form of an export.
-//! - `log`, `metrics`, `trace` and `recent` inform operators, and `audit` compares what is claimed to be current with the store.
+//! - `log`, `metrics`, `trace`, `spans` and `recent` inform operators, and `audit` compares what is claimed to be current with the
+//!   store.
 //!
 //! `ARCHITECTURE.md` says why it is so.
 
@@ -51,6 +52,8 @@ mod running;
 mod server;
 pub mod settings;
 mod shutdown;
+#[cfg_attr(not(feature = "otlp"), path = "spans_off.rs")]
+mod spans;
 pub mod store;
 mod task;
 mod token_file;

@@ -5,6 +5,7 @@ use std::fmt;
 use axum::http::{HeaderName, HeaderValue};
 
 use crate::image::digits;
+use crate::spans::RequestSpan;
 
 /// The field that names the trace and the caller's span.
 pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -52,7 +53,7 @@ impl TraceContext {
     }
 
     /// Begins a span of this server's below this one.
-    fn next_span(self) -> TraceContext {
+    pub(crate) fn next_span(self) -> TraceContext {
         TraceContext { span_id: fastrand::u64(1..).to_be_bytes(), ..self }
     }
 
@@ -99,11 +100,16 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    /// Begins the span of a request with these fields, unless it is a part of no trace. `tracestate` counts only with a valid
-    /// `traceparent`.
-    pub(crate) fn of(traceparent: Option<&[u8]>, state: Option<HeaderValue>) -> Option<Trace> {
-        let context = TraceContext::parse(traceparent?)?.next_span();
-        Some(Trace { context, state: state.filter(|it| it.len() <= LONGEST_STATE) })
+    /// Returns the trace of a request: that of its exported span, or one below its client's, or none. `tracestate` counts only
+    /// with a valid `traceparent`.
+    pub(crate) fn of(
+        parent: Option<TraceContext>,
+        span: Option<&RequestSpan>,
+        state: Option<HeaderValue>,
+    ) -> Option<Trace> {
+        let state = state.filter(|it| parent.is_some() && it.len() <= LONGEST_STATE);
+        let context = span.map(RequestSpan::context).or(parent.map(TraceContext::next_span))?;
+        Some(Trace { context, state })
     }
 
     /// Returns the fields for a request that is sent on.
@@ -172,7 +178,8 @@ mod tests {
         let (state, long) = ("a=1,b=2", "x".repeat(LONGEST_STATE + 1));
         for (given, kept) in [(state, Some(state)), (&long, None)] {
             let state = HeaderValue::from_str(given).unwrap();
-            let trace = Trace::of(Some(VALID.as_bytes()), Some(state)).unwrap();
+            let trace =
+                Trace::of(TraceContext::parse(VALID.as_bytes()), None, Some(state)).unwrap();
             let fields: Vec<_> =
                 within(Some(trace), async { current().unwrap().fields().collect() }).await;
             let text = fields[0].1.to_str().unwrap();
@@ -182,7 +189,7 @@ mod tests {
             );
             assert_eq!(fields.get(1).map(|(_, it)| it.to_str().unwrap()), kept);
         }
-        assert!(Trace::of(Some(b"x"), None).is_none() && Trace::of(None, None).is_none());
+        assert!(Trace::of(None, None, Some(HeaderValue::from_static(state))).is_none());
         assert!(current().is_none());
         assert!(within(None, async { current() }).await.is_none());
     }

@@ -45,6 +45,8 @@ pub(super) async fn run(loaded: LoadedSettings, source: SettingsSource) -> anyho
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let log = log::start(&settings.log)?;
+    #[cfg(feature = "otlp")]
+    let _spans = crate::spans::start()?;
     settings.limits.connections = raise_open_file_limit(&settings);
     let listeners = Listeners::bind(&settings)?;
 

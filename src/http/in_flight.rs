@@ -21,6 +21,7 @@ use crate::limit::{GaugeGuard, NoPlace, Place, Shares};
 use crate::metrics::{Metrics, Shed};
 use crate::peer::{Client, PeerKey};
 use crate::server::timeouts::ActiveRequest;
+use crate::spans::RequestSpan;
 use crate::trace::{Hex, TraceContext};
 
 /// The target of the lines about requests.
@@ -97,6 +98,7 @@ impl RequestLimits {
             bytes: 0,
             whole: false,
             record: None,
+            span: None,
             unread: None,
         }
     }
@@ -117,6 +119,7 @@ pub(crate) struct InFlight {
     /// Set when that is all of it.
     whole: bool,
     record: Option<Box<AccessRecord>>,
+    span: Option<RequestSpan>,
     /// The rest of the request's body, and the most bytes of it that are thrown away after the answer.
     unread: Option<(Body, u64)>,
 }
@@ -125,6 +128,11 @@ impl InFlight {
     /// Sets the line that is logged at the end.
     pub(crate) fn log_at_end(&mut self, record: Option<Box<AccessRecord>>) {
         self.record = record;
+    }
+
+    /// Sets the span that ends with the request.
+    pub(crate) fn end_span_at_end(&mut self, span: Option<RequestSpan>) {
+        self.span = span;
     }
 
     /// Sets the rest of the request's body, of which up to `most` bytes are thrown away when the answer has been handed over.
@@ -169,6 +177,9 @@ impl Drop for InFlight {
             && let Some(connection) = &mut self.connection
         {
             connection.mark_answered();
+        }
+        if let Some(span) = self.span.take() {
+            span.end(self.bytes);
         }
         if let Some(record) = self.record.take() {
             record.log(self.bytes, self.whole);

@@ -33,7 +33,8 @@ use crate::metrics::HitMetrics;
 use crate::peer::{Client, Peer, PeerKey};
 use crate::server::timeouts::ConnectionState;
 use crate::settings::LogFormat;
-use crate::trace::{self, TRACEPARENT, TRACESTATE, Trace};
+use crate::spans::{Begun, RequestSpan};
+use crate::trace::{self, TRACEPARENT, TRACESTATE, Trace, TraceContext};
 
 /// The longest address in the log, in characters: lines wait in memory for their reader.
 const LONGEST_PATH: usize = 1024;
@@ -110,6 +111,19 @@ impl HttpService {
         let mut in_flight = self.limits.begin(route, client.share(), None);
         let id = RequestId::of(request.request_id);
         self.count_hit(route, &request.method, head.status(), began);
+        let parent = request.traceparent.and_then(TraceContext::parse);
+        let span = RequestSpan::begin(&Begun {
+            parent,
+            began,
+            method: &request.method,
+            route: route.pattern(),
+            target: request.target,
+            version: Version::HTTP_11,
+            client,
+        });
+        let trace = Trace::of(parent, span.as_ref(), None).map(|it| it.context);
+        let (status, cache) = (head.status(), head.field(&CACHE_STATUS));
+        in_flight.end_span_at_end(span.map(|span| span.answered(status, cache, None)));
         if self.logs_access() {
             in_flight.log_at_end(Some(Box::new(AccessRecord {
                 id: id.value(),
@@ -121,7 +135,7 @@ impl HttpService {
                 cache: head.field(&CACHE_STATUS).cloned(),
                 cause: None,
                 began,
-                trace: Trace::of(request.traceparent, None).map(|it| it.context),
+                trace,
                 combined: self.combined_fields(request.referer, request.user_agent),
             })));
         }
@@ -148,7 +162,7 @@ impl HttpService {
             let field = |name| request.headers().get(name).map(HeaderValue::as_bytes);
             self.combined_fields(field(REFERER), field(USER_AGENT))
         });
-        let trace = trace_of(request.headers());
+        let (trace, span) = begin_span(&request, route, client, began);
         // For the log of a failure, where not every request is logged.
         let mut uri = None;
         let unread = HttpService::lend_body(&mut request);
@@ -203,16 +217,17 @@ impl HttpService {
         };
 
         let cause = response.extensions_mut().remove::<Cause>();
+        let (status, cache) = (response.status(), response.headers().get(CACHE_STATUS));
+        let error = cause.as_ref().map(|Cause(error)| &**error);
+        in_flight.end_span_at_end(span.map(|span| span.answered(status, cache, error)));
         // Probes and scrapes would fill the log. Refused ones show that something is set wrong.
-        let is_routine = route.is_for_operators()
-            && self.routes != Routes::Public
-            && response.status().as_u16() < 400;
+        let is_routine =
+            route.is_for_operators() && self.routes != Routes::Public && status.as_u16() < 400;
         // A failure by the server's fault is logged even where not every request is.
         let record = ((path.is_some() && !is_routine) || cause.is_some()).then(|| {
-            let status = response.status();
             let path = path.or_else(|| uri.map(|uri| logged(path_and_query(&uri))));
             let path = path.unwrap_or_default();
-            let cache = response.headers().get(CACHE_STATUS).cloned();
+            let cache = cache.cloned();
             Box::new(AccessRecord {
                 id,
                 client,
@@ -227,20 +242,30 @@ impl HttpService {
                 combined,
             })
         });
-        if let Some(unread) = unread
-            && let Some(rest) = unread.take()
-        {
-            // A body that is over the limit is refused as well.
-            let most = 2 * self.app.settings.records.max_value as u64;
-            let may_be_cut = unread.announced.is_none_or(|length| length > most);
-            if may_be_cut && version < Version::HTTP_2 {
-                // It may not be read to its end.
-                common_headers::announce_close(&mut response);
-            }
-            in_flight.throw_away_at_end(rest, most);
+        if let Some(unread) = unread {
+            self.throw_away(&unread, &mut response, version, &mut in_flight);
         }
         in_flight.log_at_end(record);
         response.map(|body| SentBody::new(body, in_flight, version))
+    }
+
+    /// Sees to it that what is left of a request's body is thrown away behind the answer.
+    fn throw_away(
+        &self,
+        unread: &UnreadBody,
+        response: &mut Response<Body>,
+        version: Version,
+        in_flight: &mut InFlight,
+    ) {
+        let Some(rest) = unread.take() else { return };
+        // A body that is over the limit is refused as well.
+        let most = 2 * self.app.settings.records.max_value as u64;
+        let may_be_cut = unread.announced.is_none_or(|length| length > most);
+        if may_be_cut && version < Version::HTTP_2 {
+            // It may not be read to its end.
+            common_headers::announce_close(response);
+        }
+        in_flight.throw_away_at_end(rest, most);
     }
 
     /// Sees to it that what isn't read of a request's body comes back. A client that waits for leave to send its body sends none
@@ -378,16 +403,43 @@ impl HttpService {
     }
 }
 
-/// Begins the span of a request, if its client sent a trace.
-fn trace_of(headers: &HeaderMap) -> Option<Trace> {
+/// Begins the span of a request. There is a trace if its client sent one or the span is exported.
+fn begin_span(
+    request: &Request<Body>,
+    route: Route,
+    client: Client,
+    began: Instant,
+) -> (Option<Trace>, Option<RequestSpan>) {
+    let (parent, state) = trace_fields(request.headers());
+    let span = if route.is_for_operators() {
+        // Probes and scrapes would be most of the spans.
+        None
+    } else {
+        RequestSpan::begin(&Begun {
+            parent,
+            began,
+            method: request.method(),
+            route: route.pattern(),
+            target: path_and_query(request.uri()),
+            version: request.version(),
+            client,
+        })
+    };
+    (Trace::of(parent, span.as_ref(), state), span)
+}
+
+/// Returns the span of a request's client, and the state that belongs to it.
+fn trace_fields(headers: &HeaderMap) -> (Option<TraceContext>, Option<HeaderValue>) {
     let mut lines = headers.get_all(TRACEPARENT).iter();
-    let traceparent = lines.next().filter(|_| lines.next().is_none())?;
+    let only = lines.next().filter(|_| lines.next().is_none());
+    let Some(parent) = only.and_then(|it| TraceContext::parse(it.as_bytes())) else {
+        return (None, None);
+    };
     let mut lines = headers.get_all(TRACESTATE).iter().map(HeaderValue::as_bytes);
     // A list, whose lines may be joined (RFC 9110 §5.3).
     let state =
         lines.next().map(|first| lines.fold(first.to_vec(), |all, it| [&all, it].join(&b',')));
-    let state = state.and_then(|state| HeaderValue::try_from(state).ok());
-    Trace::of(Some(traceparent.as_bytes()), state)
+    (Some(parent), state.and_then(|state| HeaderValue::try_from(state).ok()))
 }
 
 /// Returns the length of a head over HTTP/1.

@@ -33,6 +33,7 @@ use crate::originals::Originals;
 use crate::peer::PeerKey;
 use crate::picture::Preview;
 use crate::render::Renderer;
+use crate::spans::Step;
 use crate::store::{Store, StoreError};
 
 /// Longest time for which a request waits for the next heartbeat, before it asks the store all the same.
@@ -190,6 +191,7 @@ impl Reader {
         client: Option<PeerKey>,
         admission: Admission<Outcome>,
     ) -> Result<Snapshot, ReadFailure> {
+        let _step = Step::begin("fetch");
         let mut fetch = pin!(self.fetch(id, client, admission));
         let fetched = tokio::select! {
             // First, so that no admission is dropped without having been used.

@@ -13,6 +13,7 @@ use crate::image::{Image, ImageId, Metadata, Representation, RepresentationKind,
 use crate::offload::RemoteImage;
 use crate::peer::PeerKey;
 use crate::picture::Preview;
+use crate::spans::Step;
 
 /// One version of an image. Everything that is taken from a snapshot is of that version, whatever is written meanwhile.
 ///
@@ -162,6 +163,7 @@ impl Snapshot {
         if !original.metadata.media_type.is_decodable() {
             return Ok(None);
         }
+        let _step = Step::begin("render");
         let preview = self.reader.renderer.preview(&self.id, self.client, original).await;
         preview.map(Some).map_err(|error| self.failure(error))
     }
@@ -238,7 +240,10 @@ impl Snapshot {
                 return Err(ReadFailure::unknown(error.clone()));
             }
             (Source::Remote(remote), None) => {
-                let (fetched, collapsed) = remote.fetch(&self.id).await;
+                let (fetched, collapsed) = {
+                    let _step = Step::begin("fetch from the object store");
+                    remote.fetch(&self.id).await
+                };
                 let fetched = fetched.map_err(|error| ReadFailure {
                     timing: self.timing,
                     ..ReadFailure::unknown(error)
@@ -264,7 +269,7 @@ impl Snapshot {
             self.cache_status = CacheStatus::Rendered;
         }
         let rendered = {
-            let renderer = &self.reader.renderer;
+            let (renderer, _step) = (&self.reader.renderer, Step::begin("render"));
             renderer.variant(&self.id, self.client, original, variant).await
         };
         let rendered = rendered.map_err(|error| self.failure(error))?;

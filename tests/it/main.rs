@@ -54,6 +54,8 @@ mod gallery;
 mod memory;
 mod offload;
 mod operation;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod outage;
 mod pixels;
 mod plain;
