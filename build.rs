@@ -19,6 +19,6 @@ fn main() {
         is_ours.then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     });
     if let Some(commit) = commit.filter(|it| !it.is_empty()) {
-        println!("cargo:rustc-env=AFTERIMAGE_VERSION={} ({commit})", env!("CARGO_PKG_VERSION"));
+        println!("cargo:rustc-env=PROGRAM_VERSION={} ({commit})", env!("CARGO_PKG_VERSION"));
     }
 }

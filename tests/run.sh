@@ -23,7 +23,7 @@ esac
 # A program, and Debian's package that has it.
 needs=(redis-server:redis-server openssl:openssl python3:python3)
 if [ "$tier" != quick ]; then
-  needs+=(curl:curl prlimit:util-linux nginx:nginx varnishd:varnish haproxy:haproxy prometheus:prometheus chromium:chromium node:nodejs npm:npm)
+  needs+=(curl:curl prlimit:util-linux nginx:nginx varnishd:varnish haproxy:haproxy caddy:caddy prometheus:prometheus systemd-analyze:systemd chromium:chromium node:nodejs npm:npm)
 fi
 missing=()
 for need in "${needs[@]}"; do

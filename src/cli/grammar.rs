@@ -23,7 +23,7 @@ const USUAL: [(&str, &str, &str); 4] = [
 ];
 
 /// The version of the program, with its commit where that is known.
-const VERSION: &str = match option_env!("AFTERIMAGE_VERSION") {
+const VERSION: &str = match option_env!("PROGRAM_VERSION") {
     Some(version) => version,
     None => env!("CARGO_PKG_VERSION"),
 };

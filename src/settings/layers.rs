@@ -191,7 +191,10 @@ impl SettingsError {
         if let Some((old, _)) = RENAMED.iter().find(|(old, _)| variable(old) == name) {
             return SettingsError::no_such_key(name.to_owned(), (*old).to_owned());
         }
-        let nearest = nearest(name, described().into_iter().map(|it| it.variable()));
+        // By what they don't have in common.
+        let given = name.trim_start_matches("AFTERIMAGE_").to_lowercase();
+        let nearest = nearest(&given, described().into_iter().map(|it| it.key.replace('.', "_")));
+        let nearest = nearest.map(|name| variable(&name));
         SettingsError::UnknownKey { place: "environment".to_owned(), key: name.to_owned(), nearest }
     }
 }
@@ -284,9 +287,17 @@ pub fn from_file(name: &str, text: &str) -> Result<Vec<Override>, SettingsError>
     Ok(given)
 }
 
-/// Variables that look like settings and aren't: the path of the settings file, and those that Kubernetes sets in every
-/// container beside a service named afterimage.
-const NOT_SETTINGS: [&str; 3] = ["AFTERIMAGE_CONFIG", "AFTERIMAGE_SERVICE_", "AFTERIMAGE_PORT"];
+/// Returns whether a variable looks like a setting and isn't one: the path of the settings file, and those that Kubernetes sets in
+/// every container beside a service named afterimage, or afterimage-admin: `AFTERIMAGE_SERVICE_HOST`, `AFTERIMAGE_ADMIN_PORT`,
+/// `AFTERIMAGE_PORT_80_TCP_ADDR`.
+fn is_no_setting(name: &str) -> bool {
+    let is_number = |text: &str| text.starts_with(|it: char| it.is_ascii_digit());
+    name == "AFTERIMAGE_CONFIG"
+        || name.contains("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.ends_with("_PORT")
+        || name.split_once("_PORT_").is_some_and(|(_, rest)| is_number(rest))
+}
 
 /// The override of the port in a variable or a flag. The rest of the address may come from another layer.
 pub fn from_port(text: &str, place: &str) -> Result<Override, SettingsError> {
@@ -316,9 +327,7 @@ pub fn from_environment(
             common.push(Override { key: key.to_owned(), value, place: name });
         } else if name == "PORT" {
             common.push(from_port(&text, &name)?);
-        } else if name.starts_with("AFTERIMAGE_")
-            && !NOT_SETTINGS.iter().any(|it| name.starts_with(it))
-        {
+        } else if name.starts_with("AFTERIMAGE_") && !is_no_setting(&name) {
             let setting = all.iter().find(|setting| setting.variable() == name);
             let setting = setting.ok_or_else(|| SettingsError::no_such_variable(&name))?;
             own.push(setting.overridden(&text, name));
@@ -464,7 +473,12 @@ mod tests {
             ("AFTERIMAGE_SERVICE_HOST", "10.0.0.1"),
             ("AFTERIMAGE_PORT", "tcp://10.0.0.1:80"),
             ("AFTERIMAGE_PORT_80_TCP", "tcp://10.0.0.1:80"),
+            ("AFTERIMAGE_ADMIN_SERVICE_PORT_HTTP", "8001"),
+            ("AFTERIMAGE_ADMIN_PORT", "tcp://10.0.0.2:8001"),
+            ("AFTERIMAGE_ADMIN_PORT_8001_TCP_ADDR", "10.0.0.2"),
         ])
         .unwrap();
+        let variables = described().into_iter().map(|it| it.variable());
+        assert!(variables.into_iter().all(|variable| !is_no_setting(&variable)));
     }
 }

@@ -348,9 +348,11 @@ async fn a_wrong_redis_is_named_with_what_is_wrong_and_what_to_try() {
         let mut first = String::new();
         let mut lines = std::io::BufReader::new(child.stdout.take().unwrap());
         std::io::BufRead::read_line(&mut lines, &mut first).unwrap();
+        let written = || std::fs::read_to_string(&log).unwrap();
+        until("it is logged", || async { written().contains("redis can't be used") }).await;
         child.kill().unwrap();
         child.wait().unwrap();
-        let log = std::fs::read_to_string(&log).unwrap();
+        let log = written();
         let address = url.replace("user:hunter2@", "");
         assert!(first.starts_with("afterimage listens on http://127.0.0.1:"), "{first}");
         assert!(first.contains(&format!("waits for Redis at {address} (")), "{first}");

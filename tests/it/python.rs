@@ -1,25 +1,58 @@
-//! A Python backend writes with redis-py, and curl reads.
+//! Python: a backend that writes with redis-py, the package, the files for operators, and the documents.
 
 use std::path::Path;
 use std::process::Command;
 
+use crate::harness::server::program;
 use crate::harness::{RedisServer, Server};
+
+/// Runs a script of the project with the Python that the tests install. It starts servers of its own.
+async fn runs(script: &str, arguments: &[&str]) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let python = root.join("target/python/bin/python");
+    assert!(
+        python.exists(),
+        "Python is needed in target/python: run tests/run.sh, which installs it"
+    );
+    let mut command = Command::new(python);
+    command.current_dir(root).arg(root.join(script)).args(arguments);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{script}: {out}\n{err}");
+    println!("{out}");
+}
+
+/// Runs a script that starts the program.
+async fn runs_with_program(script: &str) {
+    let command = program();
+    runs(script, &[command.get_program().to_str().unwrap()]).await;
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn curl_gets_the_images_that_a_python_backend_writes() {
-    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python");
-    assert!(
-        python.exists(),
-        "redis-py is needed in target/python: run tests/run.sh, which installs it"
-    );
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/backend.py");
-    let output = tokio::task::spawn_blocking({
-        let (url, base) = (redis.url(), format!("http://{}", server.address));
-        move || Command::new(python).arg(script).args([url, base]).output().unwrap()
-    })
-    .await
-    .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let base = format!("http://{}", server.address);
+    runs("tests/it/backend.py", &[&redis.url(), &base]).await;
+}
+
+#[tokio::test]
+async fn the_wheel_brings_the_program_and_its_module_stores_images() {
+    runs_with_program("clients/python/tests/run.py").await;
+}
+
+#[tokio::test]
+async fn the_units_are_hardened_and_the_package_has_what_they_need() {
+    runs_with_program("tests/ops/service.py").await;
+}
+
+#[tokio::test]
+async fn compose_kubernetes_chart_and_container_files_are_valid() {
+    runs_with_program("tests/ops/manifests.py").await;
+}
+
+#[tokio::test]
+async fn caddy_haproxy_and_traefik_pass_images_and_refuse_writes() {
+    runs_with_program("tests/ops/proxies.py").await;
 }

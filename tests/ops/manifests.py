@@ -1,7 +1,6 @@
 """Checks the files in config/ that other programs read: Compose, Kubernetes, the Helm chart, the container, the Debian package.
 
-    python3 -m venv target/ops && target/ops/bin/pip install -q -r tests/ops/requirements.txt
-    target/ops/bin/python tests/ops/manifests.py [PROGRAM]
+    target/python/bin/python tests/ops/manifests.py [PROGRAM]        (tests/run.sh installs target/python)
 
 PROGRAM, target/debug/afterimage by default, is started with the variables of the rendered chart. Takes some ten seconds.
 """
