@@ -25,7 +25,7 @@ impl NewImages {
     fn name(self) -> anyhow::Result<Vec<(ImageId, PathBuf)>> {
         let NewImages(mut given) = self;
         if let [id, file] = &given[..]
-            && (is_dash(file) || !id.exists())
+            && (is_dash(file) || !id.is_file())
         {
             let id = id.to_str().context("an id must be UTF-8")?;
             let id = ImageId::parse(id).with_context(|| {
@@ -160,6 +160,8 @@ mod tests {
         assert_eq!(ids(&[Path::new("x"), Path::new("-")]).unwrap(), ["x"]);
         assert!(ids(&[Path::new("-")]).unwrap_err().to_string().contains("needs an id"));
         assert!(ids(&[&one, &one]).unwrap_err().to_string().contains("would both be one"));
+        // A folder may have the name of an id, but no id is a path.
+        assert!(ids(&[dir.path(), &two]).unwrap_err().to_string().contains("neither"));
         assert!(ids(&[Path::new("../x"), &two]).unwrap_err().to_string().contains("neither"));
     }
 }

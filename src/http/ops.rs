@@ -44,7 +44,8 @@ pub(crate) async fn readyz(
     }
     let is_ready = match &coherence {
         Coherence::Coherent => true,
-        Coherence::Unverified(_) => !is_strict,
+        // One that was never reached has nothing to answer with.
+        Coherence::Unverified(_) => !is_strict && state.app.index.has_heard_of_store(),
         Coherence::Unreachable(_) => !is_strict && state.app.index.can_serve_in_an_outage(),
     };
     if !is_ready {

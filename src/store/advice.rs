@@ -26,7 +26,7 @@ const ADVICE: [(&[&str], &str); 8] = [
     ),
     (
         &["NOPERM", "doesn't permit", "must be allowed"],
-        "give the user the rights that docs/operation.md lists (ACL SETUSER)",
+        "give the user the rights that docs/coherence.md lists (ACL SETUSER)",
     ),
     (
         &["certificate", "TLS", "tls", "UnknownIssuer"],

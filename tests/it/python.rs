@@ -56,3 +56,14 @@ async fn compose_kubernetes_chart_and_container_files_are_valid() {
 async fn caddy_haproxy_and_traefik_pass_images_and_refuse_writes() {
     runs_with_program("tests/ops/proxies.py").await;
 }
+
+#[tokio::test]
+async fn the_reference_says_what_the_program_is_built_of() {
+    let command = program();
+    runs("docs/generate.py", &["--check", command.get_program().to_str().unwrap()]).await;
+}
+
+#[tokio::test]
+async fn every_block_in_the_documents_runs_or_says_why_not() {
+    runs_with_program("tests/docs.py").await;
+}
