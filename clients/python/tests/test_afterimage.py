@@ -18,7 +18,6 @@ import time
 import unittest
 import urllib.error
 import urllib.request
-from datetime import timedelta
 from importlib import metadata
 
 import redis
@@ -32,43 +31,6 @@ SERVER = os.environ["AFTERIMAGE_TEST_SERVER"]
 TOKEN = os.environ["AFTERIMAGE_TEST_TOKEN"]
 LIMIT = 1 << 20
 PATIENCE = 20
-
-# The first bytes of each type that is served, and of what resembles one.
-IMAGES = {
-    "image/png": [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"],
-    "image/jpeg": [b"\xff\xd8\xff\xe0\0\x10JFIF"],
-    "image/gif": [b"GIF87a\0", b"GIF89a\0"],
-    "image/webp": [b"RIFF\n\0\n\0WEBPVP8 "],
-    "image/avif": [b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf", b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifheic"],
-    "image/heic": [b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b"\0\0\0\x1cftypmif1\0\0\0\0mif1heixavif"],
-    "image/jxl": [b"\xff\n\0", b"\0\0\0\x0cJXL \r\n\x87\n\0"],
-    "image/tiff": [b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"II+\0\x08\0\0\0", b"MM\0+\0\x08\0\0"],
-    "image/bmp": [b"BM" + bytes(12) + bytes([size, 0, 0, 0]) for size in (12, 16, 40, 52, 56, 64, 108, 124)],
-    "image/vnd.microsoft.icon": [bytes([0, 0, 1, 0, 1, 0, 16, 16, 0, 0, 1, 0])],
-    "image/svg+xml": [
-        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-        b"\xef\xbb\xbf\n<svg>",
-        b"<?xml version='1.0'?><!-- > --><!----><svg/>",
-        b"<!DOCTYPE svg PUBLIC 'a' 'b'>\n<svg\n>",
-        b"<!doctype svg [<!ENTITY a 'b>'>] ><svg >",
-        b"<svg:svg xmlns:svg='http://www.w3.org/2000/svg'>",
-    ],
-}
-NO_IMAGES = [
-    b"",
-    b"plain text",
-    b"<html><svg/></html>",
-    b"<svgs/>",
-    b"<!-- <svg/>",
-    b"<!doctype svg [ <svg>",
-    b"BM" + bytes(12) + b"\x29\0\0\0",
-    b"\0\0\1\0\0\0" + bytes(6),
-    b"\0\0\2\0\1\0" + bytes(6),
-    b"\0\0\0\x18ftypisom\0\0\0\0isommp41",
-    b"\x89PNG",
-    b"<!---->" * 40 + b"<p>",
-]
-
 
 def png(size: int = 1000) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + os.urandom(size)
@@ -120,14 +82,14 @@ class Stored(unittest.TestCase):
     def setUpClass(cls):
         cls.redis = redis.from_url(REDIS)
         cls.addClassCleanup(cls.redis.close)
-        http, straight = {"token": TOKEN}, {"max_value": LIMIT}
+        http = {"token": TOKEN}
         cls.ways = {
-            "Redis": Images(cls.redis, **straight),
-            "Redis, text": Images(redis.from_url(REDIS, decode_responses=True), **straight),
+            "Redis": Images(cls.redis),
+            "Redis, text": Images(redis.from_url(REDIS, decode_responses=True)),
             "HTTP": Images(SERVER, **http),
             "HTTP, slash": Images(SERVER + "/", **http),
-            "Redis, async": InThreads(lambda: redis.asyncio.from_url(REDIS), **straight),
-            "Redis, thread": InThreads(cls.redis, **straight),
+            "Redis, async": InThreads(lambda: redis.asyncio.from_url(REDIS)),
+            "Redis, async, text": InThreads(lambda: redis.asyncio.from_url(REDIS, decode_responses=True)),
             "HTTP, async": InThreads(SERVER, **http),
         }
 
@@ -157,7 +119,6 @@ class Stored(unittest.TestCase):
         with urllib.request.urlopen(SERVER + url) as answer:
             self.assertEqual(answer.headers["ETag"], images.etag(image_id))
             self.assertEqual(answer.headers["Cache-Control"], "public, max-age=31536000, immutable")
-            self.assertTrue(answer.headers["Last-Modified"])
 
     @each_way
     def test_a_replaced_image_has_another_address_and_is_served_at_once(self, images, image_id):
@@ -185,17 +146,18 @@ class Stored(unittest.TestCase):
 
     @each_way
     def test_an_image_expires(self, images, image_id):
-        for ttl, seconds in ((None, 7200), (60, 60), (timedelta(minutes=2), 120), (1.2, 2), (timedelta(seconds=59.2), 60)):
+        for ttl, seconds in ((None, 7200), (60, 60)):
             start = time.monotonic()
             images.put(image_id, png(), **({"ttl": ttl} if ttl else {}))
             left = self.redis.pttl(f"image:{image_id}")
             elapsed = (time.monotonic() - start) * 1000 + 1
             self.assertTrue(seconds * 1000 - elapsed <= left <= seconds * 1000 or elapsed > seconds * 1000, (ttl, left))
-        for ttl in (0, -1, timedelta(0)):
-            self.refused(400, "bad-parameter", images.put, image_id, png(), ttl=ttl)
+        for ttl in (0, -1):
+            with self.assertRaisesRegex(ValueError, "ttl"):
+                images.put(image_id, png(), ttl=ttl)
 
     def test_the_server_bounds_the_life(self):
-        error = self.refused(400, "bad-parameter", Images(SERVER, token=TOKEN).put, "long", png(), ttl=timedelta(days=366))
+        error = self.refused(400, "bad-parameter", Images(SERVER, token=TOKEN).put, "long", png(), ttl=366 * 86400)
         self.assertIn("max_ttl", error.detail)
 
     @each_way
@@ -203,26 +165,18 @@ class Stored(unittest.TestCase):
         bad = ["", "x" * 129, "a b", "a/b", "ä", "-a", ".a", "a\n", "a?v=1", "a.webp", "a.avif", "a.jpg", "a.png"]
         for wrong in bad:
             for call in (images.delete, images.url, images.etag, lambda it: images.put(it, png())):
-                self.refused(400, "bad-id", call, wrong)
+                with self.assertRaisesRegex(ValueError, "the id must"):
+                    call(wrong)
         for good in ("_a", "0", "A.b_c:d~e-", "a.jpeg", "x" * 128):
             self.served(images.put(good, (image := png())), image)
             self.assertTrue(images.delete(good))
 
-    @each_way
-    def test_each_type_is_told_from_the_bytes_as_the_server_tells_it(self, images, image_id):
-        for media_type, samples in IMAGES.items():
-            for image in samples:
-                images.put(image_id, image)
-                self.assertEqual(json.loads(self.redis.get(f"image:{image_id}"))["mime_type"], media_type, image)
-        for image in NO_IMAGES:
-            self.refused(400, "not-an-image", images.put, image_id, image)
-
-    @each_way
-    def test_an_image_that_is_too_large_is_refused(self, images, image_id):
-        self.refused(413, "body-too-large", images.put, image_id, png(LIMIT))
-        self.refused(413, "body-too-large", images.put, image_id, png(LIMIT * 3 // 4))
-        self.assertIsNone(images.url(image_id))
-        self.served(images.put(image_id, (image := png(LIMIT // 2))), image)
+    def test_what_is_no_image_is_refused_over_http_and_answered_502_from_redis(self):
+        for image in (b"plain text", png(LIMIT)):
+            with self.assertRaises(ImageError) as caught:
+                Images(SERVER, token=TOKEN).put("no_image", image)
+            self.assertIn(caught.exception.type, ("not-an-image", "body-too-large"))
+            self.assertEqual(fetch(Images(self.redis).put("no_image", image))[0], 502)
 
     @each_way
     def test_any_bytes_are_taken_and_text_is_not(self, images, image_id):
@@ -233,16 +187,19 @@ class Stored(unittest.TestCase):
             images.put(image_id, "text")
 
     @each_way
-    def test_both_ways_write_the_same_record(self, images, image_id):
+    def test_no_bytes_are_refused_before_anything_is_sent(self, images, image_id):
+        for image in (b"", bytearray(), memoryview(b"")):
+            with self.assertRaisesRegex(ValueError, "must have bytes"):
+                images.put(image_id, image)
+        self.assertFalse(self.redis.exists(f"image:{image_id}"))
+
+    def test_in_redis_the_same_bytes_have_the_same_version(self):
         image = png()
-        start = int(time.time())
-        images.put(image_id, image)
-        value = self.redis.get(f"image:{image_id}")
-        created = json.loads(value)["created_at"]
-        self.assertTrue(start <= created <= time.time())
-        encoded = base64.b64encode(image).decode()
-        record = {"mime_type": "image/png", "created_at": created, "base64_data": encoded}
-        self.assertEqual(value, json.dumps(record, separators=(",", ":")).encode())
+        value = json.dumps({"base64_data": base64.b64encode(image).decode()}).encode()
+        for images in (images for name, images in self.ways.items() if name.startswith("Redis")):
+            url = images.put("same", image)
+            self.assertEqual(self.redis.get("image:same"), value)
+            self.assertEqual(url, f"/images/same?v={hashlib.md5(value).hexdigest()}")
 
     def test_a_base_makes_addresses_absolute(self):
         for base in ("https://images.example", "https://images.example/"):
@@ -290,37 +247,14 @@ class Stored(unittest.TestCase):
             for url, image in asyncio.run(all_of()):
                 self.served(url, image)
 
-    def test_a_client_that_blocks_does_not_hold_up_the_loop(self):
-        class Slow:
-            def __init__(self):
-                self.released = threading.Event()
-
-            def delete(self, name):
-                return self.released.wait(PATIENCE)
-
-        async def delete():
-            slow = Slow()
-            deleting = asyncio.create_task(AsyncImages(slow).delete("slow"))
-            await asyncio.sleep(0)    # the deletion begins
-            slow.released.set()
-            return await deleting
-
-        self.assertIs(asyncio.run(delete()), True)
-
     def test_stores_that_cannot_be(self):
-        for store in ("redis://127.0.0.1", "127.0.0.1:8000", "http://", ""):
-            with self.assertRaisesRegex(ValueError, "http://127.0.0.1:8000"):
+        asynchronous = redis.asyncio.from_url(REDIS)
+        for store in ("redis://127.0.0.1", "127.0.0.1:8000", "http://", "", asynchronous):
+            with self.assertRaisesRegex(TypeError, "http://"):
                 Images(store)
-
-        async def misuse():
-            client = redis.asyncio.from_url(REDIS)
-            with self.assertRaisesRegex(TypeError, "AsyncImages"):
-                Images(client).put("misused", png())
-            await client.aclose()
-
-        with self.assertWarnsRegex(RuntimeWarning, "never awaited"):
-            asyncio.run(misuse())
-        self.assertIsNone(self.redis.get("image:misused"))
+        for store in ("http://", self.redis):
+            with self.assertRaisesRegex(TypeError, "redis.asyncio"):
+                AsyncImages(store)
 
     def test_a_server_that_is_not_there_is_an_os_error(self):
         for make in (Images, InThreads):
@@ -365,21 +299,25 @@ class Elsewhere(unittest.TestCase):
             with self.assertRaises(ImageError):
                 write()
 
+    def test_the_address_of_a_stored_image_is_the_one_that_the_server_names(self):
+        images = self.answer(201, {"Content-Type": "application/json"}, b'{"url": "/images/a?v=1"}')
+        self.assertEqual(images.put("a", png()), "/images/a?v=1")
+
     def test_a_weak_etag_names_the_version_too(self):
         images = self.answer(200, {"ETag": 'W/"5d41402abc4b2a76b9719d911017c592"'})
         self.assertEqual(images.url("a"), "/images/a?v=5d41402abc4b2a76b9719d911017c592")
 
-    def test_an_answer_of_something_else_is_an_error_that_says_so(self):
-        for status, detail in ((200, "Afterimage"), (302, "Afterimage"), (500, "Internal"), (502, "Bad Gateway")):
+    def test_an_answer_of_something_else_is_an_error_with_its_status(self):
+        for status, detail in ((200, "OK"), (302, "Found"), (500, "Internal"), (502, "Bad Gateway")):
             images = self.answer(status, {"Content-Type": "text/html"}, b"<p>hello")
             for call in (lambda: images.put("a", png()), lambda: images.url("a")):
-                with self.assertRaisesRegex(ImageError, f"{detail}.*{status}"):
+                with self.assertRaisesRegex(ImageError, f"{status}.*{detail}"):
                     call()
 
 
 class Package(unittest.TestCase):
     def test_the_program_comes_with_it(self):
-        version = metadata.version("afterimage")
+        version = metadata.version("afterimage-server")
         program = os.path.join(os.path.dirname(sys.executable), "afterimage")
         for command in ([program], [sys.executable, "-m", "afterimage"]):
             said = subprocess.run([*command, "--version"], check=True, capture_output=True, text=True).stdout
@@ -390,7 +328,7 @@ class Package(unittest.TestCase):
 
     def test_it_is_typed_and_needs_nothing(self):
         self.assertTrue(os.path.exists(os.path.join(os.path.dirname(afterimage.__file__), "py.typed")))
-        self.assertEqual([it for it in metadata.requires("afterimage") or [] if "extra" not in it], [])
+        self.assertEqual([it for it in metadata.requires("afterimage-server") or [] if "extra" not in it], [])
 
 
 if __name__ == "__main__":
