@@ -114,6 +114,8 @@ if ! { cmp -s tests/browser/package.json "$browser/package.json" && [ -d "$brows
 fi
 
 if [ "$tier" = all ]; then
+  # A test waits a quarter of its time for servers.
+  export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) + 1))}
   exec cargo test --locked "$@"
 fi
 
