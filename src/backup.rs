@@ -13,8 +13,11 @@ use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use serde::{Deserialize, Serialize};
 
-use crate::image::ImageId;
+use crate::image::{ImageId, MAX_HTTP_DATE};
 use crate::store::{Cursor, Expiry, LISTED_KEYS, Store, StoreError, Stored};
+
+/// How often a value is asked for that doesn't come in time.
+const ATTEMPTS: u32 = 3;
 
 /// A line of a backup.
 #[derive(Debug, Serialize, Deserialize)]
@@ -41,54 +44,60 @@ pub(crate) enum Line {
 pub(crate) struct BackupRecord {
     /// The id.
     pub(crate) id: String,
-    /// The time at which it expires, in seconds since 1970; `None` if it never does.
-    pub(crate) expires_at: Option<f64>,
-    #[serde(flatten)]
-    value: BackupValue,
-}
-
-/// A value, byte for byte: its version is the MD5 of these bytes.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum BackupValue {
-    Record(String),
+    /// The time at which it expires, in seconds since 1970; null if it never does.
+    #[serde(deserialize_with = "Option::deserialize")]
+    expires_at: Option<f64>,
+    /// The value, byte for byte: its version is the MD5 of these bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    record: Option<String>,
     /// A value that is no text, and so no record.
-    RecordBase64(String),
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    record_base64: Option<String>,
 }
 
 /// A record that can't be stored again.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("record_base64 must be base64")]
-pub(crate) struct NotBase64;
+pub(crate) enum BadBackup {
+    /// There must be one value.
+    #[error("there must be either `record` or `record_base64`, in base64")]
+    Value,
+    /// No store keeps such a time.
+    #[error("`expires_at` must be seconds since 1970, before the year 10000")]
+    Expiry,
+}
 
 impl BackupRecord {
     fn of(id: &ImageId, stored: Stored, now: SystemTime) -> BackupRecord {
         let expires_at = stored
             .time_to_live
             .map(|left| (now + left).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
-        let value = match String::from_utf8(stored.value.into()) {
-            Ok(text) => BackupValue::Record(text),
-            Err(error) => BackupValue::RecordBase64(STANDARD.encode(error.as_bytes())),
+        let (record, record_base64) = match String::from_utf8(stored.value.into()) {
+            Ok(text) => (Some(text), None),
+            Err(error) => (None, Some(STANDARD.encode(error.as_bytes()))),
         };
-        BackupRecord { id: id.as_str().to_owned(), expires_at, value }
+        BackupRecord { id: id.as_str().to_owned(), expires_at, record, record_base64 }
     }
 
     /// Returns the expiry that is left; `None` if it has passed.
-    pub(crate) fn expiry(&self, now: SystemTime) -> Option<Expiry> {
-        let Some(at) = self.expires_at else { return Some(Expiry::Never) };
-        let since_epoch = Duration::try_from_secs_f64(at).ok()?;
-        let left = UNIX_EPOCH.checked_add(since_epoch)?.duration_since(now).ok()?;
+    pub(crate) fn expiry(&self, now: SystemTime) -> Result<Option<Expiry>, BadBackup> {
+        let Some(at) = self.expires_at else { return Ok(Some(Expiry::Never)) };
+        let since_epoch = Duration::try_from_secs_f64(at.max(0.0)).unwrap_or(Duration::MAX);
+        if since_epoch > MAX_HTTP_DATE || !at.is_finite() {
+            return Err(BadBackup::Expiry);
+        }
+        let left = (UNIX_EPOCH + since_epoch).duration_since(now).unwrap_or_default();
         // The stores count milliseconds.
-        (left >= Duration::from_millis(1)).then_some(Expiry::In(left))
+        Ok((left >= Duration::from_millis(1)).then_some(Expiry::In(left)))
     }
 
     /// Returns the value, byte for byte.
-    pub(crate) fn into_value(self) -> Result<Bytes, NotBase64> {
-        match self.value {
-            BackupValue::Record(text) => Ok(text.into()),
-            BackupValue::RecordBase64(text) => {
-                STANDARD.decode(text).map(Bytes::from).map_err(|_error| NotBase64)
+    pub(crate) fn into_value(self) -> Result<Bytes, BadBackup> {
+        match (self.record, self.record_base64) {
+            (Some(text), None) => Ok(text.into()),
+            (None, Some(text)) => {
+                STANDARD.decode(text).map(Bytes::from).map_err(|_error| BadBackup::Value)
             }
+            _ => Err(BadBackup::Value),
         }
     }
 }
@@ -149,11 +158,18 @@ impl Backup {
 
     /// Returns the line of a key; `None` if it is gone since.
     async fn line(&mut self, id: &ImageId) -> Result<Option<Line>, StoreError> {
-        let read = async {
+        let read = async || {
             let size = self.store.size(id).await?;
             self.store.get(id, size).await
         };
-        match read.await {
+        let mut result = read().await;
+        // One slow answer among thousands is no reason to give up.
+        for _ in 1..ATTEMPTS {
+            if matches!(result, Err(StoreError::TimedOut)) {
+                result = read().await;
+            }
+        }
+        match result {
             Ok(None) => Ok(None),
             Ok(Some(stored)) => {
                 self.records += 1;
@@ -188,11 +204,12 @@ mod tests {
         let now = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
         for value in [&b"{\"base64_data\": \"R0\\u00e4\"}\n"[..], b"\xff\x00", b""] {
             let record = round_trip(value, Some(Duration::from_millis(1500)));
-            assert_eq!(record.expiry(now), Some(Expiry::In(Duration::from_millis(1500))));
-            assert_eq!(record.expiry(now + Duration::from_secs(2)), None);
+            let left = Some(Expiry::In(Duration::from_millis(1500)));
+            assert_eq!(record.expiry(now).unwrap(), left);
+            assert_eq!(record.expiry(now + Duration::from_secs(2)).unwrap(), None);
             assert_eq!(record.into_value().unwrap(), value);
         }
-        assert_eq!(round_trip(b"", None).expiry(now), Some(Expiry::Never));
+        assert_eq!(round_trip(b"", None).expiry(now).unwrap(), Some(Expiry::Never));
     }
 
     #[test]
@@ -205,6 +222,25 @@ mod tests {
             let read: Line = serde_json::from_str(&text).unwrap();
             assert_eq!(format!("{read:?}"), format!("{line:?}"));
         }
-        assert!(serde_json::from_str::<Line>(r#"{"id":"a","expires_at":null}"#).is_err());
+        let record = |text: &str| match serde_json::from_str(text) {
+            Ok(Line::Record(record)) => Some(record),
+            _ => None,
+        };
+        let now = SystemTime::now();
+        for wrong in ["1e300", "9.3e15", "-1e400"] {
+            let record = record(&format!(r#"{{"id":"a","expires_at":{wrong},"record":""}}"#));
+            assert!(record.is_none_or(|it| it.expiry(now) == Err(BadBackup::Expiry)), "{wrong}");
+        }
+        assert_eq!(
+            record(r#"{"id":"a","expires_at":-5,"record":""}"#).unwrap().expiry(now),
+            Ok(None)
+        );
+        // Without an expiry it would be there for ever, and of two values one would be lost.
+        assert!(record(r#"{"id":"a","record":""}"#).is_none());
+        let both =
+            record(r#"{"id":"a","expires_at":null,"record":"","record_base64":""}"#).unwrap();
+        assert_eq!(both.into_value(), Err(BadBackup::Value));
+        let none = record(r#"{"id":"a","expires_at":null}"#).unwrap();
+        assert_eq!(none.into_value(), Err(BadBackup::Value));
     }
 }

@@ -1,7 +1,7 @@
 //! Byte budgets: memory for values that are being fetched (`[limits] fetch_bytes`) or written (`write_bytes`).
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -144,16 +144,14 @@ impl WriteReservation<'_> {
 #[derive(Debug)]
 struct Room {
     /// One permit for each KiB.
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
     bytes: AtomicU64,
-    /// Permits that are to go as soon as they are free.
-    owed: Mutex<usize>,
 }
 
 impl Room {
     fn new(bytes: usize) -> Room {
-        let permits = Semaphore::new(bytes.div_ceil(1024));
-        Room { permits, bytes: AtomicU64::new(bytes as u64), owed: Mutex::default() }
+        let permits = Arc::new(Semaphore::new(bytes.div_ceil(1024)));
+        Room { permits, bytes: AtomicU64::new(bytes as u64) }
     }
 
     fn bytes(&self) -> u64 {
@@ -162,37 +160,23 @@ impl Room {
 
     /// Waits for a part; all of it for more bytes than there are.
     async fn reserve(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
-        self.pay();
         self.permits.acquire_many(kibibytes(bytes.min(self.bytes()))).await.ok()
     }
 
+    /// Changes the size. Permits that there are too many of are taken out of use in turn, as if somebody reserved them.
     fn resize(&self, bytes: usize) {
-        let mut owed = self.owed();
-        let (before, now) = (self.bytes().div_ceil(1024), bytes.div_ceil(1024) as u64);
-        self.bytes.store(bytes as u64, Ordering::Relaxed);
-        if now < before {
-            *owed += usize::try_from(before - now).unwrap_or(usize::MAX);
-        } else {
-            let more = usize::try_from(now - before).unwrap_or(0);
-            // What is owed is not taken away, first.
-            let kept = more.min(*owed);
-            *owed -= kept;
-            self.permits.add_permits(more - kept);
+        let before = self.bytes.swap(bytes as u64, Ordering::Relaxed);
+        let (before, now) = (kibibytes(before), kibibytes(bytes as u64));
+        if now >= before {
+            self.permits.add_permits((now - before) as usize);
+            return;
         }
-        drop(owed);
-        self.pay();
-    }
-
-    /// Takes free permits away that there shouldn't be any more.
-    fn pay(&self) {
-        let mut owed = self.owed();
-        if *owed > 0 {
-            *owed -= self.permits.forget_permits(*owed);
-        }
-    }
-
-    fn owed(&self) -> MutexGuard<'_, usize> {
-        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+        let permits = Arc::clone(&self.permits);
+        tokio::spawn(async move {
+            if let Ok(surplus) = permits.acquire_many(before - now).await {
+                surplus.forget();
+            }
+        });
     }
 }
 
@@ -211,17 +195,20 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_budget_that_shrinks_gives_out_less_once_its_memory_is_free() {
+    #[tokio::test]
+    async fn a_budget_that_shrinks_gives_out_less_once_its_memory_is_free() {
         let room = Room::new(4096);
-        let held = room.reserve(3072).now_or_never().flatten().unwrap();
+        let held = room.reserve(3072).await.unwrap();
         room.resize(2048);
+        // The surplus is next in turn, before whoever comes now.
+        tokio::task::yield_now().await;
         assert!(room.reserve(1024).now_or_never().is_none());
         drop(held);
-        let both = room.reserve(9999).now_or_never().flatten().unwrap();
+        tokio::task::yield_now().await;
+        let both = room.reserve(9999).await.unwrap();
         assert_eq!(both.num_permits(), 2);
         assert!(room.reserve(1).now_or_never().is_none());
         room.resize(4096);
-        assert_eq!(room.reserve(2048).now_or_never().flatten().unwrap().num_permits(), 2);
+        assert_eq!(room.reserve(2048).await.unwrap().num_permits(), 2);
     }
 }

@@ -11,6 +11,9 @@ async fn main() -> ExitCode {
     match afterimage::cli::run(command).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            if error.is::<afterimage::cli::Told>() {
+                return ExitCode::FAILURE;
+            }
             eprintln!("afterimage: {}", afterimage::cli::describe(&error));
             ExitCode::FAILURE
         }

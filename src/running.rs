@@ -1,11 +1,15 @@
 //! Running servers, which name themselves in files, so that commands of the same user find them whatever their port.
 
 use std::io;
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::process::{Pid, test_kill_process};
 use serde::{Deserialize, Serialize};
 
+use crate::server::listener::reachable;
 use crate::settings::{ListenOn, Settings};
 use crate::store::embedded;
 use crate::token_file;
@@ -26,11 +30,17 @@ pub(crate) struct RunningServer {
 
 /// The file in which a server names itself. Removed with it.
 #[derive(Debug)]
-pub(crate) struct RunningFile(PathBuf);
+pub(crate) struct RunningFile {
+    path: PathBuf,
+    server: RunningServer,
+}
 
 impl Drop for RunningFile {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        // Another server may have taken its place.
+        if RunningServer::parse(&self.path).as_ref() == Some(&self.server) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -56,10 +66,11 @@ impl RunningServer {
         let file = if settings.redis.url.get().is_none() {
             embedded::data_dir(&settings.embedded.dir)?.join("server.json")
         } else {
-            let listen = self.listen.parse().map_err(anyhow::Error::msg)?;
+            // Servers may share a port on several addresses.
+            let known = |it: char| it.is_ascii_alphanumeric() || it == '.';
+            let listen = self.listen.replace(|it| !known(it), "-");
             let (beginning, end) = NAME;
-            let name = format!("{beginning}{}{end}", token_file::name_of(&listen));
-            token_file::runtime_dir()?.join(name)
+            token_file::runtime_dir()?.join(format!("{beginning}{listen}{end}"))
         };
         if let Some(dir) = file.parent() {
             std::fs::create_dir_all(dir)?;
@@ -68,7 +79,7 @@ impl RunningServer {
         let new = file.with_extension(format!("{}.new", self.pid));
         std::fs::write(&new, serde_json::to_vec(self)?)?;
         std::fs::rename(&new, &file)?;
-        Ok(RunningFile(file))
+        Ok(RunningFile { path: file, server: self.clone() })
     }
 
     /// Returns the address that speaks plain HTTP, if one does.
@@ -77,15 +88,45 @@ impl RunningServer {
         address.parse().ok()
     }
 
-    /// Reads the file that a server left. `None` without one, or if its process has ended without removing it.
+    fn parse(file: &Path) -> Option<RunningServer> {
+        serde_json::from_slice(&std::fs::read(file).ok()?).ok()
+    }
+
+    /// Reads the file that a server left. `None` without one, or if nobody listens there any more: its process may have ended
+    /// without removing it, and another one may have its number.
     fn read(file: &Path) -> Option<RunningServer> {
-        let server: RunningServer = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
+        let server = RunningServer::parse(file)?;
         let runs = match test_kill_process(Pid::from_raw(server.pid)?) {
             Ok(()) => true,
             // Another user's.
             Err(error) => error == rustix::io::Errno::PERM,
         };
-        runs.then_some(server)
+        (runs && server.listens()).then_some(server)
+    }
+
+    fn listens(&self) -> bool {
+        const MOMENT: Duration = Duration::from_secs(1);
+        match self.listen.parse() {
+            Ok(ListenOn::Tcp(address)) => {
+                TcpStream::connect_timeout(&reachable(address), MOMENT).is_ok()
+            }
+            Ok(ListenOn::Unix(path)) => UnixStream::connect(path).is_ok(),
+            Err(_) => false,
+        }
+    }
+
+    /// Returns whether a person who names an address means this server.
+    pub(crate) fn is_at(&self, address: &ListenOn) -> bool {
+        match (self.plain_address(), address) {
+            (Some(ListenOn::Tcp(own)), ListenOn::Tcp(given)) => {
+                let (own, given) = (reachable(own), reachable(*given));
+                own == given
+                    || (own.port() == given.port()
+                        && own.ip().is_loopback()
+                        && given.ip().is_loopback())
+            }
+            (own, given) => own.as_ref() == Some(given),
+        }
     }
 
     /// Returns the server that has an embedded store.
@@ -123,11 +164,16 @@ mod tests {
     fn a_server_is_found_while_its_process_runs() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("server.json");
-        let listen = "127.0.0.1:8000".parse().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listen = ListenOn::Tcp(listener.local_addr().unwrap());
         let this = RunningServer::this(&listen, false, None, None);
         std::fs::write(&file, serde_json::to_vec(&this).unwrap()).unwrap();
         assert_eq!(RunningServer::read(&file), Some(this.clone()));
         assert_eq!(this.plain_address(), Some(listen.clone()));
+        assert!(this.is_at(
+            &format!("localhost:{}", listener.local_addr().unwrap().port()).parse().unwrap()
+        ));
+        assert!(!this.is_at(&"127.0.0.1:1".parse().unwrap()));
 
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
@@ -135,6 +181,15 @@ mod tests {
         std::fs::write(&file, serde_json::to_vec(&RunningServer { pid, ..this }).unwrap()).unwrap();
         assert_eq!(RunningServer::read(&file), None);
         assert_eq!(RunningServer::read(&dir.path().join("none")), None);
+
+        // Its process number is somebody else's now.
+        std::fs::write(
+            &file,
+            serde_json::to_vec(&RunningServer::this(&listen, false, None, None)).unwrap(),
+        )
+        .unwrap();
+        drop(listener);
+        assert_eq!(RunningServer::read(&file), None);
     }
 
     #[test]

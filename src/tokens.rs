@@ -39,9 +39,14 @@ impl Tokens {
         Ok(Tokens { made, current })
     }
 
-    /// Reads the tokens again. If they can't be read, those before go on.
+    /// Reads the tokens again. If they can't be read, or all are gone, those before stay: a file that is just being written is
+    /// empty for a moment.
     pub(crate) fn reload(&self, settings: &settings::WriteSettings) -> anyhow::Result<()> {
         let read = TokenSet::read(settings, self.made.as_ref())?;
+        anyhow::ensure!(
+            read.are_configured || !self.are_configured(),
+            "[writes] must still have a token: only a restart takes the last one away"
+        );
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = read;
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Requests to a running server.
 
-use std::net::ToSocketAddrs;
+use std::net::{Ipv4Addr, ToSocketAddrs};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -15,8 +15,11 @@ use hyper_util::rt::TokioIo;
 use crate::server::listener::{self, reachable};
 use crate::settings::{ListenOn, Settings, Token};
 
-/// Longest time until the head of an answer.
-const TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest time to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest time for a request and its answer, or the head of a longer one: an image may be on its way for long.
+const TIMEOUT: Duration = Duration::from_mins(10);
 
 /// The address of a running server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +55,9 @@ impl ServerAddress {
             ));
         }
         let host = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+        if let Ok(port) = host.parse::<u16>() {
+            return Ok(ServerAddress::of(ListenOn::Tcp((Ipv4Addr::LOCALHOST, port).into())));
+        }
         if let Ok(listen) = host.parse() {
             return Ok(ServerAddress::of(listen));
         }
@@ -79,6 +85,14 @@ impl ServerAddress {
         &self.listen
     }
 
+    /// Returns whether the server is certainly one of this machine.
+    pub(super) fn is_on_this_machine(&self) -> bool {
+        match &self.listen {
+            ListenOn::Tcp(address) => reachable(*address).ip().is_loopback(),
+            ListenOn::Unix(_) => true,
+        }
+    }
+
     /// The address for people: that of its pages, or of its socket.
     pub(super) fn url(&self) -> String {
         match &self.listen {
@@ -94,7 +108,8 @@ impl ServerAddress {
         token: Option<&Token>,
     ) -> anyhow::Result<Response<Incoming>> {
         let exchange = async {
-            let stream = listener::connect(&self.listen).await?;
+            let connected = tokio::time::timeout(CONNECT_TIMEOUT, listener::connect(&self.listen));
+            let stream = connected.await.context("timed out")??;
             let (mut sender, connection) =
                 hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
             // It ends with the answer, since the sender does.
@@ -153,6 +168,9 @@ mod tests {
         for text in ["http://127.0.0.1:8000/", "http://127.0.0.1:8000", "127.0.0.1:8000"] {
             assert_eq!(ServerAddress::parse(text).unwrap().url(), "http://127.0.0.1:8000");
         }
+        assert_eq!(ServerAddress::parse("8000").unwrap().url(), "http://127.0.0.1:8000");
+        assert!(ServerAddress::parse("localhost:1").unwrap().is_on_this_machine());
+        assert!(!ServerAddress::parse("192.0.2.2:8000").unwrap().is_on_this_machine());
         assert_eq!(ServerAddress::parse("unix:/run/a.sock").unwrap().url(), "unix:/run/a.sock");
         assert!(ServerAddress::parse("https://images.example").unwrap_err().contains("TLS"));
         assert!(ServerAddress::parse("http://").unwrap_err().contains("write it as"));

@@ -58,14 +58,9 @@ pub(super) fn grammar() -> Command {
              AFTERIMAGE_CACHE_IMAGES. PORT, REDIS_URL and REDIS_URL_FILE are read as well.",
         )
         .subcommand(Command::new("serve").about("Serves images (the default)"))
-        .subcommand(put())
-        .subcommand(get())
-        .subcommand(rm())
-        .subcommand(list_command())
-        .subcommand(export())
-        .subcommand(import())
+        .subcommands([put(), get(), rm(), list_command(), export(), import()].map(on_store))
         .subcommand(Command::new("config").about("Prints the settings file, with all settings and their defaults"))
-        .subcommand(Command::new("health").about("Checks the health of a running server"))
+        .subcommand(Command::new("health").about("Asks a running server whether it is alive").arg(server()))
 }
 
 /// The flag of a setting.
@@ -117,6 +112,16 @@ fn value_name(setting: &SettingInfo) -> &'static str {
     }
 }
 
+/// A command on a store. It has all settings as well, but its help has only those that name the store.
+fn on_store(command: Command) -> Command {
+    let is_about_it =
+        |setting: &SettingInfo| ["redis.url", "embedded.dir"].contains(&&*setting.key);
+    let settings = settings::described().into_iter().filter(|it| !is_about_it(it));
+    // The port isn't that of a server to start: it names the running one.
+    let port = Arg::new("port").long("port").hide(true).global(true);
+    command.args(settings.map(|it| setting(&it).hide(true))).arg(port)
+}
+
 fn put() -> Command {
     Command::new("put")
         .about("Stores images: one under an ID, or files under their names")
@@ -150,6 +155,14 @@ fn get() -> Command {
                 .default_value("-")
                 .help("The file to write; - is standard output"),
         )
+        .arg(
+            Arg::new("output")
+                .short('o')
+                .long("output")
+                .hide(true)
+                .conflicts_with("file")
+                .value_parser(value_parser!(PathBuf)),
+        )
         .arg(server())
 }
 
@@ -160,7 +173,8 @@ fn rm() -> Command {
 fn list_command() -> Command {
     Command::new("list")
         .about("Lists the images in the store")
-        .arg(prefix())
+        .arg(Arg::new("beginning").value_name("PREFIX").help("Only ids that begin with it"))
+        .arg(prefix().hide(true).conflicts_with("beginning"))
         .arg(
             Arg::new("ids")
                 .long("ids")
@@ -222,7 +236,10 @@ fn server() -> Arg {
 /// Reads the action of a call.
 pub(super) fn action(matches: &ArgMatches) -> Action {
     let Some((name, matches)) = matches.subcommand() else { return Action::Serve };
-    let server = || matches.get_one::<ServerAddress>("server").cloned();
+    let server = || {
+        let named = matches.get_one::<ServerAddress>("server").cloned();
+        named.or_else(|| ServerAddress::parse(matches.get_one::<String>("port")?).ok())
+    };
     let file = || matches.get_one::<PathBuf>("file").expect("required").clone();
     let prefix = || matches.get_one::<String>("prefix").cloned().unwrap_or_default();
     match name {
@@ -235,7 +252,7 @@ pub(super) fn action(matches: &ArgMatches) -> Action {
         },
         "get" => Action::Get {
             id: matches.get_one::<ImageId>("id").expect("required").clone(),
-            file: file(),
+            file: matches.get_one::<PathBuf>("output").cloned().unwrap_or_else(file),
             server: server(),
         },
         "rm" => Action::Remove {
@@ -243,7 +260,7 @@ pub(super) fn action(matches: &ArgMatches) -> Action {
             server: server(),
         },
         "list" => Action::List(list::Options {
-            prefix: prefix(),
+            prefix: matches.get_one::<String>("beginning").cloned().unwrap_or_else(prefix),
             ids_alone: matches.get_flag("ids"),
             server: server(),
         }),
@@ -256,7 +273,7 @@ pub(super) fn action(matches: &ArgMatches) -> Action {
             server: server(),
         }),
         "config" => Action::Config,
-        "health" => Action::Health,
+        "health" => Action::Health { server: matches.get_one("server").cloned() },
         _ => Action::Serve,
     }
 }

@@ -17,10 +17,31 @@ use crate::image::record::{self, Content, Record};
 use crate::image::{ImageId, Version};
 use crate::running::RunningServer;
 use crate::settings::{Settings, Token};
-use crate::store::embedded::InUse;
+use crate::store::embedded::{self, InUse};
 use crate::store::{Condition, Cursor, Expiry, LISTED_KEYS, Replaced, Store, Written};
 use crate::token_file::{self, TokenFile};
 use crate::tokens;
+
+/// Longest silence of a server that sends a backup.
+const SILENCE: Duration = Duration::from_mins(1);
+
+/// The way in which a command works on images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// It needs a store that is there.
+    Read,
+    /// It may make a new one.
+    Write,
+}
+
+/// The life of a record that is to be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    /// As somebody wants it, or else as the settings of the store's server say.
+    Asked(Option<Duration>),
+    /// As in a backup, within the limits of the server.
+    Restored(Expiry),
+}
 
 /// The images that a command works on.
 pub(super) enum Images {
@@ -31,7 +52,7 @@ pub(super) enum Images {
         place: String,
     },
     /// Of a running server.
-    Server { server: ServerAddress, token: Option<Token>, max_ttl: Duration },
+    Server { server: ServerAddress, token: Option<Token> },
 }
 
 /// The result of storing an image.
@@ -75,40 +96,42 @@ struct StoredImage {
 }
 
 /// The part of an answer that says why a request was refused (RFC 9457).
-#[derive(Default, Deserialize)]
-#[serde(default)]
+#[derive(Deserialize)]
 struct Refusal {
+    #[serde(default)]
     title: String,
+    #[serde(default)]
     detail: String,
 }
 
 impl Images {
     /// Opens the images that the settings name, or those of a given server.
     ///
-    /// An embedded store belongs to the server that runs on it, which is asked then. Where no store is configured and none runs,
-    /// the servers of this user are next: a new store in the platform's place would be nobody's.
+    /// An embedded store belongs to the server that runs on it, which is asked then. Where the settings name no store, the running
+    /// servers of this user come first: what is there is what people see. Only a command that writes makes a new store.
     pub(super) async fn open(
         settings: &Settings,
         server: Option<ServerAddress>,
+        access: Access,
     ) -> anyhow::Result<Images> {
         if let Some(server) = server {
-            let running = RunningServer::of_embedded_store(settings).into_iter();
-            let mut running = running.chain(RunningServer::of_this_user().unwrap_or_default());
-            let running = running.find(|it| it.plain_address().as_ref() == Some(server.listen()));
-            return Images::of_server(settings, server, running.as_ref());
+            let running = running_servers(settings);
+            let running = running.iter().find(|it| it.is_at(server.listen()));
+            return Images::of_server(settings, server, running);
         }
-        if settings.redis.url.get().is_none() {
-            let running = match RunningServer::of_embedded_store(settings) {
-                Some(running) => Some(running),
-                None if settings.embedded.dir.as_os_str().is_empty() => only_server()?,
-                None => None,
-            };
-            if let Some(running) = running {
-                let address = running.plain_address().context(
-                    "the running server speaks only TLS: set [admin] listen, which commands can ask",
-                )?;
-                return Images::of_server(settings, ServerAddress::of(address), Some(&running));
-            }
+        let is_redis = settings.redis.url.get().is_some();
+        let is_named = is_redis || !settings.embedded.dir.as_os_str().is_empty();
+        let path = embedded::data_file(&settings.embedded.dir);
+        let is_there = is_redis || path.as_ref().is_ok_and(|path| path.exists());
+        if !is_named && let Some(running) = only_server(settings)? {
+            return Images::of_running(settings, &running);
+        }
+        if !is_there && access == Access::Read {
+            let path = path.unwrap_or_default();
+            anyhow::bail!(
+                "no server of this user runs, and there is no store {}: name the store with --redis or --dir, or a server with --server",
+                path.display()
+            );
         }
         match Store::open(settings).await {
             Ok(store) => {
@@ -118,13 +141,23 @@ impl Images {
                 };
                 Ok(Images::Store { store: Arc::new(store), place })
             }
-            // A server that couldn't leave its address.
             Err(error) if error.is::<InUse>() => {
-                let server = client::plain_listener(settings).with_context(|| error.to_string())?;
-                Images::of_server(settings, server, None)
+                if let Some(running) = RunningServer::of_embedded_store(settings) {
+                    return Images::of_running(settings, &running);
+                }
+                // A server that couldn't leave its address.
+                let server = client::plain_listener(settings);
+                Images::of_server(settings, server.with_context(|| error.to_string())?, None)
             }
             Err(error) => Err(error),
         }
+    }
+
+    fn of_running(settings: &Settings, running: &RunningServer) -> anyhow::Result<Images> {
+        let address = running.plain_address().context(
+            "the running server speaks only TLS: set [admin] listen, which commands can ask",
+        )?;
+        Images::of_server(settings, ServerAddress::of(address), Some(running))
     }
 
     fn of_server(
@@ -136,12 +169,13 @@ impl Images {
         let token = match (configured, running.and_then(|it| it.token_file.clone())) {
             (Some(token), _) => Some(token),
             (None, Some(file)) => TokenFile::at(file).read()?,
-            (None, None) if token_file::is_needed(settings) => {
+            // The file is named by the port, which may be another server's on another machine.
+            (None, None) if token_file::is_needed(settings) && server.is_on_this_machine() => {
                 TokenFile::of(settings, server.listen())?.read()?
             }
             (None, None) => None,
         };
-        Ok(Images::Server { server, token, max_ttl: settings.records.max_ttl })
+        Ok(Images::Server { server, token })
     }
 
     /// The place of the images, for people.
@@ -155,13 +189,18 @@ impl Images {
     /// Stores a record. Unless it `replaces`, an image that is there is kept.
     pub(super) async fn put(
         &self,
+        settings: &Settings,
         id: &ImageId,
         value: Bytes,
-        expiry: Expiry,
+        life: Life,
         replaces: bool,
     ) -> anyhow::Result<Put> {
         match self {
             Images::Store { store, .. } => {
+                let expiry = match life {
+                    Life::Asked(ttl) => Expiry::In(ttl.unwrap_or(settings.records.ttl)),
+                    Life::Restored(expiry) => expiry,
+                };
                 let version = Version::of(&value);
                 let condition = if replaces { Condition::Always } else { Condition::Absent };
                 Ok(match store.put(id, value, expiry, &condition).await? {
@@ -169,23 +208,35 @@ impl Images {
                     Written::ConditionFailed => Put::Kept,
                 })
             }
-            Images::Server { server, token, max_ttl } => {
-                let ttl = match expiry {
-                    Expiry::In(ttl) | Expiry::AtLeast(ttl) => ttl.min(*max_ttl),
+            Images::Server { server, token } => {
+                let ttl = match life {
+                    Life::Asked(None) => String::new(),
+                    Life::Asked(Some(ttl)) | Life::Restored(Expiry::In(ttl)) => {
+                        format!("?ttl={}ms", ttl.as_millis())
+                    }
                     // A write over HTTP always has an expiry.
-                    Expiry::Never | Expiry::Kept => *max_ttl,
+                    Life::Restored(_) => "?ttl=max".to_owned(),
                 };
-                let path = format!("/images/{id}?ttl={}ms", ttl.as_millis());
-                let fields = [(IF_NONE_MATCH, "*")];
-                let fields = if replaces { &fields[..0] } else { &fields };
-                let call = Call { method: Method::PUT, path: &path, fields, json: value };
-                let (status, body) = server.ask(call, token.as_ref()).await?;
+                let put = async |ttl: &str| {
+                    let path = format!("/images/{id}{ttl}");
+                    let fields = [(IF_NONE_MATCH, "*")];
+                    let fields = if replaces { &fields[..0] } else { &fields };
+                    let json = value.clone();
+                    let call = Call { method: Method::PUT, path: &path, fields, json };
+                    server.ask(call, token.as_ref()).await
+                };
+                let mut answer = put(&ttl).await?;
+                if answer.0 == StatusCode::BAD_REQUEST && matches!(life, Life::Restored(_)) {
+                    // It may be longer than that server allows.
+                    answer = put("?ttl=max").await?;
+                }
+                let (status, body) = answer;
                 if status == StatusCode::PRECONDITION_FAILED && !replaces {
                     return Ok(Put::Kept);
                 }
                 let body = accepted(server, status, &body)?;
                 let stored: StoredImage = serde_json::from_slice(body)
-                    .with_context(|| format!("{} is no server of this program", server.url()))?;
+                    .with_context(|| format!("{} isn't an Afterimage", server.url()))?;
                 Ok(Put::Stored { url: format!("{}{}", server.url(), stored.url) })
             }
         }
@@ -198,7 +249,7 @@ impl Images {
                 let written = store.remove(id, &Condition::Always).await?;
                 Ok(written == Written::Done(Replaced::Value))
             }
-            Images::Server { server, token, .. } => {
+            Images::Server { server, token } => {
                 let path = format!("/images/{id}");
                 let call = Call::new(Method::DELETE, &path);
                 let (status, body) = server.ask(call, token.as_ref()).await?;
@@ -225,7 +276,7 @@ impl Images {
                     ),
                 }
             }
-            Images::Server { server, token, .. } => {
+            Images::Server { server, token } => {
                 let path = format!("/images/{id}");
                 let (status, body) =
                     server.ask(Call::new(Method::GET, &path), token.as_ref()).await?;
@@ -265,7 +316,7 @@ impl Images {
                 let images = images.collect();
                 Ok(ListedPage { images, next: page.next.map(|it| it.as_str().to_owned()) })
             }
-            Images::Server { server, token, .. } => {
+            Images::Server { server, token } => {
                 let mut query = url::form_urlencoded::Serializer::new(String::new());
                 query
                     .append_pair("prefix", beginning)
@@ -293,7 +344,7 @@ impl Images {
                     to.write_all(&line?).await?;
                 }
             }
-            Images::Server { server, token, .. } => {
+            Images::Server { server, token } => {
                 let mut query = url::form_urlencoded::Serializer::new(String::new());
                 let path = format!("/export?{}", query.append_pair("prefix", beginning).finish());
                 let mut response =
@@ -304,7 +355,10 @@ impl Images {
                     accepted(server, status, &body)?;
                     return Ok(());
                 }
-                while let Some(frame) = response.frame().await {
+                loop {
+                    let frame = tokio::time::timeout(SILENCE, response.frame()).await;
+                    let frame = frame.context("the server stopped sending")?;
+                    let Some(frame) = frame else { break };
                     let frame = frame.context("the answer was cut off")?;
                     if let Some(data) = frame.data_ref() {
                         to.write_all(data).await?;
@@ -317,9 +371,16 @@ impl Images {
     }
 }
 
-/// Returns the only server of this user that serves from a Redis, if one runs.
-fn only_server() -> anyhow::Result<Option<RunningServer>> {
-    let mut servers = RunningServer::of_this_user().unwrap_or_default();
+/// The running servers that a command may mean: the one on the embedded store of the settings, and those on a Redis.
+fn running_servers(settings: &Settings) -> Vec<RunningServer> {
+    let mut running = RunningServer::of_this_user().unwrap_or_default();
+    running.extend(RunningServer::of_embedded_store(settings));
+    running
+}
+
+/// Returns the only one of them, if one runs.
+fn only_server(settings: &Settings) -> anyhow::Result<Option<RunningServer>> {
+    let mut servers = running_servers(settings);
     if servers.len() > 1 {
         let names: Vec<_> = servers
             .iter()
@@ -340,7 +401,9 @@ fn accepted<'a>(
     if status.is_success() {
         return Ok(body);
     }
-    let Refusal { title, detail } = serde_json::from_slice(body).unwrap_or_default();
+    let Ok(Refusal { title, detail }) = serde_json::from_slice(body) else {
+        anyhow::bail!("{} isn't an Afterimage: it answers {status}", server.url());
+    };
     let why = if detail.is_empty() { title } else { detail };
     anyhow::bail!("{} refused: {} {why}", server.url(), status.as_u16());
 }

@@ -1,10 +1,10 @@
 //! `list`: the images in the store.
 
-use std::io::Write;
 use std::time::Duration;
 
 use super::client::ServerAddress;
-use super::images::{Images, Listed};
+use super::images::{Access, Images, Listed};
+use super::{Reader, print};
 use crate::settings::Settings;
 
 /// The options of `list`.
@@ -19,14 +19,17 @@ pub(super) struct Options {
 const NARROWEST: usize = 24;
 
 pub(super) async fn run(settings: &Settings, options: Options) -> anyhow::Result<()> {
-    let store = Images::open(settings, options.server).await?;
+    let store = Images::open(settings, options.server, Access::Read).await?;
     let (mut from, mut is_first) = (None::<String>, true);
     loop {
-        let page = store.list(&options.prefix, from.as_deref()).await?;
+        let mut page = store.list(&options.prefix, from.as_deref()).await?;
+        page.images.sort_by(|one, other| one.id.cmp(&other.id));
         let mut text = String::new();
         let width = page.images.iter().map(|it| it.id.len()).max().unwrap_or(0).max(NARROWEST);
-        if is_first && !options.ids_alone {
-            text += &row(width, "ID", "EXPIRES IN", "RECORD", "IMAGE");
+        if is_first && !page.images.is_empty() {
+            if !options.ids_alone {
+                text += &row(width, "ID", "EXPIRES IN", "BYTES", "IMAGE");
+            }
             is_first = false;
         }
         for image in &page.images {
@@ -37,12 +40,14 @@ pub(super) async fn run(settings: &Settings, options: Options) -> anyhow::Result
                 text += &line(width, image);
             }
         }
-        // A reader such as `head` may have seen enough.
-        if std::io::stdout().write_all(text.as_bytes()).is_err() {
+        if print(text.as_bytes())? == Reader::Gone {
             return Ok(());
         }
         from = page.next;
         if from.is_none() {
+            if is_first {
+                eprintln!("afterimage: no images in {}", store.place());
+            }
             return Ok(());
         }
     }

@@ -7,12 +7,12 @@ mod grammar;
 mod health;
 mod images;
 mod list;
+mod new_file;
 mod put;
 mod reload;
 mod serve;
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,7 +22,8 @@ use anyhow::Context;
 use clap::ArgMatches;
 
 use self::client::ServerAddress;
-use self::images::Images;
+use self::images::{Access, Images};
+use self::new_file::NewFile;
 use self::put::NewImages;
 use crate::image::ImageId;
 use crate::settings::{self, Override, Settings};
@@ -45,7 +46,7 @@ enum Action {
     Export(backup::Export),
     Import(backup::Import),
     Config,
-    Health,
+    Health { server: Option<ServerAddress> },
 }
 
 /// Early exit: the call asks for help, or is wrong.
@@ -121,8 +122,8 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Action::List(options) => list::run(settings, options).await,
         Action::Export(options) => backup::export(settings, options).await,
         Action::Import(options) => backup::import(settings, options).await,
-        Action::Config => Ok(print(settings::SHIPPED.as_bytes())?),
-        Action::Health => health::run(settings).await,
+        Action::Config => print(settings::SHIPPED.as_bytes()).map(|_reader| ()),
+        Action::Health { server } => health::run(settings, server).await,
     }
 }
 
@@ -138,13 +139,15 @@ async fn get(
         !(is_stdout && std::io::stdout().is_terminal()),
         "an image doesn't go to a terminal: name a file, as in `get {id} picture.png`"
     );
-    let bytes = Images::open(settings, server).await?.get(id).await?;
+    let bytes = Images::open(settings, server, Access::Read).await?.get(id).await?;
     let bytes = bytes.with_context(|| format!("there is no image {id}"))?;
     if is_stdout {
-        return Ok(print(&bytes)?);
+        print(&bytes)?;
+        return Ok(());
     }
-    let written = File::create(file).and_then(|mut file| file.write_all(&bytes));
-    written.with_context(|| format!("can't write {}", file.display()))
+    let new = NewFile::beside(file)?;
+    let written = new.file.try_clone().and_then(|mut file| file.write_all(&bytes));
+    written.and_then(|()| new.keep()).with_context(|| format!("can't write {}", file.display()))
 }
 
 /// `rm`: removes images.
@@ -153,11 +156,15 @@ async fn remove(
     ids: &[ImageId],
     server: Option<ServerAddress>,
 ) -> anyhow::Result<()> {
-    let store = Images::open(settings, server).await?;
+    let store = Images::open(settings, server, Access::Read).await?;
     let mut failures = Failures::default();
     for id in ids {
         match store.remove(id).await {
-            Ok(true) => println!("{id}: removed from {}", store.place()),
+            Ok(true) => {
+                if let Err(error) = say(&format!("{id}: removed from {}", store.place())) {
+                    failures.tell(&error);
+                }
+            }
             Ok(false) => failures.tell(&anyhow::anyhow!("there is no image {id}")),
             Err(error) => failures.tell(&error.context(format!("{id} was not removed"))),
         }
@@ -165,13 +172,27 @@ async fn remove(
     failures.end()
 }
 
-/// Writes to standard output. A reader that has seen enough is no failure.
-fn print(bytes: &[u8]) -> std::io::Result<()> {
+/// The reader of standard output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reader {
+    Reads,
+    /// It has seen enough, as `head` has. That is no failure.
+    Gone,
+}
+
+/// Writes to standard output.
+fn print(bytes: &[u8]) -> anyhow::Result<Reader> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        written => written,
+        Ok(()) => Ok(Reader::Reads),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Err(error) => Err(error).context("can't write to standard output"),
     }
+}
+
+/// Writes a line to standard output.
+fn say(line: &str) -> anyhow::Result<()> {
+    print(format!("{line}\n").as_bytes()).map(|_reader| ())
 }
 
 /// True for `-`, which is standard input or output.
@@ -183,9 +204,24 @@ fn is_dash(file: &Path) -> bool {
 #[derive(Default)]
 struct Failures(usize);
 
+/// The failures of a command, which were told already.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} failures")]
+pub struct Told(usize);
+
 impl Failures {
     fn tell(&mut self, error: &anyhow::Error) {
-        eprintln!("afterimage: {}", describe(error));
+        // Part of it may be from a file, and must not steer the terminal.
+        let text = describe(error);
+        let mut line = String::with_capacity(text.len());
+        for character in text.chars() {
+            if character.is_control() {
+                line.extend(character.escape_default());
+            } else {
+                line.push(character);
+            }
+        }
+        eprintln!("afterimage: {line}");
         self.0 += 1;
     }
 
@@ -193,8 +229,7 @@ impl Failures {
     fn end(self) -> anyhow::Result<()> {
         match self.0 {
             0 => Ok(()),
-            1 => anyhow::bail!("one failure"),
-            failures => anyhow::bail!("{failures} failures"),
+            failures => Err(Told(failures).into()),
         }
     }
 }

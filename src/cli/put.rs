@@ -1,6 +1,7 @@
 //! `put`: stores images as a backend would.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -9,12 +10,11 @@ use anyhow::Context;
 use bytes::Bytes;
 
 use super::client::ServerAddress;
-use super::images::{Images, Put};
-use super::{Failures, is_dash};
+use super::images::{Access, Images, Life, Put};
+use super::{Failures, is_dash, say};
 use crate::image::{ImageId, record};
 use crate::picture::{self, RenderLimits, sniff};
 use crate::settings::Settings;
-use crate::store::Expiry;
 
 /// The images to store, as they are given: an id and a file, or files.
 #[derive(Debug)]
@@ -24,14 +24,23 @@ impl NewImages {
     /// Tells ids from files. A first word that is a file is one; otherwise it must be an id, before one file.
     fn name(self) -> anyhow::Result<Vec<(ImageId, PathBuf)>> {
         let NewImages(mut given) = self;
-        if let [id, file] = &given[..]
-            && (is_dash(file) || !id.is_file())
-        {
-            let id = id.to_str().context("an id must be UTF-8")?;
-            let id = ImageId::parse(id).with_context(|| {
-                format!("{id} is neither an id nor a file that there is; write `put ID FILE`")
-            })?;
-            return Ok(vec![(id, given.remove(1))]);
+        if let [first, file] = &given[..] {
+            let id = first.to_str().map(ImageId::parse);
+            match (id, first.is_file() && !is_dash(file)) {
+                (Some(Ok(id)), true) => anyhow::bail!(
+                    "{id} is an id and a file here: write `put ./{id} …` for the file, or run this elsewhere for the id"
+                ),
+                (Some(Ok(id)), false) => return Ok(vec![(id, given.remove(1))]),
+                (_, true) => {}
+                (id, false) => {
+                    let why = id.and_then(Result::err).map(|it| format!(" ({it})"));
+                    anyhow::bail!(
+                        "{} is neither an id{} nor a file that there is; write `put ID FILE`",
+                        first.display(),
+                        why.unwrap_or_default()
+                    );
+                }
+            }
         }
         let mut named: HashMap<ImageId, PathBuf> = HashMap::new();
         let mut images = Vec::new();
@@ -68,14 +77,13 @@ pub(super) async fn run(
     ttl: Option<Duration>,
     server: Option<ServerAddress>,
 ) -> anyhow::Result<()> {
-    let (images, ttl) = (images.name()?, ttl.unwrap_or(settings.records.ttl));
-    let store = Images::open(settings, server).await?;
+    let images = images.name()?;
+    let store = Images::open(settings, server, Access::Write).await?;
     let mut failures = Failures::default();
     for (id, file) in images {
         let stored = store_file(settings, &store, &id, &file, ttl).await;
-        match stored {
-            Ok(line) => println!("{line}"),
-            Err(error) => failures.tell(&error),
+        if let Err(error) = stored.and_then(|line| say(&line)) {
+            failures.tell(&error);
         }
     }
     failures.end()
@@ -87,40 +95,47 @@ async fn store_file(
     store: &Images,
     id: &ImageId,
     file: &Path,
-    ttl: Duration,
+    ttl: Option<Duration>,
 ) -> anyhow::Result<String> {
-    let (name, bytes) = if is_dash(file) {
-        let mut bytes = Vec::new();
-        // One byte more than fits shows that there are too many.
-        let most = settings.records.max_value as u64 + 1;
+    let limit = settings.records.max_value;
+    // One byte more than fits shows that there are too many.
+    let most = limit as u64 + 1;
+    let mut bytes = Vec::new();
+    let name = if is_dash(file) {
         std::io::stdin().take(most).read_to_end(&mut bytes).context("can't read standard input")?;
-        ("standard input".to_owned(), bytes)
+        "standard input".to_owned()
     } else {
         let name = file.display().to_string();
-        let bytes = std::fs::read(file).with_context(|| format!("can't read {name}"))?;
-        (name, bytes)
+        let read = File::open(file).and_then(|file| file.take(most).read_to_end(&mut bytes));
+        read.with_context(|| format!("can't read {name}"))?;
+        name
     };
+    anyhow::ensure!(!bytes.is_empty(), "{name} is empty");
     let media_type = sniff::sniff(&bytes)
         .with_context(|| format!("{name} is not an image of a type that is served"))?;
     let value = Bytes::from(record::encode(&bytes, media_type, Some(SystemTime::now())));
-    let limit = settings.records.max_value;
     anyhow::ensure!(
         value.len() <= limit,
         "{name} makes a record of {} bytes; the limit is {limit} ([records] max_value)",
         value.len()
     );
-    let put = store.put(id, value, Expiry::In(ttl), true).await;
+    let put = store.put(settings, id, value, Life::Asked(ttl), true).await;
     let Put::Stored { url, .. } = put.with_context(|| format!("{name} was not stored"))? else {
         unreachable!("it replaces what is there");
     };
     let limits = RenderLimits { pixels: u64::MAX, deadline: None };
     let pixels = picture::dimensions(&bytes, media_type, limits)
         .map_or_else(|_unknown| String::new(), |(width, height)| format!(" {width}×{height}"));
+    let ttl = match (ttl, store) {
+        (None, Images::Server { .. }) => None,
+        (ttl, _) => Some(ttl.unwrap_or(settings.records.ttl)),
+    };
+    let ttl = ttl.map(|it| format!(", for {}", humantime::format_duration(it)));
     Ok(format!(
-        "{id}:{pixels} {}, {} bytes, for {}, in {}\n  {url}",
+        "{id}:{pixels} {}, {} bytes{}, in {}\n  {url}",
         media_type.as_str(),
         bytes.len(),
-        humantime::format_duration(ttl),
+        ttl.unwrap_or_default(),
         store.place(),
     ))
 }
@@ -157,6 +172,9 @@ mod tests {
         assert_eq!(ids(&[&one]).unwrap(), ["one"]);
         assert_eq!(ids(&[&one, &two]).unwrap(), ["one", "two"]);
         assert_eq!(ids(&[Path::new("x"), &two]).unwrap(), ["x"]);
+        // A file of this very folder, which may be meant as an id.
+        let told = ids(&[Path::new("Cargo.toml"), &two]).unwrap_err().to_string();
+        assert!(told.contains("is an id and a file here"), "{told}");
         assert_eq!(ids(&[Path::new("x"), Path::new("-")]).unwrap(), ["x"]);
         assert!(ids(&[Path::new("-")]).unwrap_err().to_string().contains("needs an id"));
         assert!(ids(&[&one, &one]).unwrap_err().to_string().contains("would both be one"));

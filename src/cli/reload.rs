@@ -26,9 +26,12 @@ pub(super) struct Reloader {
 }
 
 impl Reloader {
-    /// Reloads at each signal, for ever.
+    /// Reloads at each signal, until the runtime ends.
     pub(super) async fn run(mut self, mut hangup: Signal) {
         while hangup.recv().await.is_some() {
+            if self.app.shutdown.is_stopping() {
+                continue;
+            }
             if let Ok(now) = NotifyState::monotonic_usec_now() {
                 let _ = sd_notify::notify(&[NotifyState::Reloading, now]);
             }
@@ -38,8 +41,6 @@ impl Reloader {
             }
             let _ = sd_notify::notify(&[NotifyState::Ready]);
         }
-        // The runtime hands over no more signals.
-        std::future::pending::<()>().await;
     }
 
     fn reload(&mut self) -> anyhow::Result<()> {
@@ -49,12 +50,12 @@ impl Reloader {
         self.log.set_filter(&settings.log.filter)?;
         settings.limits.connections = (self.fit)(&settings);
         self.app.set_limits(&settings.limits);
-        self.app.reloaded.notify_waiters();
+        self.app.reloaded.notify_one();
 
         let changed = changed(&self.table, &table);
         let is_reloadable = |key: &String| RELOADABLE.iter().any(|it| key.starts_with(it));
         let (taken, left): (Vec<_>, Vec<_>) = changed.into_iter().partition(is_reloadable);
-        tracing::info!(changed = taken.join(", "), "settings and certificates reloaded");
+        tracing::info!(changed = taken.join(", "), "settings reloaded");
         if !left.is_empty() {
             tracing::warn!(settings = left.join(", "), "changed settings that need a restart");
         }

@@ -20,6 +20,7 @@ use crate::running::{RunningFile, RunningServer};
 use crate::server::{self, Listener, Listeners};
 use crate::settings::{ListenOn, Settings, Token};
 use crate::store::{Coherence, Store};
+use crate::task::Task;
 use crate::token_file::{self, TokenFile, TokenFileError};
 
 /// `SIGXFSZ` of Linux, macOS and the BSDs: a write went past the limit on the size of files (`ulimit -f`, `LimitFSIZE`).
@@ -62,7 +63,7 @@ pub(super) async fn run(loaded: LoadedSettings, source: SettingsSource) -> anyho
     let _announced = announce(&app, &listeners, &listen, token_file.clone());
     let welcome = Welcome {
         app: &app,
-        coherence: first_coherence(&app).await,
+        waits_since: first_failure(&app).await,
         url: listeners.main.url(),
         admin_url: listeners.admin.as_ref().map(Listener::url),
         demo,
@@ -90,23 +91,22 @@ pub(super) async fn run(loaded: LoadedSettings, source: SettingsSource) -> anyho
     let app = Arc::clone(&app);
     let reloader =
         Reloader { source, app: Arc::clone(&app), log, table, fit: raise_open_file_limit };
+    // Tasks of their own: a file that can't be read at once must hold up nothing else.
+    let _reloading = Task::start("reload", reloader.run(hangup));
+    let _watchdog = sd_notify::watchdog_enabled()
+        .map(|interval| Task::start("watchdog", notify_watchdog(interval / 2)));
     tokio::select! {
         () = server::serve(app, listeners, stopped) => Ok(()),
         // A second signal means that the user doesn't want to wait.
         _ = signals => anyhow::bail!("stopped by a second signal: requests in progress were cut off"),
-        () = reloader.run(hangup) => unreachable!("it goes on for ever"),
-        () = watchdog() => unreachable!("it goes on for ever"),
     }
 }
 
-/// Tells systemd that this process is alive, as often as its unit asks for, for ever.
-async fn watchdog() {
-    let Some(interval) = sd_notify::watchdog_enabled() else {
-        return std::future::pending().await;
-    };
+/// Tells systemd again and again that this process is alive.
+async fn notify_watchdog(interval: Duration) {
     loop {
         let _ = sd_notify::notify(&[NotifyState::Watchdog]);
-        tokio::time::sleep(interval / 2).await;
+        tokio::time::sleep(interval).await;
     }
 }
 
@@ -130,15 +130,19 @@ fn announce(
     }
 }
 
-/// Waits a moment for the store to be reached for the first time, and returns the state then.
-async fn first_coherence(app: &App) -> Coherence {
+/// Waits a moment for the store to be reached for the first time. Returns the reason, if it wasn't.
+async fn first_failure(app: &App) -> Option<String> {
     const MOMENT: Duration = Duration::from_secs(2);
     const STEP: Duration = Duration::from_millis(10);
     let began = Instant::now();
     while !app.index.has_heard_of_store() && began.elapsed() < MOMENT {
         tokio::time::sleep(STEP).await;
     }
-    app.index.coherence()
+    match app.index.coherence() {
+        Coherence::Unreachable(reason) => Some(reason.to_string()),
+        _ if app.index.has_heard_of_store() => None,
+        _ => Some("no answer yet".to_owned()),
+    }
 }
 
 /// Reads the token that an earlier start made, or makes one, if somebody needs one. Returns it with its file.
@@ -196,7 +200,7 @@ fn raise_open_file_limit(settings: &Settings) -> NonZeroUsize {
             "the limit on open files leaves few connections: raise LimitNOFILE or ulimit -Hn"
         );
     } else if fit < connections {
-        tracing::info!(
+        tracing::debug!(
             connections = fit,
             open_files = allowed,
             wanted,
@@ -216,7 +220,8 @@ fn connections_within(open_files: u64, others: u64, connections: NonZeroUsize) -
 /// The text on standard output after the start: the address, and the next things to try.
 struct Welcome<'a> {
     app: &'a App,
-    coherence: Coherence,
+    /// The reason for which the store can't be used yet, if so.
+    waits_since: Option<String>,
     /// The address of the listener for images.
     url: String,
     /// That of the operators' listener, if there is one.
@@ -238,27 +243,28 @@ impl Welcome<'_> {
         for id in &self.demo {
             let _ = writeln!(text, "  {url}/images/{id}");
         }
-        if let Some(admin_url) = &self.admin_url {
-            let _ = writeln!(text, "\nOperators' addresses are at {admin_url}");
-            if let Some(gallery) = self.gallery(admin_url) {
-                let _ = writeln!(text, "  {gallery}");
-            }
+        text += &self.writes();
+        if let Some(gallery) = self.gallery() {
+            let _ = writeln!(text, "\nGallery of all images:\n  {gallery}");
         }
-        text + &self.writes()
+        text
     }
 
-    /// Names the address to open: a page where there is one.
+    /// Names the address to open: a page where there is one. Everybody may read it, so it has no token.
     fn first_line(&self) -> String {
-        let page = if self.admin_url.is_none() { self.gallery(&self.url) } else { None };
-        let page = page.or_else(|| Some(format!("{}/images/{}", self.url, self.demo.first()?)));
-        let page = page.unwrap_or_else(|| format!("{}/images/{{id}}", self.url));
-        if let Coherence::Unreachable(reason) = &self.coherence {
-            let redis = self.app.settings.redis.url.public().unwrap_or_default();
-            return format!(
-                "afterimage listens on {page} and waits for Redis at {redis} ({reason})"
-            );
+        let has_page = self.admin_url.is_none() && self.gallery().is_some();
+        let page = match self.demo.first() {
+            _ if has_page => format!("{}/", self.url),
+            Some(id) => format!("{}/images/{id}", self.url),
+            None => format!("{}/images/{{id}}", self.url),
+        };
+        match &self.waits_since {
+            Some(reason) => {
+                let redis = self.app.settings.redis.url.public().unwrap_or_default();
+                format!("afterimage listens on {page} and waits for Redis at {redis} ({reason})")
+            }
+            None => format!("afterimage serves {page}"),
         }
-        format!("afterimage serves {page}")
     }
 
     /// A command to try, which needs no file.
@@ -311,7 +317,8 @@ impl Welcome<'_> {
     }
 
     /// The address of the gallery, if there is one. The token is in its fragment, which browsers send to nobody.
-    fn gallery(&self, url: &str) -> Option<String> {
+    fn gallery(&self) -> Option<String> {
+        let url = self.admin_url.as_ref().unwrap_or(&self.url);
         if !self.app.settings.gallery.enabled || url.contains("://unix:") {
             return None;
         }

@@ -7,6 +7,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
+use futures_util::TryStreamExt;
 use serde::Deserialize;
 
 use super::events::parse_prefix;
@@ -21,6 +22,9 @@ pub(crate) struct ExportParams {
     prefix: Option<String>,
 }
 
+/// Backups that are made at the same time. Each has a record in memory for as long as its client dawdles.
+pub(crate) const MOST: usize = 2;
+
 /// `GET /export?prefix=`. The records as lines of JSON. A store that fails in the middle cuts the answer off.
 pub(crate) async fn get(
     State(state): State<Arc<HttpState>>,
@@ -32,7 +36,13 @@ pub(crate) async fn get(
         Problem::bad_parameter(format!("{}; this address takes prefix", rejection.body_text()))
     })?;
     let prefix = parse_prefix(parameters.prefix.as_deref().unwrap_or_default())?.to_owned();
-    let lines = backup::lines(Arc::clone(&state.app.store), prefix);
+    let permit = Arc::clone(&state.exports).try_acquire_owned().map_err(|_none| {
+        Problem::busy(format!("{MOST} backups are being made, which is the most at a time"))
+    })?;
+    let lines = backup::lines(Arc::clone(&state.app.store), prefix).inspect_err(move |error| {
+        let _until_the_end = &permit;
+        tracing::warn!(%error, "a backup was cut off");
+    });
     let headers = [
         (CONTENT_TYPE, "application/x-ndjson"),
         (CONTENT_DISPOSITION, "attachment; filename=\"afterimage.jsonl\""),

@@ -4,10 +4,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use axum::http::HeaderValue;
+use tokio::sync::Semaphore;
 
 use super::gallery::Gallery;
 use super::router::Route;
-use super::{events, representation};
+use super::{events, export, representation};
 use crate::app::App;
 use crate::events::Events;
 use crate::recent::Recent;
@@ -24,6 +25,8 @@ pub(crate) struct HttpState {
     pub(crate) recent: Recent,
     /// Put together for the first that asks, so that a start doesn't wait for its compression.
     pub(crate) gallery: OnceLock<Gallery>,
+    /// Leave to make a backup.
+    pub(crate) exports: Arc<Semaphore>,
     /// Time of the start.
     pub(crate) started: SystemTime,
 }
@@ -39,6 +42,7 @@ impl HttpState {
             events,
             recent,
             gallery: OnceLock::new(),
+            exports: Arc::new(Semaphore::new(export::MOST)),
             started: SystemTime::now(),
         }
     }

@@ -50,7 +50,7 @@ const FIRST_PIECE: usize = 64 * 1024;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct WriteParams {
-    /// Such as `2h`.
+    /// Such as `2h`, or `max`.
     ttl: Option<String>,
 }
 
@@ -181,6 +181,7 @@ fn time_to_live(
         (Some(_), Some(_)) => {
             return Err(Problem::bad_parameter("the life is given twice: by ttl and by TTL"));
         }
+        (Some("max"), None) => settings.max_ttl,
         (Some(text), None) => settings::time_to_live(text)
             .map_err(|expected| Problem::bad_parameter(format!("ttl is {expected}")))?,
         (None, Some(field)) => field.map_err(Problem::bad_parameter)?,

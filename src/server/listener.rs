@@ -70,12 +70,12 @@ impl Listeners {
         let tls = Tls::load(http)?;
         let socket = match inherited().context("the inherited socket (LISTEN_FDS) can't be used")? {
             Some(socket) => socket,
-            None => bind(&http.listen)
-                .with_context(|| format!("{} can't be listened on ([http] listen)", http.listen))?,
+            None => {
+                bind(&http.listen).map_err(|error| refused(error, &http.listen, "[http] listen"))?
+            }
         };
         let admin = settings.admin.listen.as_ref().map(|listen| {
-            let socket = bind(listen)
-                .with_context(|| format!("{listen} can't be listened on ([admin] listen)"))?;
+            let socket = bind(listen).map_err(|error| refused(error, listen, "[admin] listen"))?;
             anyhow::Ok(Listener { socket, tls: None })
         });
         Ok(Listeners { main: Listener { socket, tls }, admin: admin.transpose()? })
@@ -89,6 +89,17 @@ impl From<TcpListener> for Listeners {
             admin: None,
         }
     }
+}
+
+fn refused(error: io::Error, listen: &ListenOn, setting: &str) -> anyhow::Error {
+    let try_this = match (error.kind(), listen) {
+        (io::ErrorKind::AddrInUse, ListenOn::Tcp(_)) => {
+            "; stop the program that has this port, or take another one, as in --port 8010"
+        }
+        _ => "",
+    };
+    anyhow::Error::new(error)
+        .context(format!("{listen} can't be listened on ({setting}){try_this}"))
 }
 
 fn bind(listen: &ListenOn) -> io::Result<ListenerSocket> {

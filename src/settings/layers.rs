@@ -222,6 +222,15 @@ impl Settings {
                 Some(port) => toml::Value::String(with_port(slot.as_str(), port)),
                 None => given.value.clone(),
             };
+            // Two ways to say the same: the later one counts.
+            let other = match given.key.as_str() {
+                "redis.url" => "url_file",
+                "redis.url_file" => "url",
+                _ => "",
+            };
+            if let Some(slot) = table.get_mut("redis").and_then(|it| it.get_mut(other)) {
+                *slot = toml::Value::String(String::new());
+            }
             // Checked one by one, so that the error can name the place at fault.
             if let Err(error) = Settings::deserialize(table.clone()) {
                 return Err(SettingsError::BadValue {
@@ -284,18 +293,19 @@ pub fn from_file(name: &str, text: &str) -> Result<Vec<Override>, SettingsError>
             given.push(Override { key, value, place });
         }
     }
+    one_of_two_urls(&given)?;
     Ok(given)
 }
 
 /// Returns whether a variable looks like a setting and isn't one: the path of the settings file, and those that Kubernetes sets in
 /// every container beside a service named afterimage, or afterimage-admin: `AFTERIMAGE_SERVICE_HOST`, `AFTERIMAGE_ADMIN_PORT`,
 /// `AFTERIMAGE_PORT_80_TCP_ADDR`.
-fn is_no_setting(name: &str) -> bool {
+fn is_no_setting(name: &str, text: &str) -> bool {
     let is_number = |text: &str| text.starts_with(|it: char| it.is_ascii_digit());
     name == "AFTERIMAGE_CONFIG"
         || name.contains("_SERVICE_HOST")
         || name.contains("_SERVICE_PORT")
-        || name.ends_with("_PORT")
+        || (name.ends_with("_PORT") && text.contains("://"))
         || name.split_once("_PORT_").is_some_and(|(_, rest)| is_number(rest))
 }
 
@@ -327,14 +337,32 @@ pub fn from_environment(
             common.push(Override { key: key.to_owned(), value, place: name });
         } else if name == "PORT" {
             common.push(from_port(&text, &name)?);
-        } else if name.starts_with("AFTERIMAGE_") && !is_no_setting(&name) {
+        } else if name.starts_with("AFTERIMAGE_") && !is_no_setting(&name, &text) {
             let setting = all.iter().find(|setting| setting.variable() == name);
             let setting = setting.ok_or_else(|| SettingsError::no_such_variable(&name))?;
             own.push(setting.overridden(&text, name));
         }
     }
+    one_of_two_urls(&common)?;
+    one_of_two_urls(&own)?;
     common.append(&mut own);
     Ok(common)
+}
+
+/// Refuses a layer that gives the address of Redis in two ways.
+fn one_of_two_urls(layer: &[Override]) -> Result<(), SettingsError> {
+    let given = |key: &str| {
+        let is_set = |it: &&Override| it.key == key && it.value.as_str() != Some("");
+        layer.iter().find(is_set)
+    };
+    match (given("redis.url"), given("redis.url_file")) {
+        (Some(_), Some(file)) => Err(SettingsError::BadValue {
+            place: file.place.clone(),
+            key: file.key.clone(),
+            expected: "`redis.url` is given as well; set one of the two".to_owned(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn defaults() -> toml::Table {
@@ -479,6 +507,8 @@ mod tests {
         ])
         .unwrap();
         let variables = described().into_iter().map(|it| it.variable());
-        assert!(variables.into_iter().all(|variable| !is_no_setting(&variable)));
+        assert!(variables.into_iter().all(|variable| !is_no_setting(&variable, "tcp://10.0.0.1")));
+        // One that a person would write is none of Kubernetes'.
+        assert!(load_environment(&[("AFTERIMAGE_HTTP_PORT", "9000")]).is_err());
     }
 }

@@ -51,7 +51,6 @@ impl Settings {
         if url_file.as_os_str().is_empty() {
             return Ok(());
         }
-        anyhow::ensure!(url.get().is_none(), "set [redis] url or url_file, not both");
         let place = || format!("{} ([redis] url_file)", url_file.display());
         let text = std::fs::read_to_string(&*url_file).with_context(place)?;
         let read = RedisUrl::parse(text.trim().to_owned()).map_err(anyhow::Error::msg);

@@ -388,8 +388,31 @@ pub(super) fn ttl<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration
     time_to_live(&DurationText::read(deserializer)?).map_err(de::Error::custom)
 }
 
+/// Text of a size, or a number of bytes.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a size; write it as \"64KiB\" or \"50MiB\"")]
+enum SizeText {
+    Bytes(u64),
+    Text(String),
+}
+
+impl SizeText {
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        match SizeText::deserialize(deserializer)? {
+            SizeText::Bytes(bytes) => Ok(bytes),
+            SizeText::Text(text) => {
+                text.parse().map(|size: ByteSize| size.as_u64()).map_err(|_why| {
+                    de::Error::custom(format!(
+                        "`{text}` is not a size; write it as \"64KiB\" or \"50MiB\""
+                    ))
+                })
+            }
+        }
+    }
+}
+
 pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
-    let size = ByteSize::deserialize(deserializer)?.as_u64();
+    let size = SizeText::read(deserializer)?;
     match usize::try_from(size) {
         Ok(size) if size >= 1024 => Ok(size),
         _ => Err(de::Error::custom(format!(
@@ -400,7 +423,7 @@ pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, 
 
 /// Reads a size that may be 0.
 pub(super) fn size_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
-    let size = ByteSize::deserialize(deserializer)?.as_u64();
+    let size = SizeText::read(deserializer)?;
     usize::try_from(size).map_err(|_too_large| {
         de::Error::custom(format!("{size} bytes is too much for this machine"))
     })

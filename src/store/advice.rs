@@ -11,7 +11,7 @@ use super::Coherence;
 const REPEATED: Duration = Duration::from_mins(1);
 
 /// What to try, by a text in the reason.
-const ADVICE: [(&[&str], &str); 8] = [
+const ADVICE: [(&[&str], &str); 10] = [
     (
         &["Connection refused", "No such file"],
         "start Redis there, or set [redis] url (REDIS_URL, --redis) to where it runs",
@@ -23,6 +23,14 @@ const ADVICE: [(&[&str], &str); 8] = [
     (
         &["WRONGPASS", "NOAUTH", "AuthenticationFailed", "Password authentication"],
         "put user and password into [redis] url: redis://user:password@host:6379",
+    ),
+    (
+        &["DENIED", "protected mode"],
+        "Redis takes no other machines: set a password there (requirepass) or bind it to the right address",
+    ),
+    (
+        &["max number of clients", "MISCONF", "OOM"],
+        "look into Redis: its own limit or its disk is in the way",
     ),
     (
         &["NOPERM", "doesn't permit", "must be allowed"],
@@ -38,7 +46,7 @@ const ADVICE: [(&[&str], &str); 8] = [
     ),
     (&["replica", "READONLY", "primary"], "set [redis] url to the primary: replicas may be behind"),
     (
-        &["in time", "timed out", "TimedOut"],
+        &["in time", "timed out", "TimedOut", "No route to host", "unreachable network"],
         "check the host and port in [redis] url, firewalls between, and whether Redis is overloaded",
     ),
 ];

@@ -61,7 +61,7 @@ impl EmbeddedStore {
     /// Opens the database in the data directory; creates both if they are missing.
     pub async fn open(settings: &Settings) -> anyhow::Result<EmbeddedStore> {
         let dir = data_dir(&settings.embedded.dir)?;
-        let path = dir.join("records.redb");
+        let path = data_file(&settings.embedded.dir)?;
         let database = {
             let path = path.clone();
             tokio::task::spawn_blocking(move || open_database(&dir, &path)).await??
@@ -385,6 +385,11 @@ fn prepare(database: &ReopeningDatabase) -> Result<(), redb::Error> {
         }
         Ok(()) => Ok(()),
     }
+}
+
+/// Returns the file with the records, in that directory.
+pub(crate) fn data_file(dir: &Path) -> anyhow::Result<PathBuf> {
+    Ok(data_dir(dir)?.join("records.redb"))
 }
 
 /// Returns the directory of the settings, or else the platform's own place for application data.

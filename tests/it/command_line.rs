@@ -69,6 +69,11 @@ fn help_has_every_setting_and_fits_into_80_columns() {
     }
     assert!(short.lines().count() <= 40, "{short}");
     let of_commands = ["put", "get", "rm", "list", "export", "import"].map(|it| help(&[it, "-h"]));
+    for text in &of_commands {
+        // Of a server that is to be started.
+        assert!(text.contains("--redis") && !text.contains("--memory"), "{text}");
+        assert!(text.lines().count() <= 25, "{text}");
+    }
     for line in [long, short].iter().chain(&of_commands).flat_map(|text| text.lines()) {
         assert!(line.chars().count() <= 80, "{line}");
     }
@@ -195,7 +200,31 @@ fn works_on_images(runtime_dir: &Path, arguments: &[&str]) {
 
     let removed = run(&["rm", "one", "none", "my-hero"], b"");
     assert!(error(&removed).contains("there is no image none"), "{removed:?}");
-    assert_eq!(printed(&run(&["list", "--ids"], b"")), "from-stdin\n");
+    assert_eq!(printed(&run(&["list", "from", "--ids"], b"")), "from-stdin\n");
+    assert_eq!(run(&["list", "none"], b"").stdout, b"");
+    // A reader that has seen enough stops no work, and a full disk is told.
+    let piped = format!(
+        "{} rm from-stdin none {} | true",
+        program().get_program().to_str().unwrap(),
+        arguments.join(" ")
+    );
+    let mut command = program_with_rights(runtime_dir);
+    command.env("XDG_DATA_HOME", runtime_dir.join("data"));
+    let environment: Vec<_> = command
+        .get_envs()
+        .map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned)))
+        .collect();
+    let mut shell = Command::new("bash");
+    shell.args(["-o", "pipefail", "-c", &piped]);
+    for (name, value) in environment {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    let output = shell.output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(error(&output).contains("there is no image none"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -213,11 +242,6 @@ async fn commands_work_on_redis_on_the_embedded_store_and_through_a_running_serv
     let process = Process::start(command);
     works_on_images(runtime.path(), &["--dir", dir.path().to_str().unwrap()]);
     let server = format!("http://{}", process.address);
-    printed(&call(
-        runtime.path(),
-        &["rm", "from-stdin", "--dir", dir.path().to_str().unwrap()],
-        b"",
-    ));
     works_on_images(runtime.path(), &["--server", &server, "--dir", dir.path().to_str().unwrap()]);
 }
 
@@ -245,10 +269,72 @@ async fn without_a_store_of_its_own_a_command_finds_the_running_server_whatever_
     printed(&call(runtime.path(), &["put", "b", "-", "--server", &server], &png(2, 1000)));
     assert_eq!(get(second.address, "/images/b", &[]).await.body, png(2, 1000));
 
+    // So has one of a Redis beside one on an embedded store.
+    drop(second);
+    let mut command = program_with_rights(runtime.path());
+    command.env("XDG_DATA_HOME", runtime.path().join("data")).args(["--embedded-demo", "false"]);
+    let embedded = Process::start(command);
+    let told = error(&call(runtime.path(), &["list"], b""));
+    assert!(told.contains("several servers run"), "{told}");
+    drop(embedded);
+    let second = start(&other);
+
     // One that was killed is not asked.
     drop(process);
     printed(&call(runtime.path(), &["put", "c", "-"], &png(3, 1000)));
     assert_eq!(get(second.address, "/images/c", &[]).await.body, png(3, 1000));
+    // `--port` names a server, too.
+    let port = second.address.port().to_string();
+    assert_eq!(
+        printed(&call(runtime.path(), &["list", "c", "--ids", "--port", &port], b"")),
+        "c\n"
+    );
+    let wrong = error(&call(runtime.path(), &["list", "--port", "1"], b""));
+    assert!(wrong.contains("no answer from a server at 127.0.0.1:1"), "{wrong}");
+}
+
+#[test]
+fn without_a_server_and_a_store_nothing_is_listed_and_none_is_made() {
+    let runtime = tempfile::tempdir().unwrap();
+    for command in [&["list"][..], &["rm", "a"], &["get", "a", "x"], &["export", "x"]] {
+        let told = error(&call(runtime.path(), command, b""));
+        assert!(told.contains("no server of this user runs, and there is no store "), "{told}");
+    }
+    assert!(!runtime.path().join("data").exists());
+}
+
+/// Accepts connections, and returns what the first one sent until it paused.
+fn overheard(listener: &std::net::TcpListener) -> String {
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
+    let mut text = Vec::new();
+    let _ = std::io::Read::read_to_end(&mut stream, &mut text);
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+#[tokio::test]
+async fn the_token_that_a_server_made_is_sent_to_no_other_machine() {
+    let runtime = tempfile::tempdir().unwrap();
+    let redis = RedisServer::start().await;
+    let mut command = program_with_rights(runtime.path());
+    command.env("REDIS_URL", redis.url());
+    let process = Process::start(command);
+    let port = process.address.port();
+    // An address of this machine that isn't the loopback one stands for another machine.
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.connect("192.0.2.1:9").unwrap();
+    let other = std::net::SocketAddr::new(socket.local_addr().unwrap().ip(), port);
+    let listener = std::net::TcpListener::bind(other).unwrap();
+    let url = redis.url();
+    let runtime_path = runtime.path().to_owned();
+    let calling = std::thread::spawn(move || {
+        let server = format!("http://{other}");
+        call(&runtime_path, &["rm", "a", "--server", &server, "--redis", &url], b"")
+    });
+    let request = tokio::task::spawn_blocking(move || overheard(&listener)).await.unwrap();
+    assert!(request.starts_with("DELETE /images/a "), "{request}");
+    assert!(!request.to_lowercase().contains("authorization"), "{request}");
+    drop(calling);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -308,14 +394,37 @@ async fn a_backup_brings_every_record_back_byte_for_byte_with_its_expiry() {
     assert!(lines.ends_with("{\"records\":3}\n"));
     printed(&call(runtime.path(), &["rm", "expires", "stays", "--dir", store], b""));
     let imported = call(runtime.path(), &["import", "-", "--dir", store], lines.as_bytes());
-    // The broken one is refused, as a write always is, and doesn't count as there.
-    assert!(error(&imported).contains("refused: 412") || !imported.status.success());
+    // The broken one is refused, as a write always is.
+    assert!(error(&imported).contains("broken: "), "{imported:?}");
+    assert!(String::from_utf8_lossy(&imported.stdout).starts_with("2 records are stored"));
     assert_eq!(get(process.address, "/images/expires", &[]).await.header("etag"), etag(&value));
 
     // A backup that was cut off brings what it has, and says so.
     let half = &lines.as_bytes()[..lines.len() - 20];
     let cut = call(runtime.path(), &["import", "-", "--dir", store], half);
     assert!(error(&cut).contains("the backup was cut off"), "{cut:?}");
+    // So does one with a gap, or with something behind its end.
+    let gap: String = lines.lines().skip(1).map(|line| format!("{line}\n")).collect();
+    let behind = lines.clone() + lines.lines().next().unwrap() + "\n";
+    for (damaged, told) in [(gap, "it should have 3 records, and has 2"), (behind, "was cut off")] {
+        let output =
+            call(runtime.path(), &["import", "-", "--redis", &other.url()], damaged.as_bytes());
+        assert!(error(&output).contains(told), "{output:?}");
+    }
+    for (line, told) in [
+        (r#"{"id":"x","record":"{}"}"#, "isn't a backup"),
+        ("not JSON", "isn't a backup"),
+        (
+            "{\"records\":0}\n{\"id\":\"x\",\"expires_at\":1e300,\"record\":\"\"}",
+            "line 2, x: `expires_at` must be",
+        ),
+        ("{\"records\":0}\n{\"id\":\"\\u001b]0;\",\"left_out\":\"\\u0007\"}", "\\u{1b}]0;"),
+    ] {
+        let output =
+            call(runtime.path(), &["import", "-", "--redis", &other.url()], line.as_bytes());
+        assert!(error(&output).contains(told), "{output:?}");
+        assert!(!output.stderr.contains(&0x1b), "{output:?}");
+    }
     // One that can't be written leaves the one before.
     let before = std::fs::read(&backup).unwrap();
     let failed = call(runtime.path(), &["export", file, "--server", "127.0.0.1:1"], b"");
@@ -379,7 +488,10 @@ async fn the_address_of_redis_may_be_in_a_file() {
 
     let path = file.to_str().unwrap();
     let both = error(&run(&["list"], &[("REDIS_URL_FILE", path), ("REDIS_URL", &redis.url())]));
-    assert!(both.contains("set [redis] url or url_file, not both"), "{both}");
+    assert!(both.contains("`redis.url` is given as well; set one of the two"), "{both}");
+    // A later layer wins.
+    let later = run(&["list", "--redis", &redis.url()], &[("REDIS_URL_FILE", path)]);
+    assert!(printed(&later).contains("a  "), "{later:?}");
     std::fs::write(&file, "http://:hunter2@example").unwrap();
     let wrong = error(&run(&["list"], &[("REDIS_URL_FILE", path)]));
     assert!(wrong.contains("([redis] url_file)") && !wrong.contains("hunter2"), "{wrong}");
