@@ -269,8 +269,10 @@ async fn a_reload_and_an_upgrade_refuse_and_fail_no_request() {
     let answered = load.answered.load(Ordering::Relaxed);
     println!("{answered} requests answered in {:?}", began.elapsed());
     assert_eq!(load.failed.load(Ordering::Relaxed), 0);
-    let page = get(address, "/metrics", &[]).await;
-    assert_eq!(metric(&page, "afterimage_connections"), 1);
+    until("every other connection is closed", || async {
+        metric(&get(address, "/metrics", &[]).await, "afterimage_connections") == 1
+    })
+    .await;
     new.kill().unwrap();
     new.wait().unwrap();
 }
