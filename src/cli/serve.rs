@@ -62,8 +62,8 @@ pub(super) async fn run(loaded: LoadedSettings, source: SettingsSource) -> anyho
     let demo = demo::fill(&app.store, app.settings.embedded.demo).await?;
     let _announced = announce(&app, &listeners, &listen, token_file.clone());
     let welcome = Welcome {
-        app: &app,
-        waits_since: first_failure(&app).await,
+        app: Arc::clone(&app),
+        waits_since: None,
         url: listeners.main.url(),
         admin_url: listeners.admin.as_ref().map(Listener::url),
         demo,
@@ -71,9 +71,6 @@ pub(super) async fn run(loaded: LoadedSettings, source: SettingsSource) -> anyho
         token_file,
         listen,
     };
-    // A closed standard output is no reason to stop.
-    let _ = std::io::stdout().write_all(welcome.text().as_bytes());
-    let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&welcome.first_line())]);
     let (stop, stopped) = oneshot::channel();
     let signals = async {
         let mut next = async || {
@@ -88,10 +85,10 @@ pub(super) async fn run(loaded: LoadedSettings, source: SettingsSource) -> anyho
         next().await
     };
     let stopped = async { stopped.await.unwrap_or(server::Stop::AtOnce) };
-    let app = Arc::clone(&app);
+    // Tasks of their own: a store that isn't reached, or a file that can't be read at once, holds up no request.
+    let _greeting = Task::start("greeting", welcome.say());
     let reloader =
         Reloader { source, app: Arc::clone(&app), log, table, fit: raise_open_file_limit };
-    // Tasks of their own: a file that can't be read at once must hold up nothing else.
     let _reloading = Task::start("reload", reloader.run(hangup));
     let _watchdog = sd_notify::watchdog_enabled()
         .map(|interval| Task::start("watchdog", notify_watchdog(interval / 2)));
@@ -218,8 +215,8 @@ fn connections_within(open_files: u64, others: u64, connections: NonZeroUsize) -
 }
 
 /// The text on standard output after the start: the address, and the next things to try.
-struct Welcome<'a> {
-    app: &'a App,
+struct Welcome {
+    app: Arc<App>,
     /// The reason for which the store can't be used yet, if so.
     waits_since: Option<String>,
     /// The address of the listener for images.
@@ -233,7 +230,15 @@ struct Welcome<'a> {
     listen: ListenOn,
 }
 
-impl Welcome<'_> {
+impl Welcome {
+    /// Tells the user and systemd, once it is known whether the store can be used.
+    async fn say(mut self) {
+        self.waits_since = first_failure(&self.app).await;
+        // A closed standard output is no reason to stop.
+        let _ = std::io::stdout().write_all(self.text().as_bytes());
+        let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&self.first_line())]);
+    }
+
     fn text(&self) -> String {
         use std::fmt::Write;
         let mut text = format!("{}\n", self.first_line());
