@@ -19,7 +19,7 @@ const ATTRIBUTES = ["src-id", "base", "v", "thumbhash", "sizes", "widths", "widt
   (name) => [name, name.replace(/-./g, (it) => it[1].toUpperCase())],
 );
 
-// `:where` has no specificity, so any rule of the page wins.
+// `:where` has no specificity, so any rule of the page wins. The colour behind an image changes with the state: `--after-image-skeleton`.
 const STYLE = `:where(after-image){display:block;max-width:var(--after-image-width);aspect-ratio:var(--after-image-ratio,1);background:center/cover}
 after-image>img{display:block;width:100%;height:100%}
 :where(after-image>img){object-fit:cover}
