@@ -11,7 +11,7 @@ use super::Coherence;
 const REPEATED: Duration = Duration::from_mins(1);
 
 /// What to try, by a text in the reason.
-const ADVICE: [(&[&str], &str); 10] = [
+const ADVICE: [(&[&str], &str); 11] = [
     (
         &["Connection refused", "No such file"],
         "start Redis there, or set [redis] url (REDIS_URL, --redis) to where it runs",
@@ -23,6 +23,10 @@ const ADVICE: [(&[&str], &str); 10] = [
     (
         &["WRONGPASS", "NOAUTH", "AuthenticationFailed", "Password authentication"],
         "put user and password into [redis] url: redis://user:password@host:6379",
+    ),
+    (
+        &["DB index"],
+        "the number at the end of [redis] url must be below the `databases` of that Redis, 16 by default",
     ),
     (
         &["DENIED", "protected mode"],

@@ -716,6 +716,10 @@ async fn events_pass_the_front_unbuffered(kind: Kind) {
     }
     // Heartbeats pass too.
     assert_eq!(events.block().await.unwrap(), ":");
+    // As many ids as a stream may name, each as long as it may be.
+    let ids: Vec<_> = (0..100).map(|number| format!("{number:0>128}")).collect();
+    let path = format!("/events?ids={}", ids.join(","));
+    assert_eq!(front.send(Method::HEAD, &path, &[], Bytes::new()).await.status, StatusCode::OK);
 }
 
 async fn a_page_is_asked_to_come_back_while_afterimage_takes_no_stream(kind: Kind) {
