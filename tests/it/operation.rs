@@ -184,6 +184,10 @@ async fn operator_routes_can_have_their_own_listener() {
     redis.set("a", &record(&png(1, 100))).await;
     let settings = [("admin.listen", "127.0.0.1:0"), ("limits.connections", "3")];
     let server = Server::on(&redis, &settings).await;
+    until("the store was reached", || async {
+        get(server.admin, "/readyz", &[]).await.status == StatusCode::OK
+    })
+    .await;
     for path in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(get(server.admin, path, &[]).await.status, StatusCode::OK, "{path}");
         get(server.address, path, &[]).await.problem(404, "unknown-address");
