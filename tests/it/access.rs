@@ -289,7 +289,7 @@ async fn a_prefix_is_followed_with_a_token_alone() {
 #[tokio::test]
 async fn under_a_rebound_name_nothing_is_listed_measured_or_written() {
     let redis = RedisServer::start().await;
-    let server = guarded(&redis, &[("writes.local", "true")]).await;
+    let server = guarded(&redis, &[("writes.local", "true")]).await.coherent().await;
     let evil = [("host", "evil.example")];
     put(server.address, &evil).await.problem(403, "not-from-here");
     assert_eq!(put(server.address, &[]).await.status, StatusCode::CREATED);

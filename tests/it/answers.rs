@@ -227,11 +227,15 @@ async fn a_put_over_the_limit_is_413() {
 #[tokio::test]
 async fn healthz_reports_liveness_and_readyz_reports_readiness() {
     let mut redis = RedisServer::start().await;
-    let server = Server::on(&redis, &[]).await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
     assert_eq!(server.get("/healthz").await.body, "ok\n");
     assert_eq!(server.get("/readyz").await.status, StatusCode::OK);
     redis.kill();
     assert_eq!(server.get("/healthz").await.status, StatusCode::OK);
+    crate::harness::until("the outage is noticed", || async {
+        server.get("/readyz").await.status == StatusCode::SERVICE_UNAVAILABLE
+    })
+    .await;
     // Extension members of the problem name the state of coherence (RFC 9457 §3.2).
     let members = server.get("/readyz").await.problem(503, "store-unavailable");
     assert!(["unverified", "unreachable"].contains(&members["coherence"].as_str().unwrap()));
