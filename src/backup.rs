@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::image::{ImageId, MAX_HTTP_DATE};
 use crate::store::{Cursor, Expiry, LISTED_KEYS, Store, StoreError, Stored};
 
-/// How often a value is asked for that doesn't come in time.
+/// Attempts to read a value that doesn't come in time.
 const ATTEMPTS: u32 = 3;
 
 /// A line of a backup.

@@ -163,7 +163,7 @@ impl Room {
         self.permits.acquire_many(kibibytes(bytes.min(self.bytes()))).await.ok()
     }
 
-    /// Changes the size. Permits that there are too many of are taken out of use in turn, as if somebody reserved them.
+    /// Changes the size. Surplus permits are taken away in turn, like a reservation that is never given back.
     fn resize(&self, bytes: usize) {
         let before = self.bytes.swap(bytes as u64, Ordering::Relaxed);
         let (before, now) = (kibibytes(before), kibibytes(bytes as u64));

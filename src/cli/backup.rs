@@ -46,7 +46,7 @@ pub(super) async fn export(settings: &Settings, options: Export) -> anyhow::Resu
         let mut terminate = signal(SignalKind::terminate())?;
         tokio::select! {
             exported = store.export(&options.prefix, BufWriter::new(to)) => exported?,
-            // What there is of it goes with the process.
+            // The part that was written is removed with `new`.
             _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
             _ = terminate.recv() => anyhow::bail!("interrupted"),
         }
@@ -164,7 +164,7 @@ struct Lines<R> {
     longest: u64,
     number: u64,
     records: u64,
-    /// The number of records that the last line tells, once it was read, and was the last one.
+    /// The number of records according to the end line, if that is the line that was read last.
     told: Option<u64>,
 }
 

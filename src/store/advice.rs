@@ -10,7 +10,7 @@ use super::Coherence;
 /// Interval at which the same reason is logged again.
 const REPEATED: Duration = Duration::from_mins(1);
 
-/// What to try, by a text in the reason.
+/// Advice to operators, by a text in the reason.
 const ADVICE: [(&[&str], &str); 11] = [
     (
         &["Connection refused", "No such file"],
