@@ -1,0 +1,14 @@
+//! Decodes the first frame of a GIF.
+
+use image::{DynamicImage, ImageFormat};
+
+use super::super::{PictureError, RenderLimits};
+use super::{Measure, by_image};
+
+pub(super) fn measure(bytes: &[u8], limits: RenderLimits) -> Result<Measure, PictureError> {
+    by_image::measure(bytes, ImageFormat::Gif, limits, |pixels, _| 4 * pixels())
+}
+
+pub(super) fn decode(bytes: &[u8], limits: RenderLimits) -> Result<DynamicImage, PictureError> {
+    by_image::decode(bytes, ImageFormat::Gif, limits)
+}
