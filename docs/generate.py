@@ -488,7 +488,6 @@ ADVICE = {
     "range-not-satisfiable": "`Content-Range` has the length of the image.",
     "misdirected": "Use one of `[http] hosts`, `localhost` or an IP address; or add the name to `[http] hosts`.",
     "internal": "A defect: please report it with the line of the log that has the same `X-Request-Id`.",
-    "broken-image": "The picture can't be decoded, so it has no variants. The original is served.",
     "corrupt-record": "The value in the store is no record of an image. `detail` says why. The next good value is served at once.",
     "origin-failed": "The object store failed or doesn't have the object. `/readyz` has the reason in `object_store`.",
     "busy": "A limit is reached. Try again after `Retry-After`; `afterimage_shed_total` says which one.",

@@ -12,7 +12,7 @@ use crate::budget::{FetchBudget, OverBudget};
 use crate::cache::{Cache, CacheKey};
 use crate::cache_status::CacheStatus;
 use crate::coalesce::{Flights, Lost};
-use crate::image::variant::{GENERATION, Resolved, Transform, Variant};
+use crate::image::variant::{GENERATION, Transform, Variant};
 use crate::image::{
     ImageId, MediaType, Metadata, Representation, RepresentationKind as Kind, Version,
 };
@@ -20,7 +20,7 @@ use crate::limit::{Shares, Turns};
 use crate::metrics::{Metrics, Shed};
 use crate::peer::PeerKey;
 use crate::picture::placeholder::{self, Placeholder};
-use crate::picture::{self, PictureError, Preview, RenderLimits};
+use crate::picture::{self, PictureError, Preview, Product, RenderLimits};
 use crate::settings::Settings;
 
 /// Entries in each of the two memories below.
@@ -42,6 +42,8 @@ struct RenderParts {
     previewing: Arc<Flights<ImageVersion, RenderOutcome<Arc<Preview>>>>,
     previews: Mutex<LruCache<ImageVersion, Arc<Preview>>>,
     failed: Mutex<LruCache<FailureKey, Failure>>,
+    /// Variants at full size that have as many bytes as their original, or more.
+    not_smaller: Mutex<LruCache<(ImageVersion, Kind), ()>>,
     /// One permit per core.
     permits: Arc<Semaphore>,
     /// A place for each render that is running or queued.
@@ -138,6 +140,7 @@ impl Renderer {
             previewing: Arc::default(),
             previews: Mutex::new(LruCache::new(REMEMBERED)),
             failed: Mutex::new(LruCache::new(REMEMBERED)),
+            not_smaller: Mutex::new(LruCache::new(REMEMBERED)),
             permits: Arc::new(Semaphore::new(cores)),
             queue: Shares::new(settings.limits.renders.get()),
             turns: Turns::new(turns(settings.limits.renders)),
@@ -150,6 +153,47 @@ impl Renderer {
     pub(crate) fn resize(&self, renders: NonZeroUsize) {
         self.0.queue.resize(renders.get());
         self.0.turns.resize(turns(renders));
+    }
+
+    /// True for a representation that is known to be impossible.
+    #[must_use]
+    pub fn is_impossible(&self, id: &ImageId, version: Version, kind: Kind) -> bool {
+        let failed = self.check_failed(&(id.clone(), version), Some(kind));
+        failed.is_err_and(|error| !error.is_timeout())
+    }
+
+    /// True for a variant that was remembered to be no smaller than its original.
+    #[must_use]
+    pub fn is_not_smaller(&self, id: &ImageId, version: Version, kind: Kind) -> bool {
+        lock(&self.0.not_smaller).get(&((id.clone(), version), kind)).is_some()
+    }
+
+    /// Remembers a variant that is no smaller than its original.
+    pub fn remember_not_smaller(&self, id: &ImageId, version: Version, kind: Kind) {
+        lock(&self.0.not_smaller).put(((id.clone(), version), kind), ());
+    }
+
+    /// An image without its embedded metadata. It is in the cache before anyone gets it.
+    pub async fn stripped(
+        &self,
+        id: &ImageId,
+        client: Option<PeerKey>,
+        original: Representation,
+    ) -> Result<Rendered<Representation>, RenderError> {
+        let source = (id.clone(), original.metadata.version);
+        self.check_failed(&source, Some(Kind::Stripped))?;
+        let key = CacheKey::Image(source.0.clone(), source.1);
+        let cache = Arc::clone(&self.0.cache);
+        let needed = original.body.len() as u64;
+        let memory = move |_limits| Ok(needed);
+        let work = move |_limits| {
+            let metadata = &original.metadata;
+            let bytes = picture::strip::strip(&original.body, metadata.media_type);
+            let bytes = bytes.ok_or(PictureError::NotStripped)?;
+            let metadata = Arc::new(metadata.stripped(bytes.len()));
+            Ok(Representation { metadata, body: cache.count(bytes) })
+        };
+        self.picture(key, Kind::Stripped, client, Some(source), Job { memory, work }).await
     }
 
     /// A variant of an image. It is in the cache before anyone gets it.
@@ -165,8 +209,7 @@ impl Renderer {
         let key = CacheKey::Image(source.0.clone(), source.1);
         let cache = Arc::clone(&self.0.cache);
         let (body, media_type) = (original.body.clone(), original.metadata.media_type);
-        let is_thumbnail =
-            Transform::THUMBNAIL.resolve(media_type) == Ok(Resolved::Variant(variant));
+        let is_thumbnail = Transform::THUMBNAIL.variant(media_type) == Some(variant);
         let memory = move |limits| {
             let needed = picture::memory(&body, media_type, variant, limits)?;
             if !is_thumbnail {
@@ -177,17 +220,18 @@ impl Renderer {
         let (shared, previewed) = (Arc::clone(&self.0), source.clone());
         let work = move |limits| {
             let metadata = &original.metadata;
-            let bytes = if is_thumbnail {
+            let product = if is_thumbnail {
                 // Whoever wants the one mostly wants the other as well.
-                let (bytes, preview) =
+                let (product, preview) =
                     picture::render_with_preview(&original.body, media_type, variant, limits)?;
                 lock(&shared.previews).put(previewed, Arc::new(preview));
-                bytes
+                product
             } else {
                 picture::render(&original.body, media_type, variant, limits)?
             };
-            let metadata = Arc::new(metadata.variant(variant, bytes.len()));
-            Ok(Representation { metadata, body: cache.count(bytes) })
+            let Product { bytes, at_full_size } = product;
+            let metadata = Metadata { at_full_size, ..metadata.variant(variant, bytes.len()) };
+            Ok(Representation { metadata: Arc::new(metadata), body: cache.count(bytes) })
         };
         let kind = Kind::Variant(variant);
         self.picture(key, kind, client, Some(source), Job { memory, work }).await
@@ -367,16 +411,18 @@ impl RenderParts {
         let Some((source, form)) = source else { return };
         let (form, until) = match error {
             PictureError::TooManyPixels { .. } | PictureError::Broken(_) => (None, None),
-            PictureError::TooMuchMemory { .. } => (form, None),
+            PictureError::TooMuchMemory { .. }
+            | PictureError::TooLong { .. }
+            | PictureError::Encoding(_)
+            | PictureError::NotStripped => (form, None),
             // It takes as long again, unless it began late.
             PictureError::TimedOut if time >= self.timeout / 2 => (form, Some(RETRIED_AFTER)),
             PictureError::DecodingTimedOut if time >= self.timeout / 2 => {
                 (None, Some(RETRIED_AFTER))
             }
-            PictureError::TimedOut
-            | PictureError::DecodingTimedOut
-            | PictureError::Opaque(_)
-            | PictureError::Encoding(_) => return,
+            PictureError::TimedOut | PictureError::DecodingTimedOut | PictureError::Opaque(_) => {
+                return;
+            }
         };
         let until = until.map(|pause| Instant::now() + pause);
         let failure = Failure { error: error.clone(), until };

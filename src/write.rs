@@ -268,8 +268,7 @@ fn prepare(
         Target::Content => ImageId::of_content(&Sha256::digest(&bytes).into()),
     };
     let metadata = Metadata::new(Version::of(&value), media_type, bytes.len(), created_at);
-    let animated = picture::decode::is_animated(&bytes, media_type);
-    let metadata = Metadata { animated, ..metadata };
+    let metadata = Metadata { traits: picture::strip::traits(&bytes, media_type), ..metadata };
     Ok(Prepared { id, value, metadata, bytes: keeps_bytes.then_some(bytes) })
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use afterimage::image::MediaType;
 use afterimage::image::bounds::{Bounds, Fit};
-use afterimage::image::variant::{Format, RequestedFormat, Resolved, Transform, Variant};
+use afterimage::image::variant::{Format, RequestedFormat, Transform, Variant};
 use afterimage::picture::decode::decode;
 use afterimage::picture::encode::encode;
 use afterimage::picture::resize::resize;
@@ -53,10 +53,7 @@ fn jobs() -> [Job; 3] {
 
 impl Job {
     fn variant(&self) -> Variant {
-        match self.transform.resolve(MediaType::Png) {
-            Ok(Resolved::Variant(variant)) => variant,
-            other => panic!("expected a variant, not {other:?}"),
-        }
+        self.transform.variant(MediaType::Png).expect("a variant, not the original")
     }
 
     /// Job for sharp with the same quality, effort, subsampling and Huffman tables.
@@ -265,7 +262,8 @@ fn print_products(cases: &[Case], peer: &mut Result<Peer, String>) {
     );
     let head = ["source", "job", "ours, bytes", "sharp, bytes", "×", "ours, dB", "sharp, dB"];
     let rows = cases.iter().map(|case| {
-        let ours = render(&case.source.bytes, MediaType::Png, case.job.variant(), LIMITS).unwrap();
+        let ours = render(&case.source.bytes, MediaType::Png, case.job.variant(), LIMITS);
+        let ours = ours.unwrap().bytes;
         let theirs = case.theirs.last().map(|it| &it.product[..]).unwrap_or_default();
         let reference = case.reference();
         let mut near = |name: &str, bytes: &[u8]| {

@@ -186,7 +186,7 @@ impl Cache {
             RepresentationKind::Original | RepresentationKind::Coded(_) => {
                 self.with_image(id, version, |image| image.representation(kind).cloned()).flatten()
             }
-            RepresentationKind::Variant(_) => {
+            RepresentationKind::Variant(_) | RepresentationKind::Stripped => {
                 self.get_derived(CacheKey::Image(id.clone(), version), kind)
             }
         }
@@ -468,7 +468,7 @@ mod tests {
     use super::*;
     use crate::image::bounds::Bounds;
     use crate::image::coding::Coding;
-    use crate::image::variant::{Resolved, Transform};
+    use crate::image::variant::Transform;
     use crate::image::{MediaType, Metadata};
 
     const KIB: usize = 1024;
@@ -507,9 +507,7 @@ mod tests {
             bounds: Bounds { width: Some(width), ..Transform::THUMBNAIL.bounds },
             ..Transform::THUMBNAIL
         };
-        let Ok(Resolved::Variant(variant)) = transform.resolve(MediaType::Png) else {
-            panic!("a PNG has variants");
-        };
+        let variant = transform.variant(MediaType::Png).expect("a PNG has variants");
         let original = Metadata::new(version(of), MediaType::Png, 1, None);
         let length = kib * KIB - OVERHEAD;
         let metadata = Arc::new(original.variant(variant, length));

@@ -9,9 +9,8 @@ use lru::LruCache;
 
 use crate::coalesce::Flights;
 use crate::image::{ImageId, Metadata, Representation, Version};
-use crate::picture::{PictureError, Preview};
-use crate::read::{ReadError, ReadFailure, Reader, Snapshot};
-use crate::render::RenderError;
+use crate::picture::Preview;
+use crate::read::{ReadError, Reader, Snapshot};
 
 /// Memory for events that several streams may want, in bytes.
 const KEPT_BYTES: usize = 16 * 1024 * 1024;
@@ -295,27 +294,13 @@ async fn pictures(
 ) -> Result<(Option<Arc<Preview>>, Option<Representation>), ReadError> {
     loop {
         // In this order: the render of the thumbnail makes the preview as well.
-        let thumbnail = if_it_can_be_made(snapshot.thumbnail().await)?;
+        let thumbnail = snapshot.thumbnail().await.map_err(|failure| failure.error)?;
         let version = snapshot.version();
-        let preview = if_it_can_be_made(snapshot.preview().await)?;
+        let preview = snapshot.preview().await.map_err(|failure| failure.error)?;
         // It may have needed the bytes, and found those of a later version.
         if snapshot.version() == version {
             return Ok((preview, thumbnail));
         }
-    }
-}
-
-/// `None` for what can't be made of a picture; an error where it can be made later.
-fn if_it_can_be_made<T>(made: Result<Option<T>, ReadFailure>) -> Result<Option<T>, ReadError> {
-    match made.map_err(|failure| failure.error) {
-        // It takes too long now, but not for ever.
-        Err(
-            error @ ReadError::Render(RenderError::Picture(
-                PictureError::TimedOut | PictureError::DecodingTimedOut,
-            )),
-        ) => Err(error),
-        Err(ReadError::Render(RenderError::Picture(_))) => Ok(None),
-        made => made,
     }
 }
 

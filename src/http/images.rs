@@ -12,11 +12,11 @@ use axum::response::{IntoResponse, Response};
 use super::params::{self, ImageParams};
 use super::problem::Problem;
 use super::state::HttpState;
-use super::{conditional, negotiation, representation};
+use super::{conditional, negotiation, placeholders, representation};
 use crate::image::ImageId;
 use crate::image::variant::Transform;
 use crate::peer::Client;
-use crate::read::{ImageRequest, Want};
+use crate::read::{ImageRequest, ReadFailure, Want};
 
 /// For an address that leaves the format to the server.
 const BY_ENCODING_AND_TYPE: HeaderValue = HeaderValue::from_static("Accept-Encoding, Accept");
@@ -61,7 +61,38 @@ pub(crate) async fn thumbnail(
         return Err(Problem::bad_parameter("this address takes the parameters `v` and `fallback`"));
     }
     let parameters = ImageParams { transform: Some(Transform::THUMBNAIL), ..parameters };
-    Ok(answer(&state, client, &method, &headers, id, parameters).await)
+    let request = request(client, &method, &headers, &id, &parameters);
+    match state.app.reader.image(request).await {
+        Ok(answer) => Ok(representation::answered(
+            &state,
+            &headers,
+            &id,
+            parameters.version.as_deref(),
+            answer,
+        )),
+        Err(ReadFailure { error, .. }) if let Some(media_type) = error.unconverted_type() => {
+            let drawn = placeholders::thumbnail(&state, client, &method, &headers, media_type);
+            Ok(drawn.await?)
+        }
+        Err(failure) => Ok(representation::failed(&state, client, &parameters, failure).await),
+    }
+}
+
+fn request(
+    client: Client,
+    method: &Method,
+    headers: &HeaderMap,
+    id: &ImageId,
+    parameters: &ImageParams,
+) -> ImageRequest {
+    ImageRequest {
+        id: id.clone(),
+        client: Some(client.share()),
+        want: if method == Method::HEAD { Want::Metadata } else { Want::Body },
+        preconditions: conditional::preconditions(headers),
+        accepts: negotiation::accepted_codings(headers),
+        transform: parameters.transform,
+    }
 }
 
 async fn answer(
@@ -72,16 +103,7 @@ async fn answer(
     id: ImageId,
     parameters: ImageParams,
 ) -> Response {
-    let want = if method == Method::HEAD { Want::Metadata } else { Want::Body };
-    let request = ImageRequest {
-        id,
-        client: Some(client.share()),
-        want,
-        preconditions: conditional::preconditions(headers),
-        accepts: negotiation::accepted_codings(headers),
-        transform: parameters.transform,
-    };
-    let id = request.id.clone();
+    let request = request(client, method, headers, &id, &parameters);
     match state.app.reader.image(request).await {
         Ok(answer) => {
             representation::answered(state, headers, &id, parameters.version.as_deref(), answer)

@@ -4,8 +4,9 @@ use axum::http::header::{ACCEPT, ACCEPT_ENCODING};
 use axum::http::{HeaderMap, HeaderName};
 
 use crate::exposition::Exposition;
+use crate::image::MediaType;
 use crate::image::coding::AcceptedCodings;
-use crate::image::variant::{AcceptedTypes, Format};
+use crate::image::variant::AcceptedTypes;
 
 /// Parses `Accept-Encoding` (§12.5.3).
 pub(crate) fn accepted_codings(headers: &HeaderMap) -> AcceptedCodings {
@@ -33,22 +34,28 @@ pub(crate) fn accepted_codings(headers: &HeaderMap) -> AcceptedCodings {
     }
 }
 
-/// Parses the image types of `Accept` (§12.5.1). Malformed members are skipped.
-pub(crate) fn accepted_types(headers: &HeaderMap) -> AcceptedTypes {
+/// Parses the image types of `Accept` (§12.5.1). Malformed members are skipped, but for the `*` that Java sends for `*/*`.
+pub(crate) fn accepted_types(headers: &HeaderMap, makes_avif: bool) -> AcceptedTypes {
     if !headers.contains_key(ACCEPT) {
-        return AcceptedTypes { named: [None; Format::ALL.len()], rest: 1000 };
+        return AcceptedTypes { named: [None; MediaType::ALL.len()], rest: 1000, makes_avif };
     }
-    let (mut named, mut images, mut all) = ([None; Format::ALL.len()], None, None);
+    let (mut named, mut images, mut all) = ([None; MediaType::ALL.len()], None, None);
+    let mut by_alias = named;
     for (name, weight) in weighted(headers, &ACCEPT) {
-        let format = Format::ALL.iter().position(|format| format.media_type().is_named(name));
-        match format {
-            Some(index) => named[index] = Some(weight),
+        match MediaType::ALL.iter().position(|it| it.is_named(name)) {
+            Some(index) if MediaType::ALL[index].as_str().eq_ignore_ascii_case(name) => {
+                named[index] = Some(weight);
+            }
+            Some(index) => by_alias[index] = Some(weight),
             None if name.eq_ignore_ascii_case("image/*") => images = Some(weight),
-            None if name == "*/*" => all = Some(weight),
+            None if matches!(name, "*/*" | "*") => all = Some(weight),
             None => {}
         }
     }
-    AcceptedTypes { named, rest: images.or(all).unwrap_or(0) }
+    for (named, by_alias) in named.iter_mut().zip(by_alias) {
+        *named = named.or(by_alias);
+    }
+    AcceptedTypes { named, rest: images.or(all).unwrap_or(0), makes_avif }
 }
 
 /// Parses the formats of metrics in `Accept`. `OpenMetrics` is for clients that name it, and prefer nothing else; anybody else gets the
@@ -131,13 +138,14 @@ fn weighted<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item
     })
 }
 
-/// Parses a `qvalue` into thousandths: 0 to 1 with up to three digits (§12.4.2).
+/// Parses a `qvalue` into thousandths: 0 to 1 with up to three digits (§12.4.2). Java leaves the 0 before the point out.
 fn quality(text: &str) -> Option<u16> {
     let (whole, digits) = text.split_once('.').unwrap_or((text, ""));
     let valid = digits.len() <= 3 && digits.bytes().all(|byte| byte.is_ascii_digit());
     let thousandths: u16 = format!("{digits:0<3}").parse().ok().filter(|_| valid)?;
     match whole {
         "0" => Some(thousandths),
+        "" if !digits.is_empty() => Some(thousandths),
         "1" if thousandths == 0 => Some(1000),
         _ => None,
     }
@@ -166,6 +174,24 @@ mod tests {
         assert_eq!(accepted("br;q=0, identity;q=0.5"), (0, 0, 500));
         assert_eq!(accepted(""), (0, 0, 1));
         assert_eq!(accepted("identity;q=0"), (0, 0, 0));
+        assert_eq!(accepted("br;q=.5"), (500, 0, 1));
+    }
+
+    #[test]
+    fn a_list_of_types_is_read_with_its_weights() {
+        let types = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, HeaderValue::from_static(text));
+            let AcceptedTypes { named, rest, .. } = accepted_types(&headers, false);
+            let named = MediaType::ALL.into_iter().zip(named);
+            (named.filter_map(|(it, weight)| Some((it, weight?))).collect::<Vec<_>>(), rest)
+        };
+        let (png, gif, jpeg) = (MediaType::Png, MediaType::Gif, MediaType::Jpeg);
+        assert_eq!(types("image/png;q=0.5, image/apng"), (vec![(png, 500)], 0));
+        assert_eq!(types("image/apng, image/*;q=0.1, */*"), (vec![(png, 1000)], 100));
+        assert_eq!(types("IMAGE/X-ICON"), (vec![(MediaType::Ico, 1000)], 0));
+        let java = "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2";
+        assert_eq!(types(java), (vec![(jpeg, 1000), (gif, 1000)], 200));
     }
 
     #[test]
@@ -206,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_malformed_weight_is_no_agreement() {
-        for text in ["br;q=2", "br;q=1.001", "br;q=0.1234", "br;q=-1", "br;q=", "br;q=.5", "br;q=x"]
+        for text in ["br;q=2", "br;q=1.001", "br;q=0.1234", "br;q=-1", "br;q=", "br;q=.", "br;q=x"]
         {
             assert_eq!(accepted(text).0, 0, "{text}");
         }

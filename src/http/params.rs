@@ -121,10 +121,7 @@ fn transform(
         (None, Some(format)) => Some(RequestedFormat::Exactly(format)),
         (None, None) => None,
         (Some("auto"), None) => {
-            let mut accepted = negotiation::accepted_types(headers);
-            if !allowed.avif {
-                accepted.forget(Format::Avif);
-            }
+            let accepted = negotiation::accepted_types(headers, allowed.avif);
             Some(RequestedFormat::Negotiated(accepted))
         }
         (Some(name), None) => {

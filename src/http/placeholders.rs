@@ -17,10 +17,12 @@ use super::representation;
 use super::state::HttpState;
 use super::{CACHE_STATUS, SERVER_TIMING, conditional};
 use crate::image::MediaType;
+use crate::image::bounds::Bounds;
 use crate::image::preconditions::Verdict;
 use crate::image::variant::Transform;
 use crate::peer::Client;
 use crate::picture::placeholder::{Background, MAX_TEXT, Placeholder, parse_colour};
+use crate::render::RenderError;
 use crate::settings::PictureSettings;
 
 #[derive(Debug, Default, Deserialize)]
@@ -42,16 +44,46 @@ pub(crate) async fn get(
 ) -> Result<Response, Problem> {
     let dimensions = path.map(|Path(dimensions)| dimensions).unwrap_or_default();
     let placeholder = parse(&dimensions, &uri, &state.app.settings.pictures)?;
+    Ok(drawn(&state, client, &method, &headers, placeholder).await?)
+}
+
+/// The thumbnail of an image that can't be decoded: the name of its type.
+pub(crate) async fn thumbnail(
+    state: &HttpState,
+    client: Client,
+    method: &Method,
+    headers: &HeaderMap,
+    media_type: MediaType,
+) -> Result<Response, RenderError> {
+    let Bounds { width, height, .. } = Transform::THUMBNAIL.bounds;
+    let placeholder = Placeholder {
+        width: width.unwrap_or_default(),
+        height: height.unwrap_or_default(),
+        background: Background::default(),
+        text_colour: None,
+        text: Some(media_type.extension().to_uppercase()),
+    };
+    drawn(state, client, method, headers, placeholder).await
+}
+
+/// The answer with a drawn placeholder.
+async fn drawn(
+    state: &HttpState,
+    client: Client,
+    method: &Method,
+    headers: &HeaderMap,
+    placeholder: Placeholder,
+) -> Result<Response, RenderError> {
     let rendered = state.app.renderer.placeholder(Some(client.share()), placeholder).await?;
     let (source, timing) = (rendered.cache_status(), representation::render_timing(rendered.time));
     let (metadata, body) = (&rendered.product.metadata, rendered.product.body);
-    let mut response = match conditional::preconditions(&headers).evaluate(metadata) {
+    let mut response = match conditional::preconditions(headers).evaluate(metadata) {
         Verdict::NotModified => representation::not_modified(metadata),
         Verdict::Failed => representation::precondition_failed(metadata),
-        Verdict::Proceed if method == Method::HEAD => {
+        Verdict::Proceed if *method == Method::HEAD => {
             representation::whole(metadata, Body::empty())
         }
-        Verdict::Proceed => representation::requested_part(&headers, metadata, body),
+        Verdict::Proceed => representation::requested_part(headers, metadata, body),
     };
     let cacheable = response.status().is_success() || response.status().is_redirection();
     let headers = response.headers_mut();

@@ -95,7 +95,6 @@ problem_kinds! {
     RangeNotSatisfiable = RANGE_NOT_SATISFIABLE, "range-not-satisfiable", "range not satisfiable";
     Misdirected = MISDIRECTED_REQUEST, "misdirected", "not a host of this server's";
     Internal = INTERNAL_SERVER_ERROR, "internal", "internal error";
-    BrokenImage = BAD_GATEWAY, "broken-image", "broken image";
     CorruptRecord = BAD_GATEWAY, "corrupt-record", "corrupt record";
     OriginFailed = BAD_GATEWAY, "origin-failed", "origin failed";
     Busy = SERVICE_UNAVAILABLE, "busy", "too busy";
@@ -252,6 +251,15 @@ impl From<ReadError> for Problem {
             ReadError::Busy => Problem::busy(detail),
             ReadError::OverBudget(over_budget) => over_budget.into(),
             ReadError::NotAcceptable(_) => Problem::new(ProblemKind::NotAcceptable, detail),
+            ReadError::Impossible { error, .. } => {
+                let kind = match error {
+                    PictureError::TooManyPixels { .. } | PictureError::TooMuchMemory { .. } => {
+                        ProblemKind::TooManyPixels
+                    }
+                    _ => ProblemKind::NotAcceptable,
+                };
+                Problem::new(kind, detail)
+            }
             ReadError::Render(error) => error.into(),
             ReadError::Lost(_) => Problem::internal("a fetch ended without an outcome"),
         }
@@ -265,19 +273,11 @@ impl From<RenderError> for Problem {
             RenderError::Busy | RenderError::GivenUp => Problem::busy(detail),
             RenderError::OverBudget(over_budget) => over_budget.into(),
             RenderError::Lost(_) => Problem::internal("a render ended without an outcome"),
-            RenderError::Picture(error) => {
-                let kind = match error {
-                    PictureError::TooManyPixels { .. } | PictureError::TooMuchMemory { .. } => {
-                        ProblemKind::TooManyPixels
-                    }
-                    PictureError::TimedOut | PictureError::DecodingTimedOut => {
-                        ProblemKind::RenderTimeout
-                    }
-                    PictureError::Opaque(_) => ProblemKind::NotAcceptable,
-                    PictureError::Broken(_) | PictureError::Encoding(_) => ProblemKind::BrokenImage,
-                };
-                Problem::new(kind, detail)
+            RenderError::Picture(error) if error.is_timeout() => {
+                Problem::new(ProblemKind::RenderTimeout, detail)
             }
+            // Of a picture that is drawn here: an image has its own answers.
+            RenderError::Picture(_) => Problem::internal(&detail),
         }
     }
 }

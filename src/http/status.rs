@@ -169,6 +169,7 @@ fn representation(representation: &Representation) -> Value {
         RepresentationKind::Original => "original",
         RepresentationKind::Coded(_) => "coded",
         RepresentationKind::Variant(_) => "variant",
+        RepresentationKind::Stripped => "stripped",
     };
     json!({
         "kind": kind,

@@ -7,6 +7,7 @@ mod media_type;
 pub mod preconditions;
 pub mod record;
 mod representation;
+mod traits;
 pub mod variant;
 
 use std::borrow::Borrow;
@@ -18,6 +19,7 @@ use md5::{Digest, Md5};
 
 pub use self::media_type::MediaType;
 pub use self::representation::{Image, Metadata, Representation, RepresentationKind, select};
+pub use self::traits::{Embedded, Traits};
 
 /// The longest id, in bytes.
 pub const MAX_ID_LENGTH: usize = 128;

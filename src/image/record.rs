@@ -12,9 +12,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::image::buffer::Buffer;
-use crate::image::{MAX_HTTP_DATE, MediaType, hex};
-use crate::picture::decode::is_animated;
+use crate::image::{MAX_HTTP_DATE, MediaType, Traits, hex};
 use crate::picture::sniff::sniff;
+use crate::picture::strip::traits;
 
 /// The reason for which a value is no record of an image. The text may be shown to clients: no part of the value is in
 /// it.
@@ -102,8 +102,8 @@ pub struct Decoded {
     pub bytes: Buffer,
     /// Its type.
     pub media_type: MediaType,
-    /// True for an image with more than one frame.
-    pub animated: bool,
+    /// Its traits.
+    pub traits: Traits,
 }
 
 /// The fields as they stand in JSON. Advisory ones stay raw, so that no value of theirs, however odd, makes the record
@@ -218,8 +218,8 @@ pub fn decode(text: &str) -> Result<Decoded, Corrupt> {
         Err(_) => decode_leniently(text)?,
     };
     let media_type = sniffed(&bytes)?;
-    let animated = is_animated(&bytes, media_type);
-    Ok(Decoded { bytes, media_type, animated })
+    let traits = traits(&bytes, media_type);
+    Ok(Decoded { bytes, media_type, traits })
 }
 
 /// The type of an image, told from its bytes.

@@ -11,7 +11,11 @@ use hyper::header::HeaderValue;
 
 use crate::image::coding::{AcceptedCodings, Coding, GENERATION};
 use crate::image::variant::Variant;
-use crate::image::{MediaType, Version};
+use crate::image::{MediaType, Traits, Version};
+
+/// A part of the entity-tag of a file without its metadata. It must be raised when the same file becomes other bytes, as
+/// `variant::GENERATION` must.
+const STRIPPED_GENERATION: u8 = 1;
 
 /// Names one of the representations of a version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -22,6 +26,8 @@ pub enum RepresentationKind {
     Coded(Coding),
     /// Another size, format or quality.
     Variant(Variant),
+    /// The original without its embedded metadata.
+    Stripped,
 }
 
 /// Everything about a representation but its bytes: enough for a 304 and a HEAD.
@@ -47,8 +53,10 @@ pub struct Metadata {
     pub last_modified_value: Option<HeaderValue>,
     /// The coded representations of this original, the preferred one first.
     pub coded: Vec<Arc<Metadata>>,
-    /// True for an original with more than one frame.
-    pub animated: bool,
+    /// Traits of an original.
+    pub traits: Traits,
+    /// True for a variant with as many pixels as the original.
+    pub at_full_size: bool,
     /// The place for cached response heads.
     pub attachment: Attachment,
     /// Number of requests for the image that were answered from memory.
@@ -97,7 +105,8 @@ impl Metadata {
             etag: ascii(format!("\"{version}\"")),
             last_modified_value: last_modified.map(|time| ascii(httpdate::fmt_http_date(time))),
             coded: Vec::new(),
-            animated: false,
+            traits: Traits::default(),
+            at_full_size: false,
             attachment: Attachment::default(),
             hits: AtomicU64::new(0),
         }
@@ -112,7 +121,7 @@ impl Metadata {
     #[must_use]
     pub fn of_version(&self, version: Version) -> Metadata {
         Metadata {
-            animated: self.animated,
+            traits: self.traits,
             ..Metadata::new(version, self.media_type, self.length, self.last_modified)
         }
     }
@@ -135,12 +144,33 @@ impl Metadata {
             RepresentationKind::Coded(_) => {
                 Coding::ALL.iter().any(|coding| is_tag_of(&self.coding_tag(*coding)))
             }
-            RepresentationKind::Variant(_) => false,
+            RepresentationKind::Variant(_) | RepresentationKind::Stripped => false,
         }
     }
 
     fn coding_tag(&self, coding: Coding) -> HeaderValue {
         ascii(format!("\"{}-{}{GENERATION}\"", self.version, coding.as_str()))
+    }
+
+    /// Describes a representation of this original.
+    #[must_use]
+    pub fn derived(&self, kind: RepresentationKind, length: usize) -> Metadata {
+        match kind {
+            RepresentationKind::Original => Metadata { length, ..self.of_version(self.version) },
+            RepresentationKind::Coded(coding) => self.coded(coding, length),
+            RepresentationKind::Variant(variant) => self.variant(variant, length),
+            RepresentationKind::Stripped => self.stripped(length),
+        }
+    }
+
+    /// Describes this original without its embedded metadata.
+    #[must_use]
+    pub fn stripped(&self, length: usize) -> Metadata {
+        Metadata {
+            kind: RepresentationKind::Stripped,
+            etag: ascii(format!("\"{}-stripped{STRIPPED_GENERATION}\"", self.version)),
+            ..Metadata::new(self.version, self.media_type, length, self.last_modified)
+        }
     }
 
     /// Describes a variant of this original.
@@ -169,7 +199,9 @@ impl Metadata {
 pub fn select(original: &Arc<Metadata>, accepts: AcceptedCodings) -> &Arc<Metadata> {
     let coding = |metadata: &Arc<Metadata>| match metadata.kind {
         RepresentationKind::Coded(coding) => Some(coding),
-        RepresentationKind::Original | RepresentationKind::Variant(_) => None,
+        RepresentationKind::Original
+        | RepresentationKind::Variant(_)
+        | RepresentationKind::Stripped => None,
     };
     let best = accepts.best(original.coded.iter().filter_map(coding));
     let coded = original.coded.iter().find(|metadata| best.is_some() && coding(metadata) == best);
@@ -234,24 +266,25 @@ mod tests {
     #[test]
     fn an_original_under_another_version_has_everything_but_the_entity_tag() {
         let metadata = Metadata::new(Version::of(b"1"), MediaType::Gif, 100, Some(UNIX_EPOCH));
-        let metadata = Metadata { animated: true, ..metadata };
+        let traits = Traits { animated: true, ..Traits::default() };
+        let metadata = Metadata { traits, ..metadata };
         let other = metadata.of_version(Version::of(b"2"));
         assert_eq!(other.etag, format!("\"{}\"", Version::of(b"2")));
-        assert!(other.animated && other.media_type == MediaType::Gif && other.length == 100);
+        assert!(
+            other.traits == traits && other.media_type == MediaType::Gif && other.length == 100
+        );
         assert_eq!(other.last_modified, Some(UNIX_EPOCH));
     }
 
     #[test]
     fn a_representation_is_named_by_the_tags_that_it_has_and_by_no_others() {
-        use crate::image::variant::{Resolved, Transform};
+        use crate::image::variant::Transform;
         let version = Version::of(b"{}").to_string();
         let mut svg = Metadata::new(Version::of(b"{}"), MediaType::Svg, 100, None);
         let coded = svg.coded(Coding::Gzip, 50);
         svg.coded.push(Arc::new(svg.coded(Coding::Gzip, 50)));
         let png = Metadata::new(Version::of(b"{}"), MediaType::Png, 100, None);
-        let Ok(Resolved::Variant(thumbnail)) = Transform::THUMBNAIL.resolve(MediaType::Png) else {
-            panic!()
-        };
+        let thumbnail = Transform::THUMBNAIL.variant(MediaType::Png).unwrap();
         let thumbnail = png.variant(thumbnail, 10);
         let tag = thumbnail.etag.to_str().unwrap().trim_matches('"').to_owned();
         let gzip = format!("{version}-gzip1");

@@ -7,7 +7,7 @@
 use std::fmt;
 
 use super::bounds::{Bounds, Fit};
-use crate::image::MediaType;
+use crate::image::{Embedded, MediaType, Traits};
 
 /// A part of the entity-tag of each variant. It must be raised when a new library or algorithm renders the same variant
 /// to other bytes, as `coding::GENERATION` must.
@@ -166,24 +166,31 @@ pub enum RequestedFormat {
 /// The weight that a client gives to each image type, from 0 (refused) to 1000 (RFC 9110 §12.5.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AcceptedTypes {
-    /// The weight of each of [`Format::ALL`]; `None` if the client doesn't name it, or the server doesn't make it.
-    pub named: [Option<u16>; Format::ALL.len()],
+    /// The weight of each of [`MediaType::ALL`]; `None` if the client doesn't name it.
+    pub named: [Option<u16>; MediaType::ALL.len()],
     /// The weight of all other types: that of `image/*`, or else `*/*`.
     pub rest: u16,
+    /// True if the server makes AVIF.
+    pub makes_avif: bool,
 }
 
-/// The representation that a transform means for an image.
+/// A representation that a transform may mean for an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resolved {
     /// The image as it was stored.
     Original,
+    /// The image without its embedded metadata.
+    Stripped,
     /// This variant.
     Variant(Variant),
 }
 
 /// The error for an image that can't be had in a format that the client accepts, or the address names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the image is {}, which can't be had in a format that the request accepts", .0.as_str())]
+#[error(
+    "the image is {own}, and can't be had in a format that the request accepts: accept {own}, or ask for the image without a \
+     format", own = .0.as_str()
+)]
 pub struct NotAcceptable(pub MediaType);
 
 impl Transform {
@@ -199,39 +206,41 @@ impl Transform {
         effort: 6,
     };
 
-    /// The representation that this means for an image of some type.
+    /// The representations that this may mean for an image, the preferred one first. The next one is for the case that one
+    /// can't be made: a limit, or a picture that can't be decoded here.
     ///
-    /// An image of a type that can't be decoded here is sent as it is, unless the address names another format.
-    pub fn resolve(self, media_type: MediaType) -> Result<Resolved, NotAcceptable> {
-        let kept = Format::kept_by(media_type);
-        let is_original = |format: Format| format.media_type() == media_type;
-        let decodable = media_type.is_decodable();
-        let format = match self.format {
-            RequestedFormat::Kept => None,
-            RequestedFormat::Exactly(format) => Some(format),
-            RequestedFormat::Negotiated(accepted) => match accepted.best(media_type, decodable) {
-                Preferred::Own => None,
-                Preferred::Other(format) => Some(format),
-                Preferred::None => return Err(NotAcceptable(media_type)),
-            },
-        };
-        let resized = self.is_resized();
-        match format {
-            Some(format) if !decodable && !is_original(format) => Err(NotAcceptable(media_type)),
-            _ if !decodable => Ok(Resolved::Original),
-            None if !resized && self.quality.is_none() => Ok(Resolved::Original),
-            Some(format) if !resized && self.quality.is_none() && is_original(format) => {
-                Ok(Resolved::Original)
+    /// The last one is the image in full, unless the request excludes its type. So only an address that names another
+    /// format, or a client that refuses the image's own, gets an error.
+    pub fn candidates(
+        self,
+        media_type: MediaType,
+        traits: Traits,
+    ) -> Result<Vec<Resolved>, NotAcceptable> {
+        let (list, takes_own) = (Vec::new(), false);
+        let mut candidates = Candidates { transform: self, media_type, traits, list, takes_own };
+        match self.format {
+            RequestedFormat::Kept => candidates.push_own(|_| true),
+            RequestedFormat::Exactly(format) if format.media_type() == media_type => {
+                candidates.push_own(|it| it == format);
             }
-            format => {
-                let quality = self.quality.unwrap_or(self.default_quality);
-                Ok(Resolved::Variant(Variant::new(
-                    self.bounds,
-                    format.unwrap_or(kept),
-                    quality,
-                    self.effort,
-                )))
-            }
+            RequestedFormat::Exactly(format) => candidates.push_made(format),
+            RequestedFormat::Negotiated(accepted) => candidates.negotiate(accepted),
+        }
+        if candidates.takes_own && !candidates.list.contains(&Resolved::Original) {
+            candidates.push_full();
+        }
+        if candidates.list.is_empty() {
+            return Err(NotAcceptable(media_type));
+        }
+        Ok(candidates.list)
+    }
+
+    /// The variant that this means for a picture that is decoded, if it is one.
+    #[must_use]
+    pub fn variant(self, media_type: MediaType) -> Option<Variant> {
+        match self.candidates(media_type, Traits::default()).ok()?.first()? {
+            Resolved::Variant(variant) => Some(*variant),
+            Resolved::Original | Resolved::Stripped => None,
         }
     }
 
@@ -249,44 +258,103 @@ impl Transform {
 }
 
 impl AcceptedTypes {
-    /// Ignores the weight of a format that the server doesn't make.
-    pub fn forget(&mut self, format: Format) {
-        for (it, weight) in Format::ALL.into_iter().zip(&mut self.named) {
-            if it == format {
-                *weight = None;
-            }
-        }
+    /// The weight of a type.
+    fn weight(&self, media_type: MediaType) -> u16 {
+        self.weight_by_name(media_type).unwrap_or(self.rest)
     }
 
-    /// The format with the highest weight. Only formats that the client names compete with the original: a client that
-    /// accepts anything gets the original.
-    fn best(self, media_type: MediaType, decodable: bool) -> Preferred {
-        let own = Format::ALL.iter().position(|it| it.media_type() == media_type);
-        let own = own.and_then(|index| self.named[index]).unwrap_or(self.rest);
-        let mut best = (if own > 0 { Preferred::Own } else { Preferred::None }, own);
-        for (format, weight) in Format::ALL.into_iter().zip(self.named) {
-            let weight = weight.filter(|_| decodable && format.media_type() != media_type);
-            let Some(weight) = weight else { continue };
-            // At equal weights AVIF and WebP win, since they are smaller. The others are no better than the original.
-            let smaller =
-                matches!((format, &best.0), (Format::Avif | Format::WebP, Preferred::Own));
-            let wins = weight > best.1 || (weight == best.1 && weight > 0 && smaller);
-            if wins {
-                best = (Preferred::Other(format), weight);
-            }
-        }
-        best.0
+    /// The weight of a type that the client names.
+    fn weight_by_name(&self, media_type: MediaType) -> Option<u16> {
+        let index = MediaType::ALL.iter().position(|it| *it == media_type);
+        index.and_then(|index| self.named[index])
     }
 }
 
-/// The preference of a client among the formats of an image.
-enum Preferred {
-    /// The image's own format.
-    Own,
-    /// Another format.
-    Other(Format),
-    /// None of them.
-    None,
+/// Collects the representations that a transform may mean for an image.
+struct Candidates {
+    transform: Transform,
+    media_type: MediaType,
+    traits: Traits,
+    list: Vec<Resolved>,
+    /// True if the request doesn't exclude the image's own type.
+    takes_own: bool,
+}
+
+impl Candidates {
+    /// Adds what an address that leaves the format to the server means. A client that accepts anything gets the image's own
+    /// type: only formats that it names compete with that, and AVIF and WebP win at equal weights, since they are smaller.
+    fn negotiate(&mut self, accepted: AcceptedTypes) {
+        let own = accepted.weight(self.media_type);
+        let mut ranked: Vec<(u16, Option<Format>)> = vec![(own, None)];
+        for format in Format::ALL {
+            let is_made = format != Format::Avif || accepted.makes_avif;
+            let weight = accepted.weight_by_name(format.media_type());
+            if let Some(weight) = weight
+                && is_made
+                && format.media_type() != self.media_type
+                && !self.keeps_moving()
+            {
+                let at = ranked.iter().position(|(other, it)| {
+                    let is_smaller = it.is_none() && matches!(format, Format::Avif | Format::WebP);
+                    weight > *other || (weight == *other && is_smaller)
+                });
+                ranked.insert(at.unwrap_or(ranked.len()), (weight, Some(format)));
+            }
+        }
+        for (_, format) in ranked.into_iter().filter(|(weight, _)| *weight > 0) {
+            match format {
+                Some(format) => self.push_made(format),
+                None => self.push_own(|it| accepted.weight(it.media_type()) > 0),
+            }
+        }
+    }
+
+    /// True for a moving picture whose format alone is left to the server: another format would only stop it.
+    fn keeps_moving(&self) -> bool {
+        self.traits.animated && !self.transform.is_resized()
+    }
+
+    /// Adds the image in another format.
+    fn push_made(&mut self, format: Format) {
+        if self.media_type.is_decodable() {
+            self.list.push(Resolved::Variant(self.variant(format)));
+        }
+    }
+
+    /// Adds the image in its own format, or if only its pixels can be kept, as PNG. `accepts` says which formats may be taken.
+    fn push_own(&mut self, accepts: impl Fn(Format) -> bool) {
+        let is_unchanged = !self.transform.is_resized() && self.transform.quality.is_none();
+        let is_encoded = match self.traits.embedded {
+            _ if !self.media_type.is_decodable() => false,
+            Embedded::Nothing | Embedded::Removable => !is_unchanged,
+            Embedded::Inseparable => !(is_unchanged && self.traits.animated),
+        };
+        self.takes_own = true;
+        if !is_encoded {
+            self.push_full();
+            return;
+        }
+        let kept = Format::kept_by(self.media_type);
+        for format in [Some(kept), Some(Format::Png).filter(|it| *it != kept)].into_iter().flatten()
+        {
+            if accepts(format) {
+                self.push_made(format);
+            }
+        }
+    }
+
+    /// Adds the image in full, without the metadata in it.
+    fn push_full(&mut self) {
+        if self.traits.embedded != Embedded::Nothing {
+            self.list.push(Resolved::Stripped);
+        }
+        self.list.push(Resolved::Original);
+    }
+
+    fn variant(&self, format: Format) -> Variant {
+        let Transform { bounds, quality, default_quality, effort, .. } = self.transform;
+        Variant::new(bounds, format, quality.unwrap_or(default_quality), effort)
+    }
 }
 
 #[cfg(test)]
@@ -299,11 +367,26 @@ mod tests {
         Transform { bounds, format, quality: None, default_quality: 80, effort: Transform::EFFORT }
     }
 
-    fn text(transform: Transform, media_type: MediaType) -> String {
-        match transform.resolve(media_type).unwrap() {
+    fn name(resolved: &Resolved) -> String {
+        match resolved {
             Resolved::Original => "original".to_owned(),
+            Resolved::Stripped => "stripped".to_owned(),
             Resolved::Variant(variant) => variant.to_string(),
         }
+    }
+
+    fn text(transform: Transform, media_type: MediaType) -> String {
+        name(&transform.candidates(media_type, Traits::default()).unwrap()[0])
+    }
+
+    /// All candidates by their formats.
+    fn list(transform: Transform, media_type: MediaType, traits: Traits) -> String {
+        let candidates = transform.candidates(media_type, traits).unwrap_or_default();
+        let names = candidates.iter().map(|it| match it {
+            Resolved::Variant(variant) => variant.format().name().to_owned(),
+            other => name(other),
+        });
+        names.collect::<Vec<_>>().join(" ")
     }
 
     #[test]
@@ -335,42 +418,88 @@ mod tests {
         );
         for opaque in [MediaType::Avif, MediaType::Heic, MediaType::JpegXl, MediaType::Svg] {
             assert_eq!(text(transform(256, RequestedFormat::Kept), opaque), "original");
-            let webp = transform(0, RequestedFormat::Exactly(Format::WebP)).resolve(opaque);
+            let webp = transform(0, RequestedFormat::Exactly(Format::WebP));
+            let webp = webp.candidates(opaque, Traits::default());
             assert_eq!(webp, Err(NotAcceptable(opaque)));
         }
     }
 
+    /// Accepts some types with their weights, and all others with another.
+    fn accepting(named: &[(MediaType, u16)], rest: u16) -> RequestedFormat {
+        let weight = |it: &MediaType| named.iter().find(|(other, _)| other == it).map(|it| it.1);
+        let named = MediaType::ALL.map(|it| weight(&it));
+        RequestedFormat::Negotiated(AcceptedTypes { named, rest, makes_avif: true })
+    }
+
     #[test]
     fn a_client_gets_the_format_that_it_names_and_likes_best() {
-        let negotiated = |named: [Option<u16>; 4], rest, media_type| {
-            let accepted = AcceptedTypes { named, rest };
-            transform(0, RequestedFormat::Negotiated(accepted)).resolve(media_type).map(|it| {
-                match it {
-                    Resolved::Original => "original".to_owned(),
-                    Resolved::Variant(variant) => variant.format().name().to_owned(),
-                }
-            })
-        };
-        let (png, jpeg) = (MediaType::Png, MediaType::Jpeg);
-        // A browser; curl.
-        assert_eq!(negotiated([None, Some(1000), None, None], 1000, png).unwrap(), "webp");
-        assert_eq!(negotiated([None; 4], 1000, png).unwrap(), "original");
-        let browser = [Some(1000), Some(1000), None, None];
-        assert_eq!(negotiated(browser, 1000, png).unwrap(), "avif");
-        assert_eq!(negotiated([None, Some(500), None, None], 800, png).unwrap(), "original");
-        assert_eq!(negotiated([None, Some(0), None, None], 1000, png).unwrap(), "original");
-        // The original is refused, or not named among what is.
-        assert_eq!(negotiated([None, None, Some(1000), None], 0, png).unwrap(), "jpg");
-        assert_eq!(negotiated([None, None, Some(1000), Some(1000)], 0, png).unwrap(), "original");
-        assert_eq!(negotiated([None, Some(900), Some(1000), None], 0, jpeg).unwrap(), "original");
-        assert_eq!(negotiated([None; 4], 0, png), Err(NotAcceptable(png)));
+        use MediaType::{Avif, Gif, Jpeg, Png, Svg, WebP};
+        for (named, rest, media_type, expected) in [
+            // A browser; curl.
+            (&[(WebP, 1000), (Svg, 1000)][..], 1000, Png, "webp original"),
+            (&[], 1000, Png, "original"),
+            (&[(Avif, 1000), (WebP, 1000)], 1000, Png, "avif webp original"),
+            (&[(WebP, 500)], 800, Png, "original webp"),
+            (&[(WebP, 0)], 1000, Png, "original"),
+            // The original is refused, or not named among what is.
+            (&[(Jpeg, 1000)], 0, Png, "jpg"),
+            (&[(Jpeg, 1000), (Png, 1000)], 0, Png, "original jpg"),
+            (&[(WebP, 900), (Jpeg, 1000)], 0, Jpeg, "original webp"),
+            (&[], 0, Png, ""),
+            (&[(WebP, 1000)], 0, Avif, ""),
+            (&[(WebP, 1000)], 1000, Svg, "original"),
+            // Its own type, which isn't encoded here.
+            (&[(Gif, 1000)], 0, Gif, "original"),
+            (&[(Gif, 1000), (Jpeg, 500)], 0, Gif, "original jpg"),
+            (&[(Gif, 500), (Jpeg, 1000)], 0, Gif, "jpg original"),
+            (&[(Svg, 1000)], 0, Svg, "original"),
+            (&[(Avif, 1000), (WebP, 1000)], 0, Avif, "original"),
+        ] {
+            let transform = transform(0, accepting(named, rest));
+            let formats = list(transform, media_type, Traits::default());
+            assert_eq!(formats, expected, "{named:?} {rest} {media_type:?}");
+        }
+    }
+
+    #[test]
+    fn a_smaller_picture_is_the_whole_one_only_if_no_format_is_accepted_that_can_be_made() {
+        use MediaType::{Gif, Jpeg, Png, Svg, WebP};
+        for (named, rest, media_type, expected) in [
+            (&[(WebP, 1000)][..], 1000, Jpeg, "webp jpg png original"),
+            (&[], 1000, Gif, "png original"),
+            (&[(Gif, 1000)], 0, Gif, "original"),
+            (&[(Gif, 1000), (Jpeg, 500)], 0, Gif, "jpg original"),
+            (&[(Png, 1000)], 0, Gif, "png"),
+            (&[], 1000, Svg, "original"),
+        ] {
+            let transform = transform(64, accepting(named, rest));
+            let formats = list(transform, media_type, Traits::default());
+            assert_eq!(formats, expected, "{named:?} {rest} {media_type:?}");
+        }
         assert_eq!(
-            negotiated([None, Some(1000), None, None], 0, MediaType::Avif),
-            Err(NotAcceptable(MediaType::Avif))
+            list(transform(64, RequestedFormat::Kept), Png, Traits::default()),
+            "png original"
         );
-        assert_eq!(
-            negotiated([None, Some(1000), None, None], 1000, MediaType::Svg).unwrap(),
-            "original"
-        );
+    }
+
+    #[test]
+    fn metadata_are_dropped_from_an_image_in_its_own_format() {
+        let traits = |embedded| Traits { embedded, animated: false };
+        let (removable, inseparable) = (traits(Embedded::Removable), traits(Embedded::Inseparable));
+        let jpeg = |format, traits| list(transform(0, format), MediaType::Jpeg, traits);
+        for format in [RequestedFormat::Exactly(Format::Jpeg), accepting(&[], 1000)] {
+            assert_eq!(jpeg(format, Traits::default()), "original");
+            assert_eq!(jpeg(format, removable), "stripped original");
+        }
+        let exactly = RequestedFormat::Exactly(Format::Jpeg);
+        assert_eq!(jpeg(exactly, inseparable), "jpg stripped original");
+        assert_eq!(jpeg(accepting(&[], 1000), inseparable), "jpg png stripped original");
+        let only = accepting(&[(MediaType::Jpeg, 1000)], 0);
+        assert_eq!(jpeg(only, inseparable), "jpg stripped original");
+        let webp = accepting(&[(MediaType::WebP, 1000)], 1000);
+        assert_eq!(jpeg(webp, removable), "webp stripped original");
+        // A moving picture would stop.
+        let moving = Traits { animated: true, ..inseparable };
+        assert_eq!(list(transform(0, webp), MediaType::Gif, moving), "stripped original");
     }
 }

@@ -423,8 +423,8 @@ impl Offload {
             let media_type = record::sniffed(&bytes)
                 .map_err(|source| OffloadError::Unusable { path, source })?;
             let metadata = Metadata::new(version, media_type, bytes.len(), created_at);
-            let animated = picture::decode::is_animated(&bytes, media_type);
-            Ok((Metadata { animated, ..metadata }, bytes))
+            let traits = picture::strip::traits(&bytes, media_type);
+            Ok((Metadata { traits, ..metadata }, bytes))
         });
         let (metadata, bytes) = checked.await?;
         let original = self.parts.originals.counted(metadata, bytes);

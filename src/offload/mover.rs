@@ -346,7 +346,7 @@ fn inline_image(value: &[u8]) -> Option<(Metadata, Bytes)> {
     let decoded = record::decode(&base64).ok()?;
     let length = decoded.bytes.len();
     let metadata = Metadata::new(Version::of(value), decoded.media_type, length, record.created_at);
-    let metadata = Metadata { animated: decoded.animated, ..metadata };
+    let metadata = Metadata { traits: decoded.traits, ..metadata };
     Some((metadata, Bytes::from_owner(decoded.bytes)))
 }
 

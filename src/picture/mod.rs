@@ -6,6 +6,7 @@ pub mod encode;
 pub mod placeholder;
 pub mod resize;
 pub mod sniff;
+pub mod strip;
 
 use std::time::Instant;
 
@@ -13,7 +14,7 @@ use image::{DynamicImage, RgbaImage};
 
 use crate::image::MediaType;
 use crate::image::bounds::{Bounds, Fit};
-use crate::image::variant::Variant;
+use crate::image::variant::{Format, Variant};
 
 /// The limits of one render.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,9 +58,20 @@ pub enum PictureError {
     /// The bytes are a part of an image, or only begin like one.
     #[error("the image is broken: {0}")]
     Broken(String),
+    /// The format has no room for so many pixels a side.
+    #[error("{} has at most {longest} pixels a side", .format.name())]
+    TooLong {
+        /// The format.
+        format: Format,
+        /// Most pixels a side.
+        longest: u32,
+    },
     /// The pixels can't be encoded in the format.
     #[error("the image can't be encoded: {0}")]
     Encoding(String),
+    /// The metadata can't be removed from the file.
+    #[error("the metadata can't be removed from the image")]
+    NotStripped,
     /// The picture would take more memory than there is for all.
     #[error(
         "the picture takes {needed} bytes to make, the limit is {limit} ([limits] fetch_bytes)"
@@ -86,6 +98,15 @@ impl PictureError {
     }
 }
 
+/// An encoded picture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Product {
+    /// The file.
+    pub bytes: Vec<u8>,
+    /// True if it has as many pixels as its source.
+    pub at_full_size: bool,
+}
+
 /// Renders a variant of an image: decodes, resizes, orients and encodes. Takes milliseconds to a second, and as much memory
 /// as [`memory`] says.
 pub fn render(
@@ -93,15 +114,27 @@ pub fn render(
     media_type: MediaType,
     variant: Variant,
     limits: RenderLimits,
-) -> Result<Vec<u8>, PictureError> {
+) -> Result<Product, PictureError> {
     let picture = decode::decode_unturned(bytes, media_type, limits)?;
+    let size = picture.upright();
     limits.check_time()?;
     let picture = picture.resized(variant.bounds())?;
     limits.check_time()?;
-    encode::encode(&picture, variant, limits)
+    product_of(&picture, size, variant, limits)
 }
 
-/// The memory that [`render`] takes at most, in bytes, told from the head of the source. No pixel is decoded.
+fn product_of(
+    picture: &DynamicImage,
+    source: (u32, u32),
+    variant: Variant,
+    limits: RenderLimits,
+) -> Result<Product, PictureError> {
+    let at_full_size = (picture.width(), picture.height()) == source;
+    Ok(Product { bytes: encode::encode(picture, variant, limits)?, at_full_size })
+}
+
+/// The memory that [`render`] takes at most, in bytes, told from the head of the source. No pixel is decoded. Fails for a
+/// product that has no room in its format.
 pub fn memory(
     bytes: &[u8],
     media_type: MediaType,
@@ -110,9 +143,26 @@ pub fn memory(
 ) -> Result<u64, PictureError> {
     let source = decode::measure(bytes, media_type, limits)?;
     let (width, height) = resize::size(source.upright(), variant.bounds());
+    check_sides(variant.format(), width.max(height))?;
     let product = u64::from(width) * u64::from(height);
     let encoding = product * encode::memory(variant.format());
     Ok(source.memory(width, height).max(encoding))
+}
+
+/// Refuses a picture that has no room in a format.
+fn check_sides(format: Format, length: u32) -> Result<(), PictureError> {
+    let longest = match format {
+        // Of fourteen bits (RFC 9649 §2.5).
+        Format::WebP => 16_383,
+        // The limit of libjpeg; the format's is 65,535.
+        Format::Jpeg => 65_500,
+        Format::Avif => 65_535,
+        Format::Png => return Ok(()),
+    };
+    if length > longest {
+        return Err(PictureError::TooLong { format, longest });
+    }
+    Ok(())
 }
 
 /// The memory that [`preview`] takes at most.
@@ -168,14 +218,14 @@ pub fn render_with_preview(
     media_type: MediaType,
     variant: Variant,
     limits: RenderLimits,
-) -> Result<(Vec<u8>, Preview), PictureError> {
+) -> Result<(Product, Preview), PictureError> {
     let picture = decode::decode_unturned(bytes, media_type, limits)?;
     let size = picture.upright();
     limits.check_time()?;
     let (product, hashed) = picture.resized_twice(variant.bounds(), HASHED_BOUNDS)?;
     let preview = preview_of(size, hashed);
     limits.check_time()?;
-    Ok((encode::encode(&product, variant, limits)?, preview))
+    Ok((product_of(&product, size, variant, limits)?, preview))
 }
 
 fn preview_of((width, height): (u32, u32), hashed: DynamicImage) -> Preview {

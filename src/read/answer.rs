@@ -9,10 +9,11 @@ use crate::coalesce::Lost;
 use crate::image::coding::AcceptedCodings;
 use crate::image::preconditions::Preconditions;
 use crate::image::record::Corrupt;
-use crate::image::variant::{NotAcceptable, Transform};
-use crate::image::{ImageId, Metadata, Representation};
+use crate::image::variant::{Format, NotAcceptable, Transform};
+use crate::image::{ImageId, MediaType, Metadata, Representation};
 use crate::offload::OffloadError;
 use crate::peer::PeerKey;
+use crate::picture::PictureError;
 use crate::render::RenderError;
 use crate::store::StoreError;
 
@@ -134,12 +135,45 @@ pub enum ReadError {
     /// The image can't be had in a format that the client or the address asks for.
     #[error(transparent)]
     NotAcceptable(#[from] NotAcceptable),
+    /// The image can't be made in a format that the address names.
+    #[error("{error}: the image can be had {}", alternatives(.error, .media_type))]
+    Impossible {
+        /// The reason.
+        #[source]
+        error: PictureError,
+        /// The type of the image.
+        media_type: MediaType,
+    },
     /// The image can't be rendered.
     #[error(transparent)]
     Render(#[from] RenderError),
     /// The fetch panicked.
     #[error("the image can't be fetched")]
     Lost(#[from] Lost),
+}
+
+impl ReadError {
+    /// The type of an image that can't be shown otherwise than as it is.
+    #[must_use]
+    pub fn unconverted_type(&self) -> Option<MediaType> {
+        match self {
+            ReadError::Impossible { media_type, .. } => Some(*media_type),
+            ReadError::NotAcceptable(NotAcceptable(media_type)) => Some(*media_type),
+            _ => None,
+        }
+    }
+}
+
+/// The formats in which an image can be had, in words.
+fn alternatives(error: &PictureError, media_type: &MediaType) -> String {
+    let as_it_is = format!("as it is ({}) without a format", media_type.as_str());
+    match error {
+        PictureError::TooLong { format: Format::WebP | Format::Avif, .. } => {
+            format!("as jpg or png, and {as_it_is}")
+        }
+        PictureError::TooLong { .. } => format!("as png, and {as_it_is}"),
+        _ => as_it_is,
+    }
 }
 
 impl From<OffloadError> for ReadError {

@@ -90,7 +90,7 @@ impl Reader {
         decoded: DecodedRecord,
     ) -> Result<Opened, Corrupt> {
         let DecodedRecord { image, mistaken, created_at } = decoded;
-        let Some(record::Decoded { bytes, media_type, animated }) = image else {
+        let Some(record::Decoded { bytes, media_type, traits }) = image else {
             let record = Record::parse(value)?;
             let offload = self.offload.as_ref().ok_or(Corrupt::ForeignUrl)?;
             let remote = match &record.content {
@@ -106,7 +106,7 @@ impl Reader {
             tracing::warn!(image.id = %id, declared, found, "the declared type is not what the bytes are");
         }
         let metadata = Metadata::new(version, media_type, bytes.len(), created_at);
-        let metadata = Metadata { animated, ..metadata };
+        let metadata = Metadata { traits, ..metadata };
         Ok(Opened::Decoded(self.originals.counted(metadata, bytes)))
     }
 }

@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use super::Reader;
 use super::answer::{Answer, AnswerContent, ImageRequest, ReadError, ReadFailure, Timing, Want};
-use super::choose::{Choice, choose, without_body};
+use super::choose::{Choice, Unsuited, choose, is_not_smaller, without_body};
 use crate::cache::Insertion;
 use crate::cache_status::CacheStatus;
 use crate::image::preconditions::Verdict;
-use crate::image::variant::{NotAcceptable, Resolved, Transform, Variant};
+use crate::image::variant::{NotAcceptable, Transform};
 use crate::image::{Image, ImageId, Metadata, Representation, RepresentationKind, Version};
 use crate::offload::RemoteImage;
 use crate::peer::PeerKey;
 use crate::picture::Preview;
+use crate::render::RenderError;
 use crate::spans::Step;
 
 /// One version of an image. Everything that is taken from a snapshot is of that version, whatever is written meanwhile.
@@ -41,6 +42,18 @@ pub(super) enum Source {
     Remote(Arc<RemoteImage>),
     /// Here.
     Image(Image),
+}
+
+/// Representations that a request can't get, or shouldn't.
+#[derive(Debug, Default)]
+struct Tried(Vec<(Version, RepresentationKind, Unsuited)>);
+
+/// `None` for what can't be made of a picture; an error where it can be made later.
+fn if_it_can_be_made<T>(made: Result<T, RenderError>) -> Result<Option<T>, RenderError> {
+    match made {
+        Err(RenderError::Picture(error)) if !error.is_timeout() => Ok(None),
+        made => made.map(Some),
+    }
 }
 
 impl Snapshot {
@@ -90,19 +103,21 @@ impl Snapshot {
 
     /// Answers a request.
     pub async fn answer(mut self, request: &ImageRequest) -> Result<Answer, ReadFailure> {
+        // Representations that turned out to be impossible, or no smaller than the original.
+        let mut tried = Tried::default();
         loop {
             if let Some(redirect) = self.redirect(request) {
                 return Ok(self.into_answer(redirect));
             }
             if let Some(content) =
-                self.answer_from_memory(request).map_err(|error| self.failure(error))?
+                self.answer_from_memory(request, &mut tried).map_err(|error| self.failure(error))?
             {
                 return Ok(self.into_answer(content));
             }
             let Some(image) = self.bytes().await? else { continue };
             let original = Arc::clone(&image.original.metadata);
-            let choice = choose(request, &original).map_err(|error| self.failure(error))?;
-            let variant = match choice {
+            let choice = self.choose(request, &original, &tried);
+            let (kind, is_last) = match choice.map_err(|error| self.failure(error))? {
                 Choice::Stored(metadata) => {
                     let content = without_body(request, metadata);
                     let content = content.unwrap_or_else(|| {
@@ -110,17 +125,32 @@ impl Snapshot {
                     });
                     return Ok(self.into_answer(content));
                 }
-                Choice::Rendered(variant) => variant,
+                Choice::Made { kind, is_last } => (kind, is_last),
             };
             // Metadata that is known only now may make the bytes unnecessary.
             if let Some(content) =
-                self.answer_from_memory(request).map_err(|error| self.failure(error))?
+                self.answer_from_memory(request, &mut tried).map_err(|error| self.failure(error))?
             {
                 return Ok(self.into_answer(content));
             }
-            let rendered = self.render(image.original, variant).await?;
+            let made = match self.make(image.original, kind).await {
+                Ok(made) => made,
+                Err(RenderError::Picture(error)) if !error.is_timeout() => {
+                    if is_last {
+                        let media_type = original.media_type;
+                        return Err(self.failure(ReadError::Impossible { error, media_type }));
+                    }
+                    tried.0.push((original.version, kind, Unsuited::Impossible));
+                    continue;
+                }
+                Err(error) => return Err(self.failure(error)),
+            };
+            if self.is_not_smaller(request, &original, &made.metadata) {
+                tried.0.push((original.version, kind, Unsuited::NotSmaller));
+                continue;
+            }
             let content =
-                without_body(request, &rendered.metadata).unwrap_or(AnswerContent::Image(rendered));
+                without_body(request, &made.metadata).unwrap_or(AnswerContent::Image(made));
             return Ok(self.into_answer(content));
         }
     }
@@ -134,14 +164,14 @@ impl Snapshot {
         }
     }
 
-    /// The thumbnail; `None` for images of a type that isn't decoded.
+    /// The thumbnail; `None` for images that can't be decoded.
     pub async fn thumbnail(&mut self) -> Result<Option<Representation>, ReadFailure> {
         if self.metadata().is_none() {
             self.load().await?;
         }
         let media_type = self.metadata().map(|metadata| metadata.media_type);
-        let resolved = media_type.map(|media_type| Transform::THUMBNAIL.resolve(media_type));
-        let Some(Ok(Resolved::Variant(variant))) = resolved else { return Ok(None) };
+        let variant = media_type.and_then(|media_type| Transform::THUMBNAIL.variant(media_type));
+        let Some(variant) = variant else { return Ok(None) };
         let kind = RepresentationKind::Variant(variant);
         if let Some(kept) = self.reader.cache.get(&self.id, self.version(), kind) {
             return Ok(Some(kept));
@@ -151,10 +181,11 @@ impl Snapshot {
         if !original.metadata.media_type.is_decodable() {
             return Ok(None);
         }
-        self.render(original, variant).await.map(Some)
+        let thumbnail = if_it_can_be_made(self.make(original, kind).await);
+        thumbnail.map_err(|error| self.failure(error))
     }
 
-    /// Pixel size and `ThumbHash`; `None` for images of a type that isn't decoded.
+    /// Pixel size and `ThumbHash`; `None` for images that can't be decoded.
     pub async fn preview(&mut self) -> Result<Option<Arc<Preview>>, ReadFailure> {
         if let Some(known) = self.reader.renderer.known_preview(&self.id, self.version()) {
             return Ok(Some(known));
@@ -165,7 +196,7 @@ impl Snapshot {
         }
         let _step = Step::begin("render");
         let preview = self.reader.renderer.preview(&self.id, self.client, original).await;
-        preview.map(Some).map_err(|error| self.failure(error))
+        if_it_can_be_made(preview).map_err(|error| self.failure(error))
     }
 
     /// The redirect to the object store, if clients are sent there for this request.
@@ -182,38 +213,76 @@ impl Snapshot {
     fn answer_from_memory(
         &self,
         request: &ImageRequest,
+        tried: &mut Tried,
     ) -> Result<Option<AnswerContent>, NotAcceptable> {
         let Some(original) = self.metadata().map(Arc::clone).or_else(|| self.declared(request))
         else {
             return Ok(None);
         };
         let cache = &self.reader.cache;
-        Ok(match choose(request, &original)? {
-            Choice::Stored(metadata) => without_body(request, metadata).or_else(|| {
-                let kept = cache.get(&self.id, metadata.version, metadata.kind);
-                kept.map(AnswerContent::Image)
-            }),
-            Choice::Rendered(variant) => {
-                let kind = RepresentationKind::Variant(variant);
-                match cache.get(&self.id, original.version, kind) {
-                    Some(kept) => {
-                        let known = without_body(request, &kept.metadata);
-                        Some(known.unwrap_or(AnswerContent::Image(kept)))
-                    }
-                    // A variant's entity-tag is known before it is rendered; its length isn't.
-                    None => without_body(request, &Arc::new(original.variant(variant, 0)))
-                        .filter(|content| !matches!(content, AnswerContent::Metadata(_))),
+        loop {
+            let kind = match self.choose(request, &original, tried)? {
+                Choice::Stored(metadata) => {
+                    return Ok(without_body(request, metadata).or_else(|| {
+                        let kept = cache.get(&self.id, metadata.version, metadata.kind);
+                        kept.map(AnswerContent::Image)
+                    }));
                 }
+                Choice::Made { kind, .. } => kind,
+            };
+            let Some(kept) = cache.get(&self.id, original.version, kind) else {
+                // The entity-tag is known before the rest; the length isn't.
+                let metadata = Arc::new(original.derived(kind, 0));
+                return Ok(without_body(request, &metadata)
+                    .filter(|content| !matches!(content, AnswerContent::Metadata(_))));
+            };
+            if !self.is_not_smaller(request, &original, &kept.metadata) {
+                let known = without_body(request, &kept.metadata);
+                return Ok(Some(known.unwrap_or(AnswerContent::Image(kept))));
             }
+            tried.0.push((original.version, kind, Unsuited::NotSmaller));
+        }
+    }
+
+    fn choose<'a>(
+        &self,
+        request: &ImageRequest,
+        original: &'a Arc<Metadata>,
+        tried: &Tried,
+    ) -> Result<Choice<'a>, NotAcceptable> {
+        let (id, version, renderer) = (&self.id, original.version, &self.reader.renderer);
+        let is_negotiated = request.transform.is_some_and(|it| it.is_negotiated());
+        choose(request, original, |kind| {
+            let tried = tried.0.iter().find(|it| (it.0, it.1) == (version, kind));
+            tried.map(|it| it.2).or_else(|| {
+                if is_negotiated && renderer.is_not_smaller(id, version, kind) {
+                    return Some(Unsuited::NotSmaller);
+                }
+                renderer.is_impossible(id, version, kind).then_some(Unsuited::Impossible)
+            })
         })
     }
 
+    /// True for a variant that isn't worth it. It is remembered, so that it isn't rendered again.
+    fn is_not_smaller(
+        &self,
+        request: &ImageRequest,
+        original: &Metadata,
+        variant: &Metadata,
+    ) -> bool {
+        let is_not_smaller = is_not_smaller(request, original, variant);
+        if is_not_smaller {
+            let renderer = &self.reader.renderer;
+            renderer.remember_not_smaller(&self.id, original.version, variant.kind);
+        }
+        is_not_smaller
+    }
+
     /// The metadata according to the record, for an image in the object store that hasn't been here yet. The record doesn't
-    /// say if a picture moves, on which negotiation depends.
+    /// say what is embedded in the file and if a picture moves, on which other representations depend.
     fn declared(&self, request: &ImageRequest) -> Option<Arc<Metadata>> {
         let Source::Remote(remote) = &self.source else { return None };
-        let is_negotiated = request.transform.is_some_and(|it| it.is_negotiated());
-        remote.declared().filter(|_| !is_negotiated)
+        remote.declared().filter(|_| request.transform.is_none())
     }
 
     /// The bytes of the original. Gives `None` if the record had to be read again for them, so that the snapshot may be of
@@ -260,21 +329,31 @@ impl Snapshot {
         Ok(Some(image))
     }
 
-    async fn render(
+    /// Makes a representation of the original.
+    async fn make(
         &mut self,
         original: Representation,
-        variant: Variant,
-    ) -> Result<Representation, ReadFailure> {
+        kind: RepresentationKind,
+    ) -> Result<Representation, RenderError> {
+        let made = {
+            let (renderer, _step) = (&self.reader.renderer, Step::begin("render"));
+            match kind {
+                RepresentationKind::Variant(variant) => {
+                    renderer.variant(&self.id, self.client, original, variant).await?
+                }
+                RepresentationKind::Stripped => {
+                    renderer.stripped(&self.id, self.client, original).await?
+                }
+                RepresentationKind::Original | RepresentationKind::Coded(_) => {
+                    return Ok(original);
+                }
+            }
+        };
         if self.cache_status == CacheStatus::Hit {
             self.cache_status = CacheStatus::Rendered;
         }
-        let rendered = {
-            let (renderer, _step) = (&self.reader.renderer, Step::begin("render"));
-            renderer.variant(&self.id, self.client, original, variant).await
-        };
-        let rendered = rendered.map_err(|error| self.failure(error))?;
-        self.timing.render = rendered.time;
-        Ok(rendered.product)
+        self.timing.render = made.time;
+        Ok(made.product)
     }
 
     fn into_answer(self, content: AnswerContent) -> Answer {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use afterimage::image::MediaType;
 use afterimage::image::bounds::{Bounds, Fit};
-use afterimage::image::variant::{Format, RequestedFormat, Resolved, Transform, Variant};
+use afterimage::image::variant::{Format, RequestedFormat, Transform, Variant};
 use afterimage::picture::decode;
 use afterimage::picture::sniff::sniff;
 use afterimage::picture::{self, PictureError, RenderLimits};
@@ -91,7 +91,8 @@ impl References {
             let media_type = sniff(&bytes).unwrap();
             let variant = variant(case.bounds, case.format, case.quality, media_type);
             let product = picture::render(&bytes, media_type, variant, LIMITS)
-                .unwrap_or_else(|error| panic!("{}: {error}", case.source));
+                .unwrap_or_else(|error| panic!("{}: {error}", case.source))
+                .bytes;
             assert_eq!(sniff(&product), Some(case.format.media_type()), "{}", case.source);
             let name = format!("{number}.{}", case.format.name());
             fs::write(self.0.path().join(&name), product).unwrap();
@@ -157,10 +158,7 @@ fn thumbnail(media_type: MediaType) -> Variant {
 }
 
 fn resolved(transform: Transform, media_type: MediaType) -> Variant {
-    match transform.resolve(media_type).unwrap() {
-        Resolved::Variant(variant) => variant,
-        Resolved::Original => panic!("expected a variant, not the original"),
-    }
+    transform.variant(media_type).expect("a variant, not the original")
 }
 
 fn reference(step: &str, folder: &Path, input: Option<&[u8]>) -> Vec<u8> {
@@ -326,7 +324,7 @@ fn transparent_red_does_not_bleed_into_blue() {
             let media_type = sniff(&bytes).unwrap();
             for format in READABLE {
                 let variant = variant(bounds(fit), format, 85, media_type);
-                let product = picture::render(&bytes, media_type, variant, LIMITS).unwrap();
+                let product = picture::render(&bytes, media_type, variant, LIMITS).unwrap().bytes;
                 let shown = decode::decode(&product, format.media_type(), LIMITS).unwrap();
                 let shown = shown.into_rgba8();
                 for (x, y, pixel) in shown.enumerate_pixels() {
@@ -376,7 +374,7 @@ fn a_rendered_picture_carries_no_metadata() {
             let bound = if format == Format::Png { lossy } else { ENCODED };
             cases.push(Case { format, ..Case::of(source, bound) });
             for variant in [thumbnail(media_type), variant(AS_IT_IS, format, 85, media_type)] {
-                let product = picture::render(&bytes, media_type, variant, LIMITS).unwrap();
+                let product = picture::render(&bytes, media_type, variant, LIMITS).unwrap().bytes;
                 for part in [
                     &mark[..],
                     b"Exif",
@@ -582,7 +580,7 @@ fn outcome(bytes: &[u8]) -> String {
     assert!(start.elapsed() < Duration::from_secs(1), "is_animated took {:?}", start.elapsed());
     match picture::render(bytes, media_type, thumbnail(MediaType::Png), HOSTILE) {
         Ok(product) => {
-            assert_eq!(sniff(&product), Some(MediaType::WebP));
+            assert_eq!(sniff(&product.bytes), Some(MediaType::WebP));
             format!("picture of {media_type:?}")
         }
         Err(error @ PictureError::TooManyPixels { .. }) => format!("large {error}"),

@@ -265,14 +265,15 @@ async fn an_undecodable_image_is_served_unchanged_and_in_no_other_format() {
                 "{id} {query}"
             );
         }
-        for address in [format!("{id}.webp"), format!("{id}/thumbnail"), format!("{id}?format=png")]
-        {
+        for address in [format!("{id}.webp"), format!("{id}?format=png")] {
             let answer = server.get(&format!("/images/{address}")).await;
             assert_eq!(answer.status, StatusCode::NOT_ACCEPTABLE, "{address}");
         }
         let info: serde_json::Value =
             serde_json::from_slice(&server.get(&format!("/images/{id}/info")).await.body).unwrap();
         assert!(info["width"].is_null() && info["thumbnail"].is_null(), "{info}");
+        let thumbnail = server.get(&format!("/images/{id}/thumbnail")).await;
+        assert_eq!((thumbnail.header("content-type"), size(&thumbnail)), ("image/webp", (64, 64)));
     }
     server.get("/images/avif.avif").await.problem(406, "not-acceptable");
 }
@@ -309,23 +310,186 @@ async fn a_moving_picture_stays_one_for_format_auto_after_somebody_asked_for_a_s
 }
 
 #[tokio::test]
-async fn a_broken_or_oversized_picture_is_an_error_with_the_reason() {
+async fn a_picture_that_cannot_be_converted_is_served_as_it_is_unless_the_address_names_a_format() {
     let redis = RedisServer::start().await;
-    let server = Server::on(&redis, &[("pictures.max_pixels", "5000")]).await;
+    let server = Server::on(&redis, &[("pictures.max_pixels", "5000")]).await.coherent().await;
     let whole = encoded(&picture(1, 60, 60), ImageFormat::Png);
-    redis.set("broken", &record(&whole[..whole.len() / 2])).await;
-    redis.set("large", &record(&encoded(&picture(1, 100, 51), ImageFormat::Png))).await;
-    let broken = server.get("/images/broken?w=64").await.problem(502, "broken-image");
-    assert!(broken["detail"].as_str().unwrap().contains("broken"), "{broken}");
-    let large = server.get("/images/large/thumbnail").await.problem(413, "too-many-pixels");
-    assert!(
-        large["detail"].as_str().unwrap().contains("100×51 pixels, the limit is 5000"),
-        "{large}"
-    );
-    // The originals are still served.
-    for id in ["broken", "large"] {
-        assert_eq!(server.get(&format!("/images/{id}")).await.status, StatusCode::OK);
+    let broken = whole[..whole.len() / 2].to_vec();
+    let large = encoded(&picture(1, 100, 51), ImageFormat::Png);
+    for (id, bytes, kind, status, reason) in [
+        ("broken", broken, "not-acceptable", 406, "the image is broken"),
+        ("large", large, "too-many-pixels", 413, "100×51 pixels, the limit is 5000"),
+    ] {
+        redis.set(id, &record(&bytes)).await;
+        let path = format!("/images/{id}");
+        // Twice: what failed is remembered.
+        for query in ["", "?format=auto", "?format=auto", "?w=64&format=auto", "?w=64", ".png"] {
+            let answer = accepting(&server, &format!("{path}{query}"), "image/webp,*/*").await;
+            let expected = ("image/png", &bytes[..]);
+            assert_eq!((answer.header("content-type"), &answer.body[..]), expected, "{id}{query}");
+        }
+        let problem = server.get(&format!("{path}.webp")).await.problem(status, kind);
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains(reason) && detail.contains("as it is (image/png)"), "{detail}");
+        let accept = "image/webp";
+        let answer = accepting(&server, &format!("{path}?format=auto"), accept).await;
+        answer.problem(status, kind);
+
+        let info: serde_json::Value =
+            serde_json::from_slice(&server.get(&format!("{path}/info")).await.body).unwrap();
+        assert_eq!((&info["bytes"], &info["type"]), (&bytes.len().into(), &"image/png".into()));
+        for missing in ["width", "height", "thumbhash", "thumbnail"] {
+            assert!(info[missing].is_null(), "{info}");
+        }
+        let thumbnail = server.get(&format!("{path}/thumbnail")).await;
+        assert_eq!((thumbnail.header("content-type"), size(&thumbnail)), ("image/webp", (64, 64)));
+        let validator = [("if-none-match", thumbnail.header("etag"))];
+        let again = get(server.address, &format!("{path}/thumbnail"), &validator).await;
+        assert_eq!(again.status, StatusCode::NOT_MODIFIED);
     }
+}
+
+#[tokio::test]
+async fn a_format_without_room_for_a_picture_gives_way_to_one_that_has_it() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let long = encoded(&picture(1, 2, 16_384), ImageFormat::Jpeg);
+    redis.set("jpeg", &record(&long)).await;
+    let longer = encoded(&picture(1, 2, 65_501), ImageFormat::Png);
+    redis.set("png", &record(&longer)).await;
+    let accept = "image/webp,*/*;q=0.8";
+    let answer = accepting(&server, "/images/jpeg?w=64&format=auto", accept).await;
+    assert_eq!((answer.header("content-type"), size(&answer)), ("image/jpeg", (2, 16_384)));
+    let answer = accepting(&server, "/images/jpeg?format=auto", accept).await;
+    assert_eq!(answer.body, long);
+    let answer = accepting(&server, "/images/png?format=auto", "image/webp, image/jpeg").await;
+    let problem = answer.problem(406, "not-acceptable");
+    assert!(problem["detail"].as_str().unwrap().contains("jpg has at most 65500"), "{problem}");
+
+    for (path, reason) in [
+        (
+            "/images/jpeg.webp",
+            "webp has at most 16383 pixels a side: the image can be had as jpg or png, and as it is",
+        ),
+        (
+            "/images/png.jpg",
+            "jpg has at most 65500 pixels a side: the image can be had as png, and as it is",
+        ),
+    ] {
+        let problem = server.get(path).await.problem(406, "not-acceptable");
+        assert!(problem["detail"].as_str().unwrap().starts_with(reason), "{problem}");
+    }
+    assert_eq!(server.get("/images/jpeg.png").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn the_own_type_of_an_image_is_among_the_choices() {
+    const JAVA: &str = "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2";
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let avif = b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf".to_vec();
+    let gif = encoded(&picture(1, 40, 20), ImageFormat::Gif);
+    let icon = encoded(&picture(1, 32, 32), ImageFormat::Ico);
+    let svg = drawing().into_bytes();
+    for (id, bytes) in [("gif", &gif), ("avif", &avif), ("svg", &svg), ("ico", &icon)] {
+        redis.set(id, &record(bytes)).await;
+    }
+    for (address, accept, media_type) in [
+        ("gif?format=auto", "image/gif", "image/gif"),
+        ("gif?format=auto", "image/gif, image/jpeg;q=0.5", "image/gif"),
+        ("gif?format=auto", "image/gif;q=0.4, image/jpeg;q=0.5", "image/jpeg"),
+        ("gif?w=16&format=auto", "image/gif", "image/gif"),
+        ("gif?w=16&format=auto", "image/gif, image/png;q=0.1", "image/png"),
+        ("avif?format=auto", "image/avif,image/webp", "image/avif"),
+        ("svg?format=auto", "image/svg+xml", "image/svg+xml"),
+        ("svg?format=auto", JAVA, "image/svg+xml"),
+        ("ico?format=auto", "image/x-icon", "image/vnd.microsoft.icon"),
+    ] {
+        let answer = accepting(&server, &format!("/images/{address}"), accept).await;
+        assert_eq!(answer.status, StatusCode::OK, "{address} {accept}");
+        assert_eq!(answer.header("content-type"), media_type, "{address} {accept}");
+    }
+    let refused = accepting(&server, "/images/gif?format=auto", "image/gif;q=0, */*").await;
+    refused.problem(406, "not-acceptable");
+}
+
+#[tokio::test]
+async fn format_auto_sends_no_more_bytes_than_the_original_has() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    // Coarse already, so that a better quality only repeats what is wrong with it.
+    let mut coarse = Vec::new();
+    let noise = |x: u32, y: u32| Rgb([u8::try_from((x * 97 ^ y * 31) % 256).unwrap(); 3]);
+    let noise = RgbImage::from_fn(120, 120, noise);
+    let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut coarse, 5);
+    noise.write_with_encoder(encoder).unwrap();
+    redis.set("a", &record(&coarse)).await;
+    for _ in 0..3 {
+        let answer = accepting(&server, "/images/a?format=auto", "image/webp,*/*").await;
+        assert_eq!(answer.header("content-type"), "image/jpeg");
+        assert_eq!(answer.body, coarse);
+        // A size that changes nothing is no reason for more bytes.
+        let answer = accepting(&server, "/images/a?w=256&format=auto", "image/webp,*/*").await;
+        assert!(answer.body.len() <= coarse.len(), "{}", answer.body.len());
+    }
+    let renders = server.metric("afterimage_renders_total").await;
+    assert!(renders <= 2, "{renders}");
+    assert_eq!(server.get("/images/a.webp").await.header("content-type"), "image/webp");
+    // A client that takes nothing else gets it all the same.
+    let answer = accepting(&server, "/images/a?format=auto", "image/webp").await;
+    assert_eq!(answer.header("content-type"), "image/webp");
+}
+
+#[tokio::test]
+async fn only_the_plain_address_gives_embedded_metadata_away() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let plain = encoded(&picture(1, 96, 64), ImageFormat::Jpeg);
+    let tagged = |orientation: u8| {
+        let mut exif =
+            b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\0\0\0\0\0\0\0a secret"
+                .to_vec();
+        exif[25] = orientation;
+        let length = u16::try_from(exif.len() + 2).unwrap().to_be_bytes();
+        [&plain[..2], b"\xff\xe1", &length, &exif, &plain[2..]].concat()
+    };
+    let holds = |bytes: &[u8]| bytes.windows(6).any(|it| it == b"secret");
+    for (id, orientation, shown) in [("upright", 1, (96, 64)), ("turned", 6, (64, 96))] {
+        let original = tagged(orientation);
+        redis.set(id, &record(&original)).await;
+        let answer = server.get(&format!("/images/{id}")).await;
+        assert_eq!(answer.body, original);
+        let versioned = format!("/images/{id}?v={}", answer.header("etag").trim_matches('"'));
+        assert_eq!(server.get(&versioned).await.body, original);
+        let mut tags = std::collections::HashSet::from([answer.header("etag").to_owned()]);
+        for (address, accept) in [
+            (".jpg", "*/*"),
+            ("?format=jpg", "*/*"),
+            ("?format=auto", "*/*"),
+            ("?format=auto", "image/jpeg"),
+            (".webp", "*/*"),
+            (".png", "*/*"),
+            ("?w=64", "*/*"),
+        ] {
+            let path = format!("/images/{id}{address}");
+            let answer = accepting(&server, &path, accept).await;
+            assert!(!holds(&answer.body), "{path}");
+            tags.insert(answer.header("etag").to_owned());
+            if address != "?w=64" {
+                assert_eq!(size(&answer), shown, "{path}");
+            }
+            // Each has validators of its own, and is a hit the second time.
+            let validator = [("accept", accept), ("if-none-match", answer.header("etag"))];
+            let again = get(server.address, &path, &validator).await;
+            assert_eq!(again.status, StatusCode::NOT_MODIFIED, "{path}");
+            let again = accepting(&server, &path, accept).await;
+            assert_eq!(again.header("cache-status"), "afterimage; hit", "{path}");
+            assert_eq!(again.body, answer.body, "{path}");
+        }
+        assert_eq!(tags.len(), 5, "{tags:?}");
+    }
+    // Nothing else is lost: the same file without its metadata.
+    assert_eq!(server.get("/images/upright.jpg").await.body, plain);
 }
 
 #[tokio::test]
@@ -335,15 +499,20 @@ async fn a_broken_picture_is_decoded_once_and_its_replacement_is_rendered() {
     let whole = encoded(&picture(1, 60, 60), ImageFormat::Png);
     redis.set("a", &record(&whole[..whole.len() / 2])).await;
     let mut details = std::collections::HashSet::new();
-    for path in ["a?w=16", "a?w=32", "a?w=16", "a.webp", "a.jpg?q=50", "a/thumbnail"] {
-        let problem = server.get(&format!("/images/{path}")).await.problem(502, "broken-image");
+    for path in ["a?w=16&format=webp", "a?w=32&format=jpg", "a.webp", "a.jpg?q=50"] {
+        let problem = server.get(&format!("/images/{path}")).await.problem(406, "not-acceptable");
         details.insert(problem["detail"].as_str().unwrap().to_owned());
     }
+    for path in ["a/thumbnail", "a?w=16", "a?format=auto", "a/info"] {
+        assert_eq!(server.get(&format!("/images/{path}")).await.status, StatusCode::OK, "{path}");
+    }
     assert_eq!(details.len(), 1, "{details:?}");
-    assert_eq!(server.metric("afterimage_renders_total").await, 1);
+    // One decode, and the placeholder of the thumbnail.
+    assert_eq!(server.metric("afterimage_renders_total").await, 2);
+    let broken = server.get("/images/a?w=16").await.body;
     redis.set("a", &record(&whole)).await;
     until("the new image is rendered", || async {
-        server.get("/images/a?w=16").await.status == StatusCode::OK
+        server.get("/images/a?w=16").await.body != broken
     })
     .await;
 }

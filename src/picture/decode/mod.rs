@@ -7,7 +7,7 @@ mod bmp;
 mod by_image;
 mod colours;
 mod deadline;
-mod exif;
+pub(super) mod exif;
 mod gif;
 mod ico;
 mod jpeg;
