@@ -194,7 +194,7 @@ impl App {
             metrics: Arc::clone(&metrics),
         };
         Ok(Arc::new(App {
-            writer: Writer::new(&store, offload.as_ref(), &changes, &cpu, &settings),
+            writer: Writer::new(&store, offload.as_ref(), &changes, &cpu, &renderer, &settings),
             hub,
             tokens: Tokens::load(&settings.writes, made)?,
             shutdown: Shutdown::new(),

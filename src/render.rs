@@ -410,7 +410,9 @@ impl RenderParts {
     ) {
         let Some((source, form)) = source else { return };
         let (form, until) = match error {
-            PictureError::TooManyPixels { .. } | PictureError::Broken(_) => (None, None),
+            PictureError::TooManyPixels { .. }
+            | PictureError::Broken(_)
+            | PictureError::Unsupported(_) => (None, None),
             PictureError::TooMuchMemory { .. }
             | PictureError::TooLong { .. }
             | PictureError::Encoding(_)

@@ -10,10 +10,12 @@ use crate::changes::Changes;
 use crate::cpu::Cpu;
 use crate::image::preconditions::{EntityTags, Preconditions};
 use crate::image::record::{self, Content, Corrupt, Record};
-use crate::image::{ImageId, MediaType, Metadata, Version};
+use crate::image::{ImageId, MediaType, Metadata, Representation, Version};
 use crate::metrics::Metrics;
 use crate::offload::Offload;
-use crate::picture;
+use crate::peer::PeerKey;
+use crate::picture::{self, PictureError};
+use crate::render::{RenderError, Renderer};
 use crate::settings::Settings;
 use crate::store::{Coherence, Condition, Expiry, Replaced, Store, StoreError, Written};
 
@@ -62,6 +64,12 @@ pub(crate) enum WriteError {
         "a record must have base64_data, not url: the server itself moves images to the object store"
     )]
     Offloaded,
+    /// The picture can't be decoded, and would be broken everywhere.
+    #[error("{0} ([writes] verify)")]
+    Broken(PictureError),
+    /// The picture can't be decoded now.
+    #[error(transparent)]
+    Render(RenderError),
     /// The bytes are of another type than the declared one.
     #[error("the body is {}, but Content-Type says {}", found.as_str(), declared.as_str())]
     Mistyped {
@@ -94,8 +102,8 @@ struct Prepared {
     id: ImageId,
     value: Bytes,
     metadata: Metadata,
-    /// The image in the value, if it is needed once more.
-    bytes: Option<Bytes>,
+    /// The image in the value.
+    bytes: Bytes,
 }
 
 /// The parts that a write needs.
@@ -106,6 +114,8 @@ pub(crate) struct Writer {
     changes: Changes,
     metrics: Arc<Metrics>,
     cpu: Cpu,
+    /// Decodes pictures before they are stored; `None` if they needn't be whole.
+    verifier: Option<Renderer>,
     max_value: usize,
 }
 
@@ -116,6 +126,7 @@ impl Writer {
         offload: Option<&Arc<Offload>>,
         changes: &Changes,
         cpu: &Cpu,
+        renderer: &Renderer,
         settings: &Settings,
     ) -> Writer {
         Writer {
@@ -124,6 +135,7 @@ impl Writer {
             changes: changes.clone(),
             metrics: Arc::clone(&changes.metrics),
             cpu: cpu.clone(),
+            verifier: settings.writes.verify.then(|| renderer.clone()),
             max_value: settings.records.max_value,
         }
     }
@@ -131,6 +143,7 @@ impl Writer {
     /// Writes an image that lives for `time_to_live`.
     pub(crate) async fn put(
         &self,
+        client: PeerKey,
         target: Target,
         submission: Submission,
         time_to_live: Duration,
@@ -140,17 +153,18 @@ impl Writer {
             Submission::Image { bytes, .. } | Submission::Record(bytes) => bytes.len(),
         };
         let by_content = matches!(target, Target::Content);
-        let (limit, keeps_bytes) = (self.max_value, self.offload.is_some());
-        let prepare = move || prepare(target, submission, limit, keeps_bytes);
+        let limit = self.max_value;
+        let prepare = move || prepare(target, submission, limit);
         let Prepared { id, mut value, mut metadata, bytes } =
             self.cpu.run_on(length, prepare).await?;
+        self.verify(client, &id, &metadata, &bytes).await?;
         let condition = condition(preconditions);
         // The same image written again lives as long as the write that promised the most.
         let expiry =
             if by_content { Expiry::AtLeast(time_to_live) } else { Expiry::In(time_to_live) };
         // An image that can't be moved now is stored as it is, and moved later.
         let mut moved = None;
-        if let (Some(offload), Some(bytes)) = (&self.offload, bytes)
+        if let Some(offload) = &self.offload
             && let Some(it) = offload.on_write(&id, &value, &metadata, &bytes).await
         {
             value = it.value.clone();
@@ -167,6 +181,31 @@ impl Writer {
             (None, None) => {}
         }
         Ok(Put { id, metadata, replaced })
+    }
+
+    /// Decodes a picture of a kind that is decoded, and refuses a broken one.
+    async fn verify(
+        &self,
+        client: PeerKey,
+        id: &ImageId,
+        metadata: &Metadata,
+        bytes: &Bytes,
+    ) -> Result<(), WriteError> {
+        let Some(verifier) = self.verifier.as_ref().filter(|_| metadata.media_type.is_decodable())
+        else {
+            return Ok(());
+        };
+        let metadata = Arc::new(metadata.of_version(metadata.version));
+        let original = Representation { metadata, body: bytes.clone() };
+        // The preview is of use: those who follow the image get it with the event.
+        match verifier.preview(id, Some(client), original).await {
+            Err(RenderError::Picture(broken @ PictureError::Broken(_))) => {
+                Err(WriteError::Broken(broken))
+            }
+            // Too large, too slow, or of a kind that isn't decoded: it is served as it is.
+            Ok(_) | Err(RenderError::Picture(_)) => Ok(()),
+            Err(error) => Err(WriteError::Render(error)),
+        }
     }
 
     /// Removes an image.
@@ -228,12 +267,7 @@ fn noting(condition: Condition) -> (Condition, Arc<Mutex<Option<Vec<u8>>>>) {
 }
 
 /// Decodes a submission as a read would. Takes milliseconds per megabyte.
-fn prepare(
-    target: Target,
-    submission: Submission,
-    limit: usize,
-    keeps_bytes: bool,
-) -> Result<Prepared, WriteError> {
+fn prepare(target: Target, submission: Submission, limit: usize) -> Result<Prepared, WriteError> {
     let (value, bytes, media_type, created_at) = match submission {
         Submission::Image { bytes, declared } => {
             let found = record::sniffed(&bytes)?;
@@ -269,7 +303,7 @@ fn prepare(
     };
     let metadata = Metadata::new(Version::of(&value), media_type, bytes.len(), created_at);
     let metadata = Metadata { traits: picture::strip::traits(&bytes, media_type), ..metadata };
-    Ok(Prepared { id, value, metadata, bytes: keeps_bytes.then_some(bytes) })
+    Ok(Prepared { id, value, metadata, bytes })
 }
 
 /// The condition on the stored value that the preconditions of a write make (RFC 9110 §13.2.2).

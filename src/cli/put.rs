@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -12,9 +12,9 @@ use bytes::Bytes;
 use super::client::ServerAddress;
 use super::images::{Access, Images, Life, Put};
 use super::{Failures, is_dash, say};
-use crate::image::{ImageId, record};
-use crate::picture::{self, RenderLimits, sniff};
-use crate::settings::Settings;
+use crate::image::{ImageId, MediaType, record};
+use crate::picture::{self, PictureError, RenderLimits, sniff};
+use crate::settings::{PictureSettings, Settings};
 
 /// The images to store, as they are given: an id and a file, or files.
 #[derive(Debug)]
@@ -113,6 +113,10 @@ async fn store_file(
     anyhow::ensure!(!bytes.is_empty(), "{name} is empty");
     let media_type = sniff::sniff(&bytes)
         .with_context(|| format!("{name} is not an image of a type that is served"))?;
+    if settings.writes.verify {
+        verify(&bytes, media_type, &settings.pictures)
+            .with_context(|| format!("{name} was not stored"))?;
+    }
     let value = Bytes::from(record::encode(&bytes, media_type, Some(SystemTime::now())));
     anyhow::ensure!(
         value.len() <= limit,
@@ -138,6 +142,20 @@ async fn store_file(
         ttl.unwrap_or_default(),
         store.place(),
     ))
+}
+
+/// Decodes a picture, as a server does before it stores one, and refuses a broken one.
+fn verify(
+    bytes: &[u8],
+    media_type: MediaType,
+    settings: &PictureSettings,
+) -> Result<(), PictureError> {
+    let deadline = Some(Instant::now() + settings.timeout);
+    let limits = RenderLimits { pixels: settings.max_pixels, deadline };
+    match picture::preview(bytes, media_type, limits) {
+        Err(broken @ PictureError::Broken(_)) => Err(broken),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -286,13 +286,14 @@ impl From<WriteError> for Problem {
     fn from(error: WriteError) -> Problem {
         let detail = error.to_string();
         match error {
-            WriteError::Corrupt(_) | WriteError::Offloaded => {
+            WriteError::Corrupt(_) | WriteError::Offloaded | WriteError::Broken(_) => {
                 Problem::new(ProblemKind::NotAnImage, detail)
             }
             WriteError::Mistyped { .. } => Problem::new(ProblemKind::MediaType, detail),
             WriteError::TooLarge { .. } => Problem::new(ProblemKind::BodyTooLarge, detail),
             WriteError::PreconditionFailed => Problem::precondition_failed(&detail),
             WriteError::Absent => ReadError::Absent.into(),
+            WriteError::Render(error) => error.into(),
             WriteError::Store(error) => error.into(),
         }
     }

@@ -28,7 +28,7 @@ use crate::app::App;
 use crate::budget::WriteReservation;
 use crate::image::MediaType;
 use crate::image::preconditions::Preconditions;
-use crate::peer::Peer;
+use crate::peer::{Client, Peer, PeerKey};
 use crate::settings;
 use crate::store::Replaced;
 use crate::write::{Put, Submission, Target};
@@ -61,13 +61,14 @@ type Parsed = Result<Query<WriteParams>, QueryRejection>;
 pub(crate) async fn put(
     State(state): State<Arc<HttpState>>,
     Extension(peer): Extension<Peer>,
+    Extension(client): Extension<Client>,
     path: Result<Path<String>, PathRejection>,
     query: Parsed,
     request: Request,
 ) -> Result<Response, Problem> {
     auth::check_write(&state.app, peer, &request)?;
     let id = images::id(path)?;
-    Ok(written(accept(&state.app, Target::Id(id), query, request).await?))
+    Ok(written(accept(&state.app, client.share(), Target::Id(id), query, request).await?))
 }
 
 /// `POST /images?ttl=2h` with an image or a JSON record. The id is made of the image's bytes, so the same image is stored
@@ -75,11 +76,12 @@ pub(crate) async fn put(
 pub(crate) async fn post(
     State(state): State<Arc<HttpState>>,
     Extension(peer): Extension<Peer>,
+    Extension(client): Extension<Client>,
     query: Parsed,
     request: Request,
 ) -> Result<Response, Problem> {
     auth::check_write(&state.app, peer, &request)?;
-    Ok(written(accept(&state.app, Target::Content, query, request).await?))
+    Ok(written(accept(&state.app, client.share(), Target::Content, query, request).await?))
 }
 
 /// The answer to a write: the image's address, and that of its new version.
@@ -123,6 +125,7 @@ pub(crate) async fn delete(
 /// Reads a submission, and writes it.
 async fn accept(
     app: &App,
+    client: PeerKey,
     target: Target,
     query: Parsed,
     request: Request,
@@ -163,7 +166,7 @@ async fn accept(
         BodyContent::Image(declared) => Submission::Image { bytes: body, declared },
         BodyContent::Record => Submission::Record(body),
     };
-    Ok(app.writer.put(target, submission, ttl, preconditions).await?)
+    Ok(app.writer.put(client, target, submission, ttl, preconditions).await?)
 }
 
 /// The time to live: from the parameter `ttl`, the field `TTL`, or the settings.

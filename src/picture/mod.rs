@@ -45,6 +45,9 @@ pub enum PictureError {
     /// The format is served as it is, and not decoded.
     #[error("{} isn't decoded here, so it can't be had in another format", .0.as_str())]
     Opaque(MediaType),
+    /// The format is decoded, but not this kind of it.
+    #[error("the image is of a kind that isn't decoded here: {0}")]
+    Unsupported(String),
     /// The picture would take too much memory.
     #[error("the image has {width}×{height} pixels, the limit is {limit} ([pictures] max_pixels)")]
     TooManyPixels {

@@ -160,6 +160,7 @@ pub struct WriteSettings {
     pub tokens: Vec<Token>,
     pub tokens_file: PathBuf,
     pub local: bool,
+    pub verify: bool,
 }
 
 /// `[events]`: the event streams that tell browsers of changes.

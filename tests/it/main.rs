@@ -35,6 +35,7 @@ mod harness;
 mod access;
 mod answers;
 mod browser;
+mod cases;
 mod checker;
 mod coherence;
 mod command_line;

@@ -546,3 +546,28 @@ async fn the_command_line_writes_to_a_running_server_with_its_token() {
     let answer = crate::harness::get(process.address, "/images/a", &[]).await;
     assert_eq!(answer.body, png(1, 1000));
 }
+
+#[tokio::test]
+async fn a_broken_picture_is_refused_and_what_is_not_decoded_is_stored_as_it_is() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("writes.verify", "true"), ("pictures.max_pixels", "5000")]);
+    let server = server.await.coherent().await;
+    let whole = encoded(&picture(1, 60, 60), ImageFormat::Png);
+    let large = encoded(&picture(1, 100, 60), ImageFormat::Png);
+    let cut = whole[..whole.len() * 2 / 3].to_vec();
+    for (body, content_type) in [(cut.clone(), "image/png"), (record(&cut), "application/json")] {
+        let headers = [("content-type", content_type)];
+        let answer = put(&server, "/images/a", &headers, &body).await;
+        let problem = answer.problem(400, "not-an-image");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains("broken") && detail.contains("[writes] verify"), "{detail}");
+        server.get("/images/a").await.problem(404, "absent");
+    }
+    let avif = b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf".to_vec();
+    for (id, body) in [("whole", whole), ("large", large), ("avif", avif)] {
+        let path = format!("/images/{id}");
+        let answer = put(&server, &path, &[], &body).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{id}: {answer:?}");
+        assert_eq!(server.get(&path).await.body, body, "{id}");
+    }
+}
