@@ -5,6 +5,8 @@
 //! them. The crates that were tried take any two bytes `BM` for a bitmap and miss most HEIC brands; here a signature
 //! has as much of the header as the format fixes.
 
+mod svg;
+
 use crate::image::MediaType;
 
 /// The type of an image; `None` if the bytes are no image of a known type.
@@ -35,7 +37,7 @@ pub fn sniff(bytes: &[u8]) -> Option<MediaType> {
         Some(MediaType::Bmp)
     } else if is_ico(bytes) {
         Some(MediaType::Ico)
-    } else if is_svg(bytes) {
+    } else if svg::is_svg(bytes) {
         Some(MediaType::Svg)
     } else {
         None
@@ -57,62 +59,40 @@ fn iso_media(bytes: &[u8]) -> Option<MediaType> {
     })
 }
 
-/// `BM`, and a size that the information header has in some version of the format.
+/// Tells a bitmap from text that begins with `BM`, by the size of its information header.
 fn is_bmp(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"BM")
-        && bytes.get(14..18).and_then(|size| size.try_into().ok()).is_some_and(|size| {
-            matches!(u32::from_le_bytes(size), 12 | 16 | 40 | 52 | 56 | 64 | 108 | 124)
-        })
+    bytes.starts_with(b"BM") && bytes.get(14..).is_some_and(starts_with_bmp_header)
 }
 
-/// An icon directory with at least one entry, whose reserved byte is zero. Cursors (type 2) aren't icons.
+/// Tells whether bytes start with the size of an information header: that of Windows 2, 3, 4 or 5, or one of those that
+/// OS/2 2 may cut its own to.
+fn starts_with_bmp_header(bytes: &[u8]) -> bool {
+    bytes.first_chunk().is_some_and(|size| match u32::from_le_bytes(*size) {
+        12 | 42 | 46 | 108 | 124 => true,
+        size => (16..=64).contains(&size) && size.is_multiple_of(4),
+    })
+}
+
+/// Tells an icon directory by an entry whose picture is there, and is a PNG or a bitmap. Cursors (type 2) aren't icons.
+///
+/// The other fields of an entry say nothing: .NET writes 255 into the reserved byte, others leave planes, bit count and
+/// size at 0, and count more entries than there are. A file that is cut off in its first entry is told by the
+/// reserved byte.
 fn is_ico(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"\0\0\x01\0")
-        && bytes.get(4..6).is_some_and(|count| count != b"\0\0")
-        && bytes.get(9) == Some(&0)
-}
-
-/// An XML document in an ASCII-compatible encoding with the root element `svg`. Before that may come a byte order mark,
-/// white space, the XML declaration, processing instructions, comments and a document type (XML 1.0 §2.8).
-fn is_svg(bytes: &[u8]) -> bool {
-    let mut rest = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    loop {
-        rest = rest.trim_ascii_start();
-        let skipped = if rest.starts_with(b"<?") {
-            after(rest, b"?>")
-        } else if rest.starts_with(b"<!--") {
-            after(&rest[4..], b"-->")
-        } else if rest.len() >= 9 && rest[..9].eq_ignore_ascii_case(b"<!doctype") {
-            after_doctype(rest)
-        } else {
-            break;
-        };
-        match skipped {
-            Some(tail) => rest = tail,
-            None => return false,
-        }
-    }
-    let name = |prefix: &[u8]| {
-        rest.strip_prefix(prefix)
-            .and_then(<[u8]>::first)
-            .is_some_and(|next| next.is_ascii_whitespace() || matches!(next, b'>' | b'/'))
+    let Some((directory, entries)) = bytes.split_first_chunk::<6>() else { return false };
+    let [0, 0, 1, 0, count @ ..] = directory else { return false };
+    let count = usize::from(u16::from_le_bytes(*count));
+    let (entries, _) = entries.as_chunks::<16>();
+    let starts_at = |entry: &[u8; 16]| {
+        let [.., a, b, c, d] = *entry;
+        usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or(usize::MAX)
     };
-    name(b"<svg") || name(b"<svg:svg")
-}
-
-fn after<'a>(bytes: &'a [u8], end: &[u8]) -> Option<&'a [u8]> {
-    let at = bytes.windows(end.len()).position(|window| window == end)?;
-    bytes.get(at + end.len()..)
-}
-
-/// The text after a document type, which may have an internal subset in brackets with `>` inside.
-fn after_doctype(bytes: &[u8]) -> Option<&[u8]> {
-    let plain = bytes.iter().position(|byte| *byte == b'>')?;
-    if bytes[..plain].contains(&b'[') {
-        after(after(bytes, b"]")?, b">")
-    } else {
-        bytes.get(plain + 1..)
-    }
+    let is_picture = |entry: &[u8; 16]| {
+        let picture = bytes.get(starts_at(entry)..).unwrap_or_default();
+        picture.starts_with(b"\x89PNG\r\n\x1a\n") || starts_with_bmp_header(picture)
+    };
+    entries.iter().take(count).any(is_picture)
+        || entries.is_empty() && count > 0 && matches!(bytes.get(9), Some(0 | 255))
 }
 
 #[cfg(test)]
@@ -123,7 +103,7 @@ mod tests {
     fn each_signature_is_known() {
         let bmp = [b"BM".as_slice(), &[0; 12], &[40, 0, 0, 0]].concat();
         let ico = [0, 0, 1, 0, 1, 0, 16, 16, 0, 0, 1, 0];
-        let cases: [(&[u8], MediaType); 21] = [
+        let cases: [(&[u8], MediaType); 16] = [
             (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", MediaType::Png),
             (b"\xff\xd8\xff\xe0\0\x10JFIF", MediaType::Jpeg),
             (b"GIF87a\0", MediaType::Gif),
@@ -140,11 +120,6 @@ mod tests {
             (&bmp, MediaType::Bmp),
             (&ico, MediaType::Ico),
             (b"<svg xmlns='http://www.w3.org/2000/svg'/>", MediaType::Svg),
-            (b"\xef\xbb\xbf\n<svg>", MediaType::Svg),
-            (b"<?xml version='1.0'?><!-- > --><svg/>", MediaType::Svg),
-            (b"<!DOCTYPE svg PUBLIC 'a' 'b'>\n<svg\n>", MediaType::Svg),
-            (b"<!doctype svg [<!ENTITY a 'b'>]><svg >", MediaType::Svg),
-            (b"<svg:svg xmlns:svg='http://www.w3.org/2000/svg'>", MediaType::Svg),
         ];
         for (bytes, media_type) in cases {
             assert_eq!(sniff(bytes), Some(media_type), "{}", bytes.escape_ascii());
@@ -153,11 +128,13 @@ mod tests {
 
     #[test]
     fn bytes_that_only_look_like_an_image_have_no_type() {
-        let cases: [&[u8]; 16] = [
+        let cases: [&[u8]; 14] = [
             b"",
             b"BM",
             b"BMW is a car maker from Munich",
             b"\0\0\x01\0",
+            b"\0\0\x01\0 is how an icon begins",
+            b"\0\0\x01\0text",
             b"\0\0\x02\0\x01\0\x10\x10\0\0",
             b"\0\0\0\x18ftypisom\0\0\0\0mp41avc1",
             b"\0\0\0\xffftypavif",
@@ -165,14 +142,41 @@ mod tests {
             b"RIFF\0\0\0\0WAVEfmt ",
             b"<html><svg></svg></html>",
             b"<svgfoo>",
-            b"<svg",
-            b"<!-- <svg>",
-            b"<!doctype svg [ <svg>",
-            b"<!DOCTYPE html><html></html>",
             b"hello",
         ];
         for bytes in cases {
             assert_eq!(sniff(bytes), None, "{}", bytes.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn an_icon_is_told_by_the_picture_of_an_entry() {
+        let ico = |count: u16, entry: [u8; 8], offset: u32, picture: &[u8]| {
+            let (count, offset) = (count.to_le_bytes(), offset.to_le_bytes());
+            let parts: [&[u8]; 6] = [&[0, 0, 1, 0], &count, &entry, &[0xff; 4], &offset, picture];
+            parts.concat()
+        };
+        let (plain, dib) = ([16, 16, 0, 0, 1, 0, 32, 0], [40, 0, 0, 0, 16, 0]);
+        for bytes in [
+            ico(1, plain, 22, &dib),
+            ico(1, plain, 22, b"\x89PNG\r\n\x1a\n"),
+            ico(1, [0, 0, 0, 255, 1, 0, 32, 0], 22, &dib),
+            ico(1, [0, 0, 7, 7, 0, 0, 0, 0], 22, &dib),
+            ico(9, plain, 22, &dib),
+            ico(2, plain, u32::MAX, &ico(1, plain, 38, &dib)[6..]),
+            ico(1, plain, 22, &[124, 0, 0, 0]),
+        ] {
+            assert_eq!(sniff(&bytes), Some(MediaType::Ico), "{}", bytes.escape_ascii());
+        }
+        for bytes in [
+            ico(0, plain, 22, &dib),
+            ico(1, plain, 22, b"text"),
+            ico(1, plain, 23, &dib),
+            ico(1, plain, u32::MAX, &dib),
+            ico(1, plain, 22, &[]),
+            ico(1, plain, u32::MAX, &ico(1, plain, 38, &dib)[6..]),
+        ] {
+            assert_eq!(sniff(&bytes), None, "{}", bytes.escape_ascii());
         }
     }
 }
