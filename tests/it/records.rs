@@ -24,6 +24,13 @@ async fn every_form_of_record_gives_the_same_image() {
             ("url_safe_unpadded", URL_SAFE_NO_PAD.encode(&bytes)),
             ("lines", lines.join("\r\n")),
             ("data_url", format!("data:image/png;base64,{standard}")),
+            (
+                "encoded_data_url",
+                format!(
+                    "data:image/png;base64,{}",
+                    standard.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D")
+                ),
+            ),
         ] {
             let json = serde_json::json!({"base64_data": text, "model": {"n": 1}}).to_string();
             for value in [json.clone(), json.replace('/', "\\/"), format!(" {json}\n")] {
@@ -34,6 +41,67 @@ async fn every_form_of_record_gives_the_same_image() {
                 assert_eq!(answer.header("etag"), etag(value.as_bytes()));
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn json_may_be_as_python_and_dotnet_write_it() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    for length in [1000, 200_000] {
+        let bytes = png(7, length);
+        let image = format!(r#""base64_data": "{}""#, STANDARD.encode(&bytes));
+        for value in [
+            format!(r#"{{{image}, "score": NaN}}"#),
+            format!(r#"{{"scores": [Infinity, {{"a": -Infinity}}], {image}, "url": NaN}}"#),
+            format!("\u{feff}{{{image}}}"),
+            format!("\u{feff}{{\"created_at\": NaN, {image}}}"),
+            format!(r#"{{{image}, "\ud83d": "\ud83d"}}"#),
+        ] {
+            redis.set("a", value.as_bytes()).await;
+            let answer = server.get("/images/a").await;
+            assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+            assert_eq!(answer.body, bytes);
+            assert_eq!(answer.header("etag"), etag(value.as_bytes()));
+        }
+    }
+    redis.set("a", "\u{feff}{\"score\": NaN,\n\"b\": Infinity, nan}".as_bytes()).await;
+    let members = server.get("/images/a").await.problem(502, "corrupt-record");
+    assert_eq!(members["detail"], "the value isn't JSON (line 2, column 16)");
+}
+
+#[tokio::test]
+async fn svg_is_told_by_its_root_whatever_comes_before_it() {
+    const NAMESPACE: &str = "http://www.w3.org/2000/svg";
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await;
+    let utf_16 = format!("\u{feff}<?xml version='1.0'?><svg xmlns='{NAMESPACE}'/>");
+    let utf_16: Vec<u8> = utf_16.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let entity = format!("<!DOCTYPE svg [<!ENTITY n '{NAMESPACE}'>]><svg xmlns='&n;'/>");
+    let documents = [
+        format!("<ns0:svg xmlns:ns0='{NAMESPACE}'/>").into_bytes(),
+        format!("<!DOCTYPE svg [ <!-- a[0] > --> ]><svg xmlns='{NAMESPACE}'/>").into_bytes(),
+        entity.into_bytes(),
+        utf_16,
+    ];
+    for bytes in documents {
+        let value = serde_json::json!({ "base64_data": STANDARD.encode(&bytes) });
+        redis.set("a", value.to_string().as_bytes()).await;
+        let answer = server.get("/images/a").await;
+        assert_eq!(answer.header("content-type"), "image/svg+xml");
+        assert_eq!(answer.body, bytes);
+    }
+    let svg = format!("<svg xmlns='{NAMESPACE}' fill='%'/>");
+    let encoded = svg.replace('%', "%25").replace('<', "%3C");
+    let value = serde_json::json!({ "base64_data": format!("data:image/svg+xml,{encoded}") });
+    redis.set("a", value.to_string().as_bytes()).await;
+    let answer = server.get("/images/a").await;
+    assert_eq!(answer.header("content-type"), "image/svg+xml");
+    assert_eq!(answer.body, svg.as_bytes());
+    for html in ["<html><svg></svg></html>", "<s:svg xmlns:s='urn:x'/>"] {
+        let value = serde_json::json!({ "base64_data": STANDARD.encode(html) });
+        redis.set("a", value.to_string().as_bytes()).await;
+        server.get("/images/a").await.problem(502, "corrupt-record");
     }
 }
 
@@ -75,7 +143,12 @@ async fn created_at_becomes_last_modified() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await;
     let base64_data = STANDARD.encode(png(1, 100));
-    for created_at in [serde_json::json!("2026-01-02T04:04:05+01:00"), 1_767_323_045.into()] {
+    for created_at in [
+        serde_json::json!("2026-01-02T04:04:05+01:00"),
+        1_767_323_045.into(),
+        "2026-01-02T03:04:05.123456".into(),
+        "2026-01-02 03:04:05".into(),
+    ] {
         let value = serde_json::json!({"base64_data": base64_data, "created_at": created_at});
         redis.set("a", value.to_string().as_bytes()).await;
         let answer = server.get("/images/a").await;

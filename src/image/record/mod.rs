@@ -1,15 +1,18 @@
 //! The record: the JSON value in the store that has an image in base64, or refers to an offloaded one.
 
+mod json;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64_turbo::{Engine, STANDARD, STANDARD_PAD_INDIFFERENT, URL_SAFE_PAD_INDIFFERENT};
+use percent_encoding::percent_decode;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serializer};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use time::format_description::well_known::{Iso8601, Rfc3339};
+use time::{OffsetDateTime, PrimitiveDateTime};
 
 use crate::image::buffer::Buffer;
 use crate::image::{MAX_HTTP_DATE, MediaType, Traits, hex};
@@ -37,9 +40,9 @@ pub enum Corrupt {
     /// A character, a length or a padding that base64 doesn't allow.
     #[error("base64_data isn't base64")]
     NotBase64,
-    /// A `data:` URL without `;base64`.
-    #[error("base64_data is a data URL without `;base64`")]
-    NotABase64Url,
+    /// A `data:` URL without a comma.
+    #[error("base64_data is a data URL without data: a comma must come before them")]
+    NotADataUrl,
     /// Base64 of no bytes.
     #[error("the image is empty")]
     Empty,
@@ -106,8 +109,8 @@ pub struct Decoded {
     pub traits: Traits,
 }
 
-/// The fields as they stand in JSON. Advisory ones stay raw, so that no value of theirs, however odd, makes the record
-/// corrupt. Of a duplicate field the last value counts, as in Python.
+/// The fields as they stand in JSON. Names and advisory values stay raw, so that none, however odd, makes the record
+/// corrupt: JavaScript and Python write half a surrogate pair where they cut a string. Of a duplicate field the last value counts, as in Python.
 #[derive(Default)]
 struct Fields<'a> {
     base64_data: Option<Cow<'a, str>>,
@@ -138,8 +141,8 @@ impl<'de> Deserialize<'de> for Fields<'de> {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
                 let mut fields = Fields::default();
                 let text = |value: Option<Text<'de>>| value.map(|text| text.0);
-                while let Some(Text(name)) = map.next_key()? {
-                    match &*name {
+                while let Some(name) = map.next_key::<&RawValue>()? {
+                    match advisory_text(name).as_deref().unwrap_or_default() {
                         "base64_data" => fields.base64_data = text(map.next_value()?),
                         "url" => fields.url = text(map.next_value()?),
                         "mime_type" => fields.mime_type = Some(map.next_value()?),
@@ -163,12 +166,11 @@ fn advisory_text(raw: &RawValue) -> Option<Cow<'_, str>> {
     serde_json::from_str::<Text<'_>>(raw.get()).ok().map(|text| text.0)
 }
 
-/// Parses RFC 3339, or seconds since 1970. A time in the future is ignored: `Last-Modified` must not be later than the
+/// Parses a date and time, or seconds since 1970. A time in the future is ignored: `Last-Modified` must not be later than the
 /// answer (RFC 9110 §8.8.2.1).
 fn advisory_time(raw: &RawValue) -> Option<SystemTime> {
     let seconds = if let Some(text) = advisory_text(raw) {
-        let time = OffsetDateTime::parse(&text, &Rfc3339).ok()?;
-        u64::try_from(time.unix_timestamp()).ok()?
+        u64::try_from(date_time(&text)?.unix_timestamp()).ok()?
     } else {
         let seconds: f64 = serde_json::from_str(raw.get()).ok()?;
         Duration::try_from_secs_f64(seconds).ok()?.as_secs()
@@ -178,16 +180,34 @@ fn advisory_time(raw: &RawValue) -> Option<SystemTime> {
     (time <= SystemTime::now()).then_some(time)
 }
 
+/// Parses RFC 3339 with any character for `T`, and ISO 8601: Jackson writes offsets without a colon, Java leaves out
+/// seconds that are zero. A time without an offset is UTC.
+fn date_time(text: &str) -> Option<OffsetDateTime> {
+    if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
+        return Some(time);
+    }
+    let text = text.replacen(' ', "T", 1);
+    OffsetDateTime::parse(&text, &Iso8601::PARSING).ok().or_else(|| {
+        PrimitiveDateTime::parse(&text, &Iso8601::PARSING).ok().map(PrimitiveDateTime::assume_utc)
+    })
+}
+
 impl<'a> Record<'a> {
     /// Parses a value. If it has both fields, `base64_data` counts unless it is empty.
     pub fn parse(value: &'a [u8]) -> Result<Record<'a>, Corrupt> {
-        let fields: Fields<'a> = serde_json::from_slice(value).map_err(|error| {
-            if error.is_data() {
-                Corrupt::NotARecord("expected an object whose base64_data or url is a string")
-            } else {
-                Corrupt::NotJson { line: error.line(), column: error.column() }
-            }
-        })?;
+        match serde_json::from_slice(json::without_mark(value)) {
+            Ok(fields) => Record::of(fields),
+            Err(error) => match json::with_nulls(value) {
+                Some(copy) => match serde_json::from_slice(&copy) {
+                    Ok(fields) => Record::of(fields).map(Record::into_owned),
+                    Err(error) => Err(not_a_record(&error, value)),
+                },
+                None => Err(not_a_record(&error, value)),
+            },
+        }
+    }
+
+    fn of(fields: Fields<'a>) -> Result<Record<'a>, Corrupt> {
         let sha256 = fields.sha256.and_then(advisory_text).and_then(|text| from_hex(&text));
         let object = fields.object.and_then(advisory_text);
         let size = fields.size_bytes.and_then(|raw| serde_json::from_str(raw.get()).ok());
@@ -207,10 +227,34 @@ impl<'a> Record<'a> {
             created_at: fields.created_at.and_then(advisory_time),
         })
     }
+
+    fn into_owned(self) -> Record<'static> {
+        let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        Record {
+            content: match self.content {
+                Content::Inline(base64) => Content::Inline(owned(base64)),
+                Content::Offloaded(ObjectRef { url, object, sha256, size }) => {
+                    let (url, object) = (owned(url), object.map(owned));
+                    Content::Offloaded(ObjectRef { url, object, sha256, size })
+                }
+            },
+            declared_type: self.declared_type.map(owned),
+            created_at: self.created_at,
+        }
+    }
 }
 
-/// Decodes `base64_data`: standard or URL-safe alphabet, padded or not, with white space anywhere, with or without
-/// `data:…;base64,` before it.
+/// The reason for which a value wasn't parsed, even with `null` for what JSON lacks.
+fn not_a_record(error: &serde_json::Error, value: &[u8]) -> Corrupt {
+    if error.is_data() {
+        Corrupt::NotARecord("expected an object whose base64_data or url is a string")
+    } else {
+        let (line, column) = (error.line(), error.column());
+        Corrupt::NotJson { line, column: json::column(value, line, column) }
+    }
+}
+
+/// Decodes `base64_data`: standard or URL-safe alphabet, padded or not, with white space anywhere, or a data URL.
 pub fn decode(text: &str) -> Result<Decoded, Corrupt> {
     // Nearly every writer stores this, and it decodes ten times as fast as the general case.
     let bytes = match decoded(STANDARD, text.as_bytes()) {
@@ -238,19 +282,37 @@ fn decoded(engine: Engine, text: &[u8]) -> Result<Buffer, base64_turbo::Error> {
 }
 
 fn decode_leniently(text: &str) -> Result<Buffer, Corrupt> {
-    let text = text.trim_ascii_start();
-    let text = if text.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("data:")) {
-        let (before, data) = text.split_once(',').ok_or(Corrupt::NotABase64Url)?;
-        let encoding = before.rsplit(';').next().unwrap_or_default().trim();
-        if !encoding.eq_ignore_ascii_case("base64") {
-            return Err(Corrupt::NotABase64Url);
-        }
-        data
-    } else {
-        text
-    };
+    let text = text.trim_matches(is_c0_or_space);
+    let is_url = text.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("data:"));
+    if is_url { decode_data_url(&text[5..]) } else { decode_base64(text.as_bytes()) }
+}
+
+/// A C0 control or space, as the URL standard calls it.
+const fn is_c0_or_space(character: char) -> bool {
+    character <= ' '
+}
+
+/// Decodes a data URL, given without its scheme, as a browser fetches it (WHATWG Fetch, "data: URL processor"). Its
+/// media type is ignored.
+fn decode_data_url(url: &str) -> Result<Buffer, Corrupt> {
+    // The fragment is no part of what is fetched, and the URL parser removes tabs and line ends.
+    let url = url.split_once('#').map_or(url, |(url, _fragment)| url);
+    let (media_type, data) = url.split_once(',').ok_or(Corrupt::NotADataUrl)?;
+    let mut encoded = Vec::with_capacity(data.len());
+    encoded.extend(data.bytes().filter(|byte| !matches!(byte, b'\t' | b'\n' | b'\r')));
+    let data: Cow<'_, [u8]> = percent_decode(&encoded).into();
+    let encoding = media_type.rsplit_once(';').map(|(_, encoding)| encoding.trim());
+    if encoding.is_some_and(|encoding| encoding.eq_ignore_ascii_case("base64")) {
+        return decode_base64(&data);
+    }
+    let mut bytes = Buffer::zeroed(data.len());
+    bytes.copy_from_slice(&data);
+    Ok(bytes)
+}
+
+fn decode_base64(text: &[u8]) -> Result<Buffer, Corrupt> {
     let mut compact = Vec::with_capacity(text.len());
-    compact.extend(text.bytes().filter(|byte| !byte.is_ascii_whitespace()));
+    compact.extend(text.iter().filter(|byte| !byte.is_ascii_whitespace()));
     let engine = if compact.iter().any(|byte| matches!(byte, b'-' | b'_')) {
         URL_SAFE_PAD_INDIFFERENT
     } else {
@@ -271,52 +333,27 @@ pub fn moved(
 ) -> Vec<u8> {
     const REPLACED: [&str; 7] =
         ["base64_data", "mime_type", "content_type", "url", "object", "size_bytes", "sha256"];
-    let Others(mut fields) = serde_json::from_slice(value).unwrap_or_default();
-    fields.retain(|(name, _)| !REPLACED.contains(&&**name));
-    let written = |value: serde_json::Value| {
-        serde_json::value::to_raw_value(&value).expect("strings and numbers are JSON")
-    };
     let own = [
-        ("url", written(url.into())),
-        ("object", written(object.into())),
-        ("mime_type", written(media_type.as_str().into())),
-        ("size_bytes", written(length.into())),
-        ("sha256", written(hex(sha256).into())),
+        ("url", url.into()),
+        ("object", object.into()),
+        ("mime_type", media_type.as_str().into()),
+        ("size_bytes", length.into()),
+        ("sha256", hex(sha256).into()),
     ];
-    let own = own.iter().map(|(name, value)| (*name, &**value));
-    let others = fields.iter().map(|(name, value)| (&**name, *value));
-    let mut json = Vec::new();
-    let mut serializer = serde_json::Serializer::new(&mut json);
-    serializer.collect_map(others.chain(own)).expect("names and JSON are JSON");
-    json
-}
-
-/// The fields of a JSON object in their order.
-#[derive(Default)]
-struct Others<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
-
-impl<'de> Deserialize<'de> for Others<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct OthersVisitor;
-
-        impl<'de> Visitor<'de> for OthersVisitor {
-            type Value = Others<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Others<'de>, A::Error> {
-                let mut fields = Vec::new();
-                while let Some(Text(name)) = map.next_key()? {
-                    fields.push((name, map.next_value()?));
-                }
-                Ok(Others(fields))
-            }
+    let own = own.map(|(name, value): (&str, serde_json::Value)| format!("\"{name}\":{value}"));
+    // The other fields aren't parsed: they may have `NaN` in them, or a name that no string can hold.
+    let is_replaced = |name: &[u8]| {
+        serde_json::from_slice::<Text<'_>>(name).is_ok_and(|Text(name)| REPLACED.contains(&&*name))
+    };
+    let mut json = vec![b'{'];
+    for (name, value) in json::members(value).filter(|(name, _)| !is_replaced(name)) {
+        for part in [name, b":", value, b","] {
+            json.extend_from_slice(part);
         }
-
-        deserializer.deserialize_map(OthersVisitor)
     }
+    json.extend(own.join(",").as_bytes());
+    json.push(b'}');
+    json
 }
 
 /// Parses 64 hexadecimal digits.
@@ -328,10 +365,13 @@ fn from_hex(text: &str) -> Option<[u8; 32]> {
         return None;
     }
     for (byte, pair) in bytes.iter_mut().zip(pairs) {
-        let digit = |digit: u8| char::from(digit).to_digit(16).and_then(|it| u8::try_from(it).ok());
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+        *byte = hex_digit(pair[0])? << 4 | hex_digit(pair[1])?;
     }
     Some(bytes)
+}
+
+fn hex_digit(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).and_then(|it| u8::try_from(it).ok())
 }
 
 /// Truncates a time to whole seconds, as records and HTTP dates have them.
@@ -397,6 +437,37 @@ mod tests {
     }
 
     #[test]
+    fn a_data_url_is_what_a_browser_fetches() {
+        for url in [
+            "data:image/gif;base64,R0lGODlh%2B/%2b%2F%2Fg%3D%3D",
+            "data:image/gif;base64,R0lGODlh%20+/+//g%3D=#fragment",
+            "data:image/gif; base64 ,R0lGODlh+/+\t/\n/%0Ag==",
+            "\u{1} data:image/gif;charset=utf-8;base64,R0lGODlh+/+//g \r\n",
+            "data:image/gif,GIF89a%fb%FF%Bf%fE",
+            "data:,G%49F89a%f\nb%FF%Bf%fE \0",
+        ] {
+            let value = serde_json::json!({ "base64_data": url }).to_string();
+            assert_eq!(image(&value).as_deref(), Ok(GIF), "{url}");
+        }
+        let svg =
+            "<svg xmlns='http://www.w3.org/2000/svg'><path fill='red' d='M0 0%' id='é+?'/></svg>";
+        let encoded = svg.replace('%', "%25").replace('<', "%3C").replace('é', "%C3%A9");
+        for url in [
+            format!("data:image/svg+xml,{encoded}"),
+            format!("data:image/svg+xml,{encoded}#view"),
+            format!("data:image/svg+xml;utf8,{svg}"),
+            format!("data:image/svg+xml;charset=utf-8,{}", svg.replace(" d=", "\n d=")),
+            format!("data:;base64;a,{svg}"),
+            format!("Data:base64,{svg}"),
+        ] {
+            let value = serde_json::json!({ "base64_data": url }).to_string();
+            assert_eq!(image(&value).as_deref(), Ok(svg.as_bytes()), "{url}");
+        }
+        let twice = decode_data_url(",%2541%zz%4").unwrap();
+        assert_eq!(&*twice, b"%41%zz%4");
+    }
+
+    #[test]
     fn unknown_and_advisory_fields_never_matter() {
         for rest in [
             "",
@@ -404,11 +475,20 @@ mod tests {
             r#","mime_type":7,"content_type":["a"],"created_at":{"a":1}"#,
             r#","mime_type":null,"url":null,"created_at":null"#,
             r#","created_at":1e999,"mime_type":"\ud800","content_type":7,"content_type":"a""#,
+            r#","\ud83d":1,"a\udc00b":"\ud83d""#,
+            r#","score":NaN,"nested":[{"a":-Infinity}, Infinity],"prompt":"NaN""#,
+            r#","url":NaN,"created_at":NaN,"mime_type":-Infinity,"\ud83d":NaN"#,
+            r#","huge":1e999999,"digits":12345678901234567890123456789.0e-400"#,
             r#","url":"https://example.org/a","prompt":"\u0000","nested":{"a":[1,2,{"b":null}]}"#,
         ] {
-            let value = format!(r#" {{"base64_data":"{BASE64}"{rest}}} "#);
-            assert_eq!(image(&value).as_deref(), Ok(GIF), "{rest}");
+            for mark in ["", "\u{feff}"] {
+                let value = format!(r#"{mark} {{"base64_data":"{BASE64}"{rest}}} "#);
+                assert_eq!(image(&value).as_deref(), Ok(GIF), "{rest}");
+            }
         }
+        let deep = ["[".repeat(100_000), "]".repeat(100_000)].concat();
+        let value = format!(r#"{{"mime_type":{deep},"x":{deep},"base64_data":"{BASE64}"}}"#);
+        assert_eq!(image(&value).as_deref(), Ok(GIF));
     }
 
     #[test]
@@ -429,7 +509,7 @@ mod tests {
     fn the_record_of_an_offloaded_image_keeps_its_other_fields() {
         let value = br#"{"prompt": "a \u00e9 \"b\"", "n": 1.50, "base64_data": "R0lG", "content_type": "x", "url": null, "created_at": 5, "tags": ["a"]}"#;
         let sha256 = [0xab; 32];
-        let moved = moved(value, "s3://b/a.gif", "a.gif", MediaType::Gif, 3, &sha256);
+        let moved = super::moved(value, "s3://b/a.gif", "a.gif", MediaType::Gif, 3, &sha256);
         let expected = format!(
             r#"{{"prompt":"a \u00e9 \"b\"","n":1.50,"created_at":5,"tags":["a"],"url":"s3://b/a.gif","object":"a.gif","mime_type":"image/gif","size_bytes":3,"sha256":"{}"}}"#,
             "ab".repeat(32)
@@ -438,6 +518,14 @@ mod tests {
         let record = Record::parse(&moved).unwrap();
         let Content::Offloaded(object) = record.content else { panic!("{record:?}") };
         assert_eq!((&*object.url, object.sha256), ("s3://b/a.gif", Some(sha256)));
+        let value = "\u{feff}{\"\\ud83d\":[NaN, -Infinity],\"base64\\u005fdata\":\"R0lG\" , \"n\" :Infinity}";
+        let moved = super::moved(value.as_bytes(), "u", "o", MediaType::Gif, 3, &sha256);
+        let start =
+            r#"{"\ud83d":[NaN, -Infinity],"n":Infinity,"url":"u","object":"o","mime_type":"#;
+        assert!(moved.starts_with(start.as_bytes()), "{}", moved.escape_ascii());
+        let record = Record::parse(&moved).unwrap();
+        let Content::Offloaded(object) = record.content else { panic!("{record:?}") };
+        assert_eq!((&*object.url, object.size), ("u", Some(3)));
         for odd in ["5", "\"zz\"", "\"ab\"", "null"] {
             let value = format!(r#"{{"url": "u", "sha256": {odd}}}"#);
             let record = Record::parse(value.as_bytes()).unwrap();
@@ -447,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn created_at_is_rfc_3339_or_unix_seconds_and_anything_else_is_ignored() {
+    fn created_at_is_a_time_or_unix_seconds_and_anything_else_is_ignored() {
         let at = |seconds| Some(UNIX_EPOCH + Duration::from_secs(seconds));
         for (text, time) in [
             (r#""2026-01-02T03:04:05Z""#, at(1_767_323_045)),
@@ -460,7 +548,21 @@ mod tests {
             ("1e300", None),
             (r#""1969-12-31T23:59:59Z""#, None),
             (r#""yesterday""#, None),
-            (r#""2026-01-02T03:04:05""#, None),
+            (r#""2026-01-02T03:04:05""#, at(1_767_323_045)),
+            (r#""2026-01-02 03:04:05""#, at(1_767_323_045)),
+            (r#""2026-01-02T03:04:05.123456""#, at(1_767_323_045)),
+            (r#""2026-01-02 03:04:05.1234567""#, at(1_767_323_045)),
+            (r#""2026-01-02 04:04:05.123456+01:00""#, at(1_767_323_045)),
+            (r#""2026-01-02T04:04:05.000+0100""#, at(1_767_323_045)),
+            (r#""2026-01-02T03:04""#, at(1_767_323_040)),
+            (r#""2026-01-02T03:04:05+""#, None),
+            (r#""2026-01-02T03:04:05 x""#, None),
+            (r#""2026-01-02T25:04:05""#, None),
+            (r#""2026-13-02T03:04:05""#, None),
+            (r#""2026-01-02""#, None),
+            (r#""é""#, None),
+            (r#""2026-01-02é03:04:05Z""#, None),
+            ("NaN", None),
             ("true", None),
         ] {
             let value = format!(r#"{{"url":"u","created_at":{text}}}"#);
@@ -476,6 +578,14 @@ mod tests {
             ("\u{89}PNG", Corrupt::NotJson { line: 1, column: 1 }),
             (r#"{"base64_data":"#, Corrupt::NotJson { line: 1, column: 15 }),
             (r#"{"base64_data":"R0lG"} x"#, Corrupt::NotJson { line: 1, column: 24 }),
+            ("\u{feff}", Corrupt::NotJson { line: 1, column: 3 }),
+            ("\u{feff}\u{feff}{}", Corrupt::NotJson { line: 1, column: 4 }),
+            (r#"{"a":NaN,"b":-Infinity,"c":nan}"#, Corrupt::NotJson { line: 1, column: 29 }),
+            ("{\"a\":NaN,\n\"b\":NaN,}", Corrupt::NotJson { line: 2, column: 9 }),
+            ("{\"base64_data\":\"R0lG\"}\0", Corrupt::NotJson { line: 1, column: 23 }),
+            (r#"{"base64_data":"R0lG",NaN:1}"#, Corrupt::NotJson { line: 1, column: 23 }),
+            ("NaN", record.clone()),
+            (r#"{"base64_data":NaN}"#, Corrupt::NoImage),
             ("[]", record.clone()),
             ("\"R0lG\"", record.clone()),
             (r#"{"base64_data":7}"#, record.clone()),
@@ -486,8 +596,11 @@ mod tests {
             (r#"{"base64_data":""}"#, Corrupt::Empty),
             (r#"{"base64_data":" \n"}"#, Corrupt::Empty),
             (r#"{"base64_data":"data:image/gif;base64,"}"#, Corrupt::Empty),
-            (r#"{"base64_data":"data:image/gif,abc"}"#, Corrupt::NotABase64Url),
-            (r#"{"base64_data":"data:"}"#, Corrupt::NotABase64Url),
+            (r#"{"base64_data":"data:image/gif,"}"#, Corrupt::Empty),
+            (r#"{"base64_data":"data:image/gif,abc"}"#, Corrupt::NotAnImage),
+            (r#"{"base64_data":"data:image/gif;base64,R0lG%"}"#, Corrupt::NotBase64),
+            (r#"{"base64_data":"data:"}"#, Corrupt::NotADataUrl),
+            (r#"{"base64_data":"data:image/gif;base64#,R0lG"}"#, Corrupt::NotADataUrl),
             (r#"{"base64_data":"R0lG!"}"#, Corrupt::NotBase64),
             (r#"{"base64_data":"R0lGO"}"#, Corrupt::NotBase64),
             (r#"{"base64_data":"R0lGODlh-/+//g=="}"#, Corrupt::NotBase64),
