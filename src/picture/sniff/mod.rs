@@ -76,8 +76,7 @@ fn starts_with_bmp_header(bytes: &[u8]) -> bool {
 /// Tells an icon directory by an entry whose picture is there, and is a PNG or a bitmap. Cursors (type 2) aren't icons.
 ///
 /// The other fields of an entry say nothing: .NET writes 255 into the reserved byte, others leave planes, bit count and
-/// size at 0, and count more entries than there are. A file that is cut off in its first entry is told by the
-/// reserved byte.
+/// size at 0. A file that is cut off in its first entry is told by the reserved byte.
 fn is_ico(bytes: &[u8]) -> bool {
     let Some((directory, entries)) = bytes.split_first_chunk::<6>() else { return false };
     let [0, 0, 1, 0, count @ ..] = directory else { return false };

@@ -16,13 +16,13 @@ const NAMESPACE: &str = "http://www.w3.org/2000/svg";
 
 /// Longest value of a namespace declaration that is looked at, in bytes. With references it may be longer than the
 /// namespace.
-const LONGEST_VALUE: usize = 128;
+const LONGEST_VALUE: usize = 64;
 
 /// Tells whether bytes are an XML document whose root element is `svg`.
 ///
 /// Before the root may come a byte order mark, white space, the XML declaration, processing instructions, comments and
-/// a document type (XML 1.0 §2.8). Nothing after the start tag of the root is looked at. UTF-16 must have its byte
-/// order mark, as browsers demand it. Of other encodings only the ASCII part is read.
+/// a document type (XML 1.0 §2.8). Nothing after the start tag of the root is looked at. UTF-16 is told by its byte
+/// order mark, or by the XML declaration. Of other encodings only the ASCII part is read.
 pub(super) fn is_svg(bytes: &[u8]) -> bool {
     let text = ascii_compatible(&bytes[..bytes.len().min(PREFIX)]);
     let mut reader = Reader::from_reader(&*text);
@@ -45,7 +45,8 @@ const fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
 }
 
-/// The text without its byte order mark, in an encoding that has ASCII.
+/// The text without its byte order mark, in an encoding that has ASCII. UTF-16 without its mark is an error in XML, but
+/// browsers show such documents, if not in `<img>`; it is told as XML 1.0 §F.1 says.
 fn ascii_compatible(bytes: &[u8]) -> Cow<'_, [u8]> {
     let utf_16 = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
         let (pairs, _) = bytes.as_chunks::<2>();
@@ -56,6 +57,8 @@ fn ascii_compatible(bytes: &[u8]) -> Cow<'_, [u8]> {
     match bytes {
         [0xff, 0xfe, text @ ..] => utf_16(text, u16::from_le_bytes),
         [0xfe, 0xff, text @ ..] => utf_16(text, u16::from_be_bytes),
+        [b'<', 0, b'?', 0, ..] => utf_16(bytes, u16::from_le_bytes),
+        [0, b'<', 0, b'?', ..] => utf_16(bytes, u16::from_be_bytes),
         text => Cow::Borrowed(text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)),
     }
 }
@@ -258,12 +261,14 @@ mod tests {
     }
 
     #[test]
-    fn utf_16_needs_its_byte_order_mark() {
+    fn utf_16_needs_its_byte_order_mark_or_the_declaration() {
         let text = "<?xml version='1.0' encoding='UTF-16'?>\r\n<!DOCTYPE svg [<!-- 😀 ] -->]>\n<svg xmlns='NS'/>";
         for bytes in [u16::to_le_bytes, u16::to_be_bytes] {
             assert!(is_svg(&utf_16(&format!("\u{feff}{text}"), bytes)));
             assert!(is_svg(&[utf_16("\u{feff}<svg>", bytes), vec![0xd8]].concat()));
-            assert!(!is_svg(&utf_16(text, bytes)));
+            assert!(is_svg(&utf_16(text, bytes)));
+            assert!(!is_svg(&utf_16("<svg xmlns='NS'/>", bytes)));
+            assert!(!is_svg(&utf_16("<?xml version='1.0'?><html/>", bytes)));
             assert!(!is_svg(&utf_16("\u{feff}<html><svg/></html>", bytes)));
         }
         let utf_32: Vec<u8> =
