@@ -15,22 +15,36 @@ pub fn is_animated(bytes: &[u8], media_type: MediaType) -> bool {
     .unwrap_or(false)
 }
 
-/// An animated PNG has `acTL` before its pixels (PNG, third edition, §11.3.6.1).
+/// An animated PNG has `acTL` before its pixels, with the number of frames (PNG, third edition, §11.3.6.1).
 fn png_is_animated(bytes: &[u8]) -> Option<bool> {
     let mut at = 8;
     loop {
         let (length, rest) = bytes.get(at..)?.split_first_chunk()?;
         match rest.get(..4)? {
-            b"acTL" => return Some(true),
+            b"acTL" => return Some(u32::from_be_bytes(*rest.get(4..)?.first_chunk()?) > 1),
             b"IDAT" => return Some(false),
             _ => at += 12 + u32::from_be_bytes(*length) as usize,
         }
     }
 }
 
-/// Reads the animation flag of an extended WebP file (RFC 9649 §2.7).
+/// Reads the animation flag of an extended WebP file, and looks for a second frame (RFC 9649 §2.7). Chunks that are cut off
+/// aren't counted.
 fn webp_is_animated(bytes: &[u8]) -> Option<bool> {
-    Some(bytes.get(12..16)? == b"VP8X" && bytes.get(20)? & 2 != 0)
+    if bytes.get(12..16)? != b"VP8X" || bytes.get(20)? & 2 == 0 {
+        return Some(false);
+    }
+    let mut at = 12;
+    let mut frames = 0;
+    loop {
+        let (name, rest) = bytes.get(at..)?.split_first_chunk::<4>()?;
+        frames += u32::from(name == b"ANMF");
+        if frames > 1 {
+            return Some(true);
+        }
+        let size = u32::from_le_bytes(*rest.first_chunk()?) as usize;
+        at += 8 + size.next_multiple_of(2);
+    }
 }
 
 /// Looks for a second image descriptor in a GIF (`GIF89a` §20). The blocks before it are skipped by their lengths.
@@ -53,5 +67,46 @@ fn gif_is_animated(bytes: &[u8]) -> Option<bool> {
             at += 1 + usize::from(length);
         }
         at += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_single_frame_isnt_animated() {
+        let frame = [b',', 0, 0, 0, 0, 1, 0, 1, 0, 0, 2, 2, 0x44, 1, 0];
+        let screen = b"GIF89a\x01\0\x01\0\0\0\0";
+        for (frames, after, expected) in
+            [(1, &b";"[..], false), (1, b";,,,,", false), (1, b"", false), (2, b";", true)]
+        {
+            let gif = [&screen[..], &frame.repeat(frames), after].concat();
+            assert_eq!(is_animated(&gif, MediaType::Gif), expected, "{frames}");
+        }
+
+        let chunk = |name: &[u8; 4], payload: &[u8]| {
+            let size = u32::try_from(payload.len()).unwrap();
+            (size, [name, payload].concat())
+        };
+        let png = |frames: u8| {
+            let chunks = [chunk(b"IHDR", &[0; 13]), chunk(b"acTL", &[0, 0, 0, frames, 0, 0, 0, 0])];
+            let chunks = chunks.into_iter().chain([chunk(b"IDAT", &[])]);
+            let chunks =
+                chunks.flat_map(|(size, it)| [&size.to_be_bytes()[..], &it, &[0; 4]].concat());
+            b"\x89PNG\r\n\x1a\n".iter().copied().chain(chunks).collect::<Vec<_>>()
+        };
+        assert!(!is_animated(&png(1), MediaType::Png));
+        assert!(is_animated(&png(2), MediaType::Png));
+
+        let webp = |flags: u8, frames: usize| {
+            let header = [b"VP8X".as_slice(), &[10, 0, 0, 0, flags, 0, 0, 0, 0, 0, 0, 0, 0, 0]];
+            // Odd, and padded.
+            let frames = b"ANMF\x01\0\0\0\0\0".repeat(frames);
+            [b"RIFF\0\0\0\0WEBP".as_slice(), &header.concat(), &frames].concat()
+        };
+        assert!(!is_animated(&webp(2, 1), MediaType::WebP));
+        assert!(!is_animated(&webp(0, 2), MediaType::WebP));
+        assert!(is_animated(&webp(2, 2), MediaType::WebP));
     }
 }
