@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use image::DynamicImage;
 use moxcms::{
-    ColorProfile, DataColorSpace, Layout, ParsingOptions, RenderingIntent, Transform8BitExecutor,
-    TransformOptions,
+    Chromaticity, CicpColorPrimaries, CicpProfile, ColorPrimaries, ColorProfile, DataColorSpace,
+    Layout, MatrixCoefficients, ParsingOptions, RenderingIntent, ToneReprCurve,
+    TransferCharacteristics, Transform8BitExecutor, Transform16BitExecutor, TransformOptions,
 };
 
 /// Bytes that are converted at a time: whole pixels of three and of four channels. A copy of the whole would take as much
@@ -14,11 +15,16 @@ use moxcms::{
 const PIECE: usize = 12 * 4096;
 
 /// Converts colours by an embedded profile. Like in browsers, a profile that is malformed, or of another space than the decoded
-/// pixels, is ignored. A profile of greys counts if each pixel is grey.
+/// pixels, is ignored. A profile of greys counts if each pixel is grey. Ask [`is_refused`] before.
 pub(super) fn to_srgb(picture: &mut DynamicImage, profile: &[u8]) {
-    if let Some(profile) = parse(profile) {
+    if let Some(Colours::Known(profile)) = Colours::of_profile(profile) {
         convert(picture, &profile);
     }
+}
+
+/// True for a profile that counts, but can't be applied. A picture with it must be refused.
+pub(super) fn is_refused(profile: &[u8]) -> bool {
+    matches!(Colours::of_profile(profile), Some(Colours::Refused))
 }
 
 /// Converts colours by a profile for RGB or for greys.
@@ -28,11 +34,34 @@ pub(super) fn convert(picture: &mut DynamicImage, profile: &ColorProfile) {
         DynamicImage::ImageRgba8(pixels) => (&mut **pixels, 4),
         _ => return,
     };
-    match profile.color_space {
-        DataColorSpace::Rgb => convert_rgb(pixels, channels, profile),
-        DataColorSpace::Gray => convert_grey(pixels, channels, profile),
-        _ => None,
+    let is_grey = |pixel: &[u8]| pixel[0] == pixel[1] && pixel[1] == pixel[2];
+    if profile.color_space == DataColorSpace::Gray && !pixels.chunks_exact(channels).all(is_grey) {
+        return;
+    }
+    let Some(transform) = rgb_transform(profile, channels) else {
+        return;
     };
+    let mut source = Vec::with_capacity(PIECE);
+    for pixels in pixels.chunks_mut(PIECE) {
+        source.clear();
+        source.extend_from_slice(pixels);
+        if transform.transform(&source, pixels).is_err() {
+            pixels.copy_from_slice(&source);
+        }
+    }
+}
+
+/// A transform for pixels of RGB, or of RGBA, with 16 bits a channel. In 8 bits, dark colours of a profile with a flat curve would
+/// be one and the same. `None` if they are sRGB already.
+pub(super) fn deep_transform(
+    profile: &ColorProfile,
+    channels: usize,
+) -> Option<Arc<Transform16BitExecutor>> {
+    rgb_transform(profile, channels)?;
+    let (profile, layout) = (of_greys(profile), layout(channels));
+    profile
+        .create_transform_16bit(layout, &ColorProfile::new_srgb(), layout, options(&profile))
+        .ok()
 }
 
 /// Converts ink to light: from C, M, Y, K, where 255 is all of the ink, to R, G, B.
@@ -63,21 +92,30 @@ fn product(one: u8, other: u8) -> u8 {
     (u16::from(one) * u16::from(other) / 255) as u8
 }
 
-fn convert_rgb(pixels: &mut [u8], channels: usize, profile: &ColorProfile) -> Option<()> {
-    let layout = if channels == 4 { Layout::Rgba } else { Layout::Rgb };
-    let transform = transform(profile, layout, layout)?;
-    if changes_nothing(&*transform, channels) {
+fn layout(channels: usize) -> Layout {
+    if channels == 4 { Layout::Rgba } else { Layout::Rgb }
+}
+
+/// The transform of a profile for RGB or for greys. `None` if it would change nothing.
+fn rgb_transform(profile: &ColorProfile, channels: usize) -> Option<Arc<Transform8BitExecutor>> {
+    let profile = of_greys(profile);
+    if profile.color_space != DataColorSpace::Rgb {
         return None;
     }
-    let mut source = Vec::with_capacity(PIECE);
-    for pixels in pixels.chunks_mut(PIECE) {
-        source.clear();
-        source.extend_from_slice(pixels);
-        if transform.transform(&source, pixels).is_err() {
-            pixels.copy_from_slice(&source);
+    let transform = transform(&profile, layout(channels), layout(channels))?;
+    (!changes_nothing(&*transform, channels)).then_some(transform)
+}
+
+/// For a profile for greys, a profile for RGB with its curve: grey stays grey (ICC.1:2022 §F.2).
+fn of_greys(profile: &ColorProfile) -> Cow<'_, ColorProfile> {
+    match &profile.gray_trc {
+        Some(curve) if profile.color_space == DataColorSpace::Gray => {
+            let mut grey = ColorProfile::new_srgb();
+            set_curve(&mut grey, curve);
+            Cow::Owned(grey)
         }
+        _ => Cow::Borrowed(profile),
     }
-    Some(())
 }
 
 /// True for a transform from a space like sRGB: no colour of a grid changes by more than 1.
@@ -91,56 +129,203 @@ fn changes_nothing(transform: &Transform8BitExecutor, channels: usize) -> bool {
         && grid.iter().zip(&converted).all(|(one, other)| one.abs_diff(*other) <= 1)
 }
 
-fn convert_grey(pixels: &mut [u8], channels: usize, profile: &ColorProfile) -> Option<()> {
-    let is_grey = |pixel: &[u8]| pixel[0] == pixel[1] && pixel[1] == pixel[2];
-    if !pixels.chunks_exact(channels).all(is_grey) {
-        return None;
-    }
-    let greys: Vec<u8> = (0..=255).collect();
-    let mut colours = [0; 3 * 256];
-    transform(profile, Layout::Gray, Layout::Rgb)?.transform(&greys, &mut colours).ok()?;
-    let (colours, _) = colours.as_chunks::<3>();
-    for pixel in pixels.chunks_exact_mut(channels) {
-        let grey = usize::from(pixel[0]);
-        pixel[..3].copy_from_slice(&colours[grey]);
-    }
-    Some(())
-}
-
-/// The transform of a profile to sRGB. Of several tables it takes the perceptual one, or else the colorimetric one: there are no
-/// others after [`parse`].
 fn transform(
     profile: &ColorProfile,
     from: Layout,
     to: Layout,
 ) -> Option<Arc<Transform8BitExecutor>> {
+    profile.create_transform_8bit(from, &ColorProfile::new_srgb(), to, options(profile)).ok()
+}
+
+/// The options of a transform. Of several tables the perceptual one counts, or else the colorimetric one: there are no others after
+/// [`parse`].
+fn options(profile: &ColorProfile) -> TransformOptions {
     let rendering_intent = match profile.lut_a_to_b_perceptual {
         None if profile.lut_a_to_b_colorimetric.is_some() => RenderingIntent::RelativeColorimetric,
         _ => RenderingIntent::Perceptual,
     };
-    let options = TransformOptions { rendering_intent, ..TransformOptions::default() };
-    profile.create_transform_8bit(from, &ColorProfile::new_srgb(), to, options).ok()
+    TransformOptions {
+        rendering_intent,
+        // Code points are read by `Colours`.
+        allow_use_cicp_transfer: false,
+        ..TransformOptions::default()
+    }
 }
 
-/// Reads a profile, but only the tags that count here: in any other one moxcms would refuse a mistake.
+/// The colours of a picture.
+#[derive(Debug)]
+pub(super) enum Colours {
+    /// A profile for RGB, for greys or for CMYK.
+    Known(ColorProfile),
+    /// Colours that can't be converted rightly: PQ and HLG, which are brighter than white, and which each program darkens in its
+    /// own way; CIE XYZ as primaries; tables for greys. Such a picture must be refused.
+    Refused,
+}
+
+impl Colours {
+    /// The colours that a profile says. The code points in it come first, as in browsers. `None` if it is malformed.
+    pub(super) fn of_profile(bytes: &[u8]) -> Option<Colours> {
+        let profile = parse(bytes)?;
+        let tables = [&profile.lut_a_to_b_perceptual, &profile.lut_a_to_b_colorimetric];
+        if profile.color_space == DataColorSpace::Gray && tables.iter().any(|it| it.is_some()) {
+            return Some(Colours::Refused);
+        }
+        // In a profile, browsers take the curves of cameras for that of sRGB.
+        let points = profile.cicp.as_ref().filter(|points| points.full_range);
+        let colours = points.and_then(|points| {
+            let transfer = match points.transfer_characteristics as u8 {
+                1 | 6 | 11 | 14 | 15 => 13,
+                transfer => transfer,
+            };
+            Colours::of_code_points(points.color_primaries as u8, transfer)
+        });
+        Some(colours.unwrap_or(Colours::Known(profile)))
+    }
+
+    /// The colours of code points (ITU-T H.273 §8.1, §8.2). `None` if one of them isn't known.
+    pub(super) fn of_code_points(primaries: u8, transfer: u8) -> Option<Colours> {
+        /// CIE XYZ: moxcms has no finite values for it.
+        const XYZ: u8 = 10;
+        let mut profile = ColorProfile::new_from_cicp(CicpProfile {
+            color_primaries: CicpColorPrimaries::try_from(primaries).ok()?,
+            // Only for the primaries.
+            transfer_characteristics: TransferCharacteristics::Srgb,
+            matrix_coefficients: MatrixCoefficients::Identity,
+            full_range: true,
+        });
+        // Reserved primaries set nothing.
+        profile.cicp.take()?;
+        // Parameters as in `para` of a profile (ICC.1:2022 §10.18).
+        let curve: &[f32] = match transfer {
+            // BT.709, BT.601, xvYCC and BT.2020 are shown as by a screen (BT.1886), not by the inverse of the camera's curve.
+            1 | 6 | 11 | 14 | 15 => &[2.4],
+            4 => &[2.2],
+            5 => &[2.8],
+            // SMPTE ST 240.
+            7 => &[1.0 / 0.45, 1.0 / 1.1115, 0.1115 / 1.1115, 0.25, 0.0913],
+            8 => &[1.0],
+            13 => &[2.4, 1.0 / 1.055, 0.055 / 1.055, 1.0 / 12.92, 0.040_45],
+            // SMPTE ST 428-1: the root of 52.37 / 48.
+            17 => &[2.6, 1.034_08, 0.0],
+            16 | 18 => return Some(Colours::Refused),
+            _ => return None,
+        };
+        if primaries == XYZ {
+            return Some(Colours::Refused);
+        }
+        set_curve(&mut profile, &ToneReprCurve::Parametric(curve.to_vec()));
+        Some(Colours::Known(profile))
+    }
+
+    /// The colours of a gamma as in `gAMA` of PNG, with white, red, green and blue if they aren't those of sRGB. `None` stands for
+    /// sRGB, which browsers also show if a value is impossible.
+    pub(super) fn of_gamma(gamma: f32, chromaticities: Option<[(f32, f32); 4]>) -> Option<Colours> {
+        /// Gammas that count as that of sRGB (libpng's `PNG_GAMMA_THRESHOLD`).
+        const NEUTRAL: std::ops::Range<f32> = 0.95..1.05;
+        if gamma <= 0.0 {
+            return None;
+        }
+        let mut profile = ColorProfile::new_srgb();
+        match chromaticities {
+            None if NEUTRAL.contains(&(gamma * 2.2)) => return None,
+            None => {}
+            Some(all) => {
+                let possible = |(x, y): &(f32, f32)| *x <= 1.0 && *y <= 1.0;
+                let [white, red, green, blue] = all.map(|(x, y)| Chromaticity::new(x, y));
+                if !all.iter().all(possible) || white.y == 0.0 {
+                    return None;
+                }
+                let primaries = ColorPrimaries { red, green, blue };
+                profile.update_rgb_colorimetry(white.to_xyyb(), primaries);
+                let volume = profile.colorant_matrix().determinant()?;
+                if !volume.is_normal() {
+                    return None;
+                }
+            }
+        }
+        set_curve(&mut profile, &ToneReprCurve::Parametric(vec![1.0 / gamma]));
+        Some(Colours::Known(profile))
+    }
+}
+
+/// Gives the three channels of a profile a curve.
+fn set_curve(profile: &mut ColorProfile, curve: &ToneReprCurve) {
+    profile.cicp = None;
+    profile.red_trc = Some(curve.clone());
+    profile.green_trc = Some(curve.clone());
+    profile.blue_trc = Some(curve.clone());
+}
+
+/// Reads a profile (ICC.1:2022 §7). Refuses what browsers do; but mistakes in tags that don't count here, for which moxcms refuses
+/// all of it, are hidden from it.
 fn parse(bytes: &[u8]) -> Option<ColorProfile> {
-    /// The start of the table of tags (ICC.1:2022 §7.3).
+    /// The start of the table of tags.
     const TABLE: usize = 132;
     /// A signature, an offset and a length.
     const ENTRY: usize = 12;
     const TAGS: [&[u8; 4]; 10] =
         [b"rXYZ", b"gXYZ", b"bXYZ", b"rTRC", b"gTRC", b"bTRC", b"kTRC", b"A2B0", b"A2B1", b"cicp"];
-    let limits = ParsingOptions::default();
-    if bytes.len() >= limits.max_profile_size {
+    let word = |bytes: &[u8], at: usize| Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?));
+    let limits = ParsingOptions { max_allowed_trc_size: 1 << 16, ..ParsingOptions::default() };
+    let length = usize::try_from(word(bytes, 0)?).ok()?;
+    if length >= limits.max_profile_size {
         return None;
     }
-    let mut bytes = Cow::Borrowed(bytes);
-    let count = u32::from_be_bytes(*bytes.get(TABLE - 4..)?.first_chunk()?);
-    for at in (0..count as usize).map(|it| TABLE + it * ENTRY) {
-        let tag = bytes.get(at..at + 4)?;
-        if !TAGS.iter().any(|it| *it == tag) {
-            bytes.to_mut()[at..at + 4].fill(0);
+    let mut bytes = bytes.get(..length)?.to_vec();
+    let count = usize::try_from(word(&bytes, TABLE - 4)?).ok()?;
+    let mut has_tables = false;
+    let mut is_legacy = false;
+    for at in (0..count).map(|it| TABLE + it * ENTRY) {
+        let (start, size) = (word(&bytes, at + 4)? as usize, word(&bytes, at + 8)? as usize);
+        let tag = bytes.get(start..start.checked_add(size)?)?.first_chunk::<4>()?;
+        let signature = bytes.get(at..at + 4)?;
+        if !TAGS.iter().any(|it| *it == signature) {
+            bytes[at..at + 4].fill(0);
+        } else if signature.starts_with(b"A2B") {
+            has_tables = true;
+            is_legacy = tag == b"mft2";
         }
     }
-    ColorProfile::new_from_slice_with_options(&bytes, limits).ok()
+    // The white of the connection space is D50 (§7.2.16).
+    let white = [68, 72, 76].map(|at| word(&bytes, at).map_or(0.0, |it| f64::from(it) / 65536.0));
+    let is_d50 =
+        white.iter().zip([0.9642, 1.0, 0.8249]).all(|(it, wanted)| (it - wanted).abs() < 0.01);
+    if bytes[8] > 4 || !is_d50 || !matches!(&bytes[20..24], b"XYZ " | b"Lab ") {
+        return None;
+    }
+    // Lab values of 16 bits are as in old profiles in `mft2`, and only there (§6.3.4.2); moxcms goes by the version.
+    bytes[8..12].copy_from_slice(if is_legacy { &[2, 0x40, 0, 0] } else { &[4, 0x40, 0, 0] });
+    // The kind of the device has no effect.
+    bytes[12..16].copy_from_slice(b"mntr");
+    if !has_tables && &bytes[16..20] == b"RGB " {
+        // Three primaries are in XYZ.
+        bytes[20..24].copy_from_slice(b"XYZ ");
+    }
+    let profile = ColorProfile::new_from_slice_with_options(&bytes, limits).ok()?;
+    let curves = [&profile.red_trc, &profile.green_trc, &profile.blue_trc, &profile.gray_trc];
+    // Browsers ignore a curve to Lab.
+    if profile.color_space == DataColorSpace::Gray
+        && !has_tables
+        && profile.pcs != DataColorSpace::Xyz
+    {
+        return None;
+    }
+    let are_possible = curves.into_iter().flatten().all(is_possible);
+    are_possible.then_some(profile)
+}
+
+/// False for a curve whose formula has no values (ICC.1:2022 §10.18).
+fn is_possible(curve: &ToneReprCurve) -> bool {
+    match curve {
+        ToneReprCurve::Lut(_) => true,
+        ToneReprCurve::Parametric(parameters) => match parameters[..] {
+            [gamma] => gamma >= 0.0,
+            // The part that is a power begins at -b/a, or at d.
+            [gamma, a, b] | [gamma, a, b, _] => gamma >= 0.0 && a > 0.0 && b <= 0.0,
+            [gamma, a, b, c, d] | [gamma, a, b, c, d, _, _] => {
+                gamma >= 0.0 && a >= 0.0 && c >= 0.0 && d >= 0.0 && a * d + b >= 0.0
+            }
+            _ => false,
+        },
+    }
 }
