@@ -156,7 +156,7 @@ fn options(profile: &ColorProfile) -> TransformOptions {
 #[derive(Debug)]
 pub(super) enum Colours {
     /// A profile for RGB, for greys or for CMYK.
-    Known(ColorProfile),
+    Known(Box<ColorProfile>),
     /// Colours that can't be converted rightly: PQ and HLG, which are brighter than white, and which each program darkens in its
     /// own way; CIE XYZ as primaries; tables for greys. Such a picture must be refused.
     Refused,
@@ -179,7 +179,7 @@ impl Colours {
             };
             Colours::of_code_points(points.color_primaries as u8, transfer)
         });
-        Some(colours.unwrap_or(Colours::Known(profile)))
+        Some(colours.unwrap_or_else(|| Colours::Known(Box::new(profile))))
     }
 
     /// The colours of code points (ITU-T H.273 §8.1, §8.2). `None` if one of them isn't known.
@@ -214,7 +214,7 @@ impl Colours {
             return Some(Colours::Refused);
         }
         set_curve(&mut profile, &ToneReprCurve::Parametric(curve.to_vec()));
-        Some(Colours::Known(profile))
+        Some(Colours::Known(Box::new(profile)))
     }
 
     /// The colours of a gamma as in `gAMA` of PNG, with white, red, green and blue if they aren't those of sRGB. `None` stands for
@@ -237,14 +237,17 @@ impl Colours {
                 }
                 let primaries = ColorPrimaries { red, green, blue };
                 profile.update_rgb_colorimetry(white.to_xyyb(), primaries);
+                // On a line the primaries make no colours, and a white or a primary without brightness has no finite values.
+                let area =
+                    (green.x - red.x) * (blue.y - red.y) - (blue.x - red.x) * (green.y - red.y);
                 let volume = profile.colorant_matrix().determinant()?;
-                if !volume.is_normal() {
+                if area.abs() < 1e-6 || !volume.is_normal() {
                     return None;
                 }
             }
         }
         set_curve(&mut profile, &ToneReprCurve::Parametric(vec![1.0 / gamma]));
-        Some(Colours::Known(profile))
+        Some(Colours::Known(Box::new(profile)))
     }
 }
 
@@ -327,5 +330,165 @@ fn is_possible(curve: &ToneReprCurve) -> bool {
             }
             _ => false,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{RgbImage, RgbaImage};
+
+    use super::*;
+
+    /// Tags by their signatures.
+    type Tags<'a> = [(&'a [u8; 4], Vec<u8>)];
+
+    /// A profile of a space, to XYZ or Lab.
+    fn profile(space: &[u8], connection: &[u8], tags: &Tags) -> Vec<u8> {
+        let mut table = u32::try_from(tags.len()).unwrap().to_be_bytes().to_vec();
+        let mut body: Vec<u8> = Vec::new();
+        for (signature, data) in tags {
+            table.extend(*signature);
+            for number in [132 + 12 * tags.len() + body.len(), data.len()] {
+                table.extend(u32::try_from(number).unwrap().to_be_bytes());
+            }
+            body.extend(data);
+        }
+        let mut bytes = vec![0; 128];
+        bytes[8] = 2;
+        bytes[16..20].copy_from_slice(space);
+        bytes[20..24].copy_from_slice(connection);
+        bytes[36..40].copy_from_slice(b"acsp");
+        bytes[68..80].copy_from_slice(&[0, 0, 0xf6, 0xd6, 0, 1, 0, 0, 0, 0, 0xd3, 0x2d]);
+        bytes.extend(table);
+        bytes.extend(body);
+        let length = u32::try_from(bytes.len()).unwrap();
+        bytes[..4].copy_from_slice(&length.to_be_bytes());
+        bytes
+    }
+
+    fn curve(numbers: &[u16]) -> Vec<u8> {
+        let mut bytes = b"curv\0\0\0\0".to_vec();
+        bytes.extend(u32::try_from(numbers.len()).unwrap().to_be_bytes());
+        bytes.extend(numbers.iter().flat_map(|it| it.to_be_bytes()));
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    /// The linear profile of primaries that are green, blue and red.
+    fn turned() -> Vec<(&'static [u8; 4], Vec<u8>)> {
+        let srgb = ColorProfile::new_srgb();
+        #[expect(clippy::cast_possible_truncation, reason = "less than one")]
+        let fixed = |number: f64| ((number * 65536.0).round() as i32).to_be_bytes();
+        let primary = |it: moxcms::Xyzd| [*b"XYZ ", [0; 4], fixed(it.x), fixed(it.y), fixed(it.z)];
+        let mut tags = vec![
+            (b"rXYZ", primary(srgb.green_colorant).concat()),
+            (b"gXYZ", primary(srgb.blue_colorant).concat()),
+            (b"bXYZ", primary(srgb.red_colorant).concat()),
+        ];
+        tags.extend([b"rTRC", b"gTRC", b"bTRC"].map(|tag| (tag, curve(&[]))));
+        tags
+    }
+
+    /// A table of a CMYK device whose colour is all black ink, and whose black ink has none. In 8 bits (ICC.1:2022 §10.11), or
+    /// in 16 bits of old Lab values.
+    fn inks(is_deep: bool) -> Vec<u8> {
+        let mut bytes = if is_deep { b"mft2".to_vec() } else { b"mft1".to_vec() };
+        bytes.extend([0, 0, 0, 0, 4, 3, 2, 0]);
+        bytes.extend([0; 36]);
+        if is_deep {
+            bytes.extend([0, 2, 0, 2]);
+        }
+        let identity: Vec<u8> = if is_deep { vec![0, 0, 255, 255] } else { (0..=255).collect() };
+        bytes.extend(identity.repeat(4));
+        for node in 0..16 {
+            let is_light = node & 0b1110 == 0;
+            let value =
+                |light: u8, one: u8, next: u8| if is_deep { vec![one, next] } else { vec![light] };
+            let light = if is_light { value(255, 255, 0) } else { value(0, 0, 0) };
+            bytes.extend([light, value(128, 128, 0), value(128, 128, 0)].concat());
+        }
+        bytes.extend(identity.repeat(3));
+        bytes
+    }
+
+    fn shown(profile: &[u8], pixel: [u8; 3]) -> [u8; 3] {
+        let mut picture = DynamicImage::ImageRgb8(RgbImage::from_pixel(1, 1, image::Rgb(pixel)));
+        to_srgb(&mut picture, profile);
+        picture.to_rgb8().get_pixel(0, 0).0
+    }
+
+    #[test]
+    fn a_profile_of_primaries_is_applied() {
+        assert_eq!(shown(&profile(b"RGB ", b"XYZ ", &turned()), [55, 0, 255]), [255, 128, 0]);
+        let mut tags = turned();
+        // Mistakes in tags without effect.
+        tags.push((b"desc", b"desc\0\0\0\0\xff\xff\xff\xff".to_vec()));
+        tags.push((b"B2A0", b"nothing of the kind".to_vec()));
+        assert_eq!(shown(&profile(b"RGB ", b"XYZ ", &tags), [55, 0, 255]), [255, 128, 0]);
+    }
+
+    #[test]
+    fn a_grey_profile_is_applied_to_greys_only() {
+        let linear = profile(b"GRAY", b"XYZ ", &[(b"kTRC", curve(&[]))]);
+        assert_eq!(shown(&linear, [55; 3]), [128; 3]);
+        assert_eq!(shown(&linear, [55, 55, 56]), [55, 55, 56]);
+        let table = profile(b"GRAY", b"XYZ ", &[(b"kTRC", curve(&[65535, 0]))]);
+        assert_eq!(shown(&table, [255; 3]), [0; 3]);
+        let mut picture = RgbaImage::from_pixel(1, 1, image::Rgba([55, 55, 55, 9])).into();
+        to_srgb(&mut picture, &linear);
+        assert_eq!(picture.to_rgba8().get_pixel(0, 0).0, [128, 128, 128, 9]);
+    }
+
+    #[test]
+    fn a_profile_of_another_space_or_a_broken_one_is_ignored() {
+        let pixel = [55, 0, 255];
+        let good = profile(b"RGB ", b"XYZ ", &turned());
+        assert_eq!(shown(&profile(b"CMYK", b"Lab ", &[(b"A2B0", inks(false))]), pixel), pixel);
+        for length in [0, 4, 100, 131, 140, good.len() - 1] {
+            assert_eq!(shown(&good[..length], pixel), pixel, "{length}");
+        }
+        for (at, value) in [(8, 5), (36, 0), (69, 9), (20, 0), (128, 255), (139, 255), (143, 255)] {
+            let mut bad = good.clone();
+            bad[at] = value;
+            assert_eq!(shown(&bad, pixel), pixel, "{at}");
+        }
+    }
+
+    #[test]
+    fn code_points_in_a_profile_count() {
+        let with = |primaries, transfer| {
+            let mut tags = turned();
+            tags.push((b"cicp", [*b"cicp", [0; 4], [primaries, transfer, 0, 1]].concat()));
+            profile(b"RGB ", b"XYZ ", &tags)
+        };
+        assert_eq!(shown(&with(1, 13), [55, 0, 255]), [55, 0, 255]);
+        assert_eq!(shown(&with(1, 8), [55, 0, 255]), [128, 0, 255]);
+        // Unknown ones don't.
+        assert_eq!(shown(&with(2, 2), [55, 0, 255]), [255, 128, 0]);
+        assert!(is_refused(&with(9, 16)) && is_refused(&with(9, 18)));
+        assert!(!is_refused(&with(1, 13)) && !is_refused(b""));
+    }
+
+    #[test]
+    fn inks_become_light_by_their_profile() {
+        let pixels = [0, 0, 0, 0, 255, 0, 0, 0, 0, 0, 0, 255];
+        for is_deep in [false, true] {
+            for tag in [b"A2B0", b"A2B1"] {
+                let table = profile(b"CMYK", b"Lab ", &[(tag, inks(is_deep))]);
+                let shown = cmyk_to_rgb(&pixels, Some(&table));
+                let near = |one: &[u8], other: u8| one.iter().all(|it| it.abs_diff(other) < 3);
+                assert!(near(&shown[..3], 255), "{shown:?}");
+                assert!(near(&shown[3..6], 0), "{shown:?}");
+            }
+        }
+        // Without a profile, or with one that is not for inks.
+        let light = [255, 255, 255, 0, 255, 255, 0, 0, 0];
+        let other = profile(b"RGB ", b"XYZ ", &turned());
+        assert_eq!(cmyk_to_rgb(&pixels, None), light);
+        assert_eq!(cmyk_to_rgb(&pixels, Some(&other)), light);
+        assert_eq!(cmyk_to_rgb(&[0, 51, 102, 128], None), [127, 101, 76]);
+        // Whole pieces, and the rest.
+        let many = [9, 0, 0, 0].repeat(PIECE / 4 + 5);
+        assert_eq!(cmyk_to_rgb(&many, None), [246, 255, 255].repeat(PIECE / 4 + 5));
     }
 }

@@ -249,8 +249,8 @@ mod tests {
             (DynamicImage::new_rgb8(100, 100), png, 3),
             (DynamicImage::new_rgba8(100, 100), png, 4),
             (DynamicImage::new_rgba16(100, 100), png, 4),
-            // In grey first, then in colours.
-            (DynamicImage::new_luma8(100, 100), png, 1 + 3),
+            // Row by row.
+            (DynamicImage::new_luma8(100, 100), png, 3),
             (DynamicImage::new_rgb8(100, 100), jpeg, 3),
             (DynamicImage::new_rgba16(100, 100), (ImageFormat::Tiff, MediaType::Tiff), 8 + 4 + 8),
         ] {

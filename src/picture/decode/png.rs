@@ -37,7 +37,7 @@ pub(super) fn decode(bytes: &[u8], limits: RenderLimits) -> Result<DynamicImage,
     };
     let is_deep = info.bit_depth == BitDepth::Sixteen;
     let (deep, profile) = if is_deep { (profile, None) } else { (None, profile) };
-    let unpacker = Unpacker::new(info, deep.as_ref());
+    let unpacker = Unpacker::new(info, deep.as_deref());
     let mut picture = decode_pixels(&mut reader, unpacker).map_err(|it| broken(&it, limits))?;
     if let Some(profile) = profile {
         colours::convert(&mut picture, &profile);
@@ -127,7 +127,7 @@ fn decode_pixels(
             reader.read_row(line)?;
         }
     } else {
-        let (mut below, mut unpacked) = (0, vec![0; line]);
+        let (mut below, mut row_of_pass) = (0, vec![0; line]);
         // Nothing is read after the last row, since the rest may be missing.
         for _ in 0..count_rows(info) {
             let Some(row) = reader.next_interlaced_row()? else { break };
@@ -137,9 +137,9 @@ fn decode_pixels(
                     below += line;
                 }
                 InterlaceInfo::Adam7(pass) => {
-                    unpacker.unpack(row.data(), &mut unpacked);
+                    unpacker.unpack(row.data(), &mut row_of_pass);
                     let bits = if pixel == 4 { 32 } else { 24 };
-                    png::expand_interlaced_row(&mut pixels, line, &unpacked, pass, bits);
+                    png::expand_interlaced_row(&mut pixels, line, &row_of_pass, pass, bits);
                 }
             }
         }
@@ -292,12 +292,179 @@ fn to_8_bits(value: u16, depth: u8) -> u8 {
 mod tests {
     use std::io::Cursor;
 
+    use image::ImageFormat;
+
     use super::super::decode;
     use super::*;
-    use crate::image::MediaType;
+
+    const LIMITS: RenderLimits = RenderLimits { pixels: 10_000, deadline: None };
+
+    /// A chunk; its checksum is that of `png`'s encoder.
+    type Chunk<'a> = ([u8; 4], &'a [u8]);
+
+    /// Encodes a picture of one row, with chunks before it.
+    fn encode(colour: ColorType, depth: BitDepth, chunks: &[Chunk], row: &[u8]) -> Vec<u8> {
+        let width = row.len() * 8 / (colour.samples() * depth as usize);
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, u32::try_from(width).unwrap(), 1);
+        encoder.set_color(colour);
+        encoder.set_depth(depth);
+        if colour == ColorType::Indexed {
+            encoder.set_palette(vec![0; 3]);
+        }
+        let mut writer = encoder.write_header().unwrap();
+        for (kind, data) in chunks {
+            writer.write_chunk(png::chunk::ChunkType(*kind), data).unwrap();
+        }
+        writer.write_image_data(row).unwrap();
+        writer.finish().unwrap();
+        bytes
+    }
+
+    fn pixels(bytes: &[u8]) -> Vec<u8> {
+        decode(bytes, MediaType::Png, LIMITS).unwrap().into_bytes()
+    }
+
+    fn rgb(chunks: &[Chunk], row: &[u8]) -> Vec<u8> {
+        pixels(&encode(ColorType::Rgb, BitDepth::Eight, chunks, row))
+    }
+
+    const LINEAR: Chunk = (*b"gAMA", &100_000_u32.to_be_bytes());
 
     #[test]
-    fn a_deep_png_that_is_read_row_by_row_is_the_same_picture() {
+    fn a_gamma_is_applied_but_for_one_like_that_of_srgb() {
+        assert_eq!(rgb(&[LINEAR], &[55, 55, 0]), [128, 128, 0]);
+        for neutral in [0_u32, 43_200, 45_455, 47_700] {
+            let chunk = neutral.to_be_bytes();
+            assert_eq!(rgb(&[(*b"gAMA", &chunk)], &[55, 55, 0]), [55, 55, 0], "{neutral}");
+        }
+        // Darkest and brightest.
+        assert_eq!(rgb(&[(*b"gAMA", &[0, 0, 0, 1])], &[55, 255, 0]), [0, 255, 0]);
+        assert_eq!(rgb(&[(*b"gAMA", &[255; 4])], &[55, 255, 0]), [255, 255, 0]);
+    }
+
+    #[test]
+    fn the_most_exact_chunk_says_the_colours() {
+        let p3 = (*b"cICP", &[12, 13, 0, 1][..]);
+        let srgb = (*b"sRGB", &[0][..]);
+        let green = [0, 255, 0];
+        assert_eq!(rgb(&[srgb, LINEAR], &[55, 55, 0]), [55, 55, 0]);
+        assert_eq!(rgb(&[srgb, p3], &[115, 250, 128]), [0, 254, 111]);
+        // Video range, and primaries that are reserved.
+        assert_eq!(rgb(&[(*b"cICP", &[12, 13, 0, 0])], &green), green);
+        assert_eq!(rgb(&[(*b"cICP", &[3, 13, 0, 1]), LINEAR], &[55, 55, 0]), [128, 128, 0]);
+        // Primaries without a curve.
+        let chromaticities: Vec<u8> = [31270_u32, 32900, 68000, 32000, 26500, 69000, 15000, 6000]
+            .iter()
+            .flat_map(|it| it.to_be_bytes())
+            .collect();
+        let primaries = (*b"cHRM", &chromaticities[..]);
+        assert_eq!(rgb(&[primaries], &green), green);
+        let gamma = 45_455_u32.to_be_bytes();
+        let shown = rgb(&[(*b"gAMA", &gamma), primaries], &[115, 250, 128]);
+        assert!(shown[0] < 5 && shown[1] > 250, "{shown:?}");
+        // Impossible ones.
+        for (white, other) in [(0, 0), (u32::MAX, u32::MAX), (30_000, 30_000)] {
+            let all = [[white; 2], [other; 2], [other; 2], [other; 2]];
+            let all: Vec<u8> = all.iter().flatten().flat_map(|it| it.to_be_bytes()).collect();
+            assert_eq!(rgb(&[LINEAR, (*b"cHRM", &all)], &green), green);
+        }
+    }
+
+    #[test]
+    fn colours_brighter_than_white_are_refused() {
+        for transfer in [16, 18] {
+            let chunk = [9, transfer, 0, 1];
+            let bytes = encode(ColorType::Rgb, BitDepth::Eight, &[(*b"cICP", &chunk)], &[1, 2, 3]);
+            let refused = decode(&bytes, MediaType::Png, LIMITS);
+            assert_eq!(refused, Err(PictureError::Opaque(MediaType::Png)));
+            assert_eq!(measure(&bytes, LIMITS).unwrap().upright(), (1, 1));
+        }
+    }
+
+    #[test]
+    fn greys_of_each_depth_get_their_colours() {
+        let grey = |depth, row: &[u8]| {
+            let shown = pixels(&encode(ColorType::Grayscale, depth, &[LINEAR], row));
+            shown.chunks(3).map(|pixel| pixel[0]).collect::<Vec<_>>()
+        };
+        assert_eq!(grey(BitDepth::One, &[0b0101_0000])[..3], [0, 255, 0]);
+        assert_eq!(grey(BitDepth::Two, &[0b0001_1011]), [0, 156, 213, 255]);
+        assert_eq!(grey(BitDepth::Four, &[0x3f]), [124, 255]);
+        assert_eq!(grey(BitDepth::Eight, &[55]), [128]);
+        // Less than a step of eight bits above black.
+        assert_eq!(grey(BitDepth::Sixteen, &[0, 128]), [6]);
+    }
+
+    #[test]
+    fn the_colour_of_transparent_pixels_is_kept() {
+        let chunks = [(*b"tRNS", &[0, 55, 0, 55, 0, 0][..]), LINEAR];
+        let bytes = encode(ColorType::Rgb, BitDepth::Eight, &chunks, &[55, 55, 0, 55, 55, 1]);
+        assert_eq!(pixels(&bytes), [128, 128, 0, 0, 128, 128, 13, 255]);
+    }
+
+    #[test]
+    fn a_palette_may_have_too_few_colours_and_too_many_alphas() {
+        let indices = [0, 1, 2, 7];
+        let palette = [9, 9, 9, 1, 2, 3];
+        let shown = |alphas: &[u8]| {
+            let chunks = [(*b"tRNS", alphas)];
+            let mut bytes = encode(ColorType::Indexed, BitDepth::Eight, &chunks, &indices);
+            // The encoder writes a palette of one colour.
+            let at = bytes.windows(4).position(|it| it == b"PLTE").unwrap() - 4;
+            let mut chunk = vec![0, 0, 0, 6];
+            chunk.extend(b"PLTE");
+            chunk.extend(palette);
+            let mut crc = flate2::Crc::new();
+            crc.update(&chunk[4..]);
+            chunk.extend(crc.sum().to_be_bytes());
+            bytes.splice(at..at + 15, chunk);
+            pixels(&bytes)
+        };
+        let last = [1, 2, 3, 8];
+        let expected = [[9, 9, 9, 7], last, last, last].concat();
+        assert_eq!(shown(&[7, 8]), expected);
+        assert_eq!(shown(&[7, 8, 3, 4, 5, 6, 6, 6]), expected);
+        assert_eq!(shown(&[7])[4..8], [1, 2, 3, 255]);
+    }
+
+    #[test]
+    fn the_end_of_the_file_may_be_missing_but_no_pixel() {
+        let whole = encode(ColorType::Rgb, BitDepth::Eight, &[], &[55, 44, 33]);
+        let data = whole.windows(4).position(|it| it == b"IEND").unwrap() - 4;
+        assert_eq!(pixels(&whole[..data]), [55, 44, 33]);
+        let cut = decode(&whole[..data - 14], MediaType::Png, LIMITS).unwrap_err();
+        assert!(matches!(cut, PictureError::Broken(_)), "{cut}");
+    }
+
+    #[test]
+    fn an_interlaced_picture_is_the_same() {
+        let deep = |number: &u8| [*number; 6];
+        let mut rows = Vec::new();
+        // The pixels of a picture of 5 by 3 in the rows of its passes (PNG, third edition, §8.1).
+        for row in [&[0][..], &[4], &[2], &[10, 12, 14], &[1, 3], &[11, 13], &[5, 6, 7, 8, 9]] {
+            rows.push(0);
+            rows.extend(row.iter().flat_map(deep));
+        }
+        let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut packed, &rows).unwrap();
+        let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
+        let head = [0, 0, 0, 5, 0, 0, 0, 3, 16, 2, 0, 0, 1];
+        for (kind, data) in [(b"IHDR", &head[..]), (b"IDAT", &packed.finish().unwrap())] {
+            bytes.extend(u32::try_from(data.len()).unwrap().to_be_bytes());
+            bytes.extend(kind);
+            bytes.extend(data);
+            let mut crc = flate2::Crc::new();
+            crc.update(kind);
+            crc.update(data);
+            bytes.extend(crc.sum().to_be_bytes());
+        }
+        let expected: Vec<u8> = (0..15).flat_map(|number| [number; 3]).collect();
+        assert_eq!(pixels(&bytes), expected);
+    }
+
+    #[test]
+    fn a_deep_png_is_the_same_picture() {
         let value = |x: u32, y: u32, channel: u32| {
             u16::try_from((x * 7919 + y * 104_729 + channel * 31_337) % 65_536).unwrap()
         };
@@ -305,7 +472,6 @@ mod tests {
         let pixel = |x, y| [0, 1, 2, 3].map(|channel| value(x, y, channel));
         let whole = ::image::ImageBuffer::from_fn(width, height, |x, y| ::image::Rgba(pixel(x, y)));
         let whole = DynamicImage::ImageRgba16(whole);
-        let limits = RenderLimits { pixels: 10_000, deadline: None };
         for picture in [
             DynamicImage::ImageLuma16(whole.to_luma16()),
             DynamicImage::ImageLumaA16(whole.to_luma_alpha16()),
@@ -315,7 +481,7 @@ mod tests {
             let mut bytes = Cursor::new(Vec::new());
             picture.write_to(&mut bytes, ImageFormat::Png).unwrap();
             let bytes = bytes.into_inner();
-            let shown = decode(&bytes, MediaType::Png, limits).unwrap();
+            let shown = decode(&bytes, MediaType::Png, LIMITS).unwrap();
             if picture.color().has_alpha() {
                 assert_eq!(shown, DynamicImage::ImageRgba8(picture.to_rgba8()));
             } else {
@@ -323,7 +489,7 @@ mod tests {
             }
             // A part of a picture is none.
             let cut = &bytes[..bytes.len() / 2];
-            let error = decode(cut, MediaType::Png, limits).unwrap_err();
+            let error = decode(cut, MediaType::Png, LIMITS).unwrap_err();
             assert!(matches!(error, PictureError::Broken(_)), "{error}");
         }
     }
