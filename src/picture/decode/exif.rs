@@ -4,7 +4,94 @@ use image::metadata::Orientation;
 
 /// The rotation that a picture needs, by its EXIF metadata. These begin with a mark in JPEG only, but some writers put it into
 /// WebP, too.
+///
+/// As in Chromium, the first entry counts that is one SHORT from 1 to 8. Pillow and libvips take numbers of other types, too.
 pub(in crate::picture) fn orientation(exif: &[u8]) -> Orientation {
-    let exif = exif.strip_prefix(b"Exif\0\0").unwrap_or(exif);
-    Orientation::from_exif_chunk(exif).unwrap_or(Orientation::NoTransforms)
+    // The last byte of the mark is padding, and some writers don't keep it zero.
+    let tiff = match exif {
+        [b'E', b'x', b'i', b'f', 0, _, tiff @ ..] => tiff,
+        tiff => tiff,
+    };
+    first_valid(tiff).unwrap_or(Orientation::NoTransforms)
+}
+
+/// The first valid orientation in the first directory (TIFF 6.0, section 2).
+fn first_valid(tiff: &[u8]) -> Option<Orientation> {
+    /// Tag 274, type SHORT, count 1.
+    const ENTRY: (u16, u16, u32) = (0x0112, 3, 1);
+    let big_endian = match tiff.first_chunk()? {
+        b"II\x2a\0" => false,
+        b"MM\0\x2a" => true,
+        _ => return None,
+    };
+    let short = |at: &[u8]| {
+        let bytes = *at.first_chunk()?;
+        Some(if big_endian { u16::from_be_bytes(bytes) } else { u16::from_le_bytes(bytes) })
+    };
+    let long = |at: &[u8]| {
+        let bytes = *at.first_chunk()?;
+        Some(if big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) })
+    };
+    let directory = tiff.get(usize::try_from(long(&tiff[4..])?).ok()?..)?;
+    let count = usize::from(short(directory)?);
+    let entries = directory.get(2..)?.chunks_exact(12).take(count);
+    entries.into_iter().find_map(|entry| {
+        let is_orientation = (short(entry)?, short(&entry[2..])?, long(&entry[4..])?) == ENTRY;
+        let value = short(&entry[8..]).filter(|_| is_orientation)?;
+        Orientation::from_exif(u8::try_from(value).ok()?)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory of entries, each a tag, a type, a count and two bytes of value, in one byte order.
+    fn exif(big_endian: bool, entries: &[(u16, u16, u32, u16)]) -> Vec<u8> {
+        let short = |it: u16| if big_endian { it.to_be_bytes() } else { it.to_le_bytes() };
+        let long = |it: u32| if big_endian { it.to_be_bytes() } else { it.to_le_bytes() };
+        let mut exif = if big_endian { b"MM".to_vec() } else { b"II".to_vec() };
+        exif.extend(short(42).into_iter().chain(long(8)));
+        exif.extend(short(u16::try_from(entries.len()).unwrap()));
+        for (tag, kind, count, value) in entries {
+            exif.extend(short(*tag).into_iter().chain(short(*kind)).chain(long(*count)));
+            exif.extend(short(*value).into_iter().chain(short(0)));
+        }
+        exif
+    }
+
+    #[test]
+    fn the_first_valid_orientation_counts() {
+        let turned = Orientation::Rotate90;
+        let none = Orientation::NoTransforms;
+        for (entries, expected) in [
+            (&[(0x112, 3, 1, 6)][..], turned),
+            (&[(0x132, 3, 1, 1), (0x112, 3, 1, 6), (0x100, 3, 1, 1)], turned),
+            (&[(0x112, 3, 1, 6), (0x112, 3, 1, 1)], turned),
+            (&[(0x112, 3, 1, 1), (0x112, 3, 1, 6)], none),
+            (&[(0x112, 3, 1, 0), (0x112, 3, 1, 9), (0x112, 3, 1, 6)], turned),
+            (&[(0x112, 3, 1, 262)], none),
+            (&[(0x112, 3, 2, 6)], none),
+            (&[(0x112, 4, 1, 1), (0x112, 3, 1, 6)], turned),
+        ] {
+            for big_endian in [false, true] {
+                let exif = exif(big_endian, entries);
+                assert_eq!(orientation(&exif), expected, "{entries:?}");
+                let marked = [b"Exif\0\xff", &exif[..]].concat();
+                assert_eq!(orientation(&marked), expected, "{entries:?}");
+            }
+        }
+        for kind in (0..16).filter(|kind| *kind != 3) {
+            assert_eq!(orientation(&exif(false, &[(0x112, kind, 1, 6)])), none, "type {kind}");
+        }
+    }
+
+    #[test]
+    fn metadata_that_end_early_say_no_more_than_they_have() {
+        let whole = exif(true, &[(0x100, 3, 1, 1), (0x112, 3, 1, 6)]);
+        assert_eq!(orientation(&whole), Orientation::Rotate90);
+        for length in 0..whole.len() {
+            assert_eq!(orientation(&whole[..length]), Orientation::NoTransforms, "{length}");
+        }
+    }
 }
