@@ -1,11 +1,9 @@
 //! Draws the demo images: light that stays in the eye after its source is gone.
 
-use std::io::Cursor;
-
-use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
-use image::{DynamicImage, ImageFormat, ImageResult, Rgb, RgbImage};
+use image::{DynamicImage, Rgb, RgbImage};
 
+use super::{PictureError, RenderLimits, encode};
 use crate::image::MediaType;
 
 /// A ring of light in the unit square.
@@ -21,7 +19,7 @@ const TEAL: [f32; 3] = [30.0, 170.0, 180.0];
 const VIOLET: [f32; 3] = [150.0, 70.0, 230.0];
 
 /// Draws the four demo images: id, type and bytes.
-pub(crate) fn draw() -> ImageResult<Vec<(&'static str, MediaType, Vec<u8>)>> {
+pub(crate) fn draw() -> Result<Vec<(&'static str, MediaType, Vec<u8>)>, PictureError> {
     let pair = [
         Glow { x: 0.36, y: 0.42, radius: 0.22, colour: EMBER },
         Glow { x: 0.62, y: 0.56, radius: 0.26, colour: TEAL },
@@ -36,15 +34,14 @@ pub(crate) fn draw() -> ImageResult<Vec<(&'static str, MediaType, Vec<u8>)>> {
     // Grain keeps a PNG from compressing away: this one should have about a megabyte, like those of image models.
     let mut png = Vec::new();
     let encoder = PngEncoder::new_with_quality(&mut png, CompressionType::Fast, FilterType::Sub);
-    paint(768, 768, &pair, 3).write_with_encoder(encoder)?;
-    let mut jpeg = Vec::new();
-    paint(960, 540, &one, 4).write_with_encoder(JpegEncoder::new_with_quality(&mut jpeg, 85))?;
-    let mut webp = Cursor::new(Vec::new());
-    paint(512, 512, &crowd, 0).write_to(&mut webp, ImageFormat::WebP)?;
+    paint(768, 768, &pair, 3).write_with_encoder(encoder).map_err(|error| PictureError::Encoding(error.to_string()))?;
+    let limits = RenderLimits { pixels: u64::MAX, deadline: None };
+    let jpeg = encode::jpeg(&paint(960, 540, &one, 4), 85)?;
+    let webp = encode::exact_webp(&paint(512, 512, &crowd, 0), limits)?;
     Ok(vec![
         ("hero_abc123", MediaType::Png, png),
         ("concept_0", MediaType::Jpeg, jpeg),
-        ("concept_1", MediaType::WebP, webp.into_inner()),
+        ("concept_1", MediaType::WebP, webp),
         ("concept_2", MediaType::Svg, SVG.as_bytes().to_vec()),
     ])
 }

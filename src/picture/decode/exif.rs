@@ -5,7 +5,8 @@ use image::metadata::Orientation;
 /// The rotation that a picture needs, by its EXIF metadata. These begin with a mark in JPEG only, but some writers put it into
 /// WebP, too.
 ///
-/// As in Chromium, the first entry counts that is one SHORT from 1 to 8. Pillow and libvips take numbers of other types, too.
+/// The first entry counts that is one whole number from 1 to 8. It should be a SHORT, and Chromium heeds no other type; Pillow
+/// and libvips do.
 pub(in crate::picture) fn orientation(exif: &[u8]) -> Orientation {
     // The last byte of the mark is padding, and some writers don't keep it zero.
     let tiff = match exif {
@@ -17,8 +18,7 @@ pub(in crate::picture) fn orientation(exif: &[u8]) -> Orientation {
 
 /// The first valid orientation in the first directory (TIFF 6.0, section 2).
 fn first_valid(tiff: &[u8]) -> Option<Orientation> {
-    /// Tag 274, type SHORT, count 1.
-    const ENTRY: (u16, u16, u32) = (0x0112, 3, 1);
+    const ORIENTATION: u16 = 0x0112;
     let big_endian = match tiff.first_chunk()? {
         b"II\x2a\0" => false,
         b"MM\0\x2a" => true,
@@ -36,8 +36,16 @@ fn first_valid(tiff: &[u8]) -> Option<Orientation> {
     let count = usize::from(short(directory)?);
     let entries = directory.get(2..)?.chunks_exact(12).take(count);
     entries.into_iter().find_map(|entry| {
-        let is_orientation = (short(entry)?, short(&entry[2..])?, long(&entry[4..])?) == ENTRY;
-        let value = short(&entry[8..]).filter(|_| is_orientation)?;
+        if short(entry)? != ORIENTATION || long(&entry[4..])? != 1 {
+            return None;
+        }
+        let value = match short(&entry[2..])? {
+            // BYTE and SBYTE, SHORT and SSHORT, LONG and SLONG.
+            1 | 6 => u32::from(entry[8]),
+            3 | 8 => u32::from(short(&entry[8..])?),
+            4 | 9 => long(&entry[8..])?,
+            _ => return None,
+        };
         Orientation::from_exif(u8::try_from(value).ok()?)
     })
 }
@@ -72,7 +80,7 @@ mod tests {
             (&[(0x112, 3, 1, 0), (0x112, 3, 1, 9), (0x112, 3, 1, 6)], turned),
             (&[(0x112, 3, 1, 262)], none),
             (&[(0x112, 3, 2, 6)], none),
-            (&[(0x112, 4, 1, 1), (0x112, 3, 1, 6)], turned),
+            (&[(0x112, 7, 1, 1), (0x112, 3, 1, 6)], turned),
         ] {
             for big_endian in [false, true] {
                 let exif = exif(big_endian, entries);
@@ -81,8 +89,10 @@ mod tests {
                 assert_eq!(orientation(&marked), expected, "{entries:?}");
             }
         }
-        for kind in (0..16).filter(|kind| *kind != 3) {
-            assert_eq!(orientation(&exif(false, &[(0x112, kind, 1, 6)])), none, "type {kind}");
+        for kind in 0..16 {
+            let is_whole = matches!(kind, 1 | 3 | 4 | 6 | 8 | 9);
+            let expected = if is_whole { turned } else { none };
+            assert_eq!(orientation(&exif(false, &[(0x112, kind, 1, 6)])), expected, "type {kind}");
         }
     }
 

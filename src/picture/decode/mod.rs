@@ -251,7 +251,8 @@ mod tests {
             (DynamicImage::new_rgba16(100, 100), png, 4),
             // Row by row.
             (DynamicImage::new_luma8(100, 100), png, 3),
-            (DynamicImage::new_rgb8(100, 100), jpeg, 3),
+            // Planes of 104×104 samples, their coefficients, and the product.
+            (DynamicImage::new_rgb8(100, 100), jpeg, 9 + 3),
             (DynamicImage::new_rgba16(100, 100), (ImageFormat::Tiff, MediaType::Tiff), 8 + 4 + 8),
         ] {
             assert_eq!(decoding(&picture, format, media_type), bytes, "{format:?}");
