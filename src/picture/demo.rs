@@ -34,7 +34,9 @@ pub(crate) fn draw() -> Result<Vec<(&'static str, MediaType, Vec<u8>)>, PictureE
     // Grain keeps a PNG from compressing away: this one should have about a megabyte, like those of image models.
     let mut png = Vec::new();
     let encoder = PngEncoder::new_with_quality(&mut png, CompressionType::Fast, FilterType::Sub);
-    paint(768, 768, &pair, 3).write_with_encoder(encoder).map_err(|error| PictureError::Encoding(error.to_string()))?;
+    paint(768, 768, &pair, 3)
+        .write_with_encoder(encoder)
+        .map_err(|error| PictureError::Encoding(error.to_string()))?;
     let limits = RenderLimits { pixels: u64::MAX, deadline: None };
     let jpeg = encode::jpeg(&paint(960, 540, &one, 4), 85)?;
     let webp = encode::exact_webp(&paint(512, 512, &crowd, 0), limits)?;

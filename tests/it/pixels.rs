@@ -17,6 +17,8 @@ use afterimage::picture::sniff::sniff;
 use afterimage::picture::{self, PictureError, RenderLimits};
 use tempfile::TempDir;
 
+use crate::browser::{CHROMIUM, browser_folder};
+
 const LIMITS: RenderLimits = RenderLimits { pixels: 50_000_000, deadline: None };
 /// Formats that this build can decode. AVIF products are read by Pillow alone.
 const READABLE: [Format; 3] = [Format::WebP, Format::Jpeg, Format::Png];
@@ -312,6 +314,47 @@ fn colours_follow_the_embedded_profile() {
     References::make().compare(&cases);
 }
 
+/// Mean difference of a channel, of 255, between a picture in Chromium and our variant of it.
+const NEAR_CHROMIUM: f64 = 2.0;
+
+#[test]
+fn colours_are_those_of_chromium() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = tempfile::tempdir().unwrap();
+    let made = Command::new(root.join("target/python/bin/python"))
+        .arg(root.join("tests/pixels/tagged.py"))
+        .arg(folder.path())
+        .status();
+    assert!(made.unwrap().success(), "Pillow is needed in target/python: run tests/run.sh");
+    let mut pairs = Vec::new();
+    for original in files(folder.path()) {
+        let bytes = fs::read(&original).unwrap();
+        let name = original.file_name().unwrap().to_str().unwrap();
+        let media_type = sniff(&bytes).unwrap();
+        let variant = variant(AS_IT_IS, Format::Png, 0, media_type);
+        let rendered = picture::render(&bytes, media_type, variant, LIMITS);
+        let rendered = rendered.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let product = format!("{name}.product.png");
+        fs::write(folder.path().join(&product), rendered.bytes).unwrap();
+        pairs.push(serde_json::json!({"original": name, "product": product}));
+    }
+    assert!(pairs.len() > 20, "{} pictures", pairs.len());
+    let list = serde_json::to_vec(&pairs).unwrap();
+    fs::write(folder.path().join("list.json"), list).unwrap();
+    let compared = Command::new("timeout")
+        .args(["--kill-after=5", "120", "node"])
+        .arg(root.join("tests/pixels/colours.mjs"))
+        .args([browser_folder().as_os_str(), CHROMIUM.as_ref(), folder.path().as_os_str()])
+        .output()
+        .unwrap();
+    assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stderr));
+    let compared: Vec<serde_json::Value> = serde_json::from_slice(&compared.stdout).unwrap();
+    assert_eq!(compared.len(), pairs.len());
+    let is_far = |it: &&serde_json::Value| it["error"].as_f64().is_none_or(|it| it > NEAR_CHROMIUM);
+    let far: Vec<_> = compared.iter().filter(is_far).collect();
+    assert!(far.is_empty(), "{far:#?}");
+}
+
 #[test]
 fn transparent_red_does_not_bleed_into_blue() {
     let references = References::make();
@@ -585,7 +628,9 @@ fn outcome(bytes: &[u8]) -> String {
         }
         Err(error @ PictureError::TooManyPixels { .. }) => format!("large {error}"),
         Err(error @ PictureError::Broken(_)) => format!("broken {error}"),
-        Err(error @ PictureError::Opaque(_)) => format!("opaque {error}"),
+        Err(error @ (PictureError::Opaque(_) | PictureError::Unsupported(_))) => {
+            format!("opaque {error}")
+        }
         Err(error) => panic!("{error}"),
     }
 }

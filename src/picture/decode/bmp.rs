@@ -153,7 +153,7 @@ impl<'a> Bitmap<'a> {
         };
         let mut picture = picture.expect("each row has its pixels");
         if let Some(profile) = self.profile {
-            colours::to_srgb(&mut picture, profile);
+            colours::to_srgb(&mut picture, profile)?;
         }
         Ok(DecodedBitmap { picture, has_alpha, rest })
     }

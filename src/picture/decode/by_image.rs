@@ -49,7 +49,7 @@ pub(super) fn decode(
     let picture = DynamicImage::from_decoder(decoder).map_err(|error| broken(&error, limits))?;
     let mut picture = in_8_bits(picture);
     if let Some(profile) = profile {
-        colours::to_srgb(&mut picture, &profile);
+        colours::to_srgb(&mut picture, &profile)?;
     }
     Ok(picture)
 }

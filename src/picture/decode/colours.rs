@@ -10,21 +10,26 @@ use moxcms::{
     TransferCharacteristics, Transform8BitExecutor, Transform16BitExecutor, TransformOptions,
 };
 
+use super::super::PictureError;
+
 /// Bytes that are converted at a time: whole pixels of three and of four channels. A copy of the whole would take as much
 /// memory again.
 const PIECE: usize = 12 * 4096;
 
 /// Converts colours by an embedded profile. Like in browsers, a profile that is malformed, or of another space than the decoded
-/// pixels, is ignored. A profile of greys counts if each pixel is grey. Ask [`is_refused`] before.
-pub(super) fn to_srgb(picture: &mut DynamicImage, profile: &[u8]) {
-    if let Some(Colours::Known(profile)) = Colours::of_profile(profile) {
-        convert(picture, &profile);
+/// pixels, is ignored. A profile of greys counts if each pixel is grey. Refuses a profile that counts, but can't be applied.
+pub(super) fn to_srgb(picture: &mut DynamicImage, profile: &[u8]) -> Result<(), PictureError> {
+    match Colours::of_profile(profile) {
+        Some(Colours::Known(profile)) => convert(picture, &profile),
+        Some(Colours::Refused) => return Err(refused()),
+        None => {}
     }
+    Ok(())
 }
 
-/// True for a profile that counts, but can't be applied. A picture with it must be refused.
-pub(super) fn is_refused(profile: &[u8]) -> bool {
-    matches!(Colours::of_profile(profile), Some(Colours::Refused))
+/// The error for colours that can't be converted rightly.
+pub(super) fn refused() -> PictureError {
+    PictureError::Unsupported("its colours (HDR, or a profile by tables)".to_owned())
 }
 
 /// Converts colours by a profile for RGB or for greys.
@@ -413,7 +418,7 @@ mod tests {
 
     fn shown(profile: &[u8], pixel: [u8; 3]) -> [u8; 3] {
         let mut picture = DynamicImage::ImageRgb8(RgbImage::from_pixel(1, 1, image::Rgb(pixel)));
-        to_srgb(&mut picture, profile);
+        to_srgb(&mut picture, profile).unwrap();
         picture.to_rgb8().get_pixel(0, 0).0
     }
 
@@ -435,7 +440,7 @@ mod tests {
         let table = profile(b"GRAY", b"XYZ ", &[(b"kTRC", curve(&[65535, 0]))]);
         assert_eq!(shown(&table, [255; 3]), [0; 3]);
         let mut picture = RgbaImage::from_pixel(1, 1, image::Rgba([55, 55, 55, 9])).into();
-        to_srgb(&mut picture, &linear);
+        to_srgb(&mut picture, &linear).unwrap();
         assert_eq!(picture.to_rgba8().get_pixel(0, 0).0, [128, 128, 128, 9]);
     }
 
@@ -465,6 +470,8 @@ mod tests {
         assert_eq!(shown(&with(1, 8), [55, 0, 255]), [128, 0, 255]);
         // Unknown ones don't.
         assert_eq!(shown(&with(2, 2), [55, 0, 255]), [255, 128, 0]);
+        let is_refused =
+            |profile: &[u8]| to_srgb(&mut DynamicImage::new_rgb8(1, 1), profile).is_err();
         assert!(is_refused(&with(9, 16)) && is_refused(&with(9, 18)));
         assert!(!is_refused(&with(1, 13)) && !is_refused(b""));
     }

@@ -35,7 +35,10 @@ pub(super) fn decode(bytes: &[u8], limits: RenderLimits) -> Result<DynamicImage,
     let mut decoder = Decoder::new(reader);
     decoder.set_color_transform(head.colours());
     decoder.set_max_decoding_buffer_size(usize::try_from(4 * pixels(head.size)).unwrap_or(0));
-    let decoded = decoder.decode().map_err(|error| broken(&error, limits))?;
+    let decoded = decoder.decode().map_err(|error| match error {
+        jpeg_decoder::Error::Unsupported(kind) => refused(&format!("{kind:?}")),
+        error => broken(&error, limits),
+    })?;
     let (width, height) = head.size;
     let profile = head.profile();
     let is_cmyk = head.components.len() == 4;
@@ -45,15 +48,19 @@ pub(super) fn decode(bytes: &[u8], limits: RenderLimits) -> Result<DynamicImage,
         4 => RgbImage::from_raw(width, height, colours::cmyk_to_rgb(&decoded, profile.as_deref())),
         _ => RgbImage::from_raw(width, height, decoded),
     };
-    let picture = picture.ok_or_else(|| refused("the decoder left pixels out"))?;
+    let picture = picture.ok_or_else(|| broken_off("the decoder left pixels out"))?;
     let mut picture = DynamicImage::ImageRgb8(picture);
     if let Some(profile) = profile.filter(|_| !is_cmyk) {
-        colours::to_srgb(&mut picture, &profile);
+        colours::to_srgb(&mut picture, &profile)?;
     }
     Ok(picture)
 }
 
 fn refused(reason: &str) -> PictureError {
+    PictureError::Unsupported(reason.to_owned())
+}
+
+fn broken_off(reason: &str) -> PictureError {
     PictureError::Broken(reason.to_owned())
 }
 
@@ -121,7 +128,7 @@ impl<'a> Head<'a> {
                 _ => {}
             }
         }
-        Err(refused("the JPEG ends before its first scan"))
+        Err(broken_off("the JPEG ends before its first scan"))
     }
 
     /// Reads a frame header (ITU-T T.81, B.2.2).
@@ -148,7 +155,7 @@ impl<'a> Head<'a> {
     /// whole picture, which is right only for components with the most samples and with one (ITU-T T.81, A.2.2).
     fn check_scan(mut self, segment: &[u8]) -> Result<Head<'a>, PictureError> {
         if self.components.is_empty() {
-            return Err(refused("a JPEG must have a frame before its first scan"));
+            return Err(broken_off("a JPEG must have a frame before its first scan"));
         }
         let all = self.components.len();
         self.is_interleaved = segment.first().is_some_and(|count| usize::from(*count) == all);
@@ -373,7 +380,7 @@ mod tests {
                 bytes[*at] = *byte;
             }
             let error = decoded(&bytes).unwrap_err();
-            assert!(matches!(error, PictureError::Broken(_)), "{error}");
+            assert!(matches!(error, PictureError::Unsupported(_)), "{error}");
         }
         for length in (0..plain.len()).step_by(7) {
             assert!(decoded(&plain[..length]).is_err(), "{length}");

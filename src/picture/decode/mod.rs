@@ -167,7 +167,7 @@ pub(super) fn measure(
 fn guarded<T>(decode: impl FnOnce() -> Result<T, PictureError>) -> Result<T, PictureError> {
     // The TIFF decoder panics on tiled planes. Nothing that a decoder leaves behind is used again.
     let decoded = catch_unwind(AssertUnwindSafe(decode))
-        .unwrap_or_else(|_panic| Err(PictureError::Broken("the decoder panicked".to_owned())));
+        .unwrap_or_else(|_panic| Err(PictureError::Unsupported("the decoder panicked".to_owned())));
     decoded.map_err(|error| match error {
         PictureError::TimedOut => PictureError::DecodingTimedOut,
         error => error,

@@ -10,10 +10,12 @@ use super::super::{PictureError, RenderLimits};
 use super::colours::Colours;
 use super::deadline::DeadlineReader;
 use super::{Measure, broken, check_pixels, colours, exif};
-use crate::image::MediaType;
 
 pub(super) fn measure(bytes: &[u8], limits: RenderLimits) -> Result<Measure, PictureError> {
     let reader = open(bytes, limits)?;
+    if !has_end(bytes) {
+        return Err(PictureError::Broken("the PNG ends before its last chunk".to_owned()));
+    }
     let info = reader.info();
     // The mark of EXIF in JPEG has no place here (§11.3.4.5), and browsers ignore what follows it.
     let exif = info.exif_metadata.as_deref().filter(|exif| !exif.starts_with(b"Exif"));
@@ -31,7 +33,7 @@ pub(super) fn decode(bytes: &[u8], limits: RenderLimits) -> Result<DynamicImage,
         return Err(PictureError::Broken("the palette is missing before the pixels".to_owned()));
     }
     let profile = match colours_of(info) {
-        Some(Colours::Refused) => return Err(PictureError::Opaque(MediaType::Png)),
+        Some(Colours::Refused) => return Err(colours::refused()),
         Some(Colours::Known(profile)) => Some(profile),
         None => None,
     };
@@ -65,6 +67,18 @@ fn open(bytes: &[u8], limits: RenderLimits) -> Result<Reader<DeadlineReader<'_>>
     let mut decoder = png::Decoder::new_with_limits(reader, memory);
     decoder.set_ignore_text_chunk(true);
     decoder.read_info().map_err(|error| broken(&error, limits))
+}
+
+/// True for a PNG with its last chunk: a part of a file isn't taken for a picture, even if it has all pixels.
+fn has_end(bytes: &[u8]) -> bool {
+    let mut at = 8;
+    while let Some((length, kind)) = bytes.get(at..).and_then(<[u8]>::split_first_chunk) {
+        if kind.starts_with(b"IEND") {
+            return true;
+        }
+        at = at.saturating_add(12).saturating_add(u32::from_be_bytes(*length) as usize);
+    }
+    false
 }
 
 /// Width and height of a PNG, with which its first chunk begins.
@@ -377,7 +391,7 @@ mod tests {
             let chunk = [9, transfer, 0, 1];
             let bytes = encode(ColorType::Rgb, BitDepth::Eight, &[(*b"cICP", &chunk)], &[1, 2, 3]);
             let refused = decode(&bytes, MediaType::Png, LIMITS);
-            assert_eq!(refused, Err(PictureError::Opaque(MediaType::Png)));
+            assert_eq!(refused, Err(colours::refused()));
             assert_eq!(measure(&bytes, LIMITS).unwrap().upright(), (1, 1));
         }
     }

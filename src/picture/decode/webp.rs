@@ -46,8 +46,10 @@ pub(super) fn decode(bytes: &[u8], limits: RenderLimits) -> Result<DynamicImage,
         RgbImage::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8)
     };
     let mut picture = picture.expect("each row has its pixels");
-    if let Some(profile) = source.profile {
-        colours::to_srgb(&mut picture, profile);
+    // Browsers ignore a profile of greys here.
+    let profile = source.profile.filter(|profile| profile.get(16..20) != Some(b"GRAY"));
+    if let Some(profile) = profile {
+        colours::to_srgb(&mut picture, profile)?;
     }
     Ok(picture)
 }
