@@ -9,10 +9,7 @@ use image::metadata::Orientation;
 /// and libvips do.
 pub(in crate::picture) fn orientation(exif: &[u8]) -> Orientation {
     // The last byte of the mark is padding, and some writers don't keep it zero.
-    let tiff = match exif {
-        [b'E', b'x', b'i', b'f', 0, _, tiff @ ..] => tiff,
-        tiff => tiff,
-    };
+    let tiff = if exif.starts_with(b"Exif\0") { exif.get(6..).unwrap_or_default() } else { exif };
     first_valid(tiff).unwrap_or(Orientation::NoTransforms)
 }
 

@@ -23,22 +23,12 @@ pub(super) fn measure(bytes: &[u8], limits: RenderLimits) -> Result<Measure, Pic
 }
 
 pub(super) fn decode(bytes: &[u8], limits: RenderLimits) -> Result<DynamicImage, PictureError> {
-    /// Bytes between two looks at the time. The decoder reads byte by byte. In a progressive JPEG a few bytes may stand for many
-    /// thousands of blocks.
-    const PIECE: usize = 4096;
     let head = Head::read(bytes)?;
     if head.is_large_and_usual() {
         return by_image::decode(bytes, ImageFormat::Jpeg, limits);
     }
     head.check_upsampling()?;
-    let reader = BufReader::with_capacity(PIECE, DeadlineReader::new(bytes, limits));
-    let mut decoder = Decoder::new(reader);
-    decoder.set_color_transform(head.colours());
-    decoder.set_max_decoding_buffer_size(usize::try_from(4 * pixels(head.size)).unwrap_or(0));
-    let decoded = decoder.decode().map_err(|error| match error {
-        jpeg_decoder::Error::Unsupported(kind) => refused(&format!("{kind:?}")),
-        error => broken(&error, limits),
-    })?;
+    let decoded = head.decode(bytes, head.colours(), limits)?;
     let (width, height) = head.size;
     let profile = head.profile();
     let is_cmyk = head.components.len() == 4;
@@ -54,6 +44,29 @@ pub(super) fn decode(bytes: &[u8], limits: RenderLimits) -> Result<DynamicImage,
         colours::to_srgb(&mut picture, &profile)?;
     }
     Ok(picture)
+}
+
+/// Decodes a JPEG inside of a TIFF, of at most some size: its size, and its samples. Three samples a pixel are red, green and
+/// blue, converted if they were of YCbCr. Inks are inverted.
+pub(super) fn decode_chunk(
+    bytes: &[u8],
+    most: (u32, u32),
+    is_ycbcr: bool,
+    limits: RenderLimits,
+) -> Result<((u32, u32), Vec<u8>), PictureError> {
+    let head = Head::read(bytes)?;
+    if head.size.0 > most.0 || head.size.1 > most.1 {
+        return Err(refused("a JPEG must have the size of its strip or tile"));
+    }
+    head.check_upsampling()?;
+    let colours = match head.components.len() {
+        1 => ColorTransform::Grayscale,
+        3 if is_ycbcr => ColorTransform::YCbCr,
+        3 => ColorTransform::RGB,
+        _ => ColorTransform::CMYK,
+    };
+    let decoded = head.decode(bytes, colours, limits)?;
+    Ok((head.size, decoded))
 }
 
 fn refused(reason: &str) -> PictureError {
@@ -129,6 +142,26 @@ impl<'a> Head<'a> {
             }
         }
         Err(broken_off("the JPEG ends before its first scan"))
+    }
+
+    /// Decodes the samples, and converts them from some colours.
+    fn decode(
+        &self,
+        bytes: &[u8],
+        colours: ColorTransform,
+        limits: RenderLimits,
+    ) -> Result<Vec<u8>, PictureError> {
+        /// Bytes between two looks at the time. The decoder reads byte by byte. In a progressive JPEG a few bytes may stand for many
+        /// thousands of blocks.
+        const PIECE: usize = 4096;
+        let reader = BufReader::with_capacity(PIECE, DeadlineReader::new(bytes, limits));
+        let mut decoder = Decoder::new(reader);
+        decoder.set_color_transform(colours);
+        decoder.set_max_decoding_buffer_size(usize::try_from(4 * pixels(self.size)).unwrap_or(0));
+        decoder.decode().map_err(|error| match error {
+            jpeg_decoder::Error::Unsupported(kind) => refused(&format!("{kind:?}")),
+            error => broken(&error, limits),
+        })
     }
 
     /// Reads a frame header (ITU-T T.81, B.2.2).
@@ -218,13 +251,13 @@ impl<'a> Head<'a> {
             ([_], _) => ColorTransform::Grayscale,
             ([_, _, _, _], Some(2)) => ColorTransform::YCCK,
             ([_, _, _, _], _) => ColorTransform::CMYK,
-            (_, _) if self.is_jfif => ColorTransform::YCbCr,
-            (_, Some(0)) => ColorTransform::RGB,
-            (_, Some(_)) => ColorTransform::YCbCr,
-            (components, None) if components.iter().map(|it| it.id).eq(*b"RGB") => {
+            (_, Some(0)) if !self.is_jfif => ColorTransform::RGB,
+            (components, None)
+                if !self.is_jfif && components.iter().map(|it| it.id).eq(*b"RGB") =>
+            {
                 ColorTransform::RGB
             }
-            (_, None) => ColorTransform::YCbCr,
+            (_, _) => ColorTransform::YCbCr,
         }
     }
 
@@ -232,7 +265,7 @@ impl<'a> Head<'a> {
     /// of a baseline JPEG queue up for the threads that transform them.
     fn beside(&self) -> u64 {
         if self.is_large_and_usual() {
-            let converted = if self.components.len() == 1 { 1 } else { 0 };
+            let converted = u64::from(self.components.len() == 1);
             let coefficients = if self.is_progressive { 6 } else { 0 };
             return (converted + coefficients) * pixels(self.size);
         }
