@@ -137,6 +137,8 @@ def sources(folder):
     few = rgb.quantize(200)
     clear = rgba.getchannel("A").point(lambda it: 255 if it > 90 else 0)
     holed = few.copy()
+    # A value with a place in the palette: without one, browsers and Pillow differ.
+    holed.putpalette(few.getpalette()[:600] + [9, 9, 9] * 56)
     holed.paste(255, mask=ImageOps.invert(clear))
 
     def save(name, im, **options):

@@ -8,12 +8,12 @@
 use std::io::BufReader;
 
 use image::metadata::Orientation;
-use image::{DynamicImage, GrayImage, ImageFormat, RgbImage};
+use image::{DynamicImage, GrayImage, RgbImage};
 use jpeg_decoder::{ColorTransform, Decoder};
 
 use super::super::{PictureError, RenderLimits};
 use super::deadline::DeadlineReader;
-use super::{Measure, broken, by_image, check_pixels, colours, exif, pixels};
+use super::{Measure, broken, check_pixels, colours, exif, large_jpeg, pixels};
 
 pub(super) fn measure(bytes: &[u8], limits: RenderLimits) -> Result<Measure, PictureError> {
     let head = Head::read(bytes)?;
@@ -25,7 +25,7 @@ pub(super) fn measure(bytes: &[u8], limits: RenderLimits) -> Result<Measure, Pic
 pub(super) fn decode(bytes: &[u8], limits: RenderLimits) -> Result<DynamicImage, PictureError> {
     let head = Head::read(bytes)?;
     if head.is_large_and_usual() {
-        return by_image::decode(bytes, ImageFormat::Jpeg, limits);
+        return large_jpeg::decode(bytes, limits);
     }
     head.check_upsampling()?;
     let decoded = head.decode(bytes, head.colours(), limits)?;

@@ -4,13 +4,13 @@
 
 mod animated;
 mod bmp;
-mod by_image;
 mod colours;
 mod deadline;
 pub(super) mod exif;
 mod gif;
 mod ico;
 mod jpeg;
+mod large_jpeg;
 mod png;
 mod tiff;
 mod webp;

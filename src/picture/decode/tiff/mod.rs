@@ -80,7 +80,7 @@ pub(super) fn decode(bytes: &[u8], limits: RenderLimits) -> Result<DynamicImage,
 }
 
 fn refused(reason: &str) -> PictureError {
-    PictureError::Broken(reason.to_owned())
+    PictureError::Unsupported(reason.to_owned())
 }
 
 fn finished(picture: Option<DynamicImage>) -> Result<DynamicImage, PictureError> {
