@@ -8,6 +8,7 @@ use hayro_ccitt::{DecodeSettings, DecoderContext, EncodingMode};
 use weezl::{BitOrder, LzwStatus};
 
 use super::super::super::{PictureError, RenderLimits};
+use super::super::deadline::DeadlineReader;
 use super::super::{broken, jpeg};
 use super::page::{Colours, Numbers, Page};
 use super::refused;
@@ -46,7 +47,7 @@ pub(super) fn unpack<'a>(
         7 => return Ok(Cow::Owned(jpeg_chunk(page, &source, rows, limits)?)),
         8 | 32946 => {
             let mut unpacked = vec![0; length];
-            let mut decoder = ZlibDecoder::new(&source[..]);
+            let mut decoder = ZlibDecoder::new(DeadlineReader::new(&source, limits));
             decoder.read_exact(&mut unpacked).map_err(|error| broken(&error, limits))?;
             Cow::Owned(unpacked)
         }
