@@ -111,6 +111,11 @@ impl Measure {
         upright(self.size, self.orientation)
     }
 
+    /// True if the decoded picture has alpha.
+    pub(super) fn may_be_transparent(&self) -> bool {
+        self.decoded > 3 * pixels(self.size)
+    }
+
     /// Bytes that decoding takes at most, and scaling to a size.
     pub(super) fn memory(&self, width: u32, height: u32) -> u64 {
         let (width, height) = (u64::from(width), u64::from(height));
