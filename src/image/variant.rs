@@ -11,7 +11,7 @@ use crate::image::{Embedded, MediaType, Traits};
 
 /// A part of the entity-tag of each variant. It must be raised when a new library or algorithm renders the same variant
 /// to other bytes, as `coding::GENERATION` must.
-pub const GENERATION: u8 = 2;
+pub const GENERATION: u8 = 3;
 
 /// A format that can be encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -392,16 +392,16 @@ mod tests {
     #[test]
     fn addresses_that_mean_the_same_bytes_mean_the_same_variant() {
         let png = |format| text(transform(256, format), MediaType::Png);
-        assert_eq!(png(RequestedFormat::Kept), "w256-png2");
-        assert_eq!(png(RequestedFormat::Exactly(Format::Png)), "w256-png2");
-        assert_eq!(png(RequestedFormat::Exactly(Format::WebP)), "w256-q80-m4-webp2");
-        assert_eq!(text(transform(256, RequestedFormat::Kept), MediaType::Gif), "w256-png2");
-        assert_eq!(text(transform(256, RequestedFormat::Kept), MediaType::Jpeg), "w256-q80-jpg2");
+        assert_eq!(png(RequestedFormat::Kept), "w256-png3");
+        assert_eq!(png(RequestedFormat::Exactly(Format::Png)), "w256-png3");
+        assert_eq!(png(RequestedFormat::Exactly(Format::WebP)), "w256-q80-m4-webp3");
+        assert_eq!(text(transform(256, RequestedFormat::Kept), MediaType::Gif), "w256-png3");
+        assert_eq!(text(transform(256, RequestedFormat::Kept), MediaType::Jpeg), "w256-q80-jpg3");
         let quality = Transform { quality: Some(80), ..transform(256, RequestedFormat::Kept) };
-        assert_eq!(text(quality, MediaType::Jpeg), "w256-q80-jpg2");
+        assert_eq!(text(quality, MediaType::Jpeg), "w256-q80-jpg3");
         assert_eq!(
             text(Transform::THUMBNAIL, MediaType::WebP),
-            "w64-h64-cover-enlarged-q85-m6-webp2"
+            "w64-h64-cover-enlarged-q85-m6-webp3"
         );
     }
 

@@ -38,7 +38,7 @@ pub(crate) fn draw() -> Result<Vec<(&'static str, MediaType, Vec<u8>)>, PictureE
         .write_with_encoder(encoder)
         .map_err(|error| PictureError::Encoding(error.to_string()))?;
     let limits = RenderLimits { pixels: u64::MAX, deadline: None };
-    let jpeg = encode::jpeg(&paint(960, 540, &one, 4), 85)?;
+    let jpeg = encode::jpeg(&paint(960, 540, &one, 4), 85, limits)?;
     let webp = encode::exact_webp(&paint(512, 512, &crowd, 0), limits)?;
     Ok(vec![
         ("hero_abc123", MediaType::Png, png),

@@ -310,6 +310,7 @@ mod tests {
 
     use super::super::decode;
     use super::*;
+    use crate::image::MediaType;
 
     const LIMITS: RenderLimits = RenderLimits { pixels: 10_000, deadline: None };
 
@@ -443,12 +444,14 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_file_may_be_missing_but_no_pixel() {
+    fn a_part_of_a_file_is_no_picture() {
         let whole = encode(ColorType::Rgb, BitDepth::Eight, &[], &[55, 44, 33]);
+        assert_eq!(pixels(&whole), [55, 44, 33]);
         let data = whole.windows(4).position(|it| it == b"IEND").unwrap() - 4;
-        assert_eq!(pixels(&whole[..data]), [55, 44, 33]);
-        let cut = decode(&whole[..data - 14], MediaType::Png, LIMITS).unwrap_err();
-        assert!(matches!(cut, PictureError::Broken(_)), "{cut}");
+        for end in [data, data - 14] {
+            let cut = decode(&whole[..end], MediaType::Png, LIMITS).unwrap_err();
+            assert!(matches!(cut, PictureError::Broken(_)), "{cut}");
+        }
     }
 
     #[test]
@@ -464,7 +467,8 @@ mod tests {
         std::io::Write::write_all(&mut packed, &rows).unwrap();
         let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
         let head = [0, 0, 0, 5, 0, 0, 0, 3, 16, 2, 0, 0, 1];
-        for (kind, data) in [(b"IHDR", &head[..]), (b"IDAT", &packed.finish().unwrap())] {
+        let data = packed.finish().unwrap();
+        for (kind, data) in [(b"IHDR", &head[..]), (b"IDAT", &data), (b"IEND", &[])] {
             bytes.extend(u32::try_from(data.len()).unwrap().to_be_bytes());
             bytes.extend(kind);
             bytes.extend(data);

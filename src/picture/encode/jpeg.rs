@@ -9,7 +9,7 @@ use super::{Output, failed, huffman};
 use crate::picture::{PictureError, RenderLimits};
 
 /// Encodes a picture. Transparent pixels are put on white, the background of most pages.
-pub(super) fn encode(
+pub fn encode(
     picture: &DynamicImage,
     quality: u8,
     limits: RenderLimits,

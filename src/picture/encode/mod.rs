@@ -11,6 +11,7 @@ use std::io::{self, Write};
 
 use image::DynamicImage;
 
+pub use self::jpeg::encode as jpeg;
 pub use self::webp::{exact as exact_webp, lossy as webp};
 use super::{PictureError, RenderLimits};
 use crate::image::variant::{Format, Variant};

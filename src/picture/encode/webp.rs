@@ -64,12 +64,7 @@ fn libwebp(
     limits: RenderLimits,
     config: EncoderConfig,
 ) -> Result<Vec<u8>, PictureError> {
-    /// Longest side in pixels that the format allows.
-    const LONGEST: u32 = 16_383;
     let (width, height) = (picture.width(), picture.height());
-    if width.max(height) > LONGEST {
-        return Err(failed(&format!("WebP has at most {LONGEST} pixels a side")));
-    }
     let opaque;
     let encoder = match picture {
         DynamicImage::ImageRgba8(pixels) if is_transparent(picture) => {
