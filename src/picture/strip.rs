@@ -24,6 +24,7 @@ pub fn traits(bytes: &[u8], media_type: MediaType) -> Traits {
             }
         }
         // Tags for pixels and for everything else stand in one directory.
+        MediaType::Tiff if tiff_is_bare(bytes) == Some(true) => Embedded::Nothing,
         MediaType::Tiff => Embedded::Inseparable,
         MediaType::Bmp
         | MediaType::Ico
@@ -33,6 +34,37 @@ pub fn traits(bytes: &[u8], media_type: MediaType) -> Traits {
         | MediaType::Svg => Embedded::Nothing,
     };
     Traits { animated: is_animated(bytes, media_type), embedded }
+}
+
+/// True for a TIFF of one directory without a tag that isn't about pixels, and upright (TIFF 6.0, section 2).
+fn tiff_is_bare(bytes: &[u8]) -> Option<bool> {
+    const ORIENTATION: u16 = 274;
+    const COLOUR_PROFILE: u16 = 34675;
+    let big_endian = match bytes.first_chunk()? {
+        b"II\x2a\0" => false,
+        b"MM\0\x2a" => true,
+        _big_tiff => return None,
+    };
+    let short = |at: usize| {
+        let two = *bytes.get(at..)?.first_chunk()?;
+        Some(if big_endian { u16::from_be_bytes(two) } else { u16::from_le_bytes(two) })
+    };
+    let long = |at: usize| {
+        let four = *bytes.get(at..)?.first_chunk()?;
+        Some(if big_endian { u32::from_be_bytes(four) } else { u32::from_le_bytes(four) })
+    };
+    let directory = usize::try_from(long(4)?).ok()?;
+    let count = usize::from(short(directory)?);
+    let after = directory.checked_add(2 + 12 * count)?;
+    let mut entries = (0..count).map(|number| directory + 2 + 12 * number);
+    let is_bare = entries.all(|entry| match short(entry) {
+        Some(ORIENTATION) => short(entry + 8) == Some(1),
+        // Size, coding, layout, resolution, colours and JPEG tables, but no names, dates and programs.
+        Some(254..=266 | 273 | 277..=284 | 290..=301 | 317..=325 | 332..=347 | 512..=532) => true,
+        Some(COLOUR_PROFILE) => true,
+        _ => false,
+    });
+    Some(is_bare && long(after)? == 0)
 }
 
 /// Removes the metadata from a file, all but the orientation. `None` for a type whose metadata can't be removed, and for a
@@ -487,11 +519,25 @@ mod tests {
     }
 
     #[test]
+    fn a_tiff_has_metadata_if_it_has_other_tags_than_those_of_its_pixels() {
+        let plain = encoded(ImageFormat::Tiff);
+        assert_eq!(traits(&plain, MediaType::Tiff), Traits::default());
+        let directory =
+            usize::try_from(u32::from_le_bytes(plain[4..8].try_into().unwrap())).unwrap();
+        for tag in [270_u16, 306, 700, 34665, 34853] {
+            let mut tagged = plain.clone();
+            tagged[directory + 2..directory + 4].copy_from_slice(&tag.to_le_bytes());
+            assert_eq!(traits(&tagged, MediaType::Tiff).embedded, Embedded::Inseparable, "{tag}");
+        }
+    }
+
+    #[test]
     fn a_file_of_any_length_is_read_without_a_panic() {
         for (media_type, whole) in [
             (MediaType::Jpeg, jpeg()),
             (MediaType::Png, encoded(ImageFormat::Png)),
             (MediaType::Gif, encoded(ImageFormat::Gif)),
+            (MediaType::Tiff, encoded(ImageFormat::Tiff)),
             (MediaType::WebP, b"RIFF\x30\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\0\0\0\0\0\0".to_vec()),
         ] {
             for length in 0..whole.len() {

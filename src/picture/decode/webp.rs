@@ -26,8 +26,8 @@ pub(super) fn measure(bytes: &[u8], limits: RenderLimits) -> Result<Measure, Pic
     Ok(Measure::new(source.canvas, source.orientation, source.has_alpha, beside, bytes))
 }
 
-/// Decodes a picture in pieces of the source: the longest step is a lossless picture in a piece. 50 megapixels in one take about
-/// half a second.
+/// Decodes a picture in pieces of the source. The time is checked between them: a piece of a lossless picture, which may be all of
+/// it, can't be interrupted.
 pub(super) fn decode(bytes: &[u8], limits: RenderLimits) -> Result<DynamicImage, PictureError> {
     let source = Source::read(bytes)?;
     check_pixels(source.canvas, limits)?;
