@@ -148,7 +148,7 @@ pub fn memory(
     let (width, height) = resize::size(source.upright(), variant.bounds());
     check_sides(variant.format(), width.max(height))?;
     let product = u64::from(width) * u64::from(height);
-    let encoding = encode::memory(variant.format(), product, source.may_be_transparent());
+    let encoding = encode::memory(variant, product, source.may_be_transparent());
     Ok(source.memory(width, height).max(encoding))
 }
 

@@ -30,7 +30,7 @@ fn share<const BYTES: usize>(bytes: &[u8], width: u32) -> f32 {
 }
 
 /// The number of colours; `None` for more than a limit, which is found soon in a photograph.
-pub(super) fn colours(picture: &DynamicImage, limit: usize) -> Option<usize> {
+pub(super) fn colours(picture: &DynamicImage, limit: u64) -> Option<u64> {
     match picture {
         DynamicImage::ImageRgb8(pixels) => distinct(pixels.as_raw().as_chunks::<3>().0, limit),
         DynamicImage::ImageRgba8(pixels) => distinct(pixels.as_raw().as_chunks::<4>().0, limit),
@@ -38,14 +38,14 @@ pub(super) fn colours(picture: &DynamicImage, limit: usize) -> Option<usize> {
     }
 }
 
-fn distinct<const BYTES: usize>(pixels: &[[u8; BYTES]], limit: usize) -> Option<usize> {
+fn distinct<const BYTES: usize>(pixels: &[[u8; BYTES]], limit: u64) -> Option<u64> {
     let mut colours = HashSet::new();
     // Only where runs begin: hashing each pixel would take long.
     for run in pixels.chunk_by(|one, other| one == other) {
         colours.insert(run[0]);
-        if colours.len() > limit {
+        if colours.len() as u64 > limit {
             return None;
         }
     }
-    Some(colours.len())
+    Some(colours.len() as u64)
 }

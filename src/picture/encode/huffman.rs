@@ -144,22 +144,21 @@ impl Layout {
         tables: &[Option<Table>; TABLES],
         mut found: impl FnMut(usize, u8, (u32, u8)),
     ) -> Option<()> {
-        let mut reader = BitReader { bytes: bits, at: 0 };
+        let mut reader = BitReader { bytes: bits, at: 0, word: 0 };
         for _ in 0..self.mcus {
             for &(dc, ac) in &self.blocks {
                 let (dc_table, ac_table) = (tables[dc].as_ref()?, tables[ac].as_ref()?);
-                let size = reader.symbol(dc_table)?;
-                found(dc, size, (reader.take(size)?, size));
+                let symbol = reader.symbol(dc_table)?;
+                found(dc, symbol, reader.value(symbol));
                 let mut index = 1;
                 while index < 64 {
                     let symbol = reader.symbol(ac_table)?;
-                    let (zeros, size) = (symbol >> 4, symbol & 15);
-                    found(ac, symbol, (reader.take(size)?, size));
-                    match (zeros, size) {
+                    found(ac, symbol, reader.value(symbol));
+                    match (symbol >> 4, symbol & 15) {
                         // The end of the block.
                         (0, 0) => break,
                         (1..15, 0) => return None,
-                        _ => index += 1 + u32::from(zeros),
+                        (zeros, _) => index += 1 + u32::from(zeros),
                     }
                 }
             }
@@ -174,6 +173,8 @@ struct Table {
     /// For each length the first code, the code after the last one, and the index of the first symbol.
     lengths: [(u32, u32, usize); 16],
     symbols: Vec<u8>,
+    /// For each byte that begins with a whole code its length and symbol; or else a length of 0.
+    short: [(u8, u8); 256],
 }
 
 impl Table {
@@ -189,10 +190,25 @@ impl Table {
             });
             let (symbols, rest) = rest.split_at_checked(index)?;
             let slot = usize::from(id >> 4) * 4 + usize::from(id & 3);
-            *tables.get_mut(slot)? = Some(Table { lengths, symbols: symbols.to_vec() });
+            let mut table = Table { lengths, symbols: symbols.to_vec(), short: [(0, 0); 256] };
+            for byte in 0..=u8::MAX {
+                let code = table.find(u32::from(byte) << 8);
+                if let Some(short) = code.filter(|(length, _)| *length <= 8) {
+                    table.short[usize::from(byte)] = short;
+                }
+            }
+            *tables.get_mut(slot)? = Some(table);
             body = rest;
         }
         Some(())
+    }
+
+    /// The length of the code that 16 bits begin with, and its symbol.
+    fn find(&self, bits: u32) -> Option<(u8, u8)> {
+        let (length, (first, _, index)) =
+            (1..).zip(self.lengths).find(|(_, (_, end, _))| bits < *end)?;
+        let symbol = self.symbols.get(index + ((bits - first) >> (16 - length)) as usize)?;
+        Some((length, *symbol))
     }
 }
 
@@ -279,7 +295,7 @@ impl Codes {
 }
 
 /// Bytes that the reader looks ahead.
-const AHEAD: usize = 4;
+const AHEAD: usize = 8;
 
 /// The entropy-coded bytes without the zero after each 0xFF (ITU-T T.81 B.1.1.5), and with some more at the end for the
 /// reader.
@@ -299,56 +315,79 @@ struct BitReader<'a> {
     bytes: &'a [u8],
     /// Index of the next bit.
     at: usize,
+    /// The next bits, in the high end, from one symbol to the end of its value.
+    word: u64,
 }
 
 impl BitReader<'_> {
-    /// The next 16 bits.
-    fn peek(&self) -> Option<u32> {
-        let word = u32::from_be_bytes(*self.bytes.get(self.at / 8..)?.first_chunk()?);
-        Some((word << (self.at % 8)) >> 16)
-    }
-
-    fn take(&mut self, count: u8) -> Option<u32> {
-        let value = self.peek()? >> 16_u8.checked_sub(count)?;
-        self.at += usize::from(count);
-        Some(value)
-    }
-
     fn symbol(&mut self, table: &Table) -> Option<u8> {
-        let bits = self.peek()?;
-        let length = table.lengths.iter().position(|(_, end, _)| bits < *end)?;
-        let (first, _, index) = table.lengths[length];
-        self.at += length + 1;
-        table.symbols.get(index + ((bits - first) >> (15 - length)) as usize).copied()
+        self.word = u64::from_be_bytes(*self.bytes.get(self.at / 8..)?.first_chunk()?);
+        self.word <<= self.at % 8;
+        let [first, second, ..] = self.word.to_be_bytes();
+        let (length, symbol) = match table.short[usize::from(first)] {
+            (0, _) => table.find(u16::from_be_bytes([first, second]).into())?,
+            short => short,
+        };
+        self.skip(length);
+        Some(symbol)
+    }
+
+    /// The bits after a symbol, and their number, which is in the symbol.
+    fn value(&mut self, symbol: u8) -> (u32, u8) {
+        let size = symbol & 15;
+        let [.., a, b] = (self.word >> 1 >> (63 - size)).to_be_bytes();
+        self.skip(size);
+        (u16::from_be_bytes([a, b]).into(), size)
+    }
+
+    fn skip(&mut self, count: u8) {
+        self.word <<= count;
+        self.at += usize::from(count);
     }
 }
 
 struct BitWriter {
     bytes: Vec<u8>,
-    /// Bits that don't fill a byte yet, in the low end.
-    pending: u32,
+    /// Bits that aren't written yet, in the low end.
+    pending: u64,
     count: u8,
 }
 
 impl BitWriter {
     /// Writes up to 16 bits.
     fn write(&mut self, bits: u32, count: u8) {
-        self.pending = self.pending << count | bits;
+        self.pending = self.pending << count | u64::from(bits);
         self.count += count;
-        while self.count >= 8 {
-            self.count -= 8;
-            let [.., byte] = (self.pending >> self.count).to_be_bytes();
-            self.bytes.push(byte);
-            if byte == 0xFF {
-                self.bytes.push(0);
-            }
+        if self.count >= 32 {
+            self.count -= 32;
+            let [.., a, b, c, d] = (self.pending >> self.count).to_be_bytes();
+            self.extend([a, b, c, d]);
         }
     }
 
     /// Fills the last byte with ones, and ends the picture.
     fn finish(mut self) -> Vec<u8> {
         self.write(0x7F, 7);
+        while self.count >= 8 {
+            self.count -= 8;
+            let [.., byte] = (self.pending >> self.count).to_be_bytes();
+            self.extend([byte]);
+        }
         self.bytes.extend([0xFF, 0xD9]);
         self.bytes
+    }
+
+    /// Stuffs a zero after each 0xFF.
+    fn extend<const COUNT: usize>(&mut self, bytes: [u8; COUNT]) {
+        if !bytes.contains(&0xFF) {
+            self.bytes.extend(bytes);
+            return;
+        }
+        for byte in bytes {
+            self.bytes.push(byte);
+            if byte == 0xFF {
+                self.bytes.push(0);
+            }
+        }
     }
 }

@@ -31,15 +31,16 @@ pub fn encode(
 }
 
 /// The memory that encoding takes at most, in bytes, the pixels included. Noise was measured, which takes the most.
-pub(super) fn memory(format: Format, pixels: u64, may_be_transparent: bool) -> u64 {
-    let each = match format {
+pub(super) fn memory(variant: Variant, pixels: u64, may_be_transparent: bool) -> u64 {
+    let each = match variant.format() {
         // Alpha is coded without loss whatever the quality.
         Format::WebP if may_be_transparent => 52,
         Format::WebP if pixels <= webp::EXACT_PIXELS => 44,
         Format::WebP if pixels <= webp::BUFFERED_PIXELS => 38,
         Format::Png if pixels <= png::OPTIMISED_PIXELS => 32,
         Format::WebP | Format::Jpeg | Format::Png => 12,
-        Format::Avif => 64,
+        Format::Avif if variant.quality() <= 80 => 88,
+        Format::Avif => 384,
     };
     pixels * each
 }

@@ -33,14 +33,16 @@ pub(super) fn encode(
 /// come from slopes and photographs; 512×512 pixels of those take a tenth of a second.
 fn may_be_smaller_exactly(picture: &DynamicImage) -> bool {
     /// Colours of dithered and posterised pictures.
-    const FEW: usize = 16;
-    /// Colours of an interface with smooth letters.
-    const MANY: usize = 2048;
+    const FEW: u64 = 16;
+    /// Colours of an interface with smooth letters, and pixels for each of them: a thumbnail has fewer.
+    const MANY: u64 = 2048;
+    const PIXELS_EACH: u64 = 32;
     if pixels(picture) > EXACT_PIXELS {
         return false;
     }
     let flatness = flatness(picture);
-    flatness > 0.2 && colours(picture, MANY).is_some_and(|count| flatness > 0.5 || count <= FEW)
+    let most = if flatness > 0.5 { MANY.min(pixels(picture) / PIXELS_EACH).max(FEW) } else { FEW };
+    flatness > 0.2 && colours(picture, most).is_some()
 }
 
 /// Encodes lossy WebP by libwebp. `effort` is its method: 0 is quick, 6 is small and takes nine times as long.
