@@ -348,10 +348,12 @@ impl Renderer {
         outcome.map_err(|_elapsed| PictureError::TimedOut)??
     }
 
-    /// Fails as the last render of this form did, or of any form if the image can't be rendered at all.
+    /// Fails as the last render of this form did, or of any form if the image can't be rendered at all. Metadata are removed
+    /// without rendering.
     fn check_failed(&self, source: &ImageVersion, form: Option<Kind>) -> Result<(), PictureError> {
         let mut failed = lock(&self.0.failed);
-        for form in form.map(Some).into_iter().chain([None]) {
+        let any = (form != Some(Kind::Stripped)).then_some(None);
+        for form in form.map(Some).into_iter().chain(any) {
             let key = (source.clone(), form);
             let Some(failure) = failed.get(&key) else { continue };
             if failure.until.is_none_or(|until| Instant::now() < until) {

@@ -220,6 +220,10 @@ impl Transform {
         let mut candidates = Candidates { transform: self, media_type, traits, list, takes_own };
         match self.format {
             RequestedFormat::Kept => candidates.push_own(|_| true),
+            // In another size it is none.
+            RequestedFormat::Exactly(format) if self == Transform::THUMBNAIL => {
+                candidates.push_made(format);
+            }
             RequestedFormat::Exactly(format) if format.media_type() == media_type => {
                 candidates.push_own(|it| it == format);
             }
@@ -305,6 +309,17 @@ impl Candidates {
             match format {
                 Some(format) => self.push_made(format),
                 None => self.push_own(|it| accepted.weight(it.media_type()) > 0),
+            }
+        }
+        if own == 0 {
+            // Whoever takes anything else takes what everybody can show.
+            let others = [Format::Png, Format::Jpeg].into_iter();
+            let is_taken = |it: &Format| accepted.weight(it.media_type()) > 0;
+            for format in others.filter(is_taken) {
+                let variant = self.variant(format);
+                if !self.list.contains(&Resolved::Variant(variant)) {
+                    self.push_made(format);
+                }
             }
         }
     }
@@ -451,6 +466,8 @@ mod tests {
             // Its own type, which isn't encoded here.
             (&[(Gif, 1000)], 0, Gif, "original"),
             (&[(Gif, 1000), (Jpeg, 500)], 0, Gif, "original jpg"),
+            (&[(Gif, 0)], 1000, Gif, "png jpg"),
+            (&[(Jpeg, 0)], 1000, Jpeg, "png"),
             (&[(Gif, 500), (Jpeg, 1000)], 0, Gif, "jpg original"),
             (&[(Svg, 1000)], 0, Svg, "original"),
             (&[(Avif, 1000), (WebP, 1000)], 0, Avif, "original"),

@@ -15,7 +15,7 @@ use crate::image::{Embedded, MediaType, Traits};
 pub fn traits(bytes: &[u8], media_type: MediaType) -> Traits {
     let embedded = match media_type {
         MediaType::Jpeg | MediaType::Png | MediaType::WebP | MediaType::Gif => {
-            match Parts::of_header(bytes, media_type) {
+            match Parts::of(bytes, media_type) {
                 Some(parts) if parts.is_turned() => Embedded::Inseparable,
                 Some(parts) if parts.has_removed => Embedded::Removable,
                 Some(_) => Embedded::Nothing,
@@ -71,7 +71,7 @@ fn tiff_is_bare(bytes: &[u8]) -> Option<bool> {
 /// file whose structure can't be read.
 #[must_use]
 pub fn strip(bytes: &[u8], media_type: MediaType) -> Option<Vec<u8>> {
-    let parts = Parts::of_file(bytes, media_type)?;
+    let parts = Parts::of(bytes, media_type)?;
     let mut stripped = Vec::with_capacity(bytes.len());
     let exif = parts.is_turned().then(|| exif_of(parts.orientation));
     match media_type {
@@ -146,16 +146,8 @@ struct Parts {
 }
 
 impl Parts {
-    /// Reads as far as the pixels of a JPEG, and all chunks of another file.
-    fn of_header(bytes: &[u8], media_type: MediaType) -> Option<Parts> {
-        Parts::read(bytes, media_type, false)
-    }
-
-    fn of_file(bytes: &[u8], media_type: MediaType) -> Option<Parts> {
-        Parts::read(bytes, media_type, true)
-    }
-
-    fn read(bytes: &[u8], media_type: MediaType, with_scans: bool) -> Option<Parts> {
+    /// Reads the structure of a file.
+    fn of(bytes: &[u8], media_type: MediaType) -> Option<Parts> {
         let mut parts = Parts {
             kept: Vec::new(),
             has_removed: false,
@@ -163,7 +155,7 @@ impl Parts {
             has_exif: false,
         };
         match media_type {
-            MediaType::Jpeg => parts.read_jpeg(bytes, with_scans)?,
+            MediaType::Jpeg => parts.read_jpeg(bytes)?,
             MediaType::Png => parts.read_png(bytes)?,
             MediaType::WebP => parts.read_webp(bytes)?,
             MediaType::Gif => parts.read_gif(bytes)?,
@@ -173,7 +165,7 @@ impl Parts {
     }
 
     /// Reads the segments of a JPEG (ITU-T T.81, annex B).
-    fn read_jpeg(&mut self, bytes: &[u8], with_scans: bool) -> Option<()> {
+    fn read_jpeg(&mut self, bytes: &[u8]) -> Option<()> {
         const START_OF_SCAN: u8 = 0xda;
         const END_OF_IMAGE: u8 = 0xd9;
         let mut at = 2;
@@ -188,6 +180,7 @@ impl Parts {
             if matches!(marker, 0x01 | 0xd0..=END_OF_IMAGE) {
                 self.keep(start..at);
                 if marker == END_OF_IMAGE {
+                    // Phones append films and further pictures.
                     self.has_removed |= at < bytes.len();
                     return Some(());
                 }
@@ -210,15 +203,10 @@ impl Parts {
             if marker != START_OF_SCAN {
                 continue;
             }
-            if !with_scans {
-                // Phones append films and further pictures.
-                self.has_removed |= !bytes.ends_with(&[0xff, END_OF_IMAGE]);
-                return Some(());
-            }
             let scan = bytes.get(at..)?;
             let is_marker =
-                |two: &[u8]| two[0] == 0xff && !matches!(two[1], 0 | 0xd0..=0xd7 | 0xff);
-            let Some(length) = scan.windows(2).position(is_marker) else {
+                |at: &usize| !matches!(scan.get(at + 1), None | Some(0 | 0xd0..=0xd7 | 0xff));
+            let Some(length) = memchr::memchr_iter(0xff, scan).find(is_marker) else {
                 self.keep(at..bytes.len());
                 return Some(());
             };
@@ -257,8 +245,6 @@ impl Parts {
                         | b"sBIT"
                         | b"bKGD"
                         | b"pHYs"
-                        | b"hIST"
-                        | b"sPLT"
                         | b"acTL"
                         | b"fcTL"
                         | b"fdAT"
@@ -319,9 +305,9 @@ impl Parts {
                     let name = bytes.get(at + 3..at + 14).unwrap_or_default();
                     at += 2;
                     match label {
-                        Some(0xf9 | 0x01) => true,
+                        Some(0xf9) => true,
                         Some(0xff) => matches!(name, b"NETSCAPE2.0" | b"ANIMEXTS1.0"),
-                        _comment => false,
+                        _comment_or_text => false,
                     }
                 }
                 b';' => {
@@ -344,7 +330,8 @@ impl Parts {
 
     /// Takes the orientation from EXIF metadata. Of several the first count.
     fn see_exif(&mut self, tags: &[u8]) {
-        if !self.has_exif {
+        // Some writers put empty ones first.
+        if !self.has_exif && exif::has_content(tags) {
             self.has_exif = true;
             self.orientation = exif::orientation(tags);
         }
@@ -439,6 +426,8 @@ mod tests {
             (MediaType::Jpeg, &jpeg, inserted(&jpeg, 2, &[segment(0xfe, b"secret")])),
             (MediaType::Jpeg, &jpeg, inserted(&jpeg, 2, &[segment(0xe2, b"MPF\0secret")])),
             (MediaType::Jpeg, &jpeg, [&jpeg[..], b"a secret film"].concat()),
+            (MediaType::Jpeg, &jpeg, [&jpeg[..], b"a secret picture\xff\xd9"].concat()),
+            (MediaType::Jpeg, &jpeg, inserted(&jpeg, jpeg.len() - 2, &[segment(0xe1, &tags)])),
             (MediaType::Png, &png, inserted(&png, PNG_HEADER, &[chunk(b"eXIf", &exif(none))])),
             (MediaType::Png, &png, inserted(&png, PNG_HEADER, &[chunk(b"tEXt", b"a\0secret")])),
             (MediaType::Png, &png, inserted(&png, png.len() - 12, &[chunk(b"zZZz", b"secret")])),
@@ -498,7 +487,7 @@ mod tests {
             assert_eq!(traits(&bytes, media_type).embedded, Embedded::Inseparable);
             let stripped = strip(&bytes, media_type).unwrap();
             assert!(!has_secret(&stripped));
-            let parts = Parts::of_file(&stripped, media_type).unwrap();
+            let parts = Parts::of(&stripped, media_type).unwrap();
             assert_eq!(parts.orientation, Orientation::Rotate270, "{media_type:?}");
             // Nothing else is left.
             assert_eq!(strip(&stripped, media_type).as_ref(), Some(&stripped));

@@ -75,6 +75,10 @@ fn check(expected: &str, input: &[u8], answer: &Answer) -> Result<(), String> {
             };
             if size == expected { Ok(()) } else { Err(info.to_string()) }
         }
+        "bytes" => {
+            let most = expected.strip_prefix("<= ").unwrap().parse().unwrap();
+            if answer.body.len() <= most { Ok(()) } else { Err(answer.body.len().to_string()) }
+        }
         "size" => {
             let picture = image::load_from_memory(&answer.body).map_err(|_| detail())?;
             let size = format!("{}x{}", picture.width(), picture.height());

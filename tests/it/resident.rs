@@ -171,15 +171,16 @@ async fn a_picture_that_takes_more_than_the_budget_is_refused_and_served_as_it_i
     let bytes = deep_png(1000);
     redis.set("a", &record(&bytes)).await;
     for _ in 0..2 {
-        let refused = server.get("/images/a?w=64").await.problem(413, "too-many-pixels");
+        let refused = server.get("/images/a.webp?w=64").await.problem(413, "too-many-pixels");
         let detail = refused["detail"].as_str().unwrap();
         assert!(detail.contains("[limits] fetch_bytes"), "{detail}");
     }
     assert_eq!(server.metric("afterimage_renders_total").await, 0);
     assert_eq!(server.get("/images/a").await.body, bytes);
+    assert_eq!(server.get("/images/a?w=64").await.body, bytes);
     redis.set("a", &record(&deep_png(500))).await;
     until("the smaller picture is rendered", || async {
-        server.get("/images/a?w=64").await.status == StatusCode::OK
+        server.get("/images/a.webp?w=64").await.status == StatusCode::OK
     })
     .await;
 }

@@ -12,9 +12,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
+use image::ImageFormat;
 
 use crate::harness::server::{metric, program, program_below, program_with_rights};
 use crate::harness::{Client, Process, RedisServer, certificates, get, png, record, until};
+use crate::variants::{encoded, picture};
 
 long_tests! {
     #[tokio::test(flavor = "multi_thread")] a_reload_and_an_upgrade_refuse_and_fail_no_request
@@ -56,8 +58,9 @@ impl Service {
     async fn put(&self, token: &str) -> StatusCode {
         let bearer = format!("Bearer {token}");
         let headers = [PNG, ("authorization", bearer.as_str())];
+        let bytes = encoded(&picture(1, 40, 20), ImageFormat::Png);
         let mut client = Client::connect(self.process.address).await;
-        client.send(Method::PUT, "/images/a", &headers, png(1, 1000).into()).await.unwrap().status
+        client.send(Method::PUT, "/images/a", &headers, bytes.into()).await.unwrap().status
     }
 }
 

@@ -398,6 +398,7 @@ async fn the_own_type_of_an_image_is_among_the_choices() {
         ("gif?format=auto", "image/gif", "image/gif"),
         ("gif?format=auto", "image/gif, image/jpeg;q=0.5", "image/gif"),
         ("gif?format=auto", "image/gif;q=0.4, image/jpeg;q=0.5", "image/jpeg"),
+        ("gif?format=auto", "image/gif;q=0, */*", "image/png"),
         ("gif?w=16&format=auto", "image/gif", "image/gif"),
         ("gif?w=16&format=auto", "image/gif, image/png;q=0.1", "image/png"),
         ("avif?format=auto", "image/avif,image/webp", "image/avif"),
@@ -409,7 +410,7 @@ async fn the_own_type_of_an_image_is_among_the_choices() {
         assert_eq!(answer.status, StatusCode::OK, "{address} {accept}");
         assert_eq!(answer.header("content-type"), media_type, "{address} {accept}");
     }
-    let refused = accepting(&server, "/images/gif?format=auto", "image/gif;q=0, */*").await;
+    let refused = accepting(&server, "/images/svg?format=auto", "image/svg+xml;q=0, */*").await;
     refused.problem(406, "not-acceptable");
 }
 
@@ -707,4 +708,26 @@ async fn a_placeholder_is_the_fallback_for_a_missing_image() {
         answer.status == StatusCode::SERVICE_UNAVAILABLE && shown(&answer, 503) == (512, 512)
     })
     .await;
+}
+
+#[tokio::test]
+async fn metadata_of_a_picture_that_is_not_decoded_are_removed_whatever_was_asked_before() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[("pictures.max_pixels", "100")]).await.coherent().await;
+    let mut bytes = encoded(&picture(1, 40, 20), ImageFormat::Jpeg);
+    // Behind the pixels.
+    let end = bytes.len() - 2;
+    bytes.splice(end..end, *b"\xff\xfe\0\x08secret");
+    redis.set("a", &record(&bytes)).await;
+    let holds = |bytes: &[u8]| bytes.windows(6).any(|it| it == b"secret");
+    for path in ["a.jpg", "a/info", "a.webp", "a.jpg", "a?format=auto", "a?w=16", "a/thumbnail"] {
+        let answer = server.get(&format!("/images/{path}")).await;
+        assert!(!holds(&answer.body), "{path}");
+        assert_eq!(answer.status == StatusCode::OK, path != "a.webp", "{path}");
+    }
+    assert!(holds(&server.get("/images/a").await.body));
+    let webp = b"RIFF\x10\0\0\0WEBPVP8L\x04\0\0\0abcd".to_vec();
+    redis.set("webp", &record(&webp)).await;
+    let thumbnail = server.get("/images/webp/thumbnail").await;
+    assert!(thumbnail.status == StatusCode::OK && thumbnail.body != webp);
 }

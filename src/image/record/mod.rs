@@ -114,7 +114,7 @@ pub struct Decoded {
 #[derive(Default)]
 struct Fields<'a> {
     base64_data: Option<Cow<'a, str>>,
-    url: Option<Cow<'a, str>>,
+    url: Option<&'a RawValue>,
     mime_type: Option<&'a RawValue>,
     content_type: Option<&'a RawValue>,
     created_at: Option<&'a RawValue>,
@@ -144,7 +144,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
                 while let Some(name) = map.next_key::<&RawValue>()? {
                     match advisory_text(name).as_deref().unwrap_or_default() {
                         "base64_data" => fields.base64_data = text(map.next_value()?),
-                        "url" => fields.url = text(map.next_value()?),
+                        "url" => fields.url = map.next_value()?,
                         "mime_type" => fields.mime_type = Some(map.next_value()?),
                         "content_type" => fields.content_type = Some(map.next_value()?),
                         "created_at" => fields.created_at = Some(map.next_value()?),
@@ -213,11 +213,15 @@ impl<'a> Record<'a> {
         let size = fields.size_bytes.and_then(|raw| serde_json::from_str(raw.get()).ok());
         let content = match (fields.base64_data, fields.url) {
             // Some backends empty the field when they move the image.
-            (Some(base64), Some(url)) if base64.is_empty() => {
+            (None, Some(url)) => {
+                let url = advisory_text(url).ok_or(Corrupt::NotARecord(NO_STRING))?;
                 Content::Offloaded(ObjectRef { url, object, sha256, size })
             }
+            (Some(base64), Some(url)) if base64.is_empty() => match advisory_text(url) {
+                Some(url) => Content::Offloaded(ObjectRef { url, object, sha256, size }),
+                None => Content::Inline(base64),
+            },
             (Some(base64), _) => Content::Inline(base64),
-            (None, Some(url)) => Content::Offloaded(ObjectRef { url, object, sha256, size }),
             (None, None) => return Err(Corrupt::NoImage),
         };
         let declared_type = fields.mime_type.or(fields.content_type);
@@ -244,10 +248,13 @@ impl<'a> Record<'a> {
     }
 }
 
+/// The text of [`Corrupt::NotARecord`].
+const NO_STRING: &str = "expected an object whose base64_data or url is a string";
+
 /// The reason for which a value wasn't parsed, even with `null` for what JSON lacks.
 fn not_a_record(error: &serde_json::Error, value: &[u8]) -> Corrupt {
     if error.is_data() {
-        Corrupt::NotARecord("expected an object whose base64_data or url is a string")
+        Corrupt::NotARecord(NO_STRING)
     } else {
         let (line, column) = (error.line(), error.column());
         Corrupt::NotJson { line, column: json::column(value, line, column) }
@@ -476,6 +483,8 @@ mod tests {
             r#","score":NaN,"nested":[{"a":-Infinity}, Infinity],"prompt":"NaN""#,
             r#","url":NaN,"created_at":NaN,"mime_type":-Infinity,"\ud83d":NaN"#,
             r#","huge":1e999999,"digits":12345678901234567890123456789.0e-400"#,
+            r#","url":5"#,
+            r#","url":"\ud83d""#,
             r#","url":"https://example.org/a","prompt":"\u0000","nested":{"a":[1,2,{"b":null}]}"#,
         ] {
             for mark in ["", "\u{feff}"] {

@@ -5,12 +5,17 @@ use image::metadata::Orientation;
 /// The rotation that a picture needs, by its EXIF metadata. These begin with a mark in JPEG only, but some writers put it into
 /// WebP, too.
 ///
-/// The first entry counts that is one whole number from 1 to 8. It should be a SHORT, and Chromium heeds no other type; Pillow
-/// and libvips do.
+/// The first entry counts that is one number from 1 to 8. It should be a SHORT, and Chromium heeds no other type; Pillow heeds all
+/// but BYTE.
 pub(in crate::picture) fn orientation(exif: &[u8]) -> Orientation {
     // The last byte of the mark is padding, and some writers don't keep it zero.
     let tiff = if exif.starts_with(b"Exif\0") { exif.get(6..).unwrap_or_default() } else { exif };
     first_valid(tiff).unwrap_or(Orientation::NoTransforms)
+}
+
+/// True unless the metadata are empty but for their mark.
+pub(in crate::picture) fn has_content(exif: &[u8]) -> bool {
+    exif.strip_prefix(b"Exif\0").map_or(exif.len(), |rest| rest.len().saturating_sub(1)) > 8
 }
 
 /// The first valid orientation in the first directory (TIFF 6.0, section 2).
@@ -37,8 +42,8 @@ fn first_valid(tiff: &[u8]) -> Option<Orientation> {
             return None;
         }
         let value = match short(&entry[2..])? {
-            // BYTE and SBYTE, SHORT and SSHORT, LONG and SLONG.
-            1 | 6 => u32::from(entry[8]),
+            // SBYTE, SHORT and SSHORT, LONG and SLONG.
+            6 => u32::from(entry[8]),
             3 | 8 => u32::from(short(&entry[8..])?),
             4 | 9 => long(&entry[8..])?,
             _ => return None,
@@ -87,7 +92,7 @@ mod tests {
             }
         }
         for kind in 0..16 {
-            let is_whole = matches!(kind, 1 | 3 | 4 | 6 | 8 | 9);
+            let is_whole = matches!(kind, 3 | 4 | 6 | 8 | 9);
             let expected = if is_whole { turned } else { none };
             assert_eq!(orientation(&exif(false, &[(0x112, kind, 1, 6)])), expected, "type {kind}");
         }

@@ -128,7 +128,7 @@ impl<'a> Head<'a> {
                 0xda => return head.check_scan(segment),
                 0xe0 if segment.starts_with(b"JFIF\0") => head.is_jfif = true,
                 // The first counts in browsers.
-                0xe1 if segment.starts_with(b"Exif\0") => {
+                0xe1 if segment.starts_with(b"Exif\0") && exif::has_content(segment) => {
                     head.exif = head.exif.or(Some(segment));
                 }
                 0xe2 => {
@@ -160,6 +160,8 @@ impl<'a> Head<'a> {
         decoder.set_max_decoding_buffer_size(usize::try_from(4 * pixels(self.size)).unwrap_or(0));
         decoder.decode().map_err(|error| match error {
             jpeg_decoder::Error::Unsupported(kind) => refused(&format!("{kind:?}")),
+            // Browsers go on without them.
+            jpeg_decoder::Error::Format(text) if text.contains("RST") => refused(&text),
             error => broken(&error, limits),
         })
     }
@@ -249,8 +251,8 @@ impl<'a> Head<'a> {
     fn colours(&self) -> ColorTransform {
         match (&self.components[..], self.adobe) {
             ([_], _) => ColorTransform::Grayscale,
-            ([_, _, _, _], Some(2)) => ColorTransform::YCCK,
-            ([_, _, _, _], _) => ColorTransform::CMYK,
+            ([_, _, _, _], Some(0) | None) => ColorTransform::CMYK,
+            ([_, _, _, _], Some(_)) => ColorTransform::YCCK,
             (_, Some(0)) if !self.is_jfif => ColorTransform::RGB,
             (components, None)
                 if !self.is_jfif && components.iter().map(|it| it.id).eq(*b"RGB") =>
@@ -431,7 +433,7 @@ mod tests {
         for (segments, expected) in [
             (&[&turned[..], &upright][..], (33, 48)),
             (&[&upright, &turned], (48, 33)),
-            (&[empty, &turned], (48, 33)),
+            (&[empty, &turned], (33, 48)),
             (&[b"http://ns.adobe.com/xap/1.0/\0", &turned], (33, 48)),
         ] {
             let segments: Vec<_> = segments.iter().map(|segment| (0xe1, *segment)).collect();

@@ -11,7 +11,7 @@ use super::super::super::{PictureError, RenderLimits};
 use super::super::deadline::DeadlineReader;
 use super::super::{broken, jpeg};
 use super::page::{Colours, Numbers, Page};
-use super::refused;
+use super::{cut_off, refused};
 
 /// Decompresses a strip or tile of some rows to rows that begin with a byte each.
 pub(super) fn unpack<'a>(
@@ -73,7 +73,7 @@ pub(super) fn unpack<'a>(
 }
 
 fn cut() -> PictureError {
-    refused("a strip or tile has too few pixels")
+    cut_off("a strip or tile has too few pixels")
 }
 
 fn size(bytes: u64) -> Result<usize, PictureError> {

@@ -83,6 +83,10 @@ fn refused(reason: &str) -> PictureError {
     PictureError::Unsupported(reason.to_owned())
 }
 
+fn cut_off(reason: &str) -> PictureError {
+    PictureError::Broken(reason.to_owned())
+}
+
 fn finished(picture: Option<DynamicImage>) -> Result<DynamicImage, PictureError> {
     picture.ok_or_else(|| refused("the strips and tiles don't make a picture"))
 }
@@ -127,7 +131,7 @@ fn each_row(
                 }
             }
             let inside = values.get(..columns * page.samples);
-            each((y + row) * width as usize + x, inside.ok_or_else(|| refused("a row is short"))?);
+            each((y + row) * width as usize + x, inside.ok_or_else(|| cut_off("a row is short"))?);
         }
     }
     Ok(())

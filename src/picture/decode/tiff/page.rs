@@ -9,7 +9,7 @@ use tiff::tags::{ByteOrder, Tag};
 
 use super::super::super::{PictureError, RenderLimits};
 use super::super::{broken, check_pixels};
-use super::refused;
+use super::{cut_off, refused};
 
 /// The colours of a page (TIFF 6.0, `PhotometricInterpretation`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,9 +113,7 @@ impl Page {
         // Grey of great numbers is shown as Pillow and libvips show it. They disagree on all others.
         let is_shown = match (numbers, bits) {
             (Numbers::Unsigned, 1..=16) => true,
-            (Numbers::Unsigned | Numbers::Signed, 32) | (Numbers::Float, 32 | 64) => {
-                colours.is_grey() && samples == 1
-            }
+            (Numbers::Float, 32 | 64) => colours.is_grey() && samples == 1,
             _ => false,
         };
         let is_8_bits = bits == 8 && numbers == Numbers::Unsigned;
@@ -198,7 +196,7 @@ impl Page {
             .and_then(|(offset, length)| bytes.get(offset..)?.get(..length));
         // Only the last strip is shorter; a tile is always whole.
         let rows = if self.is_tiled { self.chunk.1 } else { self.chunk.1.min(self.size.1 - row) };
-        Ok((chunk.ok_or_else(|| refused("the file ends before its last pixels"))?, rows))
+        Ok((chunk.ok_or_else(|| cut_off("the file ends before its last pixels"))?, rows))
     }
 
     /// Bytes of a row of a strip or tile: of all samples, or of one plane.
