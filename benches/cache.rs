@@ -10,7 +10,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Instant;
 
-use afterimage::image::variant::{Resolved, Transform};
+use afterimage::image::variant::Transform;
 use afterimage::image::{
     ImageId, MediaType, Metadata, Representation, RepresentationKind, Version,
 };
@@ -178,7 +178,7 @@ fn time_of_a_hit() {
 fn memory_of_a_form() {
     const FORMS: usize = 30_000;
     let cache = cache(1);
-    let Ok(Resolved::Variant(variant)) = Transform::THUMBNAIL.resolve(MediaType::Png) else {
+    let Some(variant) = Transform::THUMBNAIL.variant(MediaType::Png) else {
         unreachable!("a PNG has a thumbnail");
     };
     let before = resident();

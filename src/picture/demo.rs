@@ -18,8 +18,11 @@ const EMBER: [f32; 3] = [255.0, 120.0, 40.0];
 const TEAL: [f32; 3] = [30.0, 170.0, 180.0];
 const VIOLET: [f32; 3] = [150.0, 70.0, 230.0];
 
+/// The id, the type and the bytes of a demo image.
+type DemoImage = (&'static str, MediaType, Vec<u8>);
+
 /// Draws the four demo images: id, type and bytes.
-pub(crate) fn draw() -> Result<Vec<(&'static str, MediaType, Vec<u8>)>, PictureError> {
+pub(crate) fn draw() -> Result<Vec<DemoImage>, PictureError> {
     let pair = [
         Glow { x: 0.36, y: 0.42, radius: 0.22, colour: EMBER },
         Glow { x: 0.62, y: 0.56, radius: 0.26, colour: TEAL },

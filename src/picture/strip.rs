@@ -24,9 +24,9 @@ pub fn traits(bytes: &[u8], media_type: MediaType) -> Traits {
             }
         }
         // Tags for pixels and for everything else stand in one directory.
-        MediaType::Tiff if tiff_is_bare(bytes) == Some(true) => Embedded::Nothing,
-        MediaType::Tiff => Embedded::Inseparable,
-        MediaType::Bmp
+        MediaType::Tiff if tiff_is_bare(bytes) != Some(true) => Embedded::Inseparable,
+        MediaType::Tiff
+        | MediaType::Bmp
         | MediaType::Ico
         | MediaType::Avif
         | MediaType::Heic
@@ -60,8 +60,16 @@ fn tiff_is_bare(bytes: &[u8]) -> Option<bool> {
     let is_bare = entries.all(|entry| match short(entry) {
         Some(ORIENTATION) => short(entry + 8) == Some(1),
         // Size, coding, layout, resolution, colours and JPEG tables, but no names, dates and programs.
-        Some(254..=266 | 273 | 277..=284 | 290..=301 | 317..=325 | 332..=347 | 512..=532) => true,
-        Some(COLOUR_PROFILE) => true,
+        Some(
+            254..=266
+            | 273
+            | 277..=284
+            | 290..=301
+            | 317..=325
+            | 332..=347
+            | 512..=532
+            | COLOUR_PROFILE,
+        ) => true,
         _ => false,
     });
     Some(is_bare && long(after)? == 0)
@@ -385,9 +393,9 @@ mod tests {
         [&[0xff, marker][..], &length, content].concat()
     }
 
-    fn chunk(kind: &[u8; 4], content: &[u8]) -> Vec<u8> {
+    fn chunk(kind: [u8; 4], content: &[u8]) -> Vec<u8> {
         let mut crc = flate2::Crc::new();
-        crc.update(kind);
+        crc.update(&kind);
         crc.update(content);
         let length = u32::try_from(content.len()).unwrap().to_be_bytes();
         [&length, &kind[..], content, &crc.sum().to_be_bytes()].concat()
@@ -428,9 +436,9 @@ mod tests {
             (MediaType::Jpeg, &jpeg, [&jpeg[..], b"a secret film"].concat()),
             (MediaType::Jpeg, &jpeg, [&jpeg[..], b"a secret picture\xff\xd9"].concat()),
             (MediaType::Jpeg, &jpeg, inserted(&jpeg, jpeg.len() - 2, &[segment(0xe1, &tags)])),
-            (MediaType::Png, &png, inserted(&png, PNG_HEADER, &[chunk(b"eXIf", &exif(none))])),
-            (MediaType::Png, &png, inserted(&png, PNG_HEADER, &[chunk(b"tEXt", b"a\0secret")])),
-            (MediaType::Png, &png, inserted(&png, png.len() - 12, &[chunk(b"zZZz", b"secret")])),
+            (MediaType::Png, &png, inserted(&png, PNG_HEADER, &[chunk(*b"eXIf", &exif(none))])),
+            (MediaType::Png, &png, inserted(&png, PNG_HEADER, &[chunk(*b"tEXt", b"a\0secret")])),
+            (MediaType::Png, &png, inserted(&png, png.len() - 12, &[chunk(*b"zZZz", b"secret")])),
             (MediaType::Png, &png, [&png[..], b"secret"].concat()),
             (MediaType::Gif, &gif, inserted(&gif, gif.len() - 1, &[b"!\xfe\x06secret\0".to_vec()])),
             (MediaType::Gif, &gif, inserted(&gif, gif.len() - 1, &[application.to_vec()])),
@@ -481,7 +489,7 @@ mod tests {
             (MediaType::Jpeg, inserted(&jpeg, 2, &[segment(0xe1, &turned), segment(0xe1, &later)])),
             (
                 MediaType::Png,
-                inserted(&png, PNG_HEADER, &[chunk(b"eXIf", &exif(Orientation::Rotate270))]),
+                inserted(&png, PNG_HEADER, &[chunk(*b"eXIf", &exif(Orientation::Rotate270))]),
             ),
         ] {
             assert_eq!(traits(&bytes, media_type).embedded, Embedded::Inseparable);

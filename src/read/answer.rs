@@ -136,7 +136,7 @@ pub enum ReadError {
     #[error(transparent)]
     NotAcceptable(#[from] NotAcceptable),
     /// The image can't be made in a format that the address names.
-    #[error("{error}: the image can be had {}", alternatives(.error, .media_type))]
+    #[error("{error}: the image can be had {}", alternatives(.error, *.media_type))]
     Impossible {
         /// The reason.
         #[source]
@@ -157,15 +157,15 @@ impl ReadError {
     #[must_use]
     pub fn unconverted_type(&self) -> Option<MediaType> {
         match self {
-            ReadError::Impossible { media_type, .. } => Some(*media_type),
-            ReadError::NotAcceptable(NotAcceptable(media_type)) => Some(*media_type),
+            ReadError::Impossible { media_type, .. }
+            | ReadError::NotAcceptable(NotAcceptable(media_type)) => Some(*media_type),
             _ => None,
         }
     }
 }
 
 /// The formats in which an image can be had, in words.
-fn alternatives(error: &PictureError, media_type: &MediaType) -> String {
+fn alternatives(error: &PictureError, media_type: MediaType) -> String {
     let as_it_is = format!("as it is ({}) without a format", media_type.as_str());
     match error {
         PictureError::TooLong { format: Format::WebP | Format::Avif, .. } => {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::answer::{AnswerContent, ImageRequest, Want};
 use crate::image::preconditions::Verdict;
-use crate::image::variant::{NotAcceptable, Resolved};
+use crate::image::variant::{NotAcceptable, Resolved, Transform};
 use crate::image::{self, Embedded, Metadata, RepresentationKind};
 
 /// The representation that a request gets.
@@ -68,7 +68,7 @@ pub(super) fn is_not_smaller(
         && variant.length >= original.length
         // The original is shown otherwise, or gives metadata away.
         && original.traits.embedded != Embedded::Inseparable
-        && request.transform.filter(|it| it.is_negotiated()).is_some_and(|transform| {
+        && request.transform.filter(Transform::is_negotiated).is_some_and(|transform| {
             let candidates = transform.candidates(original.media_type, original.traits);
             candidates.is_ok_and(|it| it.contains(&Resolved::Original))
         })

@@ -68,7 +68,7 @@ fn check(expected: &str, input: &[u8], answer: &Answer) -> Result<(), String> {
         "original" if answer.body == input => Ok(()),
         "type" if answer.header("content-type").starts_with(expected) => Ok(()),
         "info" => {
-            let info: Value = serde_json::from_slice(&answer.body).map_err(|_| detail())?;
+            let info: Value = serde_json::from_slice(&answer.body).map_err(|_why| detail())?;
             let size = match (&info["width"], &info["height"]) {
                 (Value::Null, Value::Null) => "null".to_owned(),
                 (width, height) => format!("{width}x{height}"),
@@ -80,12 +80,13 @@ fn check(expected: &str, input: &[u8], answer: &Answer) -> Result<(), String> {
             if answer.body.len() <= most { Ok(()) } else { Err(answer.body.len().to_string()) }
         }
         "size" => {
-            let picture = image::load_from_memory(&answer.body).map_err(|_| detail())?;
+            let picture = image::load_from_memory(&answer.body).map_err(|_why| detail())?;
             let size = format!("{}x{}", picture.width(), picture.height());
             if size == expected { Ok(()) } else { Err(size) }
         }
         "pixel" => {
-            let picture = image::load_from_memory(&answer.body).map_err(|_| detail())?.into_rgba8();
+            let picture =
+                image::load_from_memory(&answer.body).map_err(|_why| detail())?.into_rgba8();
             let (place, expected) = expected.split_once(" = ").unwrap();
             let numbers = |text: &str| -> Vec<u32> {
                 text.split(',').map(|number| number.trim().parse().unwrap()).collect()

@@ -420,7 +420,7 @@ async fn format_auto_sends_no_more_bytes_than_the_original_has() {
     let server = Server::on(&redis, &[]).await.coherent().await;
     // Coarse already, so that a better quality only repeats what is wrong with it.
     let mut coarse = Vec::new();
-    let noise = |x: u32, y: u32| Rgb([u8::try_from((x * 97 ^ y * 31) % 256).unwrap(); 3]);
+    let noise = |x: u32, y: u32| Rgb([u8::try_from(((x * 97) ^ (y * 31)) % 256).unwrap(); 3]);
     let noise = RgbImage::from_fn(120, 120, noise);
     let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut coarse, 5);
     noise.write_with_encoder(encoder).unwrap();

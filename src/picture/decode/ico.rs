@@ -149,7 +149,9 @@ mod tests {
             icon.extend(u32::try_from(offset).unwrap().to_le_bytes());
             offset += picture.len();
         }
-        pictures.iter().for_each(|(_, _, picture)| icon.extend(*picture));
+        for (_, _, picture) in pictures {
+            icon.extend(*picture);
+        }
         icon
     }
 

@@ -335,18 +335,18 @@ mod tests {
         chunks.filter_map(|it| Some((known(&it)?, it.payload.to_vec()))).collect()
     }
 
-    fn chunk(name: &[u8; 4], payload: &[u8]) -> Vec<u8> {
+    fn chunk(name: [u8; 4], payload: &[u8]) -> Vec<u8> {
         let size = u32::try_from(payload.len()).unwrap().to_le_bytes();
         let padding = &[0][..payload.len() % 2];
-        [name, &size[..], payload, padding].concat()
+        [&name[..], &size, payload, padding].concat()
     }
 
     fn file(chunks: &[Vec<u8>]) -> Vec<u8> {
-        chunk(b"RIFF", &[b"WEBP".as_slice(), &chunks.concat()].concat())
+        chunk(*b"RIFF", &[b"WEBP".as_slice(), &chunks.concat()].concat())
     }
 
     fn header(flags: u8, (width, height): (u8, u8)) -> Vec<u8> {
-        chunk(b"VP8X", &[flags, 0, 0, 0, width - 1, 0, 0, height - 1, 0, 0])
+        chunk(*b"VP8X", &[flags, 0, 0, 0, width - 1, 0, 0, height - 1, 0, 0])
     }
 
     fn shown(file: &[u8]) -> Result<DynamicImage, PictureError> {
@@ -358,7 +358,7 @@ mod tests {
     }
 
     fn chunks_of(picture: &[(&[u8; 4], Vec<u8>)]) -> Vec<u8> {
-        picture.iter().flat_map(|(name, payload)| chunk(name, payload)).collect()
+        picture.iter().flat_map(|(name, payload)| chunk(**name, payload)).collect()
     }
 
     #[test]
@@ -366,7 +366,7 @@ mod tests {
         let lossless = chunks_of(&encoded(true));
         let lossy = encoded(false);
         let [_alpha, lossy_image] = &lossy[..] else { panic!("alpha and a picture") };
-        let opaque = chunk(lossy_image.0, &lossy_image.1);
+        let opaque = chunk(*lossy_image.0, &lossy_image.1);
         let expected = pixels_of(&file(std::slice::from_ref(&opaque)));
         assert!(expected.iter().all(|pixel| pixel[3] == 255));
         for flags in [0, 0x04, 0x08, 0x10, 0x20, 0x3c] {
@@ -393,7 +393,7 @@ mod tests {
     #[test]
     fn chunks_that_nobody_knows_and_bytes_after_the_end_are_ignored() {
         let picture = chunks_of(&encoded(true));
-        let (odd, empty) = (chunk(b"odd ", b"123"), chunk(b"none", b""));
+        let (odd, empty) = (chunk(*b"odd ", b"123"), chunk(*b"none", b""));
         let mut with_others = file(&[header(0x10, (9, 5)), odd.clone(), picture.clone(), empty]);
         with_others.extend(b"RIFFrubbish");
         assert_eq!(pixels_of(&with_others), colours());
@@ -415,9 +415,9 @@ mod tests {
     fn the_first_frame_lies_on_a_transparent_canvas() {
         let frame = |x: u8, y: u8| {
             let place = [x / 2, 0, 0, y / 2, 0, 0, 8, 0, 0, 4, 0, 0, 100, 0, 0, 0];
-            chunk(b"ANMF", &[&place[..], &chunks_of(&encoded(true))].concat())
+            chunk(*b"ANMF", &[&place[..], &chunks_of(&encoded(true))].concat())
         };
-        let white = chunk(b"ANIM", &[255, 255, 255, 255, 0, 0]);
+        let white = chunk(*b"ANIM", &[255, 255, 255, 255, 0, 0]);
         let animation =
             |flags, x, y| file(&[header(flags, (20, 10)), white.clone(), frame(x, y), frame(0, 0)]);
         let picture = shown(&animation(0x12, 4, 2)).unwrap().into_rgba8();
@@ -440,7 +440,7 @@ mod tests {
             [&head[..], &[orientation, 0, 0, 0, 0, 0, 0]].concat()
         };
         let with = |flags, exifs: &[Vec<u8>]| {
-            let exifs = exifs.iter().flat_map(|exif| chunk(b"EXIF", exif)).collect();
+            let exifs = exifs.iter().flat_map(|exif| chunk(*b"EXIF", exif)).collect();
             let picture = shown(&file(&[header(flags, (9, 5)), chunks_of(&encoded(true)), exifs]));
             let picture = picture.unwrap();
             (picture.width(), picture.height())
@@ -458,7 +458,7 @@ mod tests {
         }
         let mut image = encoded(true).pop().unwrap();
         image.1.truncate(image.1.len() / 2);
-        shown(&file(&[chunk(image.0, &image.1)])).unwrap_err();
+        shown(&file(&[chunk(*image.0, &image.1)])).unwrap_err();
     }
 
     #[test]
