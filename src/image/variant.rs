@@ -296,7 +296,7 @@ impl Candidates {
             if let Some(weight) = weight
                 && is_made
                 && format.media_type() != self.media_type
-                && !self.keeps_moving()
+                && !(own > 0 && self.keeps_moving())
             {
                 let at = ranked.iter().position(|(other, it)| {
                     let is_smaller = it.is_none() && matches!(format, Format::Avif | Format::WebP);
@@ -518,5 +518,7 @@ mod tests {
         // A moving picture would stop.
         let moving = Traits { animated: true, ..inseparable };
         assert_eq!(list(transform(0, webp), MediaType::Gif, moving), "stripped original");
+        let only = accepting(&[(MediaType::WebP, 1000)], 0);
+        assert_eq!(list(transform(0, only), MediaType::Gif, moving), "webp");
     }
 }

@@ -117,7 +117,7 @@ pub(crate) fn metric(page: &Answer, name: &str) -> u64 {
         .unwrap_or_else(|| panic!("no metric {name} in:\n{text}"))
 }
 
-/// What most tests aren't about: rights, which those in `access` set back, and broken pictures, since the images of many are
+/// Settings that most tests aren't about: rights, which those in `access` set back, and broken pictures, since the images of many are
 /// noise behind a signature.
 const OPEN: [(&str, &str); 4] = [
     ("writes.local", "true"),
