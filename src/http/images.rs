@@ -61,37 +61,13 @@ pub(crate) async fn thumbnail(
         return Err(Problem::bad_parameter("this address takes the parameters `v` and `fallback`"));
     }
     let parameters = ImageParams { transform: Some(Transform::THUMBNAIL), ..parameters };
-    let request = request(client, &method, &headers, &id, &parameters);
-    match state.app.reader.image(request).await {
-        Ok(answer) => Ok(representation::answered(
-            &state,
-            &headers,
-            &id,
-            parameters.version.as_deref(),
-            answer,
-        )),
+    match read(&state, client, &method, &headers, &id, &parameters).await {
+        Ok(response) => Ok(response),
         Err(ReadFailure { error, .. }) if let Some(media_type) = error.unconverted_type() => {
             let drawn = placeholders::thumbnail(&state, client, &method, &headers, media_type);
             Ok(drawn.await?)
         }
         Err(failure) => Ok(representation::failed(&state, client, &parameters, failure).await),
-    }
-}
-
-fn request(
-    client: Client,
-    method: &Method,
-    headers: &HeaderMap,
-    id: &ImageId,
-    parameters: &ImageParams,
-) -> ImageRequest {
-    ImageRequest {
-        id: id.clone(),
-        client: Some(client.share()),
-        want: if method == Method::HEAD { Want::Metadata } else { Want::Body },
-        preconditions: conditional::preconditions(headers),
-        accepts: negotiation::accepted_codings(headers),
-        transform: parameters.transform,
     }
 }
 
@@ -103,13 +79,31 @@ async fn answer(
     id: ImageId,
     parameters: ImageParams,
 ) -> Response {
-    let request = request(client, method, headers, &id, &parameters);
-    match state.app.reader.image(request).await {
-        Ok(answer) => {
-            representation::answered(state, headers, &id, parameters.version.as_deref(), answer)
-        }
+    match read(state, client, method, headers, &id, &parameters).await {
+        Ok(response) => response,
         Err(failure) => representation::failed(state, client, &parameters, failure).await,
     }
+}
+
+/// Reads an image for a request.
+async fn read(
+    state: &HttpState,
+    client: Client,
+    method: &Method,
+    headers: &HeaderMap,
+    id: &ImageId,
+    parameters: &ImageParams,
+) -> Result<Response, ReadFailure> {
+    let request = ImageRequest {
+        id: id.clone(),
+        client: Some(client.share()),
+        want: if method == Method::HEAD { Want::Metadata } else { Want::Body },
+        preconditions: conditional::preconditions(headers),
+        accepts: negotiation::accepted_codings(headers),
+        transform: parameters.transform,
+    };
+    let answer = state.app.reader.image(request).await?;
+    Ok(representation::answered(state, headers, id, parameters.version.as_deref(), answer))
 }
 
 /// The id in the path, after one percent-decoding. An id that isn't UTF-8 then is a bad id.

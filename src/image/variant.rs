@@ -220,7 +220,7 @@ impl Transform {
         let mut candidates = Candidates { transform: self, media_type, traits, list, takes_own };
         match self.format {
             RequestedFormat::Kept => candidates.push_own(|_| true),
-            // In another size it is none.
+            // The whole picture is no thumbnail.
             RequestedFormat::Exactly(format) if self == Transform::THUMBNAIL => {
                 candidates.push_made(format);
             }
@@ -312,7 +312,7 @@ impl Candidates {
             }
         }
         if own == 0 {
-            // Whoever takes anything else takes what everybody can show.
+            // The client refuses the own type alone: PNG and JPEG can be shown everywhere.
             let others = [Format::Png, Format::Jpeg].into_iter();
             let is_taken = |it: &Format| accepted.weight(it.media_type()) > 0;
             for format in others.filter(is_taken) {

@@ -41,7 +41,7 @@ pub enum Corrupt {
     #[error("base64_data isn't base64")]
     NotBase64,
     /// A `data:` URL without a comma.
-    #[error("base64_data is a data URL without data: a comma must come before them")]
+    #[error("base64_data is a data URL without a comma, which must stand before the data")]
     NotADataUrl,
     /// Base64 of no bytes.
     #[error("the image is empty")]
@@ -110,7 +110,8 @@ pub struct Decoded {
 }
 
 /// The fields as they stand in JSON. Names and advisory values stay raw, so that none, however odd, makes the record
-/// corrupt: JavaScript and Python write half a surrogate pair where they cut a string. Of a duplicate field the last value counts, as in Python.
+/// corrupt: JavaScript and Python write half a surrogate pair where they cut a string. Of a duplicate field the last value
+/// counts, as in Python.
 #[derive(Default)]
 struct Fields<'a> {
     base64_data: Option<Cow<'a, str>>,
@@ -212,11 +213,11 @@ impl<'a> Record<'a> {
         let object = fields.object.and_then(advisory_text);
         let size = fields.size_bytes.and_then(|raw| serde_json::from_str(raw.get()).ok());
         let content = match (fields.base64_data, fields.url) {
-            // Some backends empty the field when they move the image.
             (None, Some(url)) => {
                 let url = advisory_text(url).ok_or(Corrupt::NotARecord(NO_STRING))?;
                 Content::Offloaded(ObjectRef { url, object, sha256, size })
             }
+            // Some backends empty the field when they move the image.
             (Some(base64), Some(url)) if base64.is_empty() => match advisory_text(url) {
                 Some(url) => Content::Offloaded(ObjectRef { url, object, sha256, size }),
                 None => Content::Inline(base64),

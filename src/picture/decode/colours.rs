@@ -29,7 +29,9 @@ pub(super) fn to_srgb(picture: &mut DynamicImage, profile: &[u8]) -> Result<(), 
 
 /// The error for colours that can't be converted rightly.
 pub(super) fn refused() -> PictureError {
-    PictureError::Unsupported("its colours (HDR, or a profile by tables)".to_owned())
+    PictureError::Unsupported(
+        "its colours are HDR, CIE XYZ, or by a grey profile with tables".to_owned(),
+    )
 }
 
 /// Converts colours by a profile for RGB or for greys.
