@@ -12,7 +12,7 @@ use crate::clock::Clock;
 use crate::cpu::Cpu;
 use crate::events::Hub;
 use crate::holders::Holders;
-use crate::index::{Guard, Index, IndexLimits};
+use crate::index::{Index, IndexLimits, Rules};
 use crate::limit::{HeadLimits, Shares, Turns};
 use crate::metrics::Metrics;
 use crate::offload::{self, MoveTasks, Mover, Offload};
@@ -87,16 +87,16 @@ impl App {
         settings: Settings,
         made: Option<Token>,
     ) -> anyhow::Result<Arc<App>> {
-        App::assemble(settings, made, Guard::On, Clock::default()).await
+        App::assemble(settings, made, Rules::default(), Clock::default()).await
     }
 
     #[doc(hidden)]
     pub async fn build_for_test(
         settings: Settings,
-        guard: Guard,
+        rules: Rules,
         clock: Clock,
     ) -> anyhow::Result<Arc<App>> {
-        App::assemble(settings, None, guard, clock).await
+        App::assemble(settings, None, rules, clock).await
     }
 
     /// Takes over the limits of a reload. What is held beyond a limit stays until it is let go.
@@ -115,7 +115,7 @@ impl App {
     async fn assemble(
         settings: Settings,
         made: Option<Token>,
-        guard: Guard,
+        rules: Rules,
         clock: Clock,
     ) -> anyhow::Result<Arc<App>> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -128,7 +128,7 @@ impl App {
             serve_stale_for: settings.cache.serve_stale_for,
         };
         let metrics = Arc::new(Metrics::new());
-        let index = Arc::new(Index::guarded(limits, guard, clock));
+        let index = Arc::new(Index::with_rules(limits, rules, clock));
         let (cache, holders, budget) = memory(&settings, &metrics);
         let cpu = Cpu::new(cores);
         let originals = Originals::new(Arc::clone(&cache), cpu.clone());

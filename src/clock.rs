@@ -20,6 +20,12 @@ const CLOCK: ClockId = ClockId::Monotonic;
 pub struct BootInstant(Duration);
 
 impl BootInstant {
+    /// A moment by the time since the start of the machine.
+    #[cfg(test)]
+    pub(crate) const fn after_boot(duration: Duration) -> BootInstant {
+        BootInstant(duration)
+    }
+
     /// Time from an earlier moment to this one; zero if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: BootInstant) -> Duration {
@@ -36,10 +42,21 @@ impl Add<Duration> for BootInstant {
     }
 }
 
-/// The clock of the machine. Tests can put it forward, as a suspension does.
+/// The clock of the machine. Tests can put it forward, as a suspension does, or turn one by hand.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Clock {
-    suspended: Option<&'static Suspended>,
+pub struct Clock(Source);
+
+#[derive(Debug, Clone, Copy, Default)]
+enum Source {
+    #[default]
+    Machine,
+    Suspended(&'static Suspended),
+    /// Nanoseconds.
+    #[cfg(test)]
+    ByHand(&'static AtomicU64),
+    /// Tokio's clock, which stands still and jumps where a test has paused it, counted from this moment.
+    #[cfg(test)]
+    Tokio(tokio::time::Instant),
 }
 
 /// Time for which a test pretends that the machine was suspended.
@@ -58,21 +75,34 @@ impl Clock {
     /// A clock that a test can put forward.
     #[must_use]
     pub fn suspendable(suspended: &'static Suspended) -> Clock {
-        Clock { suspended: Some(suspended) }
+        Clock(Source::Suspended(suspended))
+    }
+
+    /// A clock that shows what a test has set.
+    #[cfg(test)]
+    pub(crate) fn by_hand(nanoseconds: &'static AtomicU64) -> Clock {
+        Clock(Source::ByHand(nanoseconds))
+    }
+
+    /// Tokio's clock.
+    #[cfg(test)]
+    pub(crate) fn of_tokio() -> Clock {
+        Clock(Source::Tokio(tokio::time::Instant::now()))
     }
 
     /// The present moment.
     #[must_use]
     pub fn now(self) -> BootInstant {
-        let now = clock_gettime(CLOCK);
-        let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
-        let now = Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or_default());
-        match self.suspended {
-            None => BootInstant(now),
-            Some(Suspended(added)) => {
-                BootInstant(now + Duration::from_nanos(added.load(Ordering::SeqCst)))
+        BootInstant(match self.0 {
+            Source::Machine => since_boot(),
+            Source::Suspended(Suspended(added)) => {
+                since_boot() + Duration::from_nanos(added.load(Ordering::SeqCst))
             }
-        }
+            #[cfg(test)]
+            Source::ByHand(nanoseconds) => Duration::from_nanos(nanoseconds.load(Ordering::SeqCst)),
+            #[cfg(test)]
+            Source::Tokio(start) => start.elapsed(),
+        })
     }
 
     /// Time from a moment until now.
@@ -80,4 +110,10 @@ impl Clock {
     pub fn elapsed(self, since: BootInstant) -> Duration {
         self.now().since(since)
     }
+}
+
+fn since_boot() -> Duration {
+    let now = clock_gettime(CLOCK);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or_default())
 }

@@ -68,7 +68,7 @@ pub use cache_status::CacheStatus;
 pub use clock::{Clock, Suspended};
 pub use http::ProblemKind;
 pub use http::router::Route;
-pub use index::Guard;
+pub use index::{Rule, Rules};
 pub use peer::PeerKey;
 pub use read::{Answer, ImageRequest, Want};
 pub use server::{Listener, Listeners, Stop, serve};

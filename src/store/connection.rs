@@ -9,12 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult,
+    AsyncConnectionConfig, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult,
     ServerErrorKind,
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::StoreError;
+use super::connector::Connector;
 use super::server::{CurrentServer, ServerInfo, is_full};
 use crate::coalesce::Flight;
 
@@ -33,7 +34,7 @@ pub(super) struct DataConnections {
     idle: Mutex<Vec<(u64, MultiplexedConnection)>>,
     /// One permit for each exclusive connection.
     exclusive: Semaphore,
-    client: Client,
+    connector: Connector,
     config: AsyncConnectionConfig,
 }
 
@@ -72,12 +73,12 @@ impl DataConnections {
     /// Prepares `count` connections; each connects when it is first needed.
     pub(super) fn new(
         count: NonZeroU8,
-        client: &Client,
+        connector: &Connector,
         config: &AsyncConnectionConfig,
     ) -> DataConnections {
         let current = Arc::new(CurrentServer::default());
         let connections = (0..count.get())
-            .map(|_| SharedConnection::new(client.clone(), config.clone(), Arc::clone(&current)))
+            .map(|_| SharedConnection::new(connector.clone(), config.clone(), Arc::clone(&current)))
             .collect();
         DataConnections {
             connections,
@@ -85,7 +86,7 @@ impl DataConnections {
             current,
             idle: Mutex::default(),
             exclusive: Semaphore::new(count.get().into()),
-            client: client.clone(),
+            connector: connector.clone(),
             config: config.clone(),
         }
     }
@@ -111,16 +112,16 @@ impl DataConnections {
                 });
             }
         }
-        let (client, config) = (self.client.clone(), self.config.clone());
+        let (connector, config) = (self.connector.clone(), self.config.clone());
         let opening =
-            SharedConnection::new(client, config, Arc::clone(&self.current)).opening(generation);
+            SharedConnection::new(connector, config, Arc::clone(&self.current)).opening(generation);
         let connection = opened(&opening).await?;
         Ok(ExclusiveConnection { pool: self, generation, connection, _permit: permit })
     }
 
     /// Opens a new connection to see where the address leads.
     pub(super) async fn look(&self) -> RedisResult<(MultiplexedConnection, ServerInfo)> {
-        open(&self.client, &self.config).await
+        open(&self.connector, &self.config).await
     }
 
     /// Sends commands over the connection with the fewest pending ones: a reply of a megabyte holds up those behind it.
@@ -143,7 +144,7 @@ impl DataConnections {
 /// A connection that is closed, being opened or open, and the number of its pending commands.
 #[derive(Debug)]
 struct SharedConnection {
-    client: Client,
+    connector: Connector,
     config: AsyncConnectionConfig,
     current: Arc<CurrentServer>,
     /// `None` while it is closed. Commands that need it while it is being opened share that attempt and its failure.
@@ -163,12 +164,12 @@ pub(super) enum Retry {
 impl SharedConnection {
     /// Prepares a connection, which connects when it is first needed.
     fn new(
-        client: Client,
+        connector: Connector,
         config: AsyncConnectionConfig,
         current: Arc<CurrentServer>,
     ) -> SharedConnection {
         let (opening, pending) = (Arc::default(), AtomicUsize::new(0));
-        SharedConnection { client, config, current, opening, pending }
+        SharedConnection { connector, config, current, opening, pending }
     }
 
     /// Number of commands that wait for a reply.
@@ -228,12 +229,12 @@ impl SharedConnection {
         }
         let (opening, completion) = Flight::new();
         *slot = Some((generation, Arc::clone(&opening)));
-        let (client, config, current) =
-            (self.client.clone(), self.config.clone(), Arc::clone(&self.current));
+        let (connector, config, current) =
+            (self.connector.clone(), self.config.clone(), Arc::clone(&self.current));
         let (slot, mine) = (Arc::clone(&self.opening), Arc::clone(&opening));
         // Ends by itself, within the time-outs to connect and to answer.
         tokio::spawn(async move {
-            let opened = open(&client, &config).await.and_then(|(connection, server)| {
+            let opened = open(&connector, &config).await.and_then(|(connection, server)| {
                 current.check(generation, &server)?;
                 Ok(connection)
             });
@@ -248,10 +249,10 @@ impl SharedConnection {
 
 /// Opens a connection, and asks what it leads to.
 async fn open(
-    client: &Client,
+    connector: &Connector,
     config: &AsyncConnectionConfig,
 ) -> RedisResult<(MultiplexedConnection, ServerInfo)> {
-    let mut connection = client.get_multiplexed_async_connection_with_config(config).await?;
+    let mut connection = connector.connect(config).await?;
     let server = ServerInfo::ask(&mut connection).await?;
     Ok((connection, server))
 }

@@ -14,12 +14,15 @@ mod bulk;
 mod change;
 mod condition;
 mod connection;
+mod connector;
 mod database;
 mod database_file;
 pub(crate) mod embedded;
 mod error;
 mod redis;
 mod server;
+#[cfg(test)]
+mod simulation;
 mod standing;
 mod tracking;
 

@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use super::bulk::{self, BulkConnections, BulkWritten};
 use super::connection::{CommandFailure, DataConnections, ExclusiveConnection, Retry};
+use super::connector::Connector;
 use super::server::{CLUSTER, Mode};
 use super::tracking::Tracking;
 use super::{
@@ -38,7 +39,7 @@ pub struct RedisStore {
     data: Arc<DataConnections>,
     /// Connections for large values, unless Redis is reached over TLS.
     bulk: Option<BulkConnections>,
-    tracking_client: Client,
+    tracking_connector: Connector,
     /// Without the password.
     address: String,
     connect_timeout: Duration,
@@ -57,14 +58,18 @@ impl RedisStore {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(settings.redis.connect_timeout))
             .set_response_timeout(Some(settings.redis.response_timeout));
-        let data = DataConnections::new(settings.redis.connections, &data_client, &config);
-        let current = Arc::clone(&data.current);
-        let info = data_client.get_connection_info();
-        let bulk = BulkConnections::new(info, &settings.redis, current);
+        let info = data_client.get_connection_info().clone();
+        let connector = Connector::Redis(data_client);
+        let data = DataConnections::new(settings.redis.connections, &connector, &config);
+        let bulk = BulkConnections::new(&info, &settings.redis, Arc::clone(&data.current));
         Ok(RedisStore {
             data: Arc::new(data),
             bulk,
-            tracking_client: client(url, &settings.redis, ProtocolVersion::RESP3)?,
+            tracking_connector: Connector::Redis(client(
+                url,
+                &settings.redis,
+                ProtocolVersion::RESP3,
+            )?),
             address: settings.redis.url.public().unwrap_or_default(),
             connect_timeout: settings.redis.connect_timeout,
             response_timeout: settings.redis.response_timeout,
@@ -74,6 +79,33 @@ impl RedisStore {
             key_prefix: settings.records.key_prefix.clone(),
             max_value: settings.records.max_value,
         })
+    }
+
+    /// A store on a simulated server.
+    #[cfg(test)]
+    pub(super) fn simulated(
+        network: &super::simulation::Network,
+        settings: &Settings,
+    ) -> RedisStore {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(settings.redis.connect_timeout))
+            .set_response_timeout(Some(settings.redis.response_timeout));
+        let connector = |protocol| Connector::Simulated(network.clone(), protocol);
+        let data_connector = connector(ProtocolVersion::RESP2);
+        let data = DataConnections::new(settings.redis.connections, &data_connector, &config);
+        RedisStore {
+            data: Arc::new(data),
+            bulk: None,
+            tracking_connector: connector(ProtocolVersion::RESP3),
+            address: "simulated".to_owned(),
+            connect_timeout: settings.redis.connect_timeout,
+            response_timeout: settings.redis.response_timeout,
+            track: true,
+            canary: false,
+            tracking: None,
+            key_prefix: settings.records.key_prefix.clone(),
+            max_value: settings.records.max_value,
+        }
     }
 
     /// True unless Redis is reached over TLS.
@@ -95,7 +127,7 @@ impl RedisStore {
     pub(super) fn watch(&mut self, clock: Clock, listener: ChangeListener) {
         let tracking = Tracking {
             address: self.address.clone(),
-            client: self.tracking_client.clone(),
+            connector: self.tracking_connector.clone(),
             is_on: self.track,
             key_prefix: self.key_prefix.clone(),
             connect_timeout: self.connect_timeout,

@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use futures_util::future::{Fuse, FusedFuture};
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, PushInfo, PushKind, RedisError, RedisResult,
+    AsyncConnectionConfig, ErrorKind, PushInfo, PushKind, RedisError, RedisResult,
     ServerErrorKind, Value,
 };
 use tokio::sync::Notify;
@@ -20,6 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::advice::OutageLog;
 use super::connection::{DataConnections, Retry};
+use super::connector::Connector;
 use super::server::{self, Role, RoleCommand, ServerInfo, Unusable, text};
 use super::standing::{GIVEN_UP, Standing};
 use super::{Change, ChangeListener, Coherence, Lease, StoreError};
@@ -46,7 +47,7 @@ pub(super) struct Tracking {
     /// The server's address without its password, for the log.
     pub(super) address: String,
     /// Speaks RESP3, which has pushes.
-    pub(super) client: Client,
+    pub(super) connector: Connector,
     /// `[redis] tracking`. Without it the server is only looked at.
     pub(super) is_on: bool,
     pub(super) key_prefix: String,
@@ -258,8 +259,7 @@ impl Tracking {
                 }
             });
         let connected = async {
-            let connection =
-                self.client.get_multiplexed_async_connection_with_config(&config).await?;
+            let connection = self.connector.connect(&config).await?;
             self.track(connection).await
         };
         let timed_out = |_elapsed| {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use afterimage::{App, Clock, Guard, Suspended};
+use afterimage::{App, Clock, Rules, Suspended};
 use redis::aio::MultiplexedConnection;
 
 use crate::coherence::on_every_server;
@@ -145,7 +145,7 @@ impl World {
         let suspended: &'static Suspended = Box::leak(Box::default());
         let clock = Clock::suspendable(suspended);
         let settings = load(&[("redis.url", &url), ("log.access", "false")]);
-        let app = App::build_for_test(settings, Guard::On, clock).await.unwrap();
+        let app = App::build_for_test(settings, Rules::default(), clock).await.unwrap();
         let here = Server::serve(app).coherent().await;
         let mut command = program();
         command.args(["--redis-url", &url, "--log-access", "false"]);

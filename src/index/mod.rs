@@ -31,6 +31,10 @@
 //! never joins a fetch from before. If the push comes after the outcome was kept, it drops the entry. There
 //! is no third order, since both take the lock.
 //!
+//! Request 1 has seen "old", or by chance "new", if its GET was executed last. So its result, though it isn't kept, ends
+//! a different one that is known, and invalidates the fetch of request 2 if that was sent: nobody is given what
+//! another request has seen replaced.
+//!
 //! # Epochs
 //!
 //! Whatever makes everything known doubtful at once (the tracking connection is lost, is made anew, or
@@ -63,6 +67,15 @@ use crate::image::record::Corrupt;
 use crate::image::{ImageId, Metadata, Version};
 use crate::offload::RemoteImage;
 use crate::store::{Change, Coherence, Lease};
+
+mod rules;
+
+#[cfg(test)]
+mod explore;
+#[cfg(test)]
+mod tests;
+
+pub use rules::{Rule, Rules};
 
 /// Most ended epochs that are remembered.
 const MAX_ENDED: usize = 64;
@@ -196,17 +209,6 @@ pub struct IndexLimits {
     pub serve_stale_for: Duration,
 }
 
-/// A switch for the guard against the race above.
-#[doc(hidden)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Guard {
-    /// Always.
-    On,
-    /// Only in the tests that show that the checker of coherence notices its absence, and in no release build.
-    #[cfg(debug_assertions)]
-    Off,
-}
-
 /// The known keys and the fetches under way.
 #[derive(Debug)]
 pub struct Index<T> {
@@ -216,7 +218,6 @@ pub struct Index<T> {
     waiters: AtomicUsize,
     /// Most fetches under way.
     fetches: AtomicUsize,
-    guard: Guard,
     clock: Clock,
     unreachable: watch::Sender<bool>,
     /// Notified when a lease is renewed or the state of coherence changes.
@@ -225,6 +226,7 @@ pub struct Index<T> {
 
 #[derive(Debug)]
 struct State<T> {
+    rules: Rules,
     /// Set once the store has been reached, or found out of reach.
     has_heard: bool,
     coherence: Coherence,
@@ -299,18 +301,19 @@ impl<T: Clone> Index<T> {
     /// An index that knows nothing and relies on nobody.
     #[must_use]
     pub fn new(limits: IndexLimits) -> Index<T> {
-        Index::guarded(limits, Guard::On, Clock::default())
+        Index::with_rules(limits, Rules::default(), Clock::default())
     }
 
     #[doc(hidden)]
     #[must_use]
-    pub fn guarded(limits: IndexLimits, guard: Guard, clock: Clock) -> Index<T> {
+    pub fn with_rules(limits: IndexLimits, rules: Rules, clock: Clock) -> Index<T> {
         // Unbounded and then resized, since `LruCache::new` allocates for its whole capacity at once.
         let (mut entries, mut absent) = (LruCache::unbounded(), LruCache::unbounded());
         entries.resize(limits.entries);
         absent.resize(limits.absent);
         let (unreachable, _) = watch::channel(false);
         let state = State {
+            rules,
             has_heard: false,
             coherence: Coherence::Unverified("the store has not been reached yet".into()),
             since: clock.now(),
@@ -327,7 +330,7 @@ impl<T: Clone> Index<T> {
         let (state, renewed) = (Mutex::new(state), Arc::default());
         let [waiters, fetches] = [limits.waiters, limits.fetches].map(AtomicUsize::new);
         let serve_stale_for = limits.serve_stale_for;
-        Index { state, serve_stale_for, waiters, fetches, guard, clock, unreachable, renewed }
+        Index { state, serve_stale_for, waiters, fetches, clock, unreachable, renewed }
     }
 
     /// Returns whether the store has been reached, or found out of reach, since the start.
@@ -428,26 +431,29 @@ impl<T: Clone> Index<T> {
     pub fn apply(&self, change: Change) {
         let renews = !matches!(change, Change::Invalidated(_) | Change::Flushed);
         let mut state = self.lock();
+        let rules = state.rules;
         match change {
             Change::Invalidated(id) => {
                 let now = self.clock.now();
                 if let Some(entry) = state.peek_mut(&id) {
-                    entry.replaced = true;
+                    entry.replaced |= rules.hold(Rule::PushReplacesEntry);
                     entry.pushed = Some(now);
                 }
-                if self.guard == Guard::On
+                if rules.hold(Rule::PushInvalidatesFetch)
                     && let Some(flight) = state.flights.remove(&id)
                 {
                     flight.invalidate();
                 }
             }
             Change::Flushed => {
-                state.entries.clear();
-                state.absent.clear();
+                if rules.hold(Rule::FlushForgets) {
+                    state.entries.clear();
+                    state.absent.clear();
+                }
                 state.begin_epoch();
             }
             Change::TrackingStarted { connection, lease } => {
-                if connection > state.lost {
+                if connection > state.lost || !rules.hold(Rule::LostBeforeAnnounced) {
                     state.has_heard = true;
                     state.tracked = connection;
                     state.lease = lease;
@@ -618,7 +624,9 @@ impl<T: Clone> Index<T> {
         let coherent = state.is_coherent_at(now);
         let under_way = state.flights.get(id);
         if let Some(flight) = under_way
-            && (coherent || !flight.is_sent())
+            && ((coherent && !flight.is_invalidated())
+                || !flight.is_sent()
+                || !state.rules.hold(Rule::JoinsUnsentOnly))
         {
             return if flight.holders() > self.waiters.load(Ordering::Relaxed) {
                 Admission::Full
@@ -630,7 +638,9 @@ impl<T: Clone> Index<T> {
         if before.is_none() && state.flights.len() >= self.fetches.load(Ordering::Relaxed) {
             return Admission::Full;
         }
-        if let Some(before) = &before {
+        if let Some(before) = &before
+            && state.rules.hold(Rule::SuccessorInvalidates)
+        {
             // A push finds only the fetches in `flights`, and this one leaves its place there.
             before.invalidate();
         }
@@ -659,7 +669,7 @@ impl<T> State<T> {
         self.coherence == Coherence::Coherent
             && match self.lease {
                 Lease::Endless => true,
-                Lease::Until(end) => now < end,
+                Lease::Until(end) => now < end || !self.rules.hold(Rule::LeaseEnds),
             }
     }
 
@@ -680,9 +690,11 @@ impl<T> State<T> {
 
     /// Begins an epoch: nothing known before is current any more, and no fetch begun before can be joined or kept.
     fn begin_epoch(&mut self) {
-        self.epoch += 1;
+        self.epoch += u64::from(self.rules.hold(Rule::EpochBegins));
         self.has_kept = false;
-        self.flights.clear();
+        if self.rules.hold(Rule::EpochDetachesFetches) {
+            self.flights.clear();
+        }
     }
 }
 
@@ -738,15 +750,29 @@ impl<T: Clone> FetchLease<T> {
     /// Keeps the result, unless a change has overtaken it. Gives the version that it replaces here.
     pub fn keep(&mut self, found: FetchResult) -> Option<Version> {
         let mut state = self.index.lock();
+        let rules = state.rules;
+        if !rules.hold(Rule::ResultOfItsEpoch) {
+            self.epoch = state.epoch;
+        }
+        if !rules.hold(Rule::AgeFromQuestion) {
+            self.began = self.index.clock.now();
+        }
         let FetchResult { known, digest, expires } = found;
+        let expires = expires.filter(|_| rules.hold(Rule::ExpiryEnds));
         let now = known.version();
         if self.flight.is_invalidated() || self.epoch != state.epoch {
-            // Not kept, but it shows that an older entry is out of date.
+            // Not kept, but whoever waited has seen it, and must not be given an older one. Nothing tells which of two is the
+            // older: a GET that was sent first may have been executed last, over another connection.
             if let Some(entry) = state.peek_mut(&self.id)
-                && entry.fetched < self.began
                 && entry.known.version() != now
             {
-                entry.replaced = true;
+                entry.replaced |= rules.hold(Rule::ResultContradictsEntry);
+            }
+            if let Some(flight) = state.flights.get(&self.id)
+                && flight.is_sent()
+                && rules.hold(Rule::ResultInvalidatesFetch)
+            {
+                flight.invalidate();
             }
             return None;
         }
@@ -818,440 +844,5 @@ impl<T> FetchLease<T> {
 impl<T> Drop for FetchLease<T> {
     fn drop(&mut self) {
         self.leave();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::image::MediaType;
-
-    type TestIndex = Arc<Index<u32>>;
-
-    fn limits() -> IndexLimits {
-        IndexLimits {
-            entries: NonZeroUsize::new(3).unwrap(),
-            absent: NonZeroUsize::new(2).unwrap(),
-            waiters: 2,
-            fetches: 1000,
-            serve_stale_for: Duration::from_mins(10),
-        }
-    }
-
-    fn index() -> TestIndex {
-        Arc::new(Index::new(limits()))
-    }
-
-    fn coherent() -> TestIndex {
-        let index = index();
-        index.apply(tracked(1));
-        index
-    }
-
-    fn now() -> BootInstant {
-        Clock::default().now()
-    }
-
-    fn id(text: &str) -> ImageId {
-        ImageId::parse(text).unwrap()
-    }
-
-    fn tracked(connection: u64) -> Change {
-        Change::TrackingStarted { connection, lease: Lease::Endless }
-    }
-
-    fn lost(connection: u64, coherence: Coherence) -> Change {
-        Change::TrackingLost { connection, last_heard: now(), coherence }
-    }
-
-    fn unverified() -> Coherence {
-        Coherence::Unverified("test".into())
-    }
-
-    fn unreachable() -> Coherence {
-        Coherence::Unreachable("test".into())
-    }
-
-    fn present(version: &str) -> FetchResult {
-        let metadata = Metadata::new(Version::of(version.as_bytes()), MediaType::Png, 1, None);
-        FetchResult {
-            known: Known::Present(Arc::new(metadata)),
-            digest: Some(Digest::of(version.as_bytes())),
-            expires: None,
-        }
-    }
-
-    fn look_up(index: &TestIndex, name: &str) -> Lookup<u32> {
-        index.look_up(&id(name)).expect("the lease holds")
-    }
-
-    fn lead(index: &TestIndex, name: &str) -> FetchLease<u32> {
-        match look_up(index, name) {
-            Lookup::Ask(Admission::Lead(lease)) => lease,
-            other => panic!("expected to lead: {other:?}"),
-        }
-    }
-
-    fn fetch(index: &TestIndex, name: &str, found: FetchResult) {
-        let mut lease = lead(index, name);
-        lease.keep(found);
-        lease.complete(0);
-    }
-
-    fn is_current(index: &TestIndex, name: &str, version: &str) -> bool {
-        matches!(look_up(index, name), Lookup::Current(Known::Present(metadata))
-            if metadata.version == Version::of(version.as_bytes()))
-    }
-
-    #[test]
-    fn what_was_fetched_while_coherent_is_current() {
-        let index = coherent();
-        fetch(&index, "a", present("1"));
-        assert!(is_current(&index, "a", "1"));
-        fetch(&index, "b", FetchResult { known: Known::Absent, digest: None, expires: None });
-        assert!(matches!(look_up(&index, "b"), Lookup::Current(Known::Absent)));
-    }
-
-    #[tokio::test]
-    async fn without_a_sign_of_life_nothing_is_current_until_the_next_one() {
-        let index = index();
-        let over = Lease::Until(now());
-        let later = Lease::Until(now() + Duration::from_mins(1));
-        index.apply(Change::TrackingStarted { connection: 1, lease: later });
-        fetch(&index, "a", present("1"));
-        assert!(is_current(&index, "a", "1"));
-        index.apply(Change::Heartbeat { connection: 1, lease: over, round_trip: Duration::ZERO });
-        let renewal = index.look_up(&id("a")).expect_err("the lease is over");
-        index.apply(Change::Heartbeat { connection: 1, lease: later, round_trip: Duration::ZERO });
-        renewal.await;
-        assert!(is_current(&index, "a", "1"));
-        // Of another connection, it says nothing.
-        index.apply(Change::Heartbeat { connection: 0, lease: over, round_trip: Duration::ZERO });
-        assert!(is_current(&index, "a", "1"));
-    }
-
-    #[test]
-    fn a_fetch_that_is_not_kept_still_tells_that_an_older_entry_is_out_of_date() {
-        let index = coherent();
-        fetch(&index, "a", present("1"));
-        fetch(&index, "b", present("1"));
-        index.apply(lost(1, unverified()));
-        let (mut new, mut same) = (lead(&index, "a"), lead(&index, "b"));
-        index.apply(tracked(2));
-        new.keep(present("2"));
-        same.keep(present("1"));
-        index.apply(lost(2, unreachable()));
-        assert!(index.last_known(&id("a")).is_none());
-        assert!(index.last_known(&id("b")).is_some());
-    }
-
-    #[tokio::test]
-    async fn who_waits_is_told_when_the_store_is_unreachable() {
-        let index = coherent();
-        let waiting = tokio::spawn({
-            let index = Arc::clone(&index);
-            async move { index.until_unreachable().await }
-        });
-        index.apply(lost(1, unverified()));
-        tokio::task::yield_now().await;
-        assert!(!waiting.is_finished());
-        index.apply(Change::Probed(unreachable()));
-        waiting.await.unwrap();
-    }
-
-    #[test]
-    fn what_was_fetched_while_unverified_is_never_current() {
-        let index = index();
-        fetch(&index, "a", present("1"));
-        lead(&index, "a");
-        index.apply(tracked(1));
-        lead(&index, "a");
-    }
-
-    #[test]
-    fn a_change_drops_what_is_known_of_its_key_alone() {
-        let index = coherent();
-        fetch(&index, "a", present("1"));
-        fetch(&index, "b", present("1"));
-        index.apply(Change::Invalidated(id("a")));
-        lead(&index, "a");
-        assert!(is_current(&index, "b", "1"));
-    }
-
-    #[test]
-    fn a_change_voids_and_detaches_the_fetch_under_way() {
-        let index = coherent();
-        let mut first = lead(&index, "a");
-        index.apply(Change::Invalidated(id("a")));
-        // A request after the change doesn't join the fetch from before.
-        let mut second = lead(&index, "a");
-        second.keep(present("new"));
-        second.complete(2);
-        assert!(is_current(&index, "a", "new"));
-        // And its outcome, arriving last, replaces nothing.
-        first.keep(present("old"));
-        first.complete(1);
-        assert!(is_current(&index, "a", "new"));
-    }
-
-    #[test]
-    fn without_the_guard_the_old_value_stays_for_ever() {
-        let index: TestIndex = Arc::new(Index::guarded(limits(), Guard::Off, Clock::default()));
-        index.apply(tracked(1));
-        let mut first = lead(&index, "a");
-        index.apply(Change::Invalidated(id("a")));
-        first.keep(present("old"));
-        first.complete(1);
-        assert!(is_current(&index, "a", "old"));
-    }
-
-    #[test]
-    fn a_change_of_everything_drops_all_and_voids_all() {
-        let index = coherent();
-        fetch(&index, "a", present("1"));
-        let mut under_way = lead(&index, "b");
-        index.apply(Change::Flushed);
-        under_way.keep(present("1"));
-        under_way.complete(1);
-        lead(&index, "a");
-        lead(&index, "b");
-        assert!(index.is_empty());
-    }
-
-    #[test]
-    fn epochs_in_which_nothing_was_kept_do_not_push_out_the_end_of_a_real_one() {
-        let index = coherent();
-        fetch(&index, "a", present("1"));
-        for connection in 2..200 {
-            index.apply(lost(connection - 1, unverified()));
-            index.apply(tracked(connection));
-        }
-        index.apply(lost(199, unreachable()));
-        let long_ago = index.state.lock().unwrap().ended.front().map(|(epoch, _)| *epoch);
-        assert_eq!(long_ago, Some(1));
-        assert!(index.last_known(&id("a")).is_some());
-    }
-
-    #[test]
-    fn a_fetch_from_before_tracking_is_not_kept() {
-        let index = index();
-        let mut early = lead(&index, "a");
-        index.apply(tracked(1));
-        early.keep(present("1"));
-        early.complete(1);
-        lead(&index, "a");
-    }
-
-    #[test]
-    fn losing_the_connection_makes_everything_unverified_at_once_and_for_good() {
-        let index = coherent();
-        fetch(&index, "a", present("1"));
-        let mut under_way = lead(&index, "b");
-        index.apply(lost(1, unverified()));
-        lead(&index, "a");
-        index.apply(tracked(2));
-        lead(&index, "a");
-        under_way.keep(present("1"));
-        under_way.complete(1);
-        lead(&index, "b");
-    }
-
-    #[test]
-    fn a_connection_that_was_lost_before_it_was_announced_makes_nothing_coherent() {
-        let index = index();
-        index.apply(lost(1, unverified()));
-        index.apply(tracked(1));
-        assert_eq!(index.coherence(), unverified());
-        index.apply(tracked(2));
-        assert_eq!(index.coherence(), Coherence::Coherent);
-    }
-
-    #[test]
-    fn the_late_loss_of_an_old_connection_means_nothing() {
-        let index = coherent();
-        index.apply(tracked(2));
-        fetch(&index, "a", present("1"));
-        index.apply(lost(1, unverified()));
-        assert!(is_current(&index, "a", "1"));
-    }
-
-    #[test]
-    fn requests_join_a_fetch_up_to_the_bound() {
-        let index = coherent();
-        let lease = lead(&index, "a");
-        let _leader = lease.flight();
-        let Lookup::Ask(Admission::Join(_one)) = look_up(&index, "a") else { panic!() };
-        assert!(matches!(look_up(&index, "a"), Lookup::Ask(Admission::Full)));
-    }
-
-    #[tokio::test]
-    async fn unverified_requests_join_only_a_fetch_that_has_not_departed() {
-        let index = index();
-        let mut first = lead(&index, "a");
-        let Lookup::Ask(Admission::Join(joined)) = look_up(&index, "a") else { panic!() };
-        first.mark_sent().await;
-        // Too late for that one: the next, which all who come now share.
-        let mut second = lead(&index, "a");
-        assert!(matches!(look_up(&index, "a"), Lookup::Ask(Admission::Join(_))));
-        // It waits for the first, so that outcomes settle in their order.
-        let departing = tokio::spawn(async move {
-            second.mark_sent().await;
-            second
-        });
-        tokio::task::yield_now().await;
-        assert!(!departing.is_finished());
-        first.complete(1);
-        assert_eq!(joined.outcome().await, Ok(1));
-        departing.await.unwrap().complete(2);
-        lead(&index, "a");
-    }
-
-    #[tokio::test]
-    async fn a_fetch_that_another_has_taken_the_place_of_is_not_kept() {
-        let index = coherent();
-        let mut first = lead(&index, "a");
-        first.mark_sent().await;
-        // No sign of life: the next request can't join it, though the epoch goes on.
-        index.apply(Change::Heartbeat {
-            connection: 1,
-            lease: Lease::Until(now()),
-            round_trip: Duration::ZERO,
-        });
-        let Admission::Lead(mut second) = index.ask(&id("a")) else { panic!() };
-        // The push finds only the second; the first must not settle on what it read before.
-        index.apply(Change::Invalidated(id("a")));
-        index.apply(Change::Heartbeat {
-            connection: 1,
-            lease: Lease::Endless,
-            round_trip: Duration::ZERO,
-        });
-        first.keep(present("old"));
-        first.complete(1);
-        second.keep(present("old"));
-        second.complete(2);
-        lead(&index, "a");
-    }
-
-    #[test]
-    fn a_ticket_that_is_dropped_leaves_nothing_to_join() {
-        let index = coherent();
-        drop(lead(&index, "a"));
-        lead(&index, "a");
-    }
-
-    #[test]
-    fn nothing_is_current_past_its_expiry() {
-        let index = coherent();
-        let expires = |after| Some(now() + Duration::from_millis(after));
-        fetch(&index, "a", FetchResult { expires: expires(0), ..present("1") });
-        lead(&index, "a");
-        fetch(&index, "b", FetchResult { expires: expires(60_000), ..present("1") });
-        assert!(is_current(&index, "b", "1"));
-    }
-
-    #[test]
-    fn an_unreachable_store_leaves_the_last_known_versions_but_not_what_is_known_to_be_gone() {
-        let index = coherent();
-        fetch(&index, "a", present("1"));
-        fetch(&index, "b", present("1"));
-        fetch(&index, "c", FetchResult { expires: Some(now()), ..present("1") });
-        index.apply(Change::Invalidated(id("b")));
-        index.apply(lost(1, unreachable()));
-        assert!(matches!(look_up(&index, "a"), Lookup::Stale(_)));
-        assert!(index.last_known(&id("a")).is_some());
-        lead(&index, "b");
-        lead(&index, "c");
-        index.apply(tracked(2));
-        index.apply(Change::Flushed);
-        index.apply(lost(2, unreachable()));
-        lead(&index, "a");
-    }
-
-    #[test]
-    fn a_version_is_stale_from_the_last_moment_in_which_it_was_certain() {
-        let limits = IndexLimits { serve_stale_for: Duration::from_millis(40), ..limits() };
-        let index: TestIndex = Arc::new(Index::new(limits));
-        index.apply(tracked(1));
-        fetch(&index, "a", present("1"));
-        let fetched = now();
-        while now().since(fetched) < Duration::from_millis(50) {
-            std::hint::spin_loop();
-        }
-        // Long fetched, but certain until now.
-        index.apply(lost(1, unreachable()));
-        assert!(matches!(look_up(&index, "a"), Lookup::Stale(_)));
-        let lost = now();
-        while now().since(lost) < Duration::from_millis(50) {
-            std::hint::spin_loop();
-        }
-        lead(&index, "a");
-    }
-
-    #[test]
-    fn a_value_written_again_is_recognised_even_after_its_change() {
-        let index = coherent();
-        fetch(&index, "a", present("1"));
-        index.apply(Change::Invalidated(id("a")));
-        assert!(index.recognise(&id("a"), Digest::of(b"1")).is_some());
-        assert!(index.recognise(&id("a"), Digest::of(b"2")).is_none());
-        assert!(index.recognise(&id("b"), Digest::of(b"1")).is_none());
-    }
-
-    #[test]
-    fn a_replaced_version_is_named_so_that_its_bytes_can_go() {
-        let index = coherent();
-        fetch(&index, "a", present("1"));
-        index.apply(Change::Invalidated(id("a")));
-        let mut lease = lead(&index, "a");
-        assert_eq!(lease.keep(present("2")), Some(Version::of(b"1")));
-        assert_eq!(lease.keep(present("2")), None);
-    }
-
-    #[test]
-    fn absent_keys_push_out_no_images() {
-        let index = coherent();
-        let absent = || FetchResult { known: Known::Absent, digest: None, expires: None };
-        let is_absent = |name| matches!(look_up(&index, name), Lookup::Current(Known::Absent));
-        fetch(&index, "a", present("1"));
-        for number in 0..10 {
-            fetch(&index, &format!("i{number}"), absent());
-        }
-        assert!(is_current(&index, "a", "1"));
-        assert!(is_absent("i9") && index.len() == 3);
-        // A key is known once, whichever way it goes.
-        index.apply(Change::Invalidated(id("a")));
-        fetch(&index, "a", absent());
-        assert!(is_absent("a"));
-        index.apply(Change::Invalidated(id("a")));
-        fetch(&index, "a", present("2"));
-        assert!(is_current(&index, "a", "2"));
-        assert_eq!(index.len(), 2);
-        index.apply(Change::Flushed);
-        assert!(index.is_empty());
-    }
-
-    #[test]
-    fn a_fetch_that_nobody_waits_for_is_given_up_and_cannot_be_joined() {
-        let index = coherent();
-        let lease = lead(&index, "a");
-        let waiting = lease.flight();
-        assert!(!lease.give_up_if_unwanted());
-        let Lookup::Ask(Admission::Join(joined)) = look_up(&index, "a") else { panic!() };
-        drop(waiting);
-        assert!(!lease.give_up_if_unwanted());
-        drop(joined);
-        assert!(lease.give_up_if_unwanted());
-        let _next = lead(&index, "a");
-        drop(lease);
-        assert!(matches!(look_up(&index, "a"), Lookup::Ask(Admission::Join(_))));
-    }
-
-    #[test]
-    fn never_more_entries_than_the_bound() {
-        let index = coherent();
-        for number in 0..10 {
-            fetch(&index, &format!("i{number}"), present("1"));
-        }
-        assert_eq!(index.len(), 3);
     }
 }

@@ -1,0 +1,86 @@
+//! The tracking connection, the data connections and the index against simulated servers, under a clock that is turned.
+//!
+//! A seed makes a run of some seconds: a writer, readers, and faults one after the other. Time stands still while anything
+//! can be done, so a run takes milliseconds, and a seed that fails can be run again. What is simulated is the network and
+//! Redis (`server.rs`); the tasks, the client's protocol and the index are the real ones.
+//!
+//! ```sh
+//! AFTERIMAGE_TEST_SEED=17 cargo test --lib simulation -- --nocapture
+//! ```
+
+mod reader;
+mod resp;
+mod run;
+mod server;
+
+use std::time::Instant;
+
+use crate::index::{Rule, Rules};
+use run::run;
+
+pub(super) use server::Network;
+
+/// Seeds in the tests. `just prove` runs more.
+const SEEDS: u64 = 100;
+
+/// The number of seeds, or the only one.
+fn seeds() -> std::ops::Range<u64> {
+    let number = |name| std::env::var(name).ok().map(|it| it.parse::<u64>().expect("a number"));
+    if let Some(seed) = number("AFTERIMAGE_TEST_SEED") {
+        return seed..seed + 1;
+    }
+    0..number("AFTERIMAGE_TEST_SEEDS").unwrap_or(SEEDS)
+}
+
+#[test]
+fn no_answer_is_older_than_the_bound_whatever_fails() {
+    let began = Instant::now();
+    let (mut answers, mut memory) = (0, 0);
+    let seeds = seeds();
+    for seed in seeds.clone() {
+        let report = run(seed, Rules::default());
+        assert!(
+            report.wrong.is_empty(),
+            "AFTERIMAGE_TEST_SEED={seed} repeats this:\n{}\n{:#?}",
+            report.faults.join("\n"),
+            report.wrong
+        );
+        answers += report.answers;
+        memory += report.from_memory;
+    }
+    println!(
+        "simulation: {} seeds, {answers} answers, {memory} of them from memory, in {:.1?}, 0 violations",
+        seeds.count(),
+        began.elapsed()
+    );
+}
+
+#[test]
+fn a_seed_repeats_its_run() {
+    for seed in [3, 4, 5] {
+        let runs = [run(seed, Rules::default()), run(seed, Rules::default())];
+        assert_eq!(runs[0], runs[1], "seed {seed}");
+    }
+}
+
+/// The first seed whose run is wrong without a rule.
+fn seed_that_needs(rule: Rule) -> Option<(u64, String)> {
+    (0..SEEDS).find_map(|seed| {
+        let wrong = run(seed, Rules::without(rule)).wrong.into_iter().next()?;
+        Some((seed, wrong))
+    })
+}
+
+#[test]
+fn the_simulation_notices_a_rule_that_is_left_out() {
+    let rules = [
+        Rule::PushReplacesEntry,
+        Rule::PushInvalidatesFetch,
+        Rule::EpochBegins,
+        Rule::LeaseEnds,
+    ];
+    for rule in rules {
+        let (seed, wrong) = seed_that_needs(rule).unwrap_or_else(|| panic!("none needs {rule:?}"));
+        println!("without {rule:?}, seed {seed}: {wrong}");
+    }
+}

@@ -1,0 +1,297 @@
+//! One run: a writer, readers and faults, and what was wrong.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
+
+use tokio::time::{Instant, advance, sleep};
+
+use super::reader::Reader;
+use super::server::Network;
+use crate::clock::Clock;
+use crate::image::ImageId;
+use crate::index::{Index, IndexLimits, Rules};
+use crate::settings::Settings;
+use crate::store::ChangeListener;
+use crate::store::redis::RedisStore;
+
+/// The defaults.
+static SETTINGS: LazyLock<Settings> = LazyLock::new(|| Settings::load(&[]).unwrap());
+
+const KEYS: usize = 3;
+const READERS: usize = 3;
+
+/// A heartbeat is relied upon for so long. A push that is late counts from the next heartbeat, whose answer is behind it.
+const LEASE: Duration = Duration::from_millis(500);
+
+/// Where the address leads is compared so often, and each attempt takes so long at most.
+const SWITCH: Duration = Duration::from_secs(5);
+
+/// Longest time in which all is as it was, after the last fault: a pause before the next attempt to connect, and the attempt.
+const SETTLED: Duration = Duration::from_secs(40);
+
+/// The account of a run.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Report {
+    pub(super) faults: Vec<String>,
+    pub(super) answers: usize,
+    pub(super) from_memory: usize,
+    /// Answers that were out of date when they were asked for, and for how long.
+    stale: Vec<(Duration, String)>,
+    pub(super) wrong: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// The tracking connection, or every connection, is closed.
+    Close { only_tracking: bool },
+    /// The same without a word to either end.
+    Silence { only_tracking: bool },
+    /// The primary becomes a replica in its place; the address follows later.
+    Demotion,
+    /// The address leads to another primary, and connections to the old one live on.
+    Switch,
+    /// Redis starts again.
+    Restart,
+    Loading,
+    NoTracking,
+    NoInfo,
+    /// Every connection is closed again and again, and none can be opened for a while.
+    Storm,
+    Slow,
+    /// This process doesn't run for a while.
+    Pause,
+}
+
+const FAULTS: [Fault; 13] = [
+    Fault::Close { only_tracking: true },
+    Fault::Close { only_tracking: false },
+    Fault::Silence { only_tracking: true },
+    Fault::Silence { only_tracking: false },
+    Fault::Demotion,
+    Fault::Switch,
+    Fault::Restart,
+    Fault::Loading,
+    Fault::NoTracking,
+    Fault::NoInfo,
+    Fault::Storm,
+    Fault::Slow,
+    Fault::Pause,
+];
+
+/// Writes that took place, with their time, by key.
+type History = Arc<Mutex<Vec<Vec<(u64, Instant)>>>>;
+
+struct Simulation {
+    network: Network,
+    reader: Reader,
+    ids: Vec<ImageId>,
+    history: History,
+    /// The newest number of each key that a reader was given.
+    newest: Arc<Mutex<[u64; KEYS]>>,
+    random: fastrand::Rng,
+    bound: Duration,
+    report: Arc<Mutex<Report>>,
+}
+
+/// Runs a seed.
+pub(super) fn run(seed: u64, rules: Rules) -> Report {
+    // Jitter comes from here.
+    fastrand::seed(seed);
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let mut simulation = Simulation::start(seed, rules);
+        simulation.go().await;
+        std::mem::take(&mut *simulation.report.lock().unwrap())
+    })
+}
+
+impl Simulation {
+    fn start(seed: u64, rules: Rules) -> Simulation {
+        let network = Network::new(seed);
+        let limits = IndexLimits {
+            entries: NonZeroUsize::MAX,
+            absent: NonZeroUsize::MAX,
+            waiters: 100,
+            fetches: 100,
+            serve_stale_for: Duration::from_mins(10),
+        };
+        let clock = Clock::of_tokio();
+        let index = Arc::new(Index::with_rules(limits, rules, clock));
+        let mut store = RedisStore::simulated(&network, &SETTINGS);
+        let listener = {
+            let index = Arc::clone(&index);
+            ChangeListener::new(move |change| index.apply(change))
+        };
+        store.watch(clock, listener);
+        let numbers = Arc::new(Mutex::new(HashMap::new()));
+        let reader = Reader { index, store: Arc::new(store), numbers };
+        Simulation {
+            network,
+            reader,
+            ids: (0..KEYS).map(|key| ImageId::parse(&format!("k{key}")).unwrap()).collect(),
+            history: Arc::new(Mutex::new(vec![vec![(0, Instant::now())]; KEYS])),
+            newest: Arc::default(),
+            random: fastrand::Rng::with_seed(!seed),
+            bound: LEASE,
+            report: Arc::default(),
+        }
+    }
+
+    async fn go(&mut self) {
+        let readers: Vec<_> = (0..READERS).map(|number| self.start_reader(number)).collect();
+        self.write_for(300).await;
+        for _ in 0..2 {
+            let fault = FAULTS[self.random.usize(..FAULTS.len())];
+            self.report.lock().unwrap().faults.push(format!("{fault:?}"));
+            if matches!(fault, Fault::Switch) {
+                self.bound = SWITCH;
+            }
+            self.inject(fault).await;
+            self.write_for(300).await;
+        }
+        self.network.end_turn();
+        for reader in readers {
+            reader.abort();
+        }
+        self.settle().await;
+        self.judge();
+    }
+
+    async fn inject(&mut self, fault: Fault) {
+        let network = self.network.clone();
+        match fault {
+            Fault::Close { only_tracking } => network.close(only_tracking),
+            Fault::Silence { only_tracking } => {
+                network.silence(only_tracking);
+                self.write_for(700).await;
+            }
+            Fault::Demotion => {
+                network.fail_over(false);
+                self.write_for(700).await;
+                network.address_follows();
+            }
+            Fault::Switch => {
+                network.fail_over(true);
+                self.write_for(2500).await;
+            }
+            Fault::Restart => network.restart(),
+            Fault::Loading => {
+                network.set_loading(true);
+                self.write_for(600).await;
+                network.set_loading(false);
+            }
+            Fault::NoTracking | Fault::NoInfo => {
+                network.set_denied(fault == Fault::NoTracking, fault == Fault::NoInfo);
+                network.close(false);
+                self.write_for(600).await;
+                network.set_denied(false, false);
+            }
+            Fault::Storm => {
+                for _ in 0..4 {
+                    network.set_refuses(self.random.bool());
+                    network.close(false);
+                    self.write_for(100).await;
+                }
+                network.set_refuses(false);
+            }
+            Fault::Slow => {
+                network.set_slowness(Duration::from_millis(self.random.u64(50..1500)));
+                self.write_for(900).await;
+                network.set_slowness(Duration::ZERO);
+            }
+            Fault::Pause => {
+                for key in 0..KEYS {
+                    self.write(key);
+                }
+                network.end_turn();
+                advance(Duration::from_millis(self.random.u64(50..3000))).await;
+            }
+        }
+    }
+
+    fn write(&mut self, key: usize) {
+        let mut history = self.history.lock().unwrap();
+        let number = history.iter().map(|it| it.last().unwrap().0).max().unwrap() + 1;
+        self.network.write(&format!("image:{}", self.ids[key]), number);
+        history[key].push((number, Instant::now()));
+    }
+
+    async fn write_for(&mut self, milliseconds: u64) {
+        let end = Instant::now() + Duration::from_millis(milliseconds);
+        while Instant::now() < end {
+            let key = self.random.usize(..KEYS);
+            self.write(key);
+            sleep(Duration::from_micros(self.random.u64(100..60_000))).await;
+            self.network.end_turn();
+        }
+    }
+
+    fn start_reader(&self, number: usize) -> tokio::task::JoinHandle<()> {
+        let (reader, ids) = (self.reader.clone(), self.ids.clone());
+        let (history, report) = (Arc::clone(&self.history), Arc::clone(&self.report));
+        let newest = Arc::clone(&self.newest);
+        let mut random = fastrand::Rng::with_seed(self.random.clone().u64(..) ^ number as u64);
+        tokio::spawn(async move {
+            loop {
+                sleep(Duration::from_micros(random.u64(100..30_000))).await;
+                let key = random.usize(..ids.len());
+                let (asked, seen) = (Instant::now(), newest.lock().unwrap()[key]);
+                let Some(answer) = reader.read(&ids[key]).await else { continue };
+                let mut report = report.lock().unwrap();
+                if answer.number < seen {
+                    let source = if answer.from_memory { "memory" } else { "the store" };
+                    let number = answer.number;
+                    report.wrong.push(format!("k{key} = {number} from {source}, after {seen} was seen"));
+                }
+                let newest = &mut newest.lock().unwrap()[key];
+                *newest = answer.number.max(*newest);
+                report.answers += 1;
+                report.from_memory += usize::from(answer.from_memory);
+                let history = history.lock().unwrap();
+                let newer = history[key].iter().find(|(number, _)| *number > answer.number);
+                if let Some((newer, written)) = newer
+                    && let Some(late) = asked.checked_duration_since(*written)
+                {
+                    report.stale.push((late, format!(
+                        "k{key} = {} ({}), asked {late:?} after {newer} was written",
+                        answer.number,
+                        if answer.from_memory { "memory" } else { "store" },
+                    )));
+                }
+            }
+        })
+    }
+
+    /// Waits until every key is known again, as what it is.
+    async fn settle(&mut self) {
+        let end = Instant::now() + SETTLED;
+        loop {
+            for id in &self.ids {
+                self.reader.read(id).await;
+            }
+            let known = self.reader.index.peek(&self.ids);
+            let number = |key: usize| Some(self.reader.number_of(known[key].as_ref()?));
+            let known: Vec<_> = (0..KEYS).map(number).collect();
+            let last: Vec<_> =
+                self.history.lock().unwrap().iter().map(|it| it.last().map(|it| it.0)).collect();
+            if known == last {
+                return;
+            }
+            if Instant::now() > end {
+                let wrong = format!("{last:?} were written last, and {known:?} is known");
+                return self.report.lock().unwrap().wrong.push(wrong);
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    fn judge(&mut self) {
+        let report = &mut *self.report.lock().unwrap();
+        let stale = std::mem::take(&mut report.stale);
+        let late = stale.into_iter().filter(|(late, _)| *late > self.bound);
+        report.wrong.extend(late.map(|(_, text)| text));
+    }
+}
