@@ -20,7 +20,7 @@ use crate::limit::{Shares, Turns};
 use crate::metrics::{Metrics, Shed};
 use crate::peer::PeerKey;
 use crate::picture::placeholder::{self, Placeholder};
-use crate::picture::{self, PictureError, Preview, Product, RenderLimits};
+use crate::picture::{self, AnimationLimits, PictureError, Preview, Product, RenderLimits};
 use crate::settings::Settings;
 
 /// Entries in each of the two memories below.
@@ -52,6 +52,7 @@ struct RenderParts {
     turns: Turns<PeerKey>,
     timeout: Duration,
     max_pixels: u64,
+    animations: AnimationLimits,
 }
 
 type ImageVersion = (ImageId, Version);
@@ -146,6 +147,10 @@ impl Renderer {
             turns: Turns::new(turns(settings.limits.renders)),
             timeout: settings.pictures.timeout,
             max_pixels: settings.pictures.max_pixels,
+            animations: AnimationLimits {
+                frames: settings.pictures.max_animation_frames,
+                pixels: settings.pictures.max_animation_pixels,
+            },
         }))
     }
 
@@ -210,7 +215,11 @@ impl Renderer {
         let cache = Arc::clone(&self.0.cache);
         let (body, media_type) = (original.body.clone(), original.metadata.media_type);
         let is_thumbnail = Transform::THUMBNAIL.variant(media_type) == Some(variant);
+        let most = self.0.animations;
         let memory = move |limits| {
+            if variant.is_animated() {
+                return picture::animation_memory(&body, media_type, variant, limits, most);
+            }
             let needed = picture::memory(&body, media_type, variant, limits)?;
             if !is_thumbnail {
                 return Ok(needed);
@@ -226,6 +235,8 @@ impl Renderer {
                     picture::render_with_preview(&original.body, media_type, variant, limits)?;
                 lock(&shared.previews).put(previewed, Arc::new(preview));
                 product
+            } else if variant.is_animated() {
+                picture::render_animation(&original.body, media_type, variant, limits, most)?
             } else {
                 picture::render(&original.body, media_type, variant, limits)?
             };
@@ -416,6 +427,8 @@ impl RenderParts {
             | PictureError::Broken(_)
             | PictureError::Unsupported(_) => (None, None),
             PictureError::TooMuchMemory { .. }
+            | PictureError::TooManyFrames { .. }
+            | PictureError::BrokenAnimation(_)
             | PictureError::TooLong { .. }
             | PictureError::Encoding(_)
             | PictureError::NotStripped => (form, None),
@@ -424,9 +437,12 @@ impl RenderParts {
             PictureError::DecodingTimedOut if time >= self.timeout / 2 => {
                 (None, Some(RETRIED_AFTER))
             }
-            PictureError::TimedOut | PictureError::DecodingTimedOut | PictureError::Opaque(_) => {
-                return;
-            }
+            PictureError::SlowAnimation if time.is_zero() => (form, None),
+            PictureError::SlowAnimation if time >= self.timeout / 4 => (form, Some(RETRIED_AFTER)),
+            PictureError::TimedOut
+            | PictureError::DecodingTimedOut
+            | PictureError::SlowAnimation
+            | PictureError::Opaque(_) => return,
         };
         let until = until.map(|pause| Instant::now() + pause);
         let failure = Failure { error: error.clone(), until };

@@ -77,7 +77,10 @@ pub(crate) fn answered(
             headers.insert(AGE, HeaderValue::from(age.as_secs()));
         }
     }
-    headers.insert(CACHE_STATUS, cache_status(source));
+    headers.insert(CACHE_STATUS, match cache_status(source) {
+        status if metadata.is_stopped => first_frame(&status),
+        status => status,
+    });
     headers.insert(SERVER_TIMING, server_timing(&timing));
     // The head of a record that expires isn't cached where it has the time that is left.
     if source == CacheStatus::Hit
@@ -174,6 +177,14 @@ pub(crate) fn cache_status(served: CacheStatus) -> HeaderValue {
         }
         CacheStatus::Stale { .. } => "afterimage; fwd=stale; detail=store-unreachable",
     })
+}
+
+/// `Cache-Status` of the first frame of an animation. `detail` says one thing (RFC 9211 §2.8), and what is left out of it can
+/// be told from the rest, and from `Age` and `Server-Timing`.
+fn first_frame(status: &HeaderValue) -> HeaderValue {
+    let text = status.to_str().unwrap_or_default();
+    let text = text.split_once("; detail=").map_or(text, |(before, _)| before);
+    HeaderValue::try_from(format!("{text}; detail=first-frame")).expect("words are ASCII")
 }
 
 /// `Server-Timing` of an answer, in milliseconds.

@@ -57,6 +57,8 @@ pub struct Metadata {
     pub traits: Traits,
     /// True for a variant with as many pixels as the original.
     pub at_full_size: bool,
+    /// True for the first frame of an animation that could be shown as one in this format.
+    pub is_stopped: bool,
     /// The place for cached response heads.
     pub attachment: Attachment,
     /// Number of requests for the image that were answered from memory.
@@ -107,6 +109,7 @@ impl Metadata {
             coded: Vec::new(),
             traits: Traits::default(),
             at_full_size: false,
+            is_stopped: false,
             attachment: Attachment::default(),
             hits: AtomicU64::new(0),
         }
@@ -178,6 +181,7 @@ impl Metadata {
     pub fn variant(&self, variant: Variant, length: usize) -> Metadata {
         Metadata {
             kind: RepresentationKind::Variant(variant),
+            is_stopped: variant.is_stopped(self.media_type, self.traits),
             etag: ascii(format!("\"{}-{variant}\"", self.version)),
             ..Metadata::new(self.version, variant.format().media_type(), length, self.last_modified)
         }

@@ -4,6 +4,7 @@
 //! neither. It is canonical: two addresses that mean the same bytes mean the same variant, so these are rendered once,
 //! kept once, and have one entity-tag.
 
+use std::cmp::Reverse;
 use std::fmt;
 
 use super::bounds::{Bounds, Fit};
@@ -11,7 +12,7 @@ use crate::image::{Embedded, MediaType, Traits};
 
 /// A part of the entity-tag of each variant. It must be raised when a new library or algorithm renders the same variant
 /// to other bytes, as `coding::GENERATION` must.
-pub const GENERATION: u8 = 3;
+pub const GENERATION: u8 = 4;
 
 /// A format that can be encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,6 +58,11 @@ impl Format {
             _ => Format::Png,
         }
     }
+
+    /// True if animations of a type are rendered as animations in this format.
+    fn moves(self, media_type: MediaType) -> bool {
+        self == Format::WebP && matches!(media_type, MediaType::Gif | MediaType::WebP)
+    }
 }
 
 /// An image in another size, format or quality.
@@ -67,6 +73,7 @@ pub struct Variant {
     /// 1 to 100; 0 for lossless formats.
     quality: u8,
     effort: u8,
+    is_animated: bool,
 }
 
 impl Variant {
@@ -94,6 +101,19 @@ impl Variant {
         self.effort
     }
 
+    /// True if it has all frames of an animation, otherwise it has the first.
+    #[must_use]
+    pub fn is_animated(self) -> bool {
+        self.is_animated
+    }
+
+    /// True if it has the first frame of an image alone, and its format has room for all.
+    #[must_use]
+    pub fn is_stopped(self, media_type: MediaType, traits: Traits) -> bool {
+        let moves = traits.animated && self.format.moves(media_type);
+        moves && !self.is_animated && Transform::THUMBNAIL.variant(media_type) != Some(self)
+    }
+
     fn new(bounds: Bounds, format: Format, quality: u8, effort: u8) -> Variant {
         // Values without a meaning are normalised.
         let bounds = match (bounds.width, bounds.height) {
@@ -105,7 +125,7 @@ impl Variant {
             Format::Avif | Format::Jpeg => (quality, 0),
             Format::Png => (0, 0),
         };
-        Variant { bounds, format, quality, effort }
+        Variant { bounds, format, quality, effort, is_animated: false }
     }
 }
 
@@ -132,6 +152,9 @@ impl fmt::Display for Variant {
         }
         if self.effort > 0 {
             write!(f, "m{}-", self.effort)?;
+        }
+        if self.is_animated {
+            f.write_str("animated-")?;
         }
         write!(f, "{}{GENERATION}", self.format.name())
     }
@@ -296,7 +319,7 @@ impl Candidates {
             if let Some(weight) = weight
                 && is_made
                 && format.media_type() != self.media_type
-                && !(own > 0 && self.keeps_moving())
+                && !(own > 0 && self.keeps_moving() && self.stops(Some(format)))
             {
                 let at = ranked.iter().position(|(other, it)| {
                     let is_smaller = it.is_none() && matches!(format, Format::Avif | Format::WebP);
@@ -304,6 +327,10 @@ impl Candidates {
                 });
                 ranked.insert(at.unwrap_or(ranked.len()), (weight, Some(format)));
             }
+        }
+        if self.traits.animated {
+            // Of formats with equal weights, those come first in which it moves.
+            ranked.sort_by_key(|(weight, format)| (Reverse(*weight), self.stops(*format)));
         }
         for (_, format) in ranked.into_iter().filter(|(weight, _)| *weight > 0) {
             match format {
@@ -324,28 +351,45 @@ impl Candidates {
         }
     }
 
-    /// True for a moving picture whose format alone is left to the server: another format would only stop it.
+    /// True for a moving picture whose format alone is left to the server: none that stops it is better than its own.
     fn keeps_moving(&self) -> bool {
         self.traits.animated && !self.transform.is_resized()
     }
 
-    /// Adds the image in another format.
+    /// True for a format in which only the first frame is shown. `None` is the image's own.
+    fn stops(&self, format: Option<Format>) -> bool {
+        let own = || self.encodes_own().then(|| Format::kept_by(self.media_type));
+        format.or_else(own).is_some_and(|format| !format.moves(self.media_type))
+    }
+
+    /// Adds the image in another format: if it moves, with all of its frames, or else with the first one.
     fn push_made(&mut self, format: Format) {
-        if self.media_type.is_decodable() {
-            self.list.push(Resolved::Variant(self.variant(format)));
+        if !self.media_type.is_decodable() {
+            return;
+        }
+        let first_frame = self.variant(format);
+        if first_frame.is_stopped(self.media_type, self.traits) {
+            self.list.push(Resolved::Variant(Variant { is_animated: true, ..first_frame }));
+            if self.takes_original() && self.keeps_moving() {
+                return;
+            }
+        }
+        self.list.push(Resolved::Variant(first_frame));
+    }
+
+    /// True if the server may answer with the image as it is.
+    fn takes_original(&self) -> bool {
+        match self.transform.format {
+            RequestedFormat::Kept => true,
+            RequestedFormat::Negotiated(accepted) => accepted.weight(self.media_type) > 0,
+            RequestedFormat::Exactly(format) => format.media_type() == self.media_type,
         }
     }
 
     /// Adds the image in its own format, or if only its pixels can be kept, as PNG. `accepts` says which formats may be taken.
     fn push_own(&mut self, accepts: impl Fn(Format) -> bool) {
-        let is_unchanged = !self.transform.is_resized() && self.transform.quality.is_none();
-        let is_encoded = match self.traits.embedded {
-            _ if !self.media_type.is_decodable() => false,
-            Embedded::Nothing | Embedded::Removable => !is_unchanged,
-            Embedded::Inseparable => !(is_unchanged && self.traits.animated),
-        };
         self.takes_own = true;
-        if !is_encoded {
+        if !self.encodes_own() {
             self.push_full();
             return;
         }
@@ -355,6 +399,16 @@ impl Candidates {
             if accepts(format) {
                 self.push_made(format);
             }
+        }
+    }
+
+    /// True if the image can't stay as it is in its own format.
+    fn encodes_own(&self) -> bool {
+        let is_unchanged = !self.transform.is_resized() && self.transform.quality.is_none();
+        match self.traits.embedded {
+            _ if !self.media_type.is_decodable() => false,
+            Embedded::Nothing | Embedded::Removable => !is_unchanged,
+            Embedded::Inseparable => !(is_unchanged && self.traits.animated),
         }
     }
 
@@ -407,16 +461,16 @@ mod tests {
     #[test]
     fn addresses_that_mean_the_same_bytes_mean_the_same_variant() {
         let png = |format| text(transform(256, format), MediaType::Png);
-        assert_eq!(png(RequestedFormat::Kept), "w256-png3");
-        assert_eq!(png(RequestedFormat::Exactly(Format::Png)), "w256-png3");
-        assert_eq!(png(RequestedFormat::Exactly(Format::WebP)), "w256-q80-m4-webp3");
-        assert_eq!(text(transform(256, RequestedFormat::Kept), MediaType::Gif), "w256-png3");
-        assert_eq!(text(transform(256, RequestedFormat::Kept), MediaType::Jpeg), "w256-q80-jpg3");
+        assert_eq!(png(RequestedFormat::Kept), "w256-png4");
+        assert_eq!(png(RequestedFormat::Exactly(Format::Png)), "w256-png4");
+        assert_eq!(png(RequestedFormat::Exactly(Format::WebP)), "w256-q80-m4-webp4");
+        assert_eq!(text(transform(256, RequestedFormat::Kept), MediaType::Gif), "w256-png4");
+        assert_eq!(text(transform(256, RequestedFormat::Kept), MediaType::Jpeg), "w256-q80-jpg4");
         let quality = Transform { quality: Some(80), ..transform(256, RequestedFormat::Kept) };
-        assert_eq!(text(quality, MediaType::Jpeg), "w256-q80-jpg3");
+        assert_eq!(text(quality, MediaType::Jpeg), "w256-q80-jpg4");
         assert_eq!(
             text(Transform::THUMBNAIL, MediaType::WebP),
-            "w64-h64-cover-enlarged-q85-m6-webp3"
+            "w64-h64-cover-enlarged-q85-m6-webp4"
         );
     }
 

@@ -12,6 +12,8 @@ use std::time::Instant;
 
 use image::{DynamicImage, RgbaImage};
 
+use self::decode::animation::{self, Outline};
+use self::encode::AnimationEncoder;
 use crate::image::MediaType;
 use crate::image::bounds::{Bounds, Fit};
 use crate::image::variant::{Format, Variant};
@@ -37,6 +39,15 @@ impl RenderLimits {
     }
 }
 
+/// The limits of an animation whose frames are all rendered. Over them, its first frame is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AnimationLimits {
+    /// Most frames.
+    pub frames: u32,
+    /// Most pixels of all frames: width times height times frames.
+    pub pixels: u64,
+}
+
 /// The reason for which there is no picture. The text may be shown to clients.
 ///
 /// It has the text of a codec's error instead of the error itself, since it is cloned for all who wait for the picture.
@@ -58,6 +69,25 @@ pub enum PictureError {
         /// Most pixels that a source may have.
         limit: u64,
     },
+    /// The animation would take too long.
+    #[error(
+        "the animation has {frames} frames, of {pixels} pixels together, the limits are {} and {} ([pictures] \
+         max_animation_frames, max_animation_pixels)", .most.frames, .most.pixels
+    )]
+    TooManyFrames {
+        /// The number of frames.
+        frames: u32,
+        /// The pixels of all frames.
+        pixels: u64,
+        /// The limits.
+        most: AnimationLimits,
+    },
+    /// Half of the time is over, and the animation isn't done.
+    #[error("the animation takes too long to make ([pictures] timeout)")]
+    SlowAnimation,
+    /// A frame of the animation can't be shown. The first one may be whole.
+    #[error("the animation is broken: {0}")]
+    BrokenAnimation(String),
     /// The bytes are a part of an image, or only begin like one.
     #[error("the image is broken: {0}")]
     Broken(String),
@@ -150,6 +180,57 @@ pub fn memory(
     let product = u64::from(width) * u64::from(height);
     let encoding = encode::memory(variant, product, source.may_be_transparent());
     Ok(source.memory(width, height).max(encoding))
+}
+
+/// Renders an animation as animated WebP: decodes, resizes, orients and encodes one frame after the other. Takes as much
+/// memory as [`animation_memory`] says.
+pub fn render_animation(
+    bytes: &[u8],
+    media_type: MediaType,
+    variant: Variant,
+    limits: RenderLimits,
+    most: AnimationLimits,
+) -> Result<Product, PictureError> {
+    let Some(outline) = Outline::read(bytes, media_type, limits)? else {
+        // One whole frame, which shows nothing else.
+        return render(bytes, media_type, variant, limits);
+    };
+    outline.check(limits, most)?;
+    let source = outline.measure(bytes).upright();
+    let size = resize::size(source, variant.bounds());
+    let mut encoder = AnimationEncoder::new(size, variant.quality(), outline.plays())?;
+    // The other half is left to the first frame, for which somebody waits then.
+    let now = Instant::now();
+    let half = |deadline: Instant| now + deadline.saturating_duration_since(now) / 2;
+    let limits = RenderLimits { deadline: limits.deadline.map(half), ..limits };
+    let encoded = animation::decode_each(bytes, media_type, &outline, limits, |frame| {
+        let picture = frame.picture.resized(variant.bounds())?;
+        limits.check_time()?;
+        encoder.add(&picture, frame.duration)
+    });
+    let finished = encoded.and_then(|()| limits.check_time());
+    finished.map_err(|error| if error.is_timeout() { PictureError::SlowAnimation } else { error })?;
+    Ok(Product { bytes: encoder.finish()?, at_full_size: size == source })
+}
+
+/// The memory that [`render_animation`] takes at most, in bytes, told from the headers of the source. No pixel is decoded.
+/// Fails for an animation that is over the limits, or has no room in the format.
+pub fn animation_memory(
+    bytes: &[u8],
+    media_type: MediaType,
+    variant: Variant,
+    limits: RenderLimits,
+    most: AnimationLimits,
+) -> Result<u64, PictureError> {
+    let Some(outline) = Outline::read(bytes, media_type, limits)? else {
+        return memory(bytes, media_type, variant, limits);
+    };
+    outline.check(limits, most)?;
+    let source = outline.measure(bytes);
+    let (width, height) = resize::size(source.upright(), variant.bounds());
+    check_sides(Format::WebP, width.max(height))?;
+    let encoding = encode::animation_memory((width, height), outline.frames())?;
+    Ok(outline.held() + source.memory(width, height) + encoding)
 }
 
 /// Refuses a picture that has no room in a format.

@@ -25,7 +25,8 @@ pub(super) enum Choice<'a> {
 pub(super) enum Unsuited {
     /// It can't be made.
     Impossible,
-    /// It has as many bytes as the original, and as many pixels. That says the same of the other formats, well enough.
+    /// It has as many bytes as the original, and as many pixels, or it doesn't move. That says the same of the other formats,
+    /// well enough.
     NotSmaller,
 }
 
@@ -57,15 +58,15 @@ pub(super) fn choose<'a>(
     stored()
 }
 
-/// True for a variant that has as many bytes as the original at the same size, where the client takes the original too and
-/// the address leaves the choice to the server.
+/// True for a variant that has as many bytes as the original at the same size, or fewer frames, where the client takes the
+/// original too and the address leaves the choice to the server.
 pub(super) fn is_not_smaller(
     request: &ImageRequest,
     original: &Metadata,
     variant: &Metadata,
 ) -> bool {
     variant.at_full_size
-        && variant.length >= original.length
+        && (variant.length >= original.length || variant.is_stopped)
         // The original is shown otherwise, or gives metadata away.
         && original.traits.embedded != Embedded::Inseparable
         && request.transform.filter(Transform::is_negotiated).is_some_and(|transform| {

@@ -270,6 +270,9 @@ pub struct PictureSettings {
     pub avif: bool,
     #[serde(deserialize_with = "pixels")]
     pub max_pixels: u64,
+    pub max_animation_frames: u32,
+    #[serde(deserialize_with = "pixels")]
+    pub max_animation_pixels: u64,
     #[serde(deserialize_with = "duration")]
     pub timeout: Duration,
 }

@@ -1,9 +1,10 @@
-//! Decodes the first frame of a GIF.
+//! Decodes GIF: its first frame, or all in turn.
 
 use image::metadata::Orientation;
 use image::{DynamicImage, RgbaImage};
 
 use super::super::{PictureError, RenderLimits};
+use super::animation::{Disposal, Outline, Patch};
 use super::deadline::DeadlineReader;
 use super::{Measure, broken, check_pixels, pixels};
 
@@ -16,16 +17,7 @@ pub(super) fn measure(bytes: &[u8], limits: RenderLimits) -> Result<Measure, Pic
 pub(super) fn decode(bytes: &[u8], limits: RenderLimits) -> Result<DynamicImage, PictureError> {
     let FirstFrame { size, mut decoder, frame } = first_frame(bytes, limits)?;
     let (left, top) = (u32::from(frame.left), u32::from(frame.top));
-    let palette = decoder.palette().map_err(|error| broken(&error, limits))?;
-    // A value beyond the palette is black.
-    let mut colours = [[0, 0, 0, 255]; 256];
-    let (entries, _) = palette.as_chunks::<3>();
-    for (colour, [red, green, blue]) in colours.iter_mut().zip(entries) {
-        *colour = [*red, *green, *blue, 255];
-    }
-    if let Some(transparent) = frame.transparent {
-        colours[usize::from(transparent)] = [0; 4];
-    }
+    let colours = colours(&decoder, &frame, limits)?;
     let mut values = vec![0; decoder.buffer_size()];
     decoder.read_into_buffer(&mut values).map_err(|error| broken(&error, limits))?;
 
@@ -40,6 +32,25 @@ pub(super) fn decode(bytes: &[u8], limits: RenderLimits) -> Result<DynamicImage,
         }
     }
     Ok(DynamicImage::ImageRgba8(picture))
+}
+
+/// The colours of a frame.
+fn colours(
+    decoder: &gif::Decoder<DeadlineReader<'_>>,
+    frame: &gif::Frame<'_>,
+    limits: RenderLimits,
+) -> Result<[[u8; 4]; 256], PictureError> {
+    let palette = decoder.palette().map_err(|error| broken(&error, limits))?;
+    // A value beyond the palette is black.
+    let mut colours = [[0, 0, 0, 255]; 256];
+    let (entries, _) = palette.as_chunks::<3>();
+    for (colour, [red, green, blue]) in colours.iter_mut().zip(entries) {
+        *colour = [*red, *green, *blue, 255];
+    }
+    if let Some(transparent) = frame.transparent {
+        colours[usize::from(transparent)] = [0; 4];
+    }
+    Ok(colours)
 }
 
 /// A GIF that is read up to the pixels of its first frame.
@@ -69,6 +80,168 @@ fn first_frame(bytes: &[u8], limits: RenderLimits) -> Result<FirstFrame<'_>, Pic
     let height = side(decoder.height(), frame.top, frame.height);
     check_pixels((width, height), limits)?;
     Ok(FirstFrame { size: (width, height), decoder, frame })
+}
+
+/// Describes a GIF by the headers of its frames. A frame that is cut off isn't counted, nor is what follows a block that
+/// isn't valid.
+pub(super) fn outline(bytes: &[u8], limits: RenderLimits) -> Result<Outline, PictureError> {
+    let FirstFrame { size, .. } = first_frame(bytes, limits)?;
+    let mut outline = Outline {
+        canvas: size,
+        orientation: Orientation::NoTransforms,
+        frames: 0,
+        largest: 0,
+        duration: 0,
+        plays: 1,
+    };
+    let mut headers = Headers::new(bytes);
+    for header in headers.by_ref() {
+        outline.frames += 1;
+        outline.largest = outline.largest.max(header.pixels);
+        outline.duration += u64::from(header.duration);
+    }
+    outline.plays = headers.plays;
+    Ok(outline)
+}
+
+/// The frames of a GIF, decoded in turn.
+pub(super) struct Frames<'a> {
+    decoder: gif::Decoder<DeadlineReader<'a>>,
+    headers: Headers<'a>,
+    /// The first frame, whose header is read already.
+    first: Option<gif::Frame<'static>>,
+}
+
+impl<'a> Frames<'a> {
+    pub(super) fn read(bytes: &'a [u8], limits: RenderLimits) -> Result<Self, PictureError> {
+        let FirstFrame { decoder, frame, .. } = first_frame(bytes, limits)?;
+        Ok(Frames { decoder, headers: Headers::new(bytes), first: Some(frame) })
+    }
+
+    pub(super) fn next(&mut self, limits: RenderLimits) -> Result<Patch, PictureError> {
+        let missing = || PictureError::Broken("the GIF has no further frame".to_owned());
+        let header = self.headers.next().ok_or_else(missing)?;
+        let frame = match self.first.take() {
+            Some(first) => first,
+            None => {
+                let next = self.decoder.next_frame_info().map_err(|error| broken(&error, limits))?;
+                next.cloned().ok_or_else(missing)?
+            }
+        };
+        let (width, height) = (u32::from(frame.width), u32::from(frame.height));
+        // The header was checked before: the decoder must see the same frame.
+        if pixels((width, height)) != header.pixels {
+            return Err(PictureError::Broken("the GIF has an unclear structure".to_owned()));
+        }
+        let mut picture = RgbaImage::new(width, height);
+        if header.pixels > 0 {
+            let colours = colours(&self.decoder, &frame, limits)?;
+            let mut values = vec![0; self.decoder.buffer_size()];
+            self.decoder.read_into_buffer(&mut values).map_err(|error| broken(&error, limits))?;
+            for (pixel, value) in picture.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+                *pixel = colours[usize::from(value)];
+            }
+        }
+        Ok(Patch {
+            at: (frame.left.into(), frame.top.into()),
+            pixels: picture,
+            duration: header.duration,
+            blends: true,
+            disposal: header.disposal,
+        })
+    }
+}
+
+/// The header of a frame.
+struct Header {
+    pixels: u64,
+    /// Milliseconds.
+    duration: u32,
+    disposal: Disposal,
+}
+
+/// The headers of the whole frames of a GIF (`GIF89a` §20). Data are skipped by their lengths.
+struct Headers<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    /// Flags and delay of the graphic control extension that was read last.
+    control: (u8, u16),
+    /// Number of times that the frames are shown, as far as they were read; 0 for without end.
+    plays: u16,
+}
+
+impl<'a> Headers<'a> {
+    fn new(bytes: &'a [u8]) -> Headers<'a> {
+        let flags = bytes.get(10).copied().unwrap_or_default();
+        Headers { bytes, at: 13 + table(flags), control: (0, 0), plays: 1 }
+    }
+
+    /// Skips blocks of data. The last one is empty.
+    fn skip_data(&mut self) -> Option<()> {
+        while let length @ 1.. = *self.bytes.get(self.at)? {
+            self.at += 1 + usize::from(length);
+        }
+        self.at += 1;
+        Some(())
+    }
+
+    fn read_extension(&mut self) -> Option<()> {
+        let (label, data) = self.bytes.get(self.at + 1..)?.split_first()?;
+        match (label, data) {
+            (0xf9, [4..=255, flags, low, high, ..]) => {
+                self.control = (*flags, u16::from_le_bytes([*low, *high]));
+            }
+            // The extension of Netscape: the number of times that the frames are shown again, or 0 for without end.
+            (0xff, [11, name @ ..]) => {
+                let (name, data) = name.split_first_chunk::<11>()?;
+                if let b"NETSCAPE2.0" | b"ANIMEXTS1.0" = name
+                    && let [3..=255, 1, low, high, ..] = data
+                {
+                    let repeats = u16::from_le_bytes([*low, *high]);
+                    self.plays = if repeats == 0 { 0 } else { repeats.saturating_add(1) };
+                }
+            }
+            _ => {}
+        }
+        self.at += 2;
+        self.skip_data()
+    }
+}
+
+/// Bytes of a table of colours.
+fn table(flags: u8) -> usize {
+    if flags & 0x80 == 0 { 0 } else { 6 << (flags & 7) }
+}
+
+impl Iterator for Headers<'_> {
+    type Item = Header;
+
+    fn next(&mut self) -> Option<Header> {
+        loop {
+            match *self.bytes.get(self.at)? {
+                b'!' => self.read_extension()?,
+                b',' => break,
+                _ => return None,
+            }
+        }
+        let header: &[u8; 9] = self.bytes.get(self.at + 1..)?.first_chunk()?;
+        let [_, _, _, _, width, more_width, height, more_height, flags] = *header;
+        self.at += 11 + table(flags);
+        self.skip_data()?;
+        let (flags, delay) = std::mem::take(&mut self.control);
+        let side = |low, high| u32::from(u16::from_le_bytes([low, high]));
+        Some(Header {
+            pixels: pixels((side(width, more_width), side(height, more_height))),
+            // Browsers show frames without a delay, or with one that no screen could keep, for a tenth of a second.
+            duration: if delay <= 1 { 100 } else { 10 * u32::from(delay) },
+            disposal: match flags >> 2 & 7 {
+                2 => Disposal::Clear,
+                // Some programs write the third bit in place of the number (Chromium, Firefox).
+                3 | 4 => Disposal::Restore,
+                _ => Disposal::Keep,
+            },
+        })
+    }
 }
 
 #[cfg(test)]

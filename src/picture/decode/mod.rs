@@ -3,6 +3,7 @@
 //! A picture that a decoder gets wrong is refused, so that the original is served: never wrong pixels.
 
 mod animated;
+pub(super) mod animation;
 mod bmp;
 mod colours;
 mod deadline;

@@ -1,4 +1,4 @@
-//! Decodes WebP, or its first frame, by libwebp, which browsers use, too.
+//! Decodes WebP, its first frame, or all in turn, by libwebp, which browsers use, too.
 //!
 //! The container is read here, by the rules of libwebp's `demux.c`, and only the chunks of one picture are given to the decoder: it
 //! needs no flags then, allocates nothing for other frames, and its deadline is checked between pieces.
@@ -8,6 +8,7 @@ use image::{DynamicImage, RgbImage, RgbaImage};
 use webpx::{ColorMode, DecodeStatus, Limits, StreamingDecoder};
 
 use super::super::{PictureError, RenderLimits};
+use super::animation::{Disposal, Outline, Patch};
 use super::{Measure, broken, check_pixels, colours, exif, pixels};
 
 pub(super) fn measure(bytes: &[u8], limits: RenderLimits) -> Result<Measure, PictureError> {
@@ -258,6 +259,95 @@ struct Chunk<'a> {
     payload: &'a [u8],
     /// The chunk with its header, and without its padding.
     whole: &'a [u8],
+}
+
+/// Describes an animation by the headers of its frames. `None` for a still picture.
+pub(super) fn outline(bytes: &[u8]) -> Result<Option<Outline>, PictureError> {
+    let source = Source::read(bytes)?;
+    let Some(frames) = Frames::of(bytes, &source)? else { return Ok(None) };
+    let (canvas, orientation) = (source.canvas, source.orientation);
+    let mut outline =
+        Outline { canvas, orientation, frames: 0, largest: 0, duration: 0, plays: frames.plays };
+    for payload in frames.payloads {
+        // No picture fits into fewer bytes: it is refused when it is decoded.
+        outline.frames += 1;
+        outline.duration += payload.get(12..15).map_or(0, |it| u64::from(u24_at(it, 0)));
+    }
+    // A frame isn't larger than the canvas. Its decoder takes as much as that of the first one, or of the worst.
+    outline.largest = pixels(canvas);
+    Ok(Some(outline))
+}
+
+/// The frames of an animation, decoded in turn.
+pub(super) struct Frames<'a> {
+    canvas: (u32, u32),
+    has_alpha: bool,
+    /// Number of times that they are shown; 0 for without end.
+    plays: u16,
+    payloads: Payloads<'a>,
+}
+
+/// The payloads of `ANMF` chunks.
+struct Payloads<'a>(Chunks<'a>);
+
+impl<'a> Iterator for Payloads<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        self.0.by_ref().map_while(Result::ok).find(|it| it.name == *b"ANMF").map(|it| it.payload)
+    }
+}
+
+impl<'a> Frames<'a> {
+    pub(super) fn read(bytes: &'a [u8]) -> Result<Frames<'a>, PictureError> {
+        let source = Source::read(bytes)?;
+        Frames::of(bytes, &source)?.ok_or_else(|| reason("it is no animation"))
+    }
+
+    /// The frames of a source whose chunks are whole.
+    fn of(bytes: &'a [u8], source: &Source<'_>) -> Result<Option<Frames<'a>>, PictureError> {
+        const ANIMATION: u8 = 0x02;
+        const ALPHA: u8 = 0x10;
+        let riff = Chunks(bytes).next().ok_or_else(|| reason(CUT_OFF))??;
+        let mut chunks = Chunks(riff.payload.get(4..).unwrap_or_default());
+        let header = chunks.next().ok_or_else(|| reason("it has no picture"))??;
+        let flags = header.payload.first().copied().unwrap_or_default();
+        if header.name != *b"VP8X" || flags & ANIMATION == 0 {
+            return Ok(None);
+        }
+        let mut parameters = chunks.clone().map_while(Result::ok).filter(|it| it.name == *b"ANIM");
+        // The background colour, which browsers ignore, and the number of times.
+        let plays = match parameters.next().map(|it| it.payload) {
+            Some([_, _, _, _, low, high, ..]) => u16::from_le_bytes([*low, *high]),
+            _ => return Err(reason("its animation has no parameters")),
+        };
+        let (canvas, has_alpha) = (source.canvas, flags & ALPHA != 0);
+        Ok(Some(Frames { canvas, has_alpha, plays, payloads: Payloads(chunks) }))
+    }
+
+    pub(super) fn next(&mut self, limits: RenderLimits) -> Result<Patch, PictureError> {
+        const DISPOSES: u8 = 0x01;
+        const REPLACES: u8 = 0x02;
+        let payload = self.payloads.next().ok_or_else(|| reason("it has no further frame"))?;
+        let frame = Frame::of_animation(payload)?;
+        if !self.has_alpha && (frame.alpha.is_some() || frame.has_own_alpha()) {
+            return Err(reason("a frame has alpha, and the header denies it"));
+        }
+        let (at, size) = (frame.at, frame.size);
+        if at.0 + size.0 > self.canvas.0 || at.1 + size.1 > self.canvas.1 {
+            return Err(reason("a frame lies beyond the canvas"));
+        }
+        let mut pixels = RgbaImage::new(size.0, size.1);
+        frame.decode(&mut pixels, 4 * size.0 as usize, ColorMode::Rgba, limits)?;
+        let flags = payload[15];
+        Ok(Patch {
+            at,
+            pixels,
+            duration: u24_at(payload, 12),
+            blends: flags & REPLACES == 0,
+            disposal: if flags & DISPOSES == 0 { Disposal::Keep } else { Disposal::Clear },
+        })
+    }
 }
 
 /// Chunks one after the other. The last of them may be an error, for one that is cut off.

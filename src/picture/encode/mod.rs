@@ -1,5 +1,6 @@
 //! From pixels to bytes. Each module encodes one format.
 
+mod animation;
 mod avif;
 mod flatness;
 mod huffman;
@@ -11,6 +12,7 @@ use std::io::{self, Write};
 
 use image::DynamicImage;
 
+pub(super) use self::animation::{AnimationEncoder, memory as animation_memory};
 pub use self::jpeg::encode as jpeg;
 pub use self::webp::{exact as exact_webp, lossy as webp};
 use super::{PictureError, RenderLimits};
