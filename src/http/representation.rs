@@ -77,10 +77,13 @@ pub(crate) fn answered(
             headers.insert(AGE, HeaderValue::from(age.as_secs()));
         }
     }
-    headers.insert(CACHE_STATUS, match cache_status(source) {
-        status if metadata.is_stopped => first_frame(&status),
-        status => status,
-    });
+    headers.insert(
+        CACHE_STATUS,
+        match cache_status(source) {
+            status if metadata.is_stopped => first_frame(&status),
+            status => status,
+        },
+    );
     headers.insert(SERVER_TIMING, server_timing(&timing));
     // The head of a record that expires isn't cached where it has the time that is left.
     if source == CacheStatus::Hit

@@ -571,8 +571,56 @@ mod tests {
         assert_eq!(jpeg(webp, removable), "webp stripped original");
         // A moving picture would stop.
         let moving = Traits { animated: true, ..inseparable };
-        assert_eq!(list(transform(0, webp), MediaType::Gif, moving), "stripped original");
-        let only = accepting(&[(MediaType::WebP, 1000)], 0);
-        assert_eq!(list(transform(0, only), MediaType::Gif, moving), "webp");
+        let jpeg = accepting(&[(MediaType::Jpeg, 1000)], 1000);
+        assert_eq!(list(transform(0, jpeg), MediaType::Gif, moving), "stripped original");
+        assert_eq!(list(transform(0, webp), MediaType::Png, moving), "stripped original");
+    }
+
+    #[test]
+    fn a_moving_picture_keeps_moving_in_webp_and_is_stopped_only_where_it_must_be() {
+        use MediaType::{Avif, Gif, Jpeg, Png, WebP};
+        let moving = Traits { animated: true, ..Traits::default() };
+        let names = |width, format, media_type| {
+            let candidates = transform(width, format).candidates(media_type, moving).unwrap();
+            let names = candidates.iter().map(|it| match it {
+                Resolved::Variant(variant) if variant.is_animated() => "all".to_owned(),
+                Resolved::Variant(variant) => variant.format().name().to_owned(),
+                other => name(other),
+            });
+            names.collect::<Vec<_>>().join(" ")
+        };
+        let exactly = RequestedFormat::Exactly;
+        let browser = || accepting(&[(Avif, 1000), (WebP, 1000)], 800);
+        for (width, format, media_type, expected) in [
+            (0, browser(), Gif, "all original"),
+            (64, browser(), Gif, "all webp avif png original"),
+            (0, browser(), WebP, "original"),
+            (64, browser(), WebP, "all webp png avif original"),
+            (0, browser(), Png, "original"),
+            (64, browser(), Png, "avif webp png original"),
+            // What the client likes best is given to it.
+            (64, accepting(&[(WebP, 500), (Jpeg, 900)], 100), Gif, "jpg all webp png original"),
+            (0, accepting(&[(WebP, 1000), (Gif, 0)], 0), Gif, "all webp"),
+            (0, accepting(&[], 1000), Gif, "original"),
+            (64, accepting(&[], 1000), Gif, "png original"),
+            (0, exactly(Format::WebP), Gif, "all webp"),
+            (64, exactly(Format::WebP), Gif, "all webp"),
+            (0, exactly(Format::WebP), WebP, "original"),
+            (64, exactly(Format::WebP), WebP, "all webp original"),
+            (64, exactly(Format::Jpeg), Gif, "jpg"),
+            (64, RequestedFormat::Kept, Gif, "png original"),
+            (64, RequestedFormat::Kept, WebP, "all webp png original"),
+        ] {
+            assert_eq!(names(width, format, media_type), expected, "{width} {format:?}");
+        }
+        let thumbnail = Transform::THUMBNAIL.candidates(Gif, moving).unwrap();
+        let [Resolved::Variant(thumbnail)] = thumbnail[..] else { panic!("{thumbnail:?}") };
+        assert!(!thumbnail.is_animated() && !thumbnail.is_stopped(Gif, moving));
+        let all = transform(64, exactly(Format::WebP)).candidates(Gif, moving).unwrap();
+        let [Resolved::Variant(all), Resolved::Variant(first)] = all[..] else { panic!("{all:?}") };
+        assert_eq!(all.to_string(), "w64-q80-m4-animated-webp4");
+        assert_eq!(first.to_string(), "w64-q80-m4-webp4");
+        assert!(first.is_stopped(Gif, moving) && !first.is_stopped(Gif, Traits::default()));
+        assert!(!first.is_stopped(Png, moving) && !all.is_stopped(Gif, moving));
     }
 }

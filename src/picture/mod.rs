@@ -209,7 +209,8 @@ pub fn render_animation(
         encoder.add(&picture, frame.duration)
     });
     let finished = encoded.and_then(|()| limits.check_time());
-    finished.map_err(|error| if error.is_timeout() { PictureError::SlowAnimation } else { error })?;
+    finished
+        .map_err(|error| if error.is_timeout() { PictureError::SlowAnimation } else { error })?;
     Ok(Product { bytes: encoder.finish()?, at_full_size: size == source })
 }
 
@@ -324,5 +325,218 @@ fn is_transparent(picture: &DynamicImage) -> bool {
     match picture {
         DynamicImage::ImageRgba8(pixels) => pixels.pixels().any(|pixel| pixel.0[3] < 255),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{Rgba, RgbaImage};
+
+    use super::*;
+    use crate::image::variant::{RequestedFormat, Transform};
+
+    const LIMITS: RenderLimits = RenderLimits { pixels: 1_000_000, deadline: None };
+    const MOST: AnimationLimits = AnimationLimits { frames: 100, pixels: 1_000_000 };
+
+    fn variant(width: u32) -> Variant {
+        let width = Some(width).filter(|it| *it > 0);
+        let bounds = Bounds { width, height: None, fit: Fit::Contain, enlarge: false };
+        let format = RequestedFormat::Exactly(Format::WebP);
+        let transform = Transform { bounds, format, quality: None, default_quality: 90, effort: 4 };
+        transform.variant(MediaType::Png).unwrap()
+    }
+
+    /// Bars that move, in few colours, so that they are encoded without loss.
+    fn frame(number: u32) -> RgbaImage {
+        RgbaImage::from_fn(40, 20, |x, y| match (x / 5 + y / 10 + number) % 4 {
+            0 => Rgba([255, 0, 0, 255]),
+            1 => Rgba([0, 0, 255, 255]),
+            2 => Rgba([255, 255, 0, 255]),
+            _ => Rgba([0, 0, 0, 0]),
+        })
+    }
+
+    /// A GIF whose frames replace each other.
+    fn gif(frames: u32, delay: u16) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut encoder = gif::Encoder::new(&mut bytes, 40, 20, &[]).unwrap();
+        encoder.set_repeat(gif::Repeat::Finite(2)).unwrap();
+        for number in 0..frames {
+            let mut pixels = frame(number).into_raw();
+            let mut frame = gif::Frame::from_rgba_speed(40, 20, &mut pixels, 10);
+            frame.delay = delay;
+            frame.dispose = gif::DisposalMethod::Background;
+            encoder.write_frame(&frame).unwrap();
+        }
+        drop(encoder);
+        bytes
+    }
+
+    fn rendered(bytes: &[u8], media_type: MediaType, width: u32) -> Vec<(RgbaImage, u32)> {
+        let product = render_animation(bytes, media_type, variant(width), LIMITS, MOST).unwrap();
+        assert_eq!(product.at_full_size, width == 0);
+        frames(&product.bytes)
+    }
+
+    /// The frames of a WebP with their durations.
+    fn frames(webp: &[u8]) -> Vec<(RgbaImage, u32)> {
+        let mut decoder = webpx::AnimationDecoder::new(webp).unwrap();
+        let frames = decoder.decode_all().unwrap().into_iter();
+        let frames = frames.map(|frame| {
+            let pixels = RgbaImage::from_raw(frame.width, frame.height, frame.data).unwrap();
+            (pixels, frame.duration_ms)
+        });
+        frames.collect()
+    }
+
+    #[test]
+    fn an_animation_keeps_its_pixels_durations_and_loops() {
+        let gif = gif(5, 7);
+        let once = render_animation(&gif, MediaType::Gif, variant(0), LIMITS, MOST).unwrap().bytes;
+        let info = webpx::AnimationDecoder::new(&once).unwrap().info().clone();
+        // Two repetitions are three times.
+        assert_eq!((info.frame_count, info.loop_count), (5, 3));
+        let twice = render_animation(&once, MediaType::WebP, variant(0), LIMITS, MOST).unwrap();
+        assert_eq!(webpx::AnimationDecoder::new(&twice.bytes).unwrap().info().loop_count, 3);
+        for webp in [&once, &twice.bytes] {
+            for (number, (pixels, duration)) in (0..).zip(frames(webp)) {
+                let expected = frame(number);
+                let visible = |pixel: &Rgba<u8>| if pixel.0[3] == 0 { [0; 4] } else { pixel.0 };
+                assert!(
+                    pixels.pixels().map(visible).eq(expected.pixels().map(visible)),
+                    "{number}"
+                );
+                assert_eq!(duration, 70);
+            }
+        }
+    }
+
+    #[test]
+    fn an_animation_is_resized_frame_by_frame() {
+        let frames = rendered(&gif(4, 0), MediaType::Gif, 20);
+        assert_eq!(frames.len(), 4);
+        for (number, (pixels, duration)) in (0..).zip(frames) {
+            let expected = resize::resize(frame(number).into(), variant(20).bounds()).unwrap();
+            let expected = expected.to_rgba8();
+            assert_eq!((pixels.dimensions(), duration), ((20, 10), 100));
+            let differences =
+                pixels.pixels().zip(expected.pixels().copied()).map(|(one, other)| {
+                    let visible = |pixel: Rgba<u8>, channel: usize| {
+                        i32::from(pixel.0[channel]) * i32::from(pixel.0[3]) / 255
+                    };
+                    (0..3).map(|it| (visible(*one, it) - visible(other, it)).abs()).sum::<i32>()
+                });
+            // Lossy, as a still picture is.
+            assert!(differences.sum::<i32>() < 3 * 200 * 16, "{number}");
+        }
+    }
+
+    #[test]
+    fn over_its_limits_an_animation_is_refused_before_it_is_decoded() {
+        let gif = gif(5, 7);
+        for (most, fits) in [
+            (AnimationLimits { frames: 5, pixels: 5 * 800 }, true),
+            (AnimationLimits { frames: 4, pixels: 5 * 800 }, false),
+            (AnimationLimits { frames: 5, pixels: 5 * 800 - 1 }, false),
+        ] {
+            let rendered = render_animation(&gif, MediaType::Gif, variant(0), LIMITS, most);
+            let memory = animation_memory(&gif, MediaType::Gif, variant(0), LIMITS, most);
+            assert_eq!((rendered.is_ok(), memory.is_ok()), (fits, fits));
+            let refused = |it: Option<PictureError>| {
+                fits || matches!(it, Some(PictureError::TooManyFrames { .. }))
+            };
+            assert!(refused(rendered.err()) && refused(memory.err()));
+        }
+    }
+
+    #[test]
+    fn ten_thousand_frames_of_four_thousand_megapixels_take_no_memory() {
+        // Only the first frame is as small as the canvas.
+        let small = gif(1, 7);
+        let huge = [&[b','][..], &[0, 0, 0, 0, 255, 255, 255, 255, 0, 2, 1, 0, 0]].concat();
+        let hostile = [&small[..small.len() - 1], &huge.repeat(10_000), b";"].concat();
+        let most = AnimationLimits { frames: u32::MAX, pixels: 1_000_000_000 };
+        let error = render_animation(&hostile, MediaType::Gif, variant(0), LIMITS, most);
+        assert!(matches!(error, Err(PictureError::TooManyFrames { frames: 10_001, .. })));
+        let mut canvas = gif(2, 7);
+        canvas[6..10].fill(255);
+        let error = render_animation(&canvas, MediaType::Gif, variant(0), LIMITS, most);
+        assert!(matches!(error, Err(PictureError::TooManyPixels { .. })), "{error:?}");
+    }
+
+    #[test]
+    fn a_file_that_is_cut_off_shows_its_whole_frames_and_no_others() {
+        let whole = gif(4, 7);
+        let all = rendered(&whole, MediaType::Gif, 0);
+        for end in 60..whole.len() {
+            let cut = &whole[..end];
+            match render_animation(cut, MediaType::Gif, variant(0), LIMITS, MOST) {
+                Ok(product) => {
+                    let frames = frames(&product.bytes);
+                    let pixels = |it: &(RgbaImage, u32)| it.0.clone();
+                    assert!(
+                        frames.iter().map(pixels).eq(all.iter().take(frames.len()).map(pixels))
+                    );
+                    assert!(frames.len() < 4 || end + 1 >= whole.len(), "{end}");
+                }
+                Err(PictureError::Broken(_)) => {}
+                Err(other) => panic!("{other}"),
+            }
+        }
+        let webp =
+            render_animation(&whole, MediaType::Gif, variant(0), LIMITS, MOST).unwrap().bytes;
+        for end in (60..webp.len()).step_by(7) {
+            render_animation(&webp[..end], MediaType::WebP, variant(0), LIMITS, MOST).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_broken_frame_in_the_middle_breaks_the_animation_and_not_its_first_frame() {
+        let mut gif = gif(3, 7);
+        // The smallest code size of the second frame.
+        let control = b"!\xf9\x04";
+        let second = gif.windows(3).enumerate().filter(|it| it.1 == control).nth(1).unwrap().0;
+        let flags = gif[second + 17];
+        let table = if flags & 0x80 == 0 { 0 } else { 6 << (flags & 7) };
+        gif[second + 18 + table] = 99;
+        let error = render_animation(&gif, MediaType::Gif, variant(0), LIMITS, MOST).unwrap_err();
+        assert!(
+            matches!(&error, PictureError::BrokenAnimation(it) if it.contains("frame 2")),
+            "{error}"
+        );
+        assert!(render(&gif, MediaType::Gif, variant(0), LIMITS).is_ok());
+    }
+
+    #[test]
+    fn one_frame_stays_a_still() {
+        let product = render_animation(&gif(1, 7), MediaType::Gif, variant(0), LIMITS, MOST);
+        let product = product.unwrap();
+        assert!(!product.bytes.windows(4).any(|it| it == b"ANIM"));
+        assert_eq!(product, render(&gif(1, 7), MediaType::Gif, variant(0), LIMITS).unwrap());
+    }
+
+    #[test]
+    fn an_animation_that_takes_too_long_ends_between_two_frames() {
+        let late = RenderLimits { deadline: Some(Instant::now()), ..LIMITS };
+        let gif = gif(3, 7);
+        let error = render_animation(&gif, MediaType::Gif, variant(0), late, MOST).unwrap_err();
+        assert!(
+            matches!(error, PictureError::SlowAnimation | PictureError::DecodingTimedOut),
+            "{error}"
+        );
+        let huge = RenderLimits { pixels: 50_000_000, ..LIMITS };
+        let mut wide = Vec::new();
+        let mut encoder = gif::Encoder::new(&mut wide, 3000, 2000, &[0, 0, 0]).unwrap();
+        for _ in 0..2 {
+            let values = vec![0; 6_000_000];
+            encoder
+                .write_frame(&gif::Frame::from_indexed_pixels(3000, 2000, values, None))
+                .unwrap();
+        }
+        drop(encoder);
+        let most = AnimationLimits { frames: 2, pixels: 50_000_000 };
+        let memory = |width| animation_memory(&wide, MediaType::Gif, variant(width), huge, most);
+        assert_eq!(memory(0), Err(PictureError::SlowAnimation));
+        assert!(memory(640).is_ok());
     }
 }

@@ -370,7 +370,8 @@ async fn variants_and_thumbnails_of_the_next_version_are_its_own() {
 #[tokio::test]
 async fn a_moving_picture_stays_one_where_the_format_is_left_to_the_server() {
     let redis = RedisServer::start().await;
-    let server = Server::on(&redis, &[]).await.coherent().await;
+    let limits = [("pictures.max_animation_frames", "1")];
+    let server = Server::on(&redis, &limits).await.coherent().await;
     let moving = crate::variants::animation();
     redis.set("a", &record(&moving)).await;
     for protocol in [Protocol::Http1, Protocol::Http2] {

@@ -5,7 +5,8 @@ use std::io::Cursor;
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
 use image::codecs::gif::GifEncoder;
-use image::{DynamicImage, Frame, ImageFormat, Rgb, RgbImage};
+use image::codecs::webp::WebPDecoder;
+use image::{AnimationDecoder, DynamicImage, Frame, ImageDecoder, ImageFormat, Rgb, RgbImage};
 
 use crate::conditional::drawing;
 use crate::harness::{Answer, Client, Protocol, RedisServer, Server, etag, get, record, until};
@@ -278,25 +279,137 @@ async fn an_undecodable_image_is_served_unchanged_and_in_no_other_format() {
     server.get("/images/avif.avif").await.problem(406, "not-acceptable");
 }
 
+/// The size and number of frames of an animated WebP.
+fn animated(answer: &Answer) -> ((u32, u32), usize) {
+    assert_eq!(answer.status, StatusCode::OK, "{:?} {:?}", answer.headers, answer.body);
+    assert_eq!(answer.header("content-type"), "image/webp");
+    let decoder = WebPDecoder::new(Cursor::new(&answer.body)).unwrap();
+    assert!(decoder.has_animation(), "{:?}", answer.headers);
+    (decoder.dimensions(), decoder.into_frames().map(Result::unwrap).count())
+}
+
+/// True for an animated WebP.
+fn moves(answer: &Answer) -> bool {
+    answer.body.windows(4).any(|it| it == b"ANMF")
+}
+
 #[tokio::test]
-async fn an_animation_stays_animated_unless_it_is_resized() {
+async fn an_animation_stays_animated_in_webp() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    redis.set("a", &record(&animation())).await;
+    let webp = server.get("/images/a.webp").await;
+    assert_eq!(animated(&webp), ((100, 50), 2));
+    assert_eq!(webp.header("cache-status"), "afterimage; fwd=miss; stored");
+    redis.set("w", &record(&webp.body)).await;
+    for id in ["a", "w"] {
+        for path in ["w=64&format=webp", "w=64&h=32&fit=fill&format=webp"] {
+            let resized = server.get(&format!("/images/{id}?{path}")).await;
+            assert_eq!(animated(&resized), ((64, 32), 2), "{id} {path}");
+            let path = format!("/images/{id}?{path}");
+            let again = server.get(&path).await;
+            assert_eq!(again.header("cache-status"), "afterimage; hit");
+            assert_eq!(again.body, resized.body);
+        }
+        let path = format!("/images/{id}?w=64&format=auto");
+        let negotiated = accepting(&server, &path, "image/avif,image/webp,*/*").await;
+        assert_eq!(animated(&negotiated), ((64, 32), 2), "{id}");
+        for (path, media_type) in [("w=64&format=png", "image/png"), ("format=jpg", "image/jpeg")] {
+            let still = server.get(&format!("/images/{id}?{path}")).await;
+            assert_eq!(still.header("content-type"), media_type);
+        }
+        let thumbnail = server.get(&format!("/images/{id}/thumbnail")).await;
+        assert_eq!((size(&thumbnail), moves(&thumbnail)), ((64, 64), false));
+        assert!(!thumbnail.header("cache-status").contains("first-frame"));
+    }
+    let resized = server.get("/images/a?w=64").await;
+    assert_eq!((resized.header("content-type"), size(&resized)), ("image/png", (64, 32)));
+    assert_eq!(animated(&server.get("/images/w?w=64").await), ((64, 32), 2));
+}
+
+#[tokio::test]
+async fn format_auto_sends_the_smaller_animation() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
     let moving = animation();
     redis.set("a", &record(&moving)).await;
     for _ in 0..2 {
         let answer = accepting(&server, "/images/a?format=auto", "image/webp,*/*").await;
+        assert!(answer.body.len() <= moving.len());
+        match answer.header("content-type") {
+            "image/gif" => assert_eq!(answer.body[..], moving[..]),
+            _ => assert_eq!(animated(&answer), ((100, 50), 2)),
+        }
+        let answer = accepting(&server, "/images/a?format=auto", "image/jpeg,*/*").await;
         assert_eq!((answer.header("content-type"), &answer.body[..]), ("image/gif", &moving[..]));
     }
-    let resized = server.get("/images/a?w=64").await;
-    assert_eq!((resized.header("content-type"), size(&resized)), ("image/png", (64, 32)));
-    assert_eq!(server.get("/images/a.webp").await.header("content-type"), "image/webp");
+}
+
+#[tokio::test]
+async fn over_the_limits_of_animations_the_first_frame_is_shown_and_a_header_says_so() {
+    let redis = RedisServer::start().await;
+    let moving = animation();
+    redis.set("a", &record(&moving)).await;
+    for limit in [("pictures.max_animation_frames", "1"), ("pictures.max_animation_pixels", "9999")]
+    {
+        let server = Server::on(&redis, &[limit]).await.coherent().await;
+        for path in ["/images/a.webp", "/images/a?w=64&format=webp"] {
+            let first = server.get(path).await;
+            assert_eq!(
+                (first.status, first.header("content-type")),
+                (StatusCode::OK, "image/webp")
+            );
+            assert!(
+                !moves(&first) && first.header("cache-status").ends_with("; detail=first-frame")
+            );
+            let again = server.get(path).await;
+            assert_eq!(again.header("cache-status"), "afterimage; hit; detail=first-frame");
+            assert_eq!(again.body, first.body);
+            let validators = [("if-none-match", first.header("etag"))];
+            let unchanged = get(server.address, path, &validators).await;
+            assert_eq!(unchanged.status, StatusCode::NOT_MODIFIED);
+        }
+        let png = server.get("/images/a?w=64&format=png").await;
+        assert!(!png.header("cache-status").contains("first-frame"));
+        // The original moves.
+        let answer = accepting(&server, "/images/a?format=auto", "image/webp,*/*").await;
+        assert_eq!((answer.header("content-type"), &answer.body[..]), ("image/gif", &moving[..]));
+        assert!(!answer.header("cache-status").contains("first-frame"));
+        let large = accepting(&server, "/images/a?w=3840&format=auto", "image/webp,*/*").await;
+        assert_eq!(large.body[..], moving[..]);
+    }
+    let server = Server::on(&redis, &[("pictures.max_animation_pixels", "10000")]).await;
+    let all = server.get("/images/a.webp").await;
+    assert_eq!(animated(&all), ((100, 50), 2));
+    assert!(all.header("etag").contains("-animated-webp"));
+}
+
+#[tokio::test]
+async fn an_animation_with_a_broken_frame_shows_its_first_frame() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    let mut moving = animation();
+    // The smallest code size of the second frame, after its header and its table of colours.
+    let control = b"!\xf9\x04";
+    let second = moving.windows(3).enumerate().filter(|it| it.1 == control).nth(1).unwrap().0;
+    let flags = moving[second + 17];
+    let table = if flags & 0x80 == 0 { 0 } else { 6 << (flags & 7) };
+    moving[second + 18 + table] = 99;
+    redis.set("a", &record(&moving)).await;
+    for path in ["/images/a.webp", "/images/a?w=64&format=webp"] {
+        let first = server.get(path).await;
+        assert_eq!((first.status, moves(&first)), (StatusCode::OK, false));
+        assert!(first.header("cache-status").ends_with("; detail=first-frame"));
+    }
+    let answer = accepting(&server, "/images/a?format=auto", "image/webp,*/*").await;
+    assert_eq!(answer.body[..], moving[..]);
 }
 
 #[tokio::test]
 async fn a_moving_picture_stays_one_for_format_auto_after_somebody_asked_for_a_still() {
     let redis = RedisServer::start().await;
-    let server = Server::on(&redis, &[]).await.coherent().await;
+    let limits = [("pictures.max_animation_frames", "1")];
+    let server = Server::on(&redis, &limits).await.coherent().await;
     let moving = animation();
     redis.set("a", &record(&moving)).await;
     let still = server.get("/images/a.webp").await;

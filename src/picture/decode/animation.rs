@@ -212,3 +212,70 @@ fn over(below: [u8; 4], above: [u8; 4]) -> [u8; 4] {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RED: [u8; 4] = [255, 0, 0, 255];
+    const GREEN: [u8; 4] = [0, 255, 0, 255];
+    const NONE: [u8; 4] = [0; 4];
+
+    fn patch(left: u32, colour: [u8; 4], width: u32, blends: bool, disposal: Disposal) -> Patch {
+        let pixels = RgbaImage::from_pixel(width, 1, image::Rgba(colour));
+        Patch { at: (left, 0), pixels, duration: 10, blends, disposal }
+    }
+
+    /// A row of four pixels after each patch.
+    fn shown(patches: Vec<Patch>) -> Vec<[[u8; 4]; 4]> {
+        let mut canvas = Canvas::new((4, 1));
+        let rows = patches.into_iter().map(|patch| {
+            canvas.draw(patch);
+            [0, 1, 2, 3].map(|x| canvas.pixels.get_pixel(x, 0).0)
+        });
+        rows.collect()
+    }
+
+    #[test]
+    fn a_frame_makes_place_as_its_disposal_says() {
+        for (disposal, after) in
+            [(Disposal::Keep, RED), (Disposal::Clear, NONE), (Disposal::Restore, GREEN)]
+        {
+            let rows = shown(vec![
+                patch(0, GREEN, 4, true, Disposal::Keep),
+                patch(1, RED, 2, true, disposal),
+                patch(3, NONE, 1, true, Disposal::Keep),
+            ]);
+            assert_eq!(rows[1], [GREEN, RED, RED, GREEN]);
+            assert_eq!(rows[2], [GREEN, after, after, GREEN], "{disposal:?}");
+        }
+    }
+
+    #[test]
+    fn what_lies_beyond_the_canvas_is_cut_off() {
+        for disposal in [Disposal::Keep, Disposal::Clear, Disposal::Restore] {
+            let rows = shown(vec![
+                patch(3, RED, 9, true, disposal),
+                patch(4, GREEN, 1, true, disposal),
+                patch(65_535, GREEN, 1, true, disposal),
+            ]);
+            assert_eq!(rows[0], [NONE, NONE, NONE, RED]);
+            let left = if disposal == Disposal::Keep { RED } else { NONE };
+            assert_eq!(rows[2], [NONE, NONE, NONE, left]);
+        }
+    }
+
+    #[test]
+    fn a_translucent_frame_is_mixed_with_the_canvas_or_replaces_it() {
+        let half = [0, 0, 255, 128];
+        let first = || patch(0, RED, 2, true, Disposal::Keep);
+        let [_, mixed] = shown(vec![first(), patch(1, half, 2, true, Disposal::Keep)])[..] else {
+            panic!("two rows")
+        };
+        assert_eq!(mixed, [RED, [127, 0, 128, 255], half, NONE]);
+        let replaced = shown(vec![first(), patch(1, half, 2, false, Disposal::Keep)])[1];
+        assert_eq!(replaced, [RED, half, half, NONE]);
+        // Alpha of both: 1 - (1 - 0.2) × (1 - 0.4).
+        assert_eq!(over([0, 100, 0, 102], [200, 0, 0, 51])[3], 133);
+    }
+}

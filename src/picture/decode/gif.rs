@@ -124,7 +124,8 @@ impl<'a> Frames<'a> {
         let frame = match self.first.take() {
             Some(first) => first,
             None => {
-                let next = self.decoder.next_frame_info().map_err(|error| broken(&error, limits))?;
+                let next =
+                    self.decoder.next_frame_info().map_err(|error| broken(&error, limits))?;
                 next.cloned().ok_or_else(missing)?
             }
         };
@@ -320,5 +321,67 @@ mod tests {
         let too_large = gif([0; 4], &[], [2, 1, 1, 1], &ZERO_AND_ONE);
         let error = decode(&too_large, MediaType::Gif, LIMITS).unwrap_err();
         assert!(matches!(error, PictureError::TooManyPixels { .. }), "{error}");
+    }
+
+    /// A frame of one pixel, of the second colour.
+    const DOT: [u8; 14] = [b',', 0, 0, 0, 0, 1, 0, 1, 0, 0, 2, 2, 0x4c, 1];
+
+    fn moving(loops: &[u8], frames: &[(u8, u16)], end: &[u8]) -> Vec<u8> {
+        let mut gif = b"GIF89a\x01\0\x01\0\x80\0\0\x01\x01\x01\x02\x02\x02".to_vec();
+        gif.extend(loops);
+        for (flags, delay) in frames {
+            let [low, high] = delay.to_le_bytes();
+            gif.extend([b'!', 0xf9, 4, *flags, low, high, 0, 0]);
+            gif.extend(DOT);
+            gif.push(0);
+        }
+        [&gif, end].concat()
+    }
+
+    #[test]
+    fn durations_are_those_that_browsers_show() {
+        let frames: Vec<_> = [0, 1, 2, 10, 65_535].map(|delay| (0, delay)).into();
+        let gif = moving(&[], &frames, b";");
+        let durations: Vec<_> = Headers::new(&gif).map(|it| it.duration).collect();
+        assert_eq!(durations, [100, 100, 20, 100, 655_350]);
+        assert_eq!(outline(&gif, LIMITS).unwrap().duration, 655_670);
+    }
+
+    #[test]
+    fn disposals_are_those_that_browsers_know() {
+        use Disposal::{Clear, Keep, Restore};
+        let frames: Vec<_> = (0..8).map(|number| (number << 2, 5)).collect();
+        let gif = moving(&[], &frames, b";");
+        let disposals: Vec<_> = Headers::new(&gif).map(|it| it.disposal).collect();
+        assert_eq!(disposals, [Keep, Keep, Clear, Restore, Restore, Keep, Keep, Keep]);
+    }
+
+    #[test]
+    fn frames_are_shown_once_more_than_they_are_repeated() {
+        let netscape = |count: u16| {
+            let [low, high] = count.to_le_bytes();
+            [&b"!\xff\x0bNETSCAPE2.0\x03\x01"[..], &[low, high, 0]].concat()
+        };
+        let plays = |loops: &[u8], end: &[u8]| {
+            outline(&moving(loops, &[(0, 5), (0, 5)], end), LIMITS).unwrap().plays
+        };
+        assert_eq!(plays(&[], b";"), 1);
+        assert_eq!(plays(b"!\xff\x0bXMP DataXMP\x03\x01\x07\0\0", b";"), 1);
+        for (count, expected) in [(0, 0), (1, 2), (3, 4), (65_535, 65_535)] {
+            assert_eq!(plays(&netscape(count), b";"), expected);
+            assert_eq!(plays(&[], &netscape(count)), expected);
+        }
+    }
+
+    #[test]
+    fn a_frame_that_is_cut_off_is_no_frame() {
+        let whole = moving(&[], &[(0, 5), (0, 5), (0, 5)], b";");
+        let each = 8 + DOT.len() + 1;
+        for end in whole.len() - 1 - each..=whole.len() {
+            let expected = if end + 1 >= whole.len() { 3 } else { 2 };
+            assert_eq!(outline(&whole[..end], LIMITS).unwrap().frames, expected, "{end}");
+        }
+        let frames = outline(&moving(&[], &[(0, 5), (0, 5)], b"\x99,,,"), LIMITS).unwrap().frames;
+        assert_eq!(frames, 2);
     }
 }
