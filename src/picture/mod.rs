@@ -203,13 +203,13 @@ pub fn render_animation(
     let now = Instant::now();
     let half = |deadline: Instant| now + deadline.saturating_duration_since(now) / 2;
     let limits = RenderLimits { deadline: limits.deadline.map(half), ..limits };
-    let encoded = animation::decode_each(bytes, media_type, &outline, limits, |frame| {
+    let outcome = animation::decode_each(bytes, media_type, &outline, limits, |frame| {
         let picture = frame.picture.resized(variant.bounds())?;
         limits.check_time()?;
         encoder.add(&picture, frame.duration)
     });
-    let finished = encoded.and_then(|()| limits.check_time());
-    finished
+    let outcome = outcome.and_then(|()| limits.check_time());
+    outcome
         .map_err(|error| if error.is_timeout() { PictureError::SlowAnimation } else { error })?;
     Ok(Product { bytes: encoder.finish()?, at_full_size: size == source })
 }

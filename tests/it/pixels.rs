@@ -14,7 +14,7 @@ use afterimage::image::bounds::{Bounds, Fit};
 use afterimage::image::variant::{Format, RequestedFormat, Transform, Variant};
 use afterimage::picture::decode;
 use afterimage::picture::sniff::sniff;
-use afterimage::picture::{self, PictureError, RenderLimits};
+use afterimage::picture::{self, AnimationLimits, PictureError, RenderLimits};
 use tempfile::TempDir;
 
 use crate::browser::{CHROMIUM, browser_folder};
@@ -619,6 +619,17 @@ fn outcome(bytes: &[u8]) -> String {
     let start = Instant::now();
     std::hint::black_box(decode::is_animated(bytes, media_type));
     assert!(start.elapsed() < Duration::from_secs(1), "is_animated took {:?}", start.elapsed());
+    let most = AnimationLimits { frames: 200, pixels: 20_000_000 };
+    let variant = thumbnail(MediaType::Png);
+    let memory = picture::animation_memory(bytes, media_type, variant, HOSTILE, most);
+    match picture::render_animation(bytes, media_type, variant, HOSTILE, most) {
+        Ok(product) => {
+            memory.unwrap();
+            assert_eq!(sniff(&product.bytes), Some(MediaType::WebP));
+        }
+        Err(PictureError::Encoding(error)) => panic!("{error}"),
+        Err(_refused) => {}
+    }
     match picture::render(bytes, media_type, thumbnail(MediaType::Png), HOSTILE) {
         Ok(product) => {
             assert_eq!(sniff(&product.bytes), Some(MediaType::WebP));

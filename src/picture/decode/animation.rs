@@ -97,7 +97,7 @@ pub(in super::super) fn decode_each(
 ) -> Result<(), PictureError> {
     let mut source = guarded(|| match media_type {
         MediaType::WebP => webp::Frames::read(bytes).map(Source::WebP),
-        _ => gif::Frames::read(bytes, limits).map(Source::Gif),
+        _ => gif::Frames::read(bytes, limits).map(|it| Source::Gif(Box::new(it))),
     })?;
     let mut canvas = Canvas::new(outline.canvas);
     for number in 1..=outline.frames {
@@ -112,7 +112,7 @@ pub(in super::super) fn decode_each(
             error => PictureError::BrokenAnimation(format!("frame {number}: {error}")),
         })?;
         let duration = frame.duration;
-        canvas.draw(frame);
+        canvas.draw(&frame);
         let pixels = DynamicImage::ImageRgba8(canvas.pixels.clone());
         show(Shown { picture: Decoded { pixels, orientation: outline.orientation }, duration })?;
     }
@@ -120,7 +120,7 @@ pub(in super::super) fn decode_each(
 }
 
 enum Source<'a> {
-    Gif(gif::Frames<'a>),
+    Gif(Box<gif::Frames<'a>>),
     WebP(webp::Frames<'a>),
 }
 
@@ -160,7 +160,7 @@ impl Canvas {
     }
 
     /// Disposes of the frame before, and draws one. What lies beyond the canvas is cut off.
-    fn draw(&mut self, patch: Patch) {
+    fn draw(&mut self, patch: &Patch) {
         if let Some((at, before)) = self.undo.take() {
             self.put(at, &before, false);
         }
@@ -230,7 +230,7 @@ mod tests {
     fn shown(patches: Vec<Patch>) -> Vec<[[u8; 4]; 4]> {
         let mut canvas = Canvas::new((4, 1));
         let rows = patches.into_iter().map(|patch| {
-            canvas.draw(patch);
+            canvas.draw(&patch);
             [0, 1, 2, 3].map(|x| canvas.pixels.get_pixel(x, 0).0)
         });
         rows.collect()

@@ -121,13 +121,11 @@ impl<'a> Frames<'a> {
     pub(super) fn next(&mut self, limits: RenderLimits) -> Result<Patch, PictureError> {
         let missing = || PictureError::Broken("the GIF has no further frame".to_owned());
         let header = self.headers.next().ok_or_else(missing)?;
-        let frame = match self.first.take() {
-            Some(first) => first,
-            None => {
-                let next =
-                    self.decoder.next_frame_info().map_err(|error| broken(&error, limits))?;
-                next.cloned().ok_or_else(missing)?
-            }
+        let frame = if let Some(first) = self.first.take() {
+            first
+        } else {
+            let next = self.decoder.next_frame_info().map_err(|error| broken(&error, limits))?;
+            next.cloned().ok_or_else(missing)?
         };
         let (width, height) = (u32::from(frame.width), u32::from(frame.height));
         // The header was checked before: the decoder must see the same frame.

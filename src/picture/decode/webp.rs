@@ -569,4 +569,56 @@ mod tests {
             assert_eq!(picture.as_bytes(), webpx::decode_rgba(&file).unwrap().0);
         }
     }
+
+    /// An animation of two frames, the second of which has a place and flags of its own.
+    fn animation(parameters: &[u8], place: (u8, u8), flags: u8, picture: &[u8]) -> Vec<u8> {
+        let frame = |(x, y): (u8, u8), flags: u8, picture: &[u8]| {
+            let header = [x / 2, 0, 0, y / 2, 0, 0, 8, 0, 0, 4, 0, 0, 0x70, 0x11, 1, flags];
+            chunk(*b"ANMF", &[&header[..], picture].concat())
+        };
+        let first = frame((0, 0), 0, &chunks_of(&encoded(true)));
+        let parameters = chunk(*b"ANIM", parameters);
+        file(&[header(0x12, (20, 10)), parameters, first, frame(place, flags, picture)])
+    }
+
+    const TWICE: [u8; 6] = [255, 255, 255, 255, 2, 0];
+
+    #[test]
+    fn frames_have_the_place_time_and_way_of_their_headers() {
+        let picture = chunks_of(&encoded(true));
+        for (flags, blends, disposal) in [
+            (0, true, Disposal::Keep),
+            (1, true, Disposal::Clear),
+            (2, false, Disposal::Keep),
+            (3, false, Disposal::Clear),
+        ] {
+            let file = animation(&TWICE, (4, 2), flags, &picture);
+            let outline = outline(&file).unwrap().unwrap();
+            assert_eq!((outline.canvas, outline.frames, outline.plays), ((20, 10), 2, 2));
+            assert_eq!(outline.duration, 2 * 0x1_1170);
+            let mut frames = Frames::read(&file).unwrap();
+            assert_eq!(frames.next(LIMITS).unwrap().at, (0, 0));
+            let patch = frames.next(LIMITS).unwrap();
+            assert_eq!((patch.at, patch.duration), ((4, 2), 0x1_1170));
+            assert_eq!((patch.blends, patch.disposal), (blends, disposal));
+            assert!(patch.pixels.pixels().map(|it| it.0).eq(colours()));
+            assert!(frames.next(LIMITS).is_err());
+        }
+    }
+
+    #[test]
+    fn frames_that_decoders_show_differently_are_refused() {
+        let picture = chunks_of(&encoded(true));
+        for (place, picture) in
+            [((12, 2), &picture[..]), ((4, 6), &picture), ((4, 2), &picture[..20]), ((4, 2), &[])]
+        {
+            let file = animation(&TWICE, place, 0, picture);
+            let mut frames = Frames::read(&file).unwrap();
+            frames.next(LIMITS).unwrap();
+            assert!(frames.next(LIMITS).is_err(), "{place:?}");
+        }
+        assert!(Frames::read(&animation(&[0; 5], (4, 2), 0, &picture)).is_err());
+        let still = file(&[header(0x10, (9, 5)), picture]);
+        assert!(outline(&still).unwrap().is_none());
+    }
 }
