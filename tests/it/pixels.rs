@@ -619,7 +619,7 @@ fn outcome(bytes: &[u8]) -> String {
     let start = Instant::now();
     std::hint::black_box(decode::is_animated(bytes, media_type));
     assert!(start.elapsed() < Duration::from_secs(1), "is_animated took {:?}", start.elapsed());
-    let most = AnimationLimits { frames: 200, pixels: 20_000_000 };
+    let most = AnimationLimits { frames: 20, pixels: 2_000_000 };
     let variant = thumbnail(MediaType::Png);
     let memory = picture::animation_memory(bytes, media_type, variant, HOSTILE, most);
     match picture::render_animation(bytes, media_type, variant, HOSTILE, most) {
