@@ -21,6 +21,10 @@ test *filters:
 test-all *arguments:
     tests/run.sh {{ arguments }}
 
+# Every order of events of the index, simulated connections, and the model of a cluster
+prove:
+    tests/prove.sh
+
 # Races, outages and kills for an hour
 soak minutes="60":
     AFTERIMAGE_TEST_SOAK_MINUTES={{ minutes }} tests/run.sh soak

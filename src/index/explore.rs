@@ -42,8 +42,15 @@ const EVICTIONS: Scenario =
     Scenario { keys: 2, writes: 1, deletes: true, flushes: 1, fetches: 2, entries: 1, ..NOTHING };
 const OUTAGES: Scenario =
     Scenario { writes: 2, fetches: 2, losses: 1, ticks: 1, unreachable: true, ..NOTHING };
-const FLUSHED: Scenario =
-    Scenario { writes: 1, flushes: 1, fetches: 1, joins: 1, losses: 1, unreachable: true, ..NOTHING };
+const FLUSHED: Scenario = Scenario {
+    writes: 1,
+    flushes: 1,
+    fetches: 1,
+    joins: 1,
+    losses: 1,
+    unreachable: true,
+    ..NOTHING
+};
 const NOTHING: Scenario = Scenario::NOTHING;
 
 /// True where `just prove` asks for all of it.
@@ -66,7 +73,10 @@ fn no_order_of_events_makes_the_index_serve_what_was_replaced() {
         match explore(scenario, None) {
             Found::Nothing(seen) => {
                 let Seen { states: new, schedules: ways } = seen;
-                println!("explorer: {name}: {ways} schedules, {new} states, {:.1?}", began.elapsed());
+                println!(
+                    "explorer: {name}: {ways} schedules, {new} states, {:.1?}",
+                    began.elapsed()
+                );
                 states += new;
                 schedules += ways;
             }

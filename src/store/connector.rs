@@ -5,6 +5,10 @@ use redis::{AsyncConnectionConfig, Client, RedisResult};
 
 /// Opens connections to the server behind an address.
 #[derive(Debug, Clone)]
+#[cfg_attr(
+    test,
+    expect(clippy::large_enum_variant, reason = "there are few, and one kind outside of tests")
+)]
 pub(super) enum Connector {
     /// To a real one.
     Redis(Client),

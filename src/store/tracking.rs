@@ -12,8 +12,8 @@ use futures_util::FutureExt;
 use futures_util::future::{Fuse, FusedFuture};
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, ErrorKind, PushInfo, PushKind, RedisError, RedisResult,
-    ServerErrorKind, Value,
+    AsyncConnectionConfig, ErrorKind, PushInfo, PushKind, RedisError, RedisResult, ServerErrorKind,
+    Value,
 };
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -162,6 +162,7 @@ impl Tracking {
                     log.end();
                     let began = self.clock.now();
                     let reason = tokio::select! {
+                        biased;
                         reason = self.keep(&tracking, tracked, standing) => reason,
                         reason = self.data.current.doubted() => reason.to_owned(),
                     };

@@ -255,7 +255,8 @@ async fn a_suspended_machine_serves_nothing_that_was_replaced_meanwhile(flavour:
     let url = format!("redis://{}", proxy.address);
     let suspended: &'static Suspended = Box::leak(Box::default());
     let clock = Clock::suspendable(suspended);
-    let app = App::build_for_test(load(&[("redis.url", &url)]), Rules::default(), clock).await.unwrap();
+    let app =
+        App::build_for_test(load(&[("redis.url", &url)]), Rules::default(), clock).await.unwrap();
     let server = Server::serve(app).coherent().await;
     for round in 0..5 {
         let (old, new) = (record(&png(2 * round, 5000)), record(&png(2 * round + 1, 5000)));

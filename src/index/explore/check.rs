@@ -62,7 +62,9 @@ impl World {
             return Err(format!("{name} = {number} is current, and a push has ended it"));
         }
         if !self.is_seen(key, number) {
-            return Err(format!("{name} = {number} is current, and a request has seen what replaced it"));
+            return Err(format!(
+                "{name} = {number} is current, and a request has seen what replaced it"
+            ));
         }
         let names = |it: &Message| match it {
             Message::Push(of, _) => *of == key,
@@ -90,11 +92,19 @@ impl World {
         self.past[key].iter().filter(since).any(|it| it.value == number)
     }
 
-    fn check_last_known(&self, key: Key, known: &Known, age: Duration, now: u64) -> Result<(), String> {
+    fn check_last_known(
+        &self,
+        key: Key,
+        known: &Known,
+        age: Duration,
+        now: u64,
+    ) -> Result<(), String> {
         let number = number_of(known);
         let name = ["a", "b"][key];
         if self.is_gone(key, number) {
-            return Err(format!("{name} = {number} would be served in an outage, and is known to be gone"));
+            return Err(format!(
+                "{name} = {number} would be served in an outage, and is known to be gone"
+            ));
         }
         if !self.is_seen(key, number) {
             return Err(format!(

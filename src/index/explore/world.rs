@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, LazyLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -36,6 +36,7 @@ pub(super) type Number = u64;
 
 /// What may happen in a world, and how often.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a kind of event of its own")]
 pub(super) struct Scenario {
     pub(super) keys: usize,
     pub(super) writes: u8,
@@ -440,7 +441,7 @@ impl World {
                 || !it.is_sent()
                 || !state.rules.hold(Rule::JoinsUnsentOnly)
         };
-        let can_join = state.flights.get(&self.ids[key]).filter(joins).is_some();
+        let can_join = state.flights.get(&self.ids[key]).as_ref().is_some_and(joins);
         if can_join { self.left.joins > 0 } else { self.left.fetches > 0 }
     }
 

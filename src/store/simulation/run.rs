@@ -32,7 +32,7 @@ const SWITCH: Duration = Duration::from_secs(5);
 const SETTLED: Duration = Duration::from_secs(40);
 
 /// The account of a run.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(super) struct Report {
     pub(super) faults: Vec<String>,
     pub(super) answers: usize,
@@ -45,9 +45,13 @@ pub(super) struct Report {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     /// The tracking connection, or every connection, is closed.
-    Close { only_tracking: bool },
+    Close {
+        only_tracking: bool,
+    },
     /// The same without a word to either end.
-    Silence { only_tracking: bool },
+    Silence {
+        only_tracking: bool,
+    },
     /// The primary becomes a replica in its place; the address follows later.
     Demotion,
     /// The address leads to another primary, and connections to the old one live on.
@@ -244,7 +248,9 @@ impl Simulation {
                 if answer.number < seen {
                     let source = if answer.from_memory { "memory" } else { "the store" };
                     let number = answer.number;
-                    report.wrong.push(format!("k{key} = {number} from {source}, after {seen} was seen"));
+                    report
+                        .wrong
+                        .push(format!("k{key} = {number} from {source}, after {seen} was seen"));
                 }
                 let newest = &mut newest.lock().unwrap()[key];
                 *newest = answer.number.max(*newest);
@@ -255,11 +261,14 @@ impl Simulation {
                 if let Some((newer, written)) = newer
                     && let Some(late) = asked.checked_duration_since(*written)
                 {
-                    report.stale.push((late, format!(
-                        "k{key} = {} ({}), asked {late:?} after {newer} was written",
-                        answer.number,
-                        if answer.from_memory { "memory" } else { "store" },
-                    )));
+                    report.stale.push((
+                        late,
+                        format!(
+                            "k{key} = {} ({}), asked {late:?} after {newer} was written",
+                            answer.number,
+                            if answer.from_memory { "memory" } else { "store" },
+                        ),
+                    ));
                 }
             }
         })

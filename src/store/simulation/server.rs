@@ -54,6 +54,8 @@ struct Connection {
     is_tracking: bool,
     /// Nothing passes any more, and neither end is told.
     is_dead: bool,
+    /// Its own, so that what others do has no influence on how late its messages are.
+    random: fastrand::Rng,
     out: UnboundedSender<(Instant, String)>,
     /// Set to close it.
     closed: watch::Sender<bool>,
@@ -63,7 +65,10 @@ impl Network {
     pub(super) fn new(seed: u64) -> Network {
         Network(Arc::new(Mutex::new(State {
             random: fastrand::Rng::with_seed(seed),
-            servers: [Server { run_id: 1, ..Server::default() }, Server { run_id: 2, ..Server::default() }],
+            servers: [
+                Server { run_id: 1, ..Server::default() },
+                Server { run_id: 2, ..Server::default() },
+            ],
             leads_to: 0,
             primary: 0,
             connections: BTreeMap::new(),
@@ -92,7 +97,8 @@ impl Network {
         self.accept(there);
         let info = RedisConnectionInfo::default().set_protocol(protocol);
         let opening = MultiplexedConnection::new_with_config(&info, here, config.clone());
-        let (connection, driver) = timeout(CONNECT, opening).await.map_err(|_elapsed| too_late())??;
+        let (connection, driver) =
+            timeout(CONNECT, opening).await.map_err(|_elapsed| too_late())??;
         tokio::spawn(driver);
         Ok(connection)
     }
@@ -109,6 +115,7 @@ impl Network {
             is_resp3: false,
             is_tracking: false,
             is_dead: false,
+            random: state.random.fork(),
             out,
             closed,
         };
@@ -135,7 +142,7 @@ impl Network {
                     return;
                 },
             }
-            let late = self.lock().latency();
+            let late = self.lock().latency(number);
             sleep(late).await;
             while let Some(command) = take_command(&mut buffer) {
                 self.lock().execute(number, &command);
@@ -242,14 +249,17 @@ impl Network {
 
 impl State {
     /// A message takes a moment, sometimes longer.
-    fn latency(&mut self) -> Duration {
-        let most = match self.random.u8(..) {
+    fn latency(&mut self, connection: u64) -> Duration {
+        let Some(Connection { random, .. }) = self.connections.get_mut(&connection) else {
+            return Duration::ZERO;
+        };
+        let most = match random.u8(..) {
             0..=4 => 100_000,
             5..=40 => 10_000,
             _ => 1_000,
         };
         let slowness = u64::try_from(self.slowness.as_micros()).unwrap();
-        Duration::from_micros(self.random.u64(50..most) + self.random.u64(..=slowness))
+        Duration::from_micros(random.u64(50..most) + random.u64(..=slowness))
     }
 
     fn flush_pushes(&mut self) {
@@ -274,7 +284,7 @@ impl State {
 
     /// Sends something over a connection, behind what was sent before.
     fn answer(&mut self, connection: u64, frame: String) {
-        let at = Instant::now() + self.latency();
+        let at = Instant::now() + self.latency(connection);
         if let Some(connection) = self.connections.get(&connection) {
             // A connection that is closed takes nothing.
             let _ = connection.out.send((at, frame));
@@ -306,11 +316,8 @@ impl State {
         let reply = match (name.to_uppercase().as_str(), arguments.as_slice()) {
             ("HELLO", version) => {
                 it.is_resp3 |= version.first() == Some(&"3");
-                let fields = [
-                    ("server", bulk("redis")),
-                    ("mode", bulk("standalone")),
-                    ("role", bulk(role)),
-                ];
+                let fields =
+                    [("server", bulk("redis")), ("mode", bulk("standalone")), ("role", bulk(role))];
                 map(it.is_resp3, &fields)
             }
             ("CLIENT", ["SETINFO", ..]) => "+OK\r\n".to_owned(),
@@ -320,7 +327,11 @@ impl State {
                 "+OK\r\n".to_owned()
             }
             ("CLIENT", ["TRACKINGINFO"]) => {
-                let flags = if it.is_tracking { vec![bulk("on"), bulk("bcast")] } else { vec![bulk("off")] };
+                let flags = if it.is_tracking {
+                    vec![bulk("on"), bulk("bcast")]
+                } else {
+                    vec![bulk("off")]
+                };
                 let fields = [
                     ("flags", array(&flags)),
                     ("redirect", ":-1\r\n".to_owned()),
@@ -336,7 +347,9 @@ impl State {
             ("INFO", _) => bulk(&format!("role:{role}\r\n")),
             ("ROLE", _) => array(&[bulk(role)]),
             ("PING", _) => "+PONG\r\n".to_owned(),
-            _ if server.is_loading => "-LOADING Redis is loading the dataset in memory\r\n".to_owned(),
+            _ if server.is_loading => {
+                "-LOADING Redis is loading the dataset in memory\r\n".to_owned()
+            }
             ("STRLEN", [key]) => {
                 format!(":{}\r\n", server.values.get(*key).map_or(0, |it| it.to_string().len()))
             }
