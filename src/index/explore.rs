@@ -11,6 +11,7 @@
 //! ```
 
 mod check;
+mod scenario;
 mod search;
 mod steps;
 mod world;
@@ -18,8 +19,8 @@ mod world;
 use std::time::Instant;
 
 use super::Rule;
+use scenario::Scenario;
 use search::{Found, Seen, explore};
-use world::Scenario;
 
 /// Small worlds that together have every kind of event.
 const SCENARIOS: [(&str, Scenario); 7] = [

@@ -15,7 +15,7 @@ use crate::store::Lease;
 impl World {
     /// Checks the promise for each key:
     ///
-    /// 1. Nothing is current that a push which has arrived has ended.
+    /// 1. Nothing is current that a push which has arrived has ended, or that a request has seen replaced.
     /// 2. Nothing is current that was replaced, unless its push is on its way, or the connection broke and the lease of the
     ///    last heartbeat goes on.
     /// 3. Nothing is current past its expiry, or past the lease.
@@ -61,7 +61,7 @@ impl World {
         if self.is_gone(key, number) {
             return Err(format!("{name} = {number} is current, and a push has ended it"));
         }
-        if !self.is_seen(key, number) {
+        if !self.is_as_new_as_seen(key, number) {
             return Err(format!(
                 "{name} = {number} is current, and a request has seen what replaced it"
             ));
@@ -83,7 +83,7 @@ impl World {
     }
 
     /// True unless a request was answered with what replaced this value.
-    fn is_seen(&self, key: Key, number: Number) -> bool {
+    fn is_as_new_as_seen(&self, key: Key, number: Number) -> bool {
         self.was_there_since(key, number, self.seen[key])
     }
 
@@ -106,7 +106,7 @@ impl World {
                 "{name} = {number} would be served in an outage, and is known to be gone"
             ));
         }
-        if !self.is_seen(key, number) {
+        if !self.is_as_new_as_seen(key, number) {
             return Err(format!(
                 "{name} = {number} would be served in an outage, and a request has seen what replaced it"
             ));

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::fmt::Write;
 
+use super::scenario::Scenario;
 use super::steps::Step;
-use super::world::{Scenario, World};
+use super::world::World;
 use crate::index::Rule;
 
 /// The result of a search.

@@ -26,7 +26,7 @@ const READERS: usize = 3;
 const LEASE: Duration = Duration::from_millis(500);
 
 /// Where the address leads is compared so often, and each attempt takes so long at most.
-const SWITCH: Duration = Duration::from_secs(5);
+const SWITCH: Duration = Duration::from_secs(4);
 
 /// Longest time in which all is as it was, after the last fault: a pause before the next attempt to connect, and the attempt.
 const SETTLED: Duration = Duration::from_secs(40);
