@@ -11,13 +11,13 @@ export AFTERIMAGE_TEST_PROOF=wide AFTERIMAGE_TEST_SEEDS=${AFTERIMAGE_TEST_SEEDS:
 cargo test --locked --lib --no-run
 out=$(mktemp)
 trap 'rm -f "$out"' EXIT
-cargo test --quiet --locked --lib -- --nocapture index::explore:: store::simulation:: >"$out" 2>&1 || {
+cargo test --locked --lib -- --nocapture index::explore:: store::simulation:: >"$out" 2>&1 || {
   cat "$out" >&2
   exit 1
 }
-grep -E '^(explorer|simulation): .*violations' "$out"
+grep -Eo '(explorer|simulation): .*violations' "$out"
 # Each mutation has a test of its own, which fails if it isn't caught.
-caught=$(grep -c '^without ' "$out")
+caught=$(grep -c 'without [A-Z]' "$out")
 echo "mutations: $caught of $caught caught"
 if [ -e proof/cluster/Cargo.toml ]; then
   cargo run --quiet --release --locked --manifest-path proof/cluster/Cargo.toml

@@ -13,10 +13,12 @@ use redis::{
     ServerErrorKind,
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 
 use super::StoreError;
 use super::connector::Connector;
 use super::server::{CurrentServer, ServerInfo, is_full};
+use super::standing::GIVEN_UP;
 use crate::coalesce::Flight;
 
 /// A shared attempt to connect, and its result.
@@ -195,6 +197,7 @@ impl SharedConnection {
                 () = self.current.left(generation) => continue,
                 connection = opened(&opening) => connection?,
             };
+            let mut unanswered = Unanswered::new(&self.opening, &opening);
             let replies = tokio::select! {
                 biased;
                 () = self.current.left(generation) => match retry {
@@ -203,6 +206,7 @@ impl SharedConnection {
                 },
                 replies = commands.query_async(&mut connection) => replies,
             };
+            unanswered.is_answered = true;
             let error = match replies {
                 Ok(replies) => return Ok(replies),
                 Err(error) => error,
@@ -278,6 +282,29 @@ fn forget(slot: &Mutex<Option<(u64, Opening)>>, opening: &Opening) {
     let mut slot = lock(slot);
     if slot.as_ref().is_some_and(|(_, it)| Arc::ptr_eq(it, opening)) {
         *slot = None;
+    }
+}
+
+/// Guard that closes a connection whose reply was waited for in vain. Whoever waits has a deadline of his own and may leave
+/// before the client's time-out, and then nothing else would tell that the connection is dead.
+struct Unanswered<'a> {
+    slot: &'a Mutex<Option<(u64, Opening)>>,
+    opening: &'a Opening,
+    since: Instant,
+    is_answered: bool,
+}
+
+impl<'a> Unanswered<'a> {
+    fn new(slot: &'a Mutex<Option<(u64, Opening)>>, opening: &'a Opening) -> Unanswered<'a> {
+        Unanswered { slot, opening, since: Instant::now(), is_answered: false }
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered && self.since.elapsed() >= GIVEN_UP {
+            forget(self.slot, self.opening);
+        }
     }
 }
 

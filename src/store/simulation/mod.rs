@@ -14,9 +14,14 @@ mod resp;
 mod run;
 mod server;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use tokio::time::timeout;
+
+use super::redis::RedisStore;
+use crate::image::ImageId;
 use crate::index::{Rule, Rules};
+use crate::settings::Settings;
 use run::run;
 
 pub(super) use server::Network;
@@ -72,4 +77,25 @@ fn the_simulation_notices_a_rule_that_is_left_out() {
         let (seed, wrong) = seed_that_needs(rule).unwrap_or_else(|| panic!("none needs {rule:?}"));
         println!("without {rule:?}, seed {seed}: {wrong}");
     }
+}
+
+/// A fetch has a deadline that comes before the time-out of its command. (A seed found it.)
+#[tokio::test(start_paused = true)]
+async fn a_data_connection_that_is_silent_is_given_up_by_those_who_leave_first() {
+    let network = Network::new(1);
+    let settings = Settings::load(&[]).unwrap();
+    let store = RedisStore::simulated(&network, &settings);
+    let id = ImageId::parse("a").unwrap();
+    network.write("image:a", 1);
+    let connections = settings.redis.connections.get();
+    let size =
+        || timeout(settings.redis.response_timeout - Duration::from_millis(1), store.size(&id));
+    for _ in 0..connections {
+        assert_eq!(size().await.unwrap().unwrap(), 1);
+    }
+    network.silence(false);
+    for _ in 0..connections {
+        size().await.unwrap_err();
+    }
+    assert_eq!(size().await.unwrap().unwrap(), 1);
 }

@@ -290,7 +290,9 @@ impl Simulation {
                 return;
             }
             if Instant::now() > end {
-                let wrong = format!("{last:?} were written last, and {known:?} is known");
+                let coherence = self.reader.index.coherence();
+                let wrong =
+                    format!("{last:?} were written last, and {known:?} is known, {coherence:?}");
                 return self.report.lock().unwrap().wrong.push(wrong);
             }
             sleep(Duration::from_millis(200)).await;
