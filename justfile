@@ -21,7 +21,7 @@ test *filters:
 test-all *arguments:
     tests/run.sh {{ arguments }}
 
-# Every order of events of the index, simulated connections, and the model of a cluster
+# Every order of events of the index, and simulated connections
 prove:
     tests/prove.sh
 

@@ -19,6 +19,3 @@ grep -Eo '(explorer|simulation): .*violations' "$out"
 # Each mutation has a test of its own, which fails if it isn't caught.
 caught=$(grep -c 'without [A-Z]' "$out")
 echo "mutations: $caught of $caught caught"
-if [ -e proof/cluster/Cargo.toml ]; then
-  cargo run --quiet --release --locked --manifest-path proof/cluster/Cargo.toml
-fi
