@@ -31,9 +31,9 @@
 //! never joins a fetch from before. If the push comes after the outcome was kept, it drops the entry. There
 //! is no third order, since both take the lock.
 //!
-//! Request 1 has seen "old", or by chance "new", if its GET was executed last. So its result, though it isn't kept, ends
-//! a different one that is known, and invalidates the fetch of request 2 if that was sent: nobody is given what
-//! another request has seen replaced.
+//! Over two connections the GET of request 1 may also be executed last, and bring something newer than request 2 gets. So a
+//! result that isn't kept still ends what is known, if that differs, and invalidates a fetch that was sent: no request is
+//! answered with what another one has seen replaced.
 //!
 //! # Epochs
 //!
@@ -761,8 +761,8 @@ impl<T: Clone> FetchLease<T> {
         let expires = expires.filter(|_| rules.hold(Rule::ExpiryEnds));
         let now = known.version();
         if self.flight.is_invalidated() || self.epoch != state.epoch {
-            // Not kept, but whoever waited has seen it, and must not be given an older one. Nothing tells which of two is the
-            // older: a GET that was sent first may have been executed last, over another connection.
+            // Those who waited have seen this result, so nobody may be given an older one from now on. Nothing tells which of
+            // two results is older: a GET that was sent first may be executed last, over another connection.
             if let Some(entry) = state.peek_mut(&self.id)
                 && entry.known.version() != now
             {

@@ -14,7 +14,7 @@ pub enum Rule {
     EpochDetachesFetches,
     /// A result belongs to the epoch in which its fetch was registered, not to that in which it arrives.
     ResultOfItsEpoch,
-    /// A fetch that another takes the place of is invalidated: pushes no longer find it.
+    /// A fetch is invalidated when another takes its place, since pushes no longer find it.
     SuccessorInvalidates,
     /// While changes aren't pushed, a request joins only a fetch that hasn't been sent.
     JoinsUnsentOnly,
@@ -54,7 +54,7 @@ impl Rule {
     ];
 }
 
-/// The rules that an index keeps: all of them, and in a release build nothing else can be said.
+/// The rules that an index keeps. In a release build it keeps all of them.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rules {

@@ -285,7 +285,7 @@ fn forget(slot: &Mutex<Option<(u64, Opening)>>, opening: &Opening) {
     }
 }
 
-/// Guard that closes a connection whose reply was waited for in vain. Whoever waits has a deadline of his own and may leave
+/// Guard that closes a connection if nobody waits for its reply any more after [`GIVEN_UP`]. A caller's deadline may come
 /// before the client's time-out, and then nothing else would tell that the connection is dead.
 struct Unanswered<'a> {
     slot: &'a Mutex<Option<(u64, Opening)>>,

@@ -54,54 +54,30 @@ pub struct RedisStore {
 impl RedisStore {
     /// Prepares the connections; each connects when it is first needed.
     pub fn open(url: &str, settings: &Settings) -> anyhow::Result<RedisStore> {
-        let data_client = client(url, &settings.redis, ProtocolVersion::RESP2)?;
+        let data = client(url, &settings.redis, ProtocolVersion::RESP2)?;
+        let tracking = client(url, &settings.redis, ProtocolVersion::RESP3)?;
+        let info = data.get_connection_info().clone();
+        let connectors = [data, tracking].map(Connector::Redis);
+        let mut store = RedisStore::over(connectors, settings);
+        let current = Arc::clone(&store.data.current);
+        store.bulk = BulkConnections::new(&info, &settings.redis, current);
+        Ok(store)
+    }
+
+    /// A store without connections for large values, over connectors for data and for tracking.
+    pub(super) fn over([data, tracking]: [Connector; 2], settings: &Settings) -> RedisStore {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(settings.redis.connect_timeout))
             .set_response_timeout(Some(settings.redis.response_timeout));
-        let info = data_client.get_connection_info().clone();
-        let connector = Connector::Redis(data_client);
-        let data = DataConnections::new(settings.redis.connections, &connector, &config);
-        let bulk = BulkConnections::new(&info, &settings.redis, Arc::clone(&data.current));
-        Ok(RedisStore {
-            data: Arc::new(data),
-            bulk,
-            tracking_connector: Connector::Redis(client(
-                url,
-                &settings.redis,
-                ProtocolVersion::RESP3,
-            )?),
+        RedisStore {
+            data: Arc::new(DataConnections::new(settings.redis.connections, &data, &config)),
+            bulk: None,
+            tracking_connector: tracking,
             address: settings.redis.url.public().unwrap_or_default(),
             connect_timeout: settings.redis.connect_timeout,
             response_timeout: settings.redis.response_timeout,
             track: settings.redis.tracking,
             canary: settings.redis.canary,
-            tracking: None,
-            key_prefix: settings.records.key_prefix.clone(),
-            max_value: settings.records.max_value,
-        })
-    }
-
-    /// A store on a simulated server.
-    #[cfg(test)]
-    pub(super) fn simulated(
-        network: &super::simulation::Network,
-        settings: &Settings,
-    ) -> RedisStore {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(settings.redis.connect_timeout))
-            .set_response_timeout(Some(settings.redis.response_timeout));
-        let connector = |protocol| Connector::Simulated(network.clone(), protocol);
-        let data_connector = connector(ProtocolVersion::RESP2);
-        let data = DataConnections::new(settings.redis.connections, &data_connector, &config);
-        RedisStore {
-            data: Arc::new(data),
-            bulk: None,
-            tracking_connector: connector(ProtocolVersion::RESP3),
-            address: "simulated".to_owned(),
-            connect_timeout: settings.redis.connect_timeout,
-            response_timeout: settings.redis.response_timeout,
-            track: true,
-            canary: false,
             tracking: None,
             key_prefix: settings.records.key_prefix.clone(),
             max_value: settings.records.max_value,

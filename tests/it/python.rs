@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::harness::server::program;
 use crate::harness::{RedisServer, Server};
 
-/// The output of a script that failed. As an error rather than a panic it is the last that a test prints, behind no backtrace.
+/// The output of a script that failed. A test returns it, so that it is printed last; a panic would print a backtrace behind it.
 struct Failed(String);
 
 impl std::fmt::Debug for Failed {

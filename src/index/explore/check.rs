@@ -122,7 +122,7 @@ impl World {
         }
     }
 
-    /// A hash of all that what follows depends on.
+    /// A hash of everything on which later steps depend.
     pub(super) fn fingerprint(&self) -> u64 {
         let mut hash = Xxh3::new();
         let it = &mut hash;

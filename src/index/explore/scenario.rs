@@ -1,6 +1,6 @@
-//! What is left to happen in a world.
+//! The events of a world.
 
-/// What may happen in a world, and how often.
+/// The events that may happen in a world, and how often.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a kind of event of its own")]
 pub(super) struct Scenario {

@@ -1,6 +1,6 @@
 //! The steps of a world, and which of them can come next.
 
-use super::world::{LEASE, Message, Stage, World};
+use super::world::{Message, Stage, World};
 
 /// A key, by its number.
 pub(super) type Key = usize;
@@ -106,14 +106,9 @@ impl World {
                 }
             }
         }
-        if left.ticks > 0 && self.may_tick() {
+        if left.ticks > 0 {
             steps.push(Step::Tick);
         }
         steps
-    }
-
-    /// Time passes without end only where something depends on it.
-    fn may_tick(&self) -> bool {
-        self.now() < u64::from(self.scenario.ticks) + LEASE
     }
 }

@@ -114,13 +114,12 @@ pub(super) struct Past {
 
 /// An index, and everything around it.
 pub(super) struct World {
-    pub(super) scenario: Scenario,
-    /// What may still happen.
+    /// The events that are left to happen.
     pub(super) left: Scenario,
     pub(super) index: Arc<Index<Number>>,
     pub(super) ids: [ImageId; 2],
     clock: &'static AtomicU64,
-    /// What Redis holds.
+    /// The values in Redis.
     pub(super) values: [Option<Value>; 2],
     /// The number of the last write of each key, deletions included.
     pub(super) written: [Number; 2],
@@ -163,7 +162,6 @@ impl World {
         let rules = without.map_or_else(Rules::default, Rules::without);
         let index = Index::with_rules(limits, rules, Clock::by_hand(clock));
         let mut world = World {
-            scenario,
             left: scenario,
             index: Arc::new(index),
             ids: ["a", "b"].map(|id| ImageId::parse(id).unwrap()),
@@ -244,7 +242,7 @@ impl World {
                 let lease = self.fetches[number].lease.as_mut().unwrap();
                 lease.mark_sent().now_or_never().expect("there is nothing to wait for");
                 self.fetches[number].stage = Stage::Sent;
-                if !self.scenario.slow {
+                if !self.left.slow {
                     self.serve(number);
                 }
             }
@@ -259,7 +257,6 @@ impl World {
                     return Err("a fetch that nobody waits for isn't given up".to_owned());
                 }
                 fetch.stage = Stage::Over;
-                drop(lease);
             }
             Step::Panic(number) => {
                 self.left.cancels -= 1;
@@ -303,7 +300,8 @@ impl World {
         let now = self.now();
         let written = self.written[key];
         let past = &mut self.past[key];
-        past.last_mut().unwrap().until = self.scenario.unreachable.then_some(now);
+        // Nothing else depends on the time of a write, so without outages it would only make more states.
+        past.last_mut().unwrap().until = self.left.unreachable.then_some(now);
         past.push(Past { value: value.map_or(0, |it| it.number), written, until: None });
         self.values[key] = value;
     }
@@ -327,7 +325,7 @@ impl World {
             }
             Message::Tracked { .. } | Message::Beat { .. } => {
                 self.announcements.push_back(message);
-                if !self.scenario.slow {
+                if !self.left.slow {
                     self.announce();
                 }
             }
@@ -355,7 +353,7 @@ impl World {
         self.is_noticed = true;
         self.wire.clear();
         let reason = "it broke".into();
-        let coherence = if self.scenario.unreachable {
+        let coherence = if self.left.unreachable {
             Coherence::Unreachable(reason)
         } else {
             Coherence::Unverified(reason)

@@ -130,7 +130,10 @@ impl<'a> Frames<'a> {
         let (width, height) = (u32::from(frame.width), u32::from(frame.height));
         // The header was checked before: the decoder must see the same frame.
         if pixels((width, height)) != header.pixels {
-            return Err(PictureError::Broken("the GIF has an unclear structure".to_owned()));
+            return Err(PictureError::Broken(
+                "a frame of the GIF must have the same size for its header and its decoder"
+                    .to_owned(),
+            ));
         }
         let mut picture = RgbaImage::new(width, height);
         if header.pixels > 0 {

@@ -1,9 +1,9 @@
 //! The tracking connection, the data connections and the index against simulated servers, under a clock that is turned.
 //!
 //! A seed makes a run of some seconds: a writer, readers, and faults one after the other. Time stands still while anything
-//! can be done, so a run takes milliseconds, and a seed that fails can be run again. (It repeats nearly everything: tokio wakes
-//! tasks that wait for the same thing in an order of its own.) What is simulated is the network and Redis (`server.rs`);
-//! the tasks, the client's protocol and the index are the real ones.
+//! can be done, so a run takes milliseconds. A seed repeats its run but for one thing: of tasks that wait for the same event,
+//! tokio wakes any first. The network and Redis are simulated (`server.rs`); the tasks, the client's protocol and the index
+//! are the real ones.
 //!
 //! ```sh
 //! AFTERIMAGE_TEST_SEED=17 cargo test --lib simulation -- --nocapture
@@ -18,7 +18,6 @@ use std::time::Instant;
 
 use tokio::time::timeout;
 
-use super::redis::RedisStore;
 use crate::image::ImageId;
 use crate::index::{Rule, Rules};
 use crate::settings::Settings;
@@ -79,12 +78,12 @@ fn the_simulation_notices_a_rule_that_is_left_out() {
     }
 }
 
-/// A fetch has a deadline that comes before the time-out of its command. (A seed found it.)
+/// The deadline of a fetch comes before the time-out of its command, so the time-out alone would never close the connection.
 #[tokio::test(start_paused = true)]
 async fn a_data_connection_that_is_silent_is_given_up_by_those_who_leave_first() {
     let network = Network::new(1);
     let settings = Settings::load(&[]).unwrap();
-    let store = RedisStore::simulated(&network, &settings);
+    let store = network.store(&settings);
     let id = ImageId::parse("a").unwrap();
     network.write("image:a", 1);
     let connections = settings.redis.connections.get();

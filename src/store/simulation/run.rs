@@ -14,7 +14,6 @@ use crate::image::ImageId;
 use crate::index::{Index, IndexLimits, Rules};
 use crate::settings::Settings;
 use crate::store::ChangeListener;
-use crate::store::redis::RedisStore;
 
 /// The defaults.
 static SETTINGS: LazyLock<Settings> = LazyLock::new(|| Settings::load(&[]).unwrap());
@@ -25,10 +24,10 @@ const READERS: usize = 3;
 /// A heartbeat is relied upon for so long. A push that is late counts from the next heartbeat, whose answer is behind it.
 const LEASE: Duration = Duration::from_millis(500);
 
-/// Where the address leads is compared so often, and each attempt takes so long at most.
+/// Two seconds between comparisons of where the address leads, and two at most for each of them.
 const SWITCH: Duration = Duration::from_secs(4);
 
-/// Longest time in which all is as it was, after the last fault: a pause before the next attempt to connect, and the attempt.
+/// Time in which everything must be known again after the last fault: the longest pause between attempts to connect is 30 s.
 const SETTLED: Duration = Duration::from_secs(40);
 
 /// The account of a run.
@@ -124,7 +123,7 @@ impl Simulation {
         };
         let clock = Clock::of_tokio();
         let index = Arc::new(Index::with_rules(limits, rules, clock));
-        let mut store = RedisStore::simulated(&network, &SETTINGS);
+        let mut store = network.store(&SETTINGS);
         let listener = {
             let index = Arc::clone(&index);
             ChangeListener::new(move |change| index.apply(change))

@@ -13,6 +13,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::resp::{array, bulk, map, push, take_command};
+use crate::settings::Settings;
+use crate::store::connector::Connector;
+use crate::store::redis::RedisStore;
 
 /// Time-out of a simulated connect.
 const CONNECT: Duration = Duration::from_secs(1);
@@ -76,6 +79,12 @@ impl Network {
             refuses: false,
             slowness: Duration::ZERO,
         })))
+    }
+
+    /// A store on the server behind the address.
+    pub(super) fn store(&self, settings: &Settings) -> RedisStore {
+        let connector = |protocol| Connector::Simulated(self.clone(), protocol);
+        RedisStore::over([ProtocolVersion::RESP2, ProtocolVersion::RESP3].map(connector), settings)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
