@@ -8,11 +8,17 @@
 # ARGUMENTS go to `cargo test`: `tests/run.sh quick --test it -- freshness::`. Programs that are missing are installed as
 # root on Debian, and named otherwise.
 #
-# Soak: AFTERIMAGE_TEST_SOAK_MINUTES (60) in all, AFTERIMAGE_TEST_EVENTS_SECONDS (900) for one run of the streams,
-# AFTERIMAGE_TEST_FAULTS_SECONDS (600) for one of the checker with faults on each kind of server, AFTERIMAGE_TEST_RACES
-# (3000) races of a write and a read in each round. AFTERIMAGE_TEST_PROGRAM is
-# the path of another build for the tests that run the program, such as a release build whose figures are wanted, and
-# AFTERIMAGE_TEST_GALLERY_IMAGES (20000) the number of images in the test of the gallery.
+# The environment says how much the soak does; CI does less of it:
+#
+#   AFTERIMAGE_TEST_SOAK_MINUTES    60    all of it
+#   AFTERIMAGE_TEST_EVENTS_SECONDS  900   one run of the streams
+#   AFTERIMAGE_TEST_FAULTS_SECONDS  600   one run of the checker with faults, on each kind of server
+#   AFTERIMAGE_TEST_RACES           3000  races of a write and a read in a round
+#   AFTERIMAGE_TEST_KILLS           200   kills beside an object store in a round
+#   AFTERIMAGE_TEST_DAMAGED         30    damaged copies of each picture
+#
+# AFTERIMAGE_TEST_PROGRAM is the path of another build for the tests that run the program, such as a release build whose
+# figures are wanted, and AFTERIMAGE_TEST_GALLERY_IMAGES (20000) the number of images in the test of the gallery.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -123,9 +129,11 @@ fi
 # Each round has other moments for its races and kills. The first runs the streams of events for long.
 minutes=${AFTERIMAGE_TEST_SOAK_MINUTES:-60}
 export AFTERIMAGE_TEST_RACES=${AFTERIMAGE_TEST_RACES:-3000}
+export AFTERIMAGE_TEST_KILLS=${AFTERIMAGE_TEST_KILLS:-200}
+export AFTERIMAGE_TEST_DAMAGED=${AFTERIMAGE_TEST_DAMAGED:-30}
 export AFTERIMAGE_TEST_EVENTS_SECONDS=${AFTERIMAGE_TEST_EVENTS_SECONDS:-900}
 deadline=$((SECONDS + 60 * minutes))
-run --test it "$@" ::: events::
+run --test it "$@" ::: events:: pixels::
 AFTERIMAGE_TEST_FAULTS_SECONDS=${AFTERIMAGE_TEST_FAULTS_SECONDS:-600} run --test it "$@" ::: fault_checker::
 round=0
 while [ "$SECONDS" -lt "$deadline" ]; do
