@@ -12,7 +12,8 @@
 FROM --platform=$BUILDPLATFORM rust:1.95-bookworm AS build
 ARG TARGETARCH
 WORKDIR /build
-# The compiler for the other architecture, for the C code of libwebp and ring, and for linking. Its version is the release's.
+# nasm for the AVIF encoder. The compiler for the other architecture, for the C code of libwebp and ring, and for linking. Their
+# versions are the release's.
 # hadolint ignore=DL3008
 RUN <<EOF
 set -eu
@@ -21,11 +22,14 @@ case "$TARGETARCH" in
   arm64) echo aarch64-unknown-linux-gnu > /target; gcc=aarch64-linux-gnu ;;
   *) echo "TARGETARCH must be amd64 or arm64, not $TARGETARCH" >&2; exit 1 ;;
 esac
+packages=nasm
 if [ "$(dpkg --print-architecture)" != "$TARGETARCH" ]; then
-  apt-get update
-  apt-get install -y --no-install-recommends "gcc-$gcc" "libc6-dev-$TARGETARCH-cross"
-  rm -rf /var/lib/apt/lists/*
+  packages="$packages gcc-$gcc libc6-dev-$TARGETARCH-cross"
 fi
+apt-get update
+# shellcheck disable=SC2086
+apt-get install -y --no-install-recommends $packages
+rm -rf /var/lib/apt/lists/*
 rustup target add "$(cat /target)"
 mkdir /data
 EOF
@@ -45,7 +49,7 @@ ENV CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER=x86_64-linux-gnu-gcc \
 # What was compiled stays in the cache of this machine; a change compiles what it touches. The profile strips the program.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/build/target,sharing=locked \
-    AFTERIMAGE_COMMIT="$COMMIT" cargo build --profile dist --locked --bin afterimage --target "$(cat /target)" \
+    AFTERIMAGE_COMMIT="$COMMIT" cargo build --profile dist --locked --bin afterimage --features avif-asm --target "$(cat /target)" \
     && cp "target/$(cat /target)/dist/afterimage" /afterimage
 
 FROM gcr.io/distroless/cc-debian12:nonroot

@@ -431,6 +431,7 @@ impl RenderParts {
             | PictureError::BrokenAnimation(_)
             | PictureError::TooLong { .. }
             | PictureError::Encoding(_)
+            | PictureError::NotSmaller(_)
             | PictureError::NotStripped => (form, None),
             // It takes as long again, unless it began late.
             PictureError::TimedOut if time >= self.timeout / 2 => (form, Some(RETRIED_AFTER)),

@@ -74,6 +74,7 @@ pub struct Variant {
     quality: u8,
     effort: u8,
     is_animated: bool,
+    only_if_smaller: bool,
 }
 
 impl Variant {
@@ -107,6 +108,12 @@ impl Variant {
         self.is_animated
     }
 
+    /// True for AVIF that the server chose and may replace by WebP: then there is none of a picture that is larger so.
+    #[must_use]
+    pub fn only_if_smaller(self) -> bool {
+        self.only_if_smaller
+    }
+
     /// True if it has the first frame of an image alone, and its format has room for all.
     #[must_use]
     pub fn is_stopped(self, media_type: MediaType, traits: Traits) -> bool {
@@ -125,7 +132,7 @@ impl Variant {
             Format::Avif | Format::Jpeg => (quality, 0),
             Format::Png => (0, 0),
         };
-        Variant { bounds, format, quality, effort, is_animated: false }
+        Variant { bounds, format, quality, effort, is_animated: false, only_if_smaller: false }
     }
 }
 
@@ -155,6 +162,9 @@ impl fmt::Display for Variant {
         }
         if self.is_animated {
             f.write_str("animated-")?;
+        }
+        if self.only_if_smaller {
+            f.write_str("smaller-")?;
         }
         write!(f, "{}{GENERATION}", self.format.name())
     }
@@ -422,7 +432,14 @@ impl Candidates {
 
     fn variant(&self, format: Format) -> Variant {
         let Transform { bounds, quality, default_quality, effort, .. } = self.transform;
-        Variant::new(bounds, format, quality.unwrap_or(default_quality), effort)
+        let variant = Variant::new(bounds, format, quality.unwrap_or(default_quality), effort);
+        let only_if_smaller = match self.transform.format {
+            RequestedFormat::Negotiated(accepted) => {
+                format == Format::Avif && accepted.weight(MediaType::WebP) > 0
+            }
+            RequestedFormat::Kept | RequestedFormat::Exactly(_) => false,
+        };
+        Variant { only_if_smaller, ..variant }
     }
 }
 

@@ -102,6 +102,9 @@ pub enum PictureError {
     /// The pixels can't be encoded in the format.
     #[error("the image can't be encoded: {0}")]
     Encoding(String),
+    /// Nobody asked for this format alone, and another one makes the picture smaller.
+    #[error("{} would be larger than another format", .0.name())]
+    NotSmaller(Format),
     /// The metadata can't be removed from the file.
     #[error("the metadata can't be removed from the image")]
     NotStripped,

@@ -25,6 +25,9 @@ pub fn encode(
     limits: RenderLimits,
 ) -> Result<Vec<u8>, PictureError> {
     match variant.format() {
+        Format::Avif if variant.only_if_smaller() && avif::is_larger_than_webp(picture) => {
+            Err(PictureError::NotSmaller(Format::Avif))
+        }
         Format::Avif => avif::encode(picture, variant.quality()),
         Format::WebP => webp::encode(picture, variant.quality(), variant.effort(), limits),
         Format::Jpeg => jpeg::encode(picture, variant.quality(), limits),
