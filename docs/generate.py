@@ -479,7 +479,7 @@ ADVICE = {
     "absent": "There is none under this id, or it has expired. With `fallback=placeholder` the body is a picture.",
     "unknown-address": "Look at [the addresses](http.md). With `[admin] listen`, those of operators are on that listener only.",
     "method-not-allowed": "`Allow` has the methods of this address.",
-    "not-acceptable": "AVIF, HEIC, JPEG XL and SVG are served as they are. Ask without a format, or store another.",
+    "not-acceptable": "HEIC, SVG and pictures that can't be decoded are served as they are. Ask without a format, or store another.",
     "body-timeout": "The client sent nothing for `[http] body_timeout`. Send it again.",
     "precondition-failed": "The image was changed by somebody else, or is there already. `ETag` has the present version.",
     "body-too-large": "Raise `[records] max_value`, or store a smaller image: base64 makes it a third larger.",

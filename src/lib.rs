@@ -10,7 +10,8 @@
 //!   one fetch of many.
 //! - [`store`] keeps records and reports changes, `changes` passes them on; `offload` has the images that moved out of
 //!   their records.
-//! - `cache` keeps decoded bytes, and `originals` bring them there; `render` schedules what [`picture`] draws.
+//! - `cache` keeps decoded bytes, and `originals` bring them there; `render` schedules what [`picture`] draws,
+//!   and `decoder` decodes apart what this process shouldn't.
 //! - `events` tells browsers of changes.
 //! - `clock` counts suspended time; `budget`, `cpu` and `limit` are permits for bytes, cores and places; `shutdown` has the
 //!   phases of a stop.
@@ -31,6 +32,7 @@ pub mod cli;
 mod clock;
 mod coalesce;
 mod cpu;
+mod decoder;
 mod events;
 mod exposition;
 mod histogram;
@@ -66,6 +68,7 @@ pub use app::App;
 pub use cache::{Cache, CacheKey, CacheLimits};
 pub use cache_status::CacheStatus;
 pub use clock::{Clock, Suspended};
+pub use decoder::run_if_asked as run_decoder_if_asked;
 pub use http::ProblemKind;
 pub use http::router::Route;
 pub use index::{Rule, Rules};

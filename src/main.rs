@@ -2,8 +2,15 @@
 
 use std::process::ExitCode;
 
+fn main() -> ExitCode {
+    match afterimage::run_decoder_if_asked(std::env::args_os()) {
+        Some(code) => ExitCode::from(code),
+        None => run(),
+    }
+}
+
 #[tokio::main]
-async fn main() -> ExitCode {
+async fn run() -> ExitCode {
     let command = match afterimage::cli::parse(std::env::args_os(), std::env::vars_os()) {
         Ok(command) => command,
         Err(exit) => return exit.print(),

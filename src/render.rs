@@ -12,6 +12,7 @@ use crate::budget::{FetchBudget, OverBudget};
 use crate::cache::{Cache, CacheKey};
 use crate::cache_status::CacheStatus;
 use crate::coalesce::{Flights, Lost};
+use crate::decoder::Decoder;
 use crate::image::variant::{GENERATION, Transform, Variant};
 use crate::image::{
     ImageId, MediaType, Metadata, Representation, RepresentationKind as Kind, Version,
@@ -53,6 +54,7 @@ struct RenderParts {
     timeout: Duration,
     max_pixels: u64,
     animations: AnimationLimits,
+    decoder: Decoder,
 }
 
 type ImageVersion = (ImageId, Version);
@@ -112,10 +114,22 @@ pub enum RenderError {
     OverBudget(#[from] OverBudget),
     /// The picture can't be made.
     #[error(transparent)]
-    Picture(#[from] PictureError),
+    Picture(PictureError),
+    /// The picture can't be made now.
+    #[error("{0}")]
+    Unavailable(String),
     /// The render ended without an outcome.
     #[error(transparent)]
     Lost(#[from] Lost),
+}
+
+impl From<PictureError> for RenderError {
+    fn from(error: PictureError) -> RenderError {
+        match error {
+            PictureError::NoDecoder(_) => RenderError::Unavailable(error.to_string()),
+            error => RenderError::Picture(error),
+        }
+    }
 }
 
 /// The renders that one client has at a time.
@@ -151,6 +165,7 @@ impl Renderer {
                 frames: settings.pictures.max_animation_frames,
                 pixels: settings.pictures.max_animation_pixels,
             },
+            decoder: Decoder::new(&settings.pictures.program),
         }))
     }
 
@@ -229,16 +244,17 @@ impl Renderer {
         let (shared, previewed) = (Arc::clone(&self.0), source.clone());
         let work = move |limits| {
             let metadata = &original.metadata;
+            let (body, media_type) = shared.decoder.readable(&original.body, media_type, limits)?;
             let product = if is_thumbnail {
                 // Whoever wants the one mostly wants the other as well.
                 let (product, preview) =
-                    picture::render_with_preview(&original.body, media_type, variant, limits)?;
+                    picture::render_with_preview(&body, media_type, variant, limits)?;
                 lock(&shared.previews).put(previewed, Arc::new(preview));
                 product
             } else if variant.is_animated() {
-                picture::render_animation(&original.body, media_type, variant, limits, most)?
+                picture::render_animation(&body, media_type, variant, limits, most)?
             } else {
-                picture::render(&original.body, media_type, variant, limits)?
+                picture::render(&body, media_type, variant, limits)?
             };
             let Product { bytes, at_full_size } = product;
             let metadata = Metadata { at_full_size, ..metadata.variant(variant, bytes.len()) };
@@ -292,8 +308,11 @@ impl Renderer {
         let preview = self.join(&self.0.previewing, source.clone(), client, move || async move {
             let (body, media_type) = (original.body.clone(), original.metadata.media_type);
             let memory = move |limits| picture::preview_memory(&body, media_type, limits);
-            let work =
-                move |limits| picture::preview(&original.body, media_type, limits).map(Arc::new);
+            let decoder = shared.decoder.clone();
+            let work = move |limits| {
+                let (body, media_type) = decoder.readable(&original.body, media_type, limits)?;
+                picture::preview(&body, media_type, limits).map(Arc::new)
+            };
             let rendered = shared.run(Some((&source, None)), Job { memory, work }).await?;
             lock(&shared.previews).put(source, Arc::clone(&rendered.product));
             Ok(rendered)
@@ -443,6 +462,7 @@ impl RenderParts {
             PictureError::TimedOut
             | PictureError::DecodingTimedOut
             | PictureError::SlowAnimation
+            | PictureError::NoDecoder(_)
             | PictureError::Opaque(_) => return,
         };
         let until = until.map(|pause| Instant::now() + pause);

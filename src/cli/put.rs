@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::client::ServerAddress;
 use super::images::{Access, Images, Life, Put};
 use super::{Failures, is_dash, say};
+use crate::decoder::Decoder;
 use crate::image::{ImageId, MediaType, record};
 use crate::picture::{self, PictureError, RenderLimits, sniff};
 use crate::settings::{PictureSettings, Settings};
@@ -152,7 +153,10 @@ fn verify(
 ) -> Result<(), PictureError> {
     let deadline = Some(Instant::now() + settings.timeout);
     let limits = RenderLimits { pixels: settings.max_pixels, deadline };
-    match picture::preview(bytes, media_type, limits) {
+    let previewed = Decoder::new(&settings.program)
+        .readable(bytes, media_type, limits)
+        .and_then(|(bytes, media_type)| picture::preview(&bytes, media_type, limits));
+    match previewed {
         Err(broken @ PictureError::Broken(_)) => Err(broken),
         Ok(_) | Err(_) => Ok(()),
     }

@@ -270,7 +270,9 @@ impl From<RenderError> for Problem {
     fn from(error: RenderError) -> Problem {
         let detail = error.to_string();
         match error {
-            RenderError::Busy | RenderError::GivenUp => Problem::busy(detail),
+            RenderError::Busy | RenderError::GivenUp | RenderError::Unavailable(_) => {
+                Problem::busy(detail)
+            }
             RenderError::OverBudget(over_budget) => over_budget.into(),
             RenderError::Lost(_) => Problem::internal("a render ended without an outcome"),
             RenderError::Picture(error) if error.is_timeout() => {

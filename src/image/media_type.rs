@@ -41,8 +41,7 @@ impl MediaType {
 
     /// True for types that `picture` decodes.
     ///
-    /// AVIF, HEIC and JPEG XL have decoders that are C libraries of the system, or take minutes to build, so they are served
-    /// as they are. So is SVG, which has no pixels.
+    /// HEIC has decoders that are C libraries of the system, so it is served as it is. So is SVG, which has no pixels.
     #[must_use]
     pub const fn is_decodable(self) -> bool {
         match self {
@@ -55,6 +54,12 @@ impl MediaType {
             | MediaType::Tiff => true,
             MediaType::Avif | MediaType::Heic | MediaType::JpegXl | MediaType::Svg => false,
         }
+    }
+
+    /// True for types that `decoder` decodes in a process of its own.
+    #[must_use]
+    pub const fn is_decoded_apart(self) -> bool {
+        matches!(self, MediaType::Avif | MediaType::JpegXl)
     }
 
     /// The registered name (IANA media types).

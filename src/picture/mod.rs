@@ -118,6 +118,9 @@ pub enum PictureError {
         /// Bytes for everything that is fetched, rendered and sent.
         limit: u64,
     },
+    /// The process that decodes this format can't be started.
+    #[error("the decoder of the image can't be started: {0}")]
+    NoDecoder(String),
     /// The deadline has passed.
     #[error("the picture takes too long to make ([pictures] timeout)")]
     TimedOut,
@@ -251,6 +254,15 @@ fn check_sides(format: Format, length: u32) -> Result<(), PictureError> {
         return Err(PictureError::TooLong { format, longest });
     }
     Ok(())
+}
+
+/// The memory that decoding a picture takes at most, in bytes, told from its head.
+pub(crate) fn decoding_memory(
+    bytes: &[u8],
+    media_type: MediaType,
+    limits: RenderLimits,
+) -> Result<u64, PictureError> {
+    Ok(decode::measure(bytes, media_type, limits)?.decoding())
 }
 
 /// The memory that [`preview`] takes at most.

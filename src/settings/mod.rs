@@ -4,7 +4,7 @@ mod layers;
 mod values;
 
 use std::num::{NonZeroU8, NonZeroU32, NonZeroUsize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -275,6 +275,15 @@ pub struct PictureSettings {
     pub max_animation_pixels: u64,
     #[serde(deserialize_with = "duration")]
     pub timeout: Duration,
+    /// Afterimage as a program, for decoder processes. No setting: tests, whose program is another one, set it.
+    #[serde(skip, default = "this_program")]
+    pub program: PathBuf,
+}
+
+/// Returns the running program. The link leads to it even after an upgrade has replaced its file.
+fn this_program() -> PathBuf {
+    let link = Path::new("/proc/self/exe");
+    if link.exists() { link.to_owned() } else { std::env::current_exe().unwrap_or_default() }
 }
 
 /// `[limits]`: bounds of what may be in progress at the same time.

@@ -43,6 +43,7 @@ mod concepts;
 mod conditional;
 mod connections;
 mod dashboards;
+mod decoder;
 mod description;
 mod embedded;
 mod events;

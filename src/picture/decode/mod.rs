@@ -91,6 +91,8 @@ pub(super) struct Measure {
     decoding: u64,
     /// Bytes of the decoded picture.
     decoded: u64,
+    /// Bytes held beside the decoded picture while it is scaled.
+    held: u64,
 }
 
 impl Measure {
@@ -104,7 +106,17 @@ impl Measure {
     ) -> Measure {
         let decoded = pixels(size) * if has_alpha { 4 } else { 3 };
         let decoding = decoded + beside + 2 * source.len() as u64;
-        Measure { size, orientation, decoding, decoded }
+        Measure { size, orientation, decoding, decoded, held: 0 }
+    }
+
+    /// The same for a picture that a process of its own decodes. Both processes hold its pixels as PNG for a while.
+    fn apart(self) -> Measure {
+        Measure { decoding: self.decoding + 2 * self.decoded, held: self.decoded, ..self }
+    }
+
+    /// Bytes that decoding takes at most.
+    pub(super) fn decoding(&self) -> u64 {
+        self.decoding
     }
 
     /// Width and height with the orientation applied.
@@ -123,7 +135,7 @@ impl Measure {
         let (_, rows) = self.upright();
         // The product, its copy that is turned, and between the two passes over the source all of its rows.
         let scaling = 4 * width * (2 * height + u64::from(rows).max(height));
-        self.decoding.max(self.decoded + scaling)
+        self.decoding.max(self.decoded + self.held + scaling)
     }
 }
 

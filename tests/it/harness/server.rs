@@ -138,7 +138,10 @@ pub(crate) fn load(given: &[(&str, &str)]) -> Settings {
             setting.overridden(text, "test".into())
         })
         .collect();
-    Settings::load(&overrides).unwrap()
+    let mut settings = Settings::load(&overrides).unwrap();
+    // Not the program of the tests.
+    settings.pictures.program = env!("CARGO_BIN_EXE_afterimage").into();
+    settings
 }
 
 /// The program in a process of its own, killed with the test.
