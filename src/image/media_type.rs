@@ -41,7 +41,7 @@ impl MediaType {
 
     /// True for types that `picture` decodes.
     ///
-    /// HEIC has decoders that are C libraries of the system, so it is served as it is. So is SVG, which has no pixels.
+    /// AVIF needs the feature `read-avif`. HEIC and JPEG XL are served as they are. So is SVG, which has no pixels.
     #[must_use]
     pub const fn is_decodable(self) -> bool {
         match self {
@@ -52,7 +52,8 @@ impl MediaType {
             | MediaType::Bmp
             | MediaType::Ico
             | MediaType::Tiff => true,
-            MediaType::Avif | MediaType::Heic | MediaType::JpegXl | MediaType::Svg => false,
+            MediaType::Avif => cfg!(feature = "read-avif"),
+            MediaType::Heic | MediaType::JpegXl | MediaType::Svg => false,
         }
     }
 

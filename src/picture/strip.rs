@@ -7,6 +7,8 @@ use std::ops::Range;
 
 use image::metadata::Orientation;
 
+#[cfg(feature = "read-avif")]
+use super::decode::avif;
 use super::decode::{exif, is_animated};
 use crate::image::{Embedded, MediaType, Traits};
 
@@ -25,6 +27,9 @@ pub fn traits(bytes: &[u8], media_type: MediaType) -> Traits {
         }
         // Tags for pixels and for everything else stand in one directory.
         MediaType::Tiff if tiff_is_bare(bytes) != Some(true) => Embedded::Inseparable,
+        // Places of items would have to be moved.
+        #[cfg(feature = "read-avif")]
+        MediaType::Avif if avif::has_metadata(bytes) != Some(false) => Embedded::Inseparable,
         MediaType::Tiff
         | MediaType::Bmp
         | MediaType::Ico

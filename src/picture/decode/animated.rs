@@ -10,6 +10,8 @@ pub fn is_animated(bytes: &[u8], media_type: MediaType) -> bool {
         MediaType::Png => png_is_animated(bytes),
         MediaType::WebP => webp_is_animated(bytes),
         MediaType::Gif => gif_is_animated(bytes),
+        #[cfg(feature = "read-avif")]
+        MediaType::Avif => Some(super::avif::is_animated(bytes)),
         _ => None,
     }
     .unwrap_or(false)

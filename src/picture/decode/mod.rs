@@ -4,6 +4,8 @@
 
 mod animated;
 pub(super) mod animation;
+#[cfg(feature = "read-avif")]
+pub(super) mod avif;
 mod bmp;
 mod colours;
 mod deadline;
@@ -205,7 +207,11 @@ fn measure_or_panic(
         MediaType::Bmp => bmp::measure(bytes, limits),
         MediaType::Ico => ico::measure(bytes, limits),
         MediaType::Tiff => tiff::measure(bytes, limits),
-        MediaType::Avif | MediaType::Heic | MediaType::JpegXl | MediaType::Svg => {
+        #[cfg(feature = "read-avif")]
+        MediaType::Avif => avif::measure(bytes, limits).map(Measure::apart),
+        #[cfg(not(feature = "read-avif"))]
+        MediaType::Avif => Err(PictureError::Opaque(media_type)),
+        MediaType::Heic | MediaType::JpegXl | MediaType::Svg => {
             Err(PictureError::Opaque(media_type))
         }
     }
@@ -226,7 +232,11 @@ fn decode_or_panic(
         MediaType::Bmp => bmp::decode(bytes, limits),
         MediaType::Ico => ico::decode(bytes, limits),
         MediaType::Tiff => tiff::decode(bytes, limits),
-        MediaType::Avif | MediaType::Heic | MediaType::JpegXl | MediaType::Svg => {
+        #[cfg(feature = "read-avif")]
+        MediaType::Avif => avif::decode(bytes, limits),
+        #[cfg(not(feature = "read-avif"))]
+        MediaType::Avif => Err(PictureError::Opaque(media_type)),
+        MediaType::Heic | MediaType::JpegXl | MediaType::Svg => {
             Err(PictureError::Opaque(media_type))
         }
     }?;
