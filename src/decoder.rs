@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn a_program_that_is_missing_is_no_fault_of_the_picture() {
         let decoder = Decoder::new(Path::new("/nowhere/afterimage"));
-        let limits = RenderLimits { pixels: 1000, deadline: None };
+        let limits = RenderLimits { pixels: 10_000, deadline: None };
         let png = decoder.readable(b"as it is", MediaType::Png, limits).unwrap();
         assert_eq!((&*png.0, png.1), (&b"as it is"[..], MediaType::Png));
         let avif = include_bytes!("../tests/cases/avif-8-bits.avif");

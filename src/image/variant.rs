@@ -50,11 +50,12 @@ impl Format {
         }
     }
 
-    /// The format of an image of which only the size changes: its own, or else PNG, which is lossless.
+    /// The format of an image of which only the size changes: its own, or WebP for what is as small, or else PNG, which is
+    /// lossless.
     fn kept_by(media_type: MediaType) -> Format {
         match media_type {
             MediaType::Jpeg => Format::Jpeg,
-            MediaType::WebP => Format::WebP,
+            MediaType::WebP | MediaType::Avif | MediaType::JpegXl => Format::WebP,
             _ => Format::Png,
         }
     }
@@ -319,7 +320,7 @@ struct Candidates {
 
 impl Candidates {
     /// Adds what an address that leaves the format to the server means. A client that accepts anything gets the image's own
-    /// type: only formats that it names compete with that, and AVIF and WebP win at equal weights, since they are smaller.
+    /// type: only formats that it names compete with that, and AVIF and WebP win at equal weights, where they are smaller.
     fn negotiate(&mut self, accepted: AcceptedTypes) {
         let own = accepted.weight(self.media_type);
         let mut ranked: Vec<(u16, Option<Format>)> = vec![(own, None)];
@@ -332,7 +333,9 @@ impl Candidates {
                 && !(own > 0 && self.keeps_moving() && self.stops(Some(format)))
             {
                 let at = ranked.iter().position(|(other, it)| {
-                    let is_smaller = it.is_none() && matches!(format, Format::Avif | Format::WebP);
+                    let is_smaller = it.is_none()
+                        && matches!(format, Format::Avif | Format::WebP)
+                        && !matches!(self.media_type, MediaType::Avif | MediaType::JpegXl);
                     weight > *other || (weight == *other && is_smaller)
                 });
                 ranked.insert(at.unwrap_or(ranked.len()), (weight, Some(format)));
@@ -502,7 +505,7 @@ mod tests {
             text(transform(0, RequestedFormat::Exactly(Format::Png)), MediaType::Gif),
             "original"
         );
-        for opaque in [MediaType::Avif, MediaType::Heic, MediaType::JpegXl, MediaType::Svg] {
+        for opaque in [MediaType::Heic, MediaType::Svg] {
             assert_eq!(text(transform(256, RequestedFormat::Kept), opaque), "original");
             let webp = transform(0, RequestedFormat::Exactly(Format::WebP));
             let webp = webp.candidates(opaque, Traits::default());
@@ -532,7 +535,8 @@ mod tests {
             (&[(Jpeg, 1000), (Png, 1000)], 0, Png, "original jpg"),
             (&[(WebP, 900), (Jpeg, 1000)], 0, Jpeg, "original webp"),
             (&[], 0, Png, ""),
-            (&[(WebP, 1000)], 0, Avif, ""),
+            (&[(WebP, 1000)], 0, Avif, "webp"),
+            (&[(WebP, 1000)], 800, Avif, "webp original"),
             (&[(WebP, 1000)], 1000, Svg, "original"),
             // Its own type, which isn't encoded here.
             (&[(Gif, 1000)], 0, Gif, "original"),
@@ -541,7 +545,7 @@ mod tests {
             (&[(Jpeg, 0)], 1000, Jpeg, "png"),
             (&[(Gif, 500), (Jpeg, 1000)], 0, Gif, "jpg original"),
             (&[(Svg, 1000)], 0, Svg, "original"),
-            (&[(Avif, 1000), (WebP, 1000)], 0, Avif, "original"),
+            (&[(Avif, 1000), (WebP, 1000)], 0, Avif, "original webp"),
         ] {
             let transform = transform(0, accepting(named, rest));
             let formats = list(transform, media_type, Traits::default());

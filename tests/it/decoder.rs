@@ -33,6 +33,28 @@ fn script(dir: &tempfile::TempDir, line: &str) -> PathBuf {
 }
 
 #[tokio::test]
+async fn an_avif_is_shown_in_other_sizes_and_formats() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    redis.set("a", &record(AVIF)).await;
+    for (path, media_type, size) in [
+        ("a?w=32", "image/webp", (32, 24)),
+        ("a.png", "image/png", (64, 48)),
+        ("a?format=jpg&w=16", "image/jpeg", (16, 12)),
+        ("a/thumbnail", "image/webp", (64, 64)),
+    ] {
+        let answer = server.get(&format!("/images/{path}")).await;
+        assert_eq!(answer.header("content-type"), media_type, "{path}");
+        let picture = image::load_from_memory(&answer.body).unwrap();
+        assert_eq!((picture.width(), picture.height()), size, "{path}");
+    }
+    let info = server.get("/images/a/info").await;
+    let info: serde_json::Value = serde_json::from_slice(&info.body).unwrap();
+    assert_eq!((&info["width"], &info["height"]), (&64.into(), &48.into()));
+    assert_eq!(server.get("/images/a").await.body, AVIF);
+}
+
+#[tokio::test]
 async fn a_decoder_that_cannot_be_started_is_no_fault_of_the_picture() {
     let (redis, dir) = (RedisServer::start().await, tempfile::tempdir().unwrap());
     let program = dir.path().join("decoder");

@@ -248,16 +248,27 @@ async fn avif_is_encoded_only_if_the_settings_enable_it() {
         assert_eq!(answer.header("content-type"), "image/avif", "{path}");
         assert_eq!(&answer.body[4..12], b"ftypavif");
     }
+    // AVIF of a flat picture would be larger than WebP.
+    let flat = RgbImage::from_fn(96, 64, |x, y| Rgb([u8::from(x / 32 == y / 32) * 200; 3]));
+    redis.set("flat", &record(&encoded(&flat.into(), ImageFormat::Png))).await;
+    for (path, accept, media_type) in [
+        ("flat?format=auto&w=64", accept, "image/webp"),
+        ("flat?format=auto&w=64", "image/avif, image/webp;q=0", "image/avif"),
+        ("flat?format=avif&w=64", accept, "image/avif"),
+    ] {
+        let answer = accepting(&with, &format!("/images/{path}"), accept).await;
+        assert_eq!(answer.header("content-type"), media_type, "{path} {accept}");
+    }
 }
 
 #[tokio::test]
 async fn an_undecodable_image_is_served_unchanged_and_in_no_other_format() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
-    let avif = b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf".to_vec();
-    redis.set("avif", &record(&avif)).await;
+    let heic = b"\0\0\0\x1cftypheic\0\0\0\0heicmif1miaf".to_vec();
+    redis.set("heic", &record(&heic)).await;
     redis.set("svg", &record(drawing().as_bytes())).await;
-    for (id, bytes) in [("avif", avif), ("svg", drawing().into_bytes())] {
+    for (id, bytes) in [("heic", heic), ("svg", drawing().into_bytes())] {
         for query in ["w=128", "format=auto", "w=64&h=64&fit=cover"] {
             let answer = accepting(&server, &format!("/images/{id}?{query}"), "image/*").await;
             assert_eq!(
@@ -276,7 +287,7 @@ async fn an_undecodable_image_is_served_unchanged_and_in_no_other_format() {
         let thumbnail = server.get(&format!("/images/{id}/thumbnail")).await;
         assert_eq!((thumbnail.header("content-type"), size(&thumbnail)), ("image/webp", (64, 64)));
     }
-    server.get("/images/avif.avif").await.problem(406, "not-acceptable");
+    server.get("/images/heic.avif").await.problem(406, "not-acceptable");
 }
 
 /// The size and number of frames of an animated WebP.

@@ -563,8 +563,8 @@ async fn a_broken_picture_is_refused_and_what_is_not_decoded_is_stored_as_it_is(
         assert!(detail.contains("broken") && detail.contains("[writes] verify"), "{detail}");
         server.get("/images/a").await.problem(404, "absent");
     }
-    let avif = b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf".to_vec();
-    for (id, body) in [("whole", whole), ("large", large), ("avif", avif)] {
+    let heic = b"\0\0\0\x1cftypheic\0\0\0\0heicmif1miaf".to_vec();
+    for (id, body) in [("whole", whole), ("large", large), ("heic", heic)] {
         let path = format!("/images/{id}");
         let answer = put(&server, &path, &[], &body).await;
         assert_eq!(answer.status, StatusCode::CREATED, "{id}: {answer:?}");

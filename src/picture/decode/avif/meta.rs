@@ -196,8 +196,8 @@ impl<'a> Meta<'a> {
     /// The properties of an item in their order. Fails at one that isn't known, but must be.
     pub(super) fn properties(&self, item: u32) -> Result<Vec<Part<'a>>, PictureError> {
         const KNOWN: [&[u8; 4]; 14] = [
-            b"ispe", b"pixi", b"colr", b"auxC", b"clap", b"irot", b"imir", b"av1C", b"a1op", b"lsel",
-            b"a1lx", b"pasp", b"clli", b"mdcv",
+            b"ispe", b"pixi", b"colr", b"auxC", b"clap", b"irot", b"imir", b"av1C", b"a1op",
+            b"lsel", b"a1lx", b"pasp", b"clli", b"mdcv",
         ];
         let mut properties = Vec::new();
         for (number, is_essential) in self.items.get(&item).map_or(&[][..], |it| &it.properties) {

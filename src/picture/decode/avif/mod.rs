@@ -54,7 +54,8 @@ pub(super) fn decode(bytes: &[u8], limits: RenderLimits) -> Result<DynamicImage,
     let first = av1::header(&source.data(first(&source.colour)?)?)?;
     // Told before the pixels are decoded.
     let (header, matrix, profile) = colours_of(&source, first)?;
-    let alpha = source.alpha.as_ref().map(|alpha| decode_alpha(&source, alpha, limits)).transpose()?;
+    let alpha =
+        source.alpha.as_ref().map(|alpha| decode_alpha(&source, alpha, limits)).transpose()?;
     let frame = Frame::decode(&source, &source.colour, limits)?;
     let transform = profile.and_then(|it| colours::deep_transform(&it, 3));
     let planes = frame.planes();
@@ -136,9 +137,10 @@ fn colours_of(
         return Err(broken("its colours have no matrix, but are subsampled"));
     }
     let colours = match source.profile {
-        Some(profile) => Some(Colours::of_profile(profile).ok_or_else(|| {
-            unsupported("AVIF with a colour profile that can't be read")
-        })?),
+        Some(profile) => Some(
+            Colours::of_profile(profile)
+                .ok_or_else(|| unsupported("AVIF with a colour profile that can't be read"))?,
+        ),
         None if (primaries, transfer) == (2, 2) => None,
         None => {
             let primaries = if primaries == 2 { 1 } else { primaries };

@@ -86,7 +86,8 @@ impl<'a> Source<'a> {
         let (crop, orientation) = transforms(&properties, colour.size)?;
         let (profile, points) = colours(&properties)?;
         let meta = Some(meta);
-        Source { colour, alpha, is_premultiplied, crop, orientation, profile, points, meta }.checked()
+        Source { colour, alpha, is_premultiplied, crop, orientation, profile, points, meta }
+            .checked()
     }
 
     fn of_track(bytes: &'a [u8], moov: &'a [u8]) -> Result<Source<'a>, PictureError> {

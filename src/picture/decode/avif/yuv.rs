@@ -170,15 +170,18 @@ impl<'a> Converter<'a> {
         let at = |at: usize| f32::from(self.near[at]) * 3.0 + f32::from(self.far[at]);
         for column in 0..self.planes[0].size.0 as usize {
             let near = column / 2;
-            let far =
-                if column % 2 == 0 { near.saturating_sub(1) } else { (near + 1).min(last) };
+            let far = if column % 2 == 0 { near.saturating_sub(1) } else { (near + 1).min(last) };
             colours.push((3.0 * at(near) + at(far)) / 16.0);
         }
     }
 }
 
 /// A part of one in 16 bits.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is within the bounds")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "it is within the bounds"
+)]
 pub(super) fn deep(part: f32) -> u16 {
     (part.clamp(0.0, 1.0) * 65535.0 + 0.5) as u16
 }
