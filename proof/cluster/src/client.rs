@@ -106,7 +106,6 @@ impl State {
         }
         if !is_owner && rules.hold(Rule::StrangePushDoubts) {
             self.doubt.insert(from);
-            self.begin_epoch();
         }
     }
 
@@ -178,14 +177,12 @@ impl State {
     pub(crate) fn handle_reply(&mut self, rules: Rules, at: usize) {
         let Some(fetch) = self.fetches[at].take() else { return };
         match fetch.answer {
-            Some(Answer::Value(value)) => {
-                if self.keeps(rules, fetch, value) {
-                    self.entry = Some(Entry { value, node: fetch.node });
-                }
+            Some(Answer::Value(value)) if self.keeps(rules, fetch, value) => {
+                self.entry = Some(Entry { value, node: fetch.node });
             }
+            Some(Answer::Value(_)) | None => {}
             Some(Answer::Moved(to)) => self.fetches[at] = Some(self.fetch(to, Kind::Moved)),
             Some(Answer::Ask(to)) => self.fetches[at] = Some(self.fetch(to, Kind::Asking)),
-            None => {}
         }
     }
 

@@ -18,9 +18,12 @@ fn main() -> ExitCode {
         None => run::all(false),
         Some("verbose") => run::all(true),
         Some("timelines") => run::timelines(),
-        Some(name) if run::one(name) => ExitCode::SUCCESS,
+        Some(name) if run::without(name) || run::one(name) => ExitCode::SUCCESS,
         Some(other) => {
-            eprintln!("unknown argument {other:?}: use none, `verbose` or `timelines`");
+            eprintln!(
+                "unknown argument {other:?}: the argument must be `verbose`, `timelines`, a rule, or the beginning of a \
+                 scenario's name"
+            );
             ExitCode::FAILURE
         }
     }

@@ -8,7 +8,7 @@ use stateright::{Checker, HasDiscoveries, Model};
 use crate::model::{BOUND, Checked, GOAL};
 use crate::rules::{Rule, Rules};
 use crate::scenario::{Bound, Scenario};
-use crate::scenarios::{SCENARIOS, needing};
+use crate::scenarios::{LIMITS, SCENARIOS, needing};
 use crate::words::timeline;
 
 /// Result of one run.
@@ -96,6 +96,16 @@ pub(crate) fn all(verbose: bool) -> ExitCode {
     }
     println!("cluster model: {tight} of {} bounds are tight", SCENARIOS.len());
 
+    let mut limits = 0;
+    for scenario in LIMITS {
+        if check(scenario, Rules::ALL, scenario.bound).violation.is_some() {
+            limits += 1;
+        } else {
+            println!("{}: {:?} holds after all", scenario.name, scenario.bound);
+        }
+    }
+    println!("cluster model: {limits} of {} known limits found", LIMITS.len());
+
     let mut caught = 0;
     for rule in Rule::ALL {
         let scenario = needing(rule);
@@ -119,11 +129,9 @@ pub(crate) fn all(verbose: bool) -> ExitCode {
     if verbose {
         println!("all of it: {:.1?}", began.elapsed());
     }
-    if violations == 0 && failures == 0 && tight == SCENARIOS.len() && caught == Rule::ALL.len() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    let holds = violations == 0 && failures == 0;
+    let needed = tight == SCENARIOS.len() && limits == LIMITS.len() && caught == Rule::ALL.len();
+    if holds && needed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Prints the shortest counterexample for each rule left out, and for each bound that is a tick tighter.
@@ -147,7 +155,29 @@ pub(crate) fn timelines() -> ExitCode {
             );
         }
     }
+    for scenario in LIMITS {
+        let outcome = check(scenario, Rules::ALL, scenario.bound);
+        println!(
+            "\"{}\" is later than {:?}:\n{}\n",
+            scenario.name,
+            scenario.bound,
+            outcome.violation.unwrap_or_else(|| String::from("  no violation"))
+        );
+    }
     ExitCode::SUCCESS
+}
+
+/// Prints the scenarios in which a rule is needed. Returns false if no rule has this name.
+pub(crate) fn without(name: &str) -> bool {
+    let Some(rule) = Rule::ALL.into_iter().find(|rule| format!("{rule:?}") == name) else {
+        return false;
+    };
+    for scenario in SCENARIOS {
+        let outcome = check(scenario, Rules::without(rule), scenario.bound);
+        let result = if outcome.violation.is_some() { "needed" } else { "not needed" };
+        println!("{result}: {}", scenario.name);
+    }
+    true
 }
 
 /// Checks the scenarios whose names begin so. Returns false if there is none.
@@ -163,4 +193,55 @@ pub(crate) fn one(name: &str) -> bool {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenarios::QUICK;
+
+    #[test]
+    fn the_bounds_of_small_scenarios_hold_and_are_tight() {
+        for scenario in QUICK {
+            let outcome = check(scenario, Rules::ALL, scenario.bound);
+            if let Some(timeline) = outcome.violation {
+                panic!("{}: {:?} is exceeded:\n{timeline}", scenario.name, scenario.bound);
+            }
+            assert_eq!(outcome.reached, scenario.serves_again, "{}", scenario.name);
+            if let Some(bound) = scenario.bound.tighter() {
+                let outcome = check(scenario, Rules::ALL, bound);
+                assert!(outcome.violation.is_some(), "{}: {bound:?} holds too", scenario.name);
+            }
+        }
+    }
+
+    #[test]
+    fn each_rule_is_needed() {
+        for rule in Rule::ALL {
+            let scenario = needing(rule);
+            let outcome = check(scenario, Rules::without(rule), scenario.bound);
+            assert!(outcome.violation.is_some(), "{rule:?} isn't needed in {}", scenario.name);
+        }
+    }
+
+    #[test]
+    fn the_known_limits_are_found() {
+        for scenario in LIMITS {
+            let outcome = check(scenario, Rules::ALL, scenario.bound);
+            assert!(outcome.violation.is_some(), "{} is within its bound", scenario.name);
+        }
+    }
+
+    #[test]
+    fn names_are_unique() {
+        for (at, scenario) in SCENARIOS.iter().enumerate() {
+            assert!(SCENARIOS[..at].iter().all(|it| it.name != scenario.name), "{}", scenario.name);
+        }
+    }
+
+    #[test]
+    fn numbers_are_grouped_by_threes() {
+        assert_eq!(grouped(8_270_000), "8,270,000");
+        assert_eq!(grouped(159), "159");
+    }
 }

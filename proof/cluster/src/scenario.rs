@@ -4,6 +4,7 @@ use crate::state::{ABSENT, Id, Set};
 
 /// A small world. Its steps take place in order, each at any time; everything else that it allows, in any order between them.
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     /// Servers that exist.

@@ -88,8 +88,12 @@ const HOLE: Scenario = Scenario {
     ..CLUSTER
 };
 
-const FAILOVER: Scenario =
-    Scenario { name: "CLUSTER FAILOVER", writes: 2, steps: &[Step::Failover(B)], ..CLUSTER };
+const FAILOVER: Scenario = Scenario {
+    name: "CLUSTER FAILOVER",
+    late: Set::of(&[C]),
+    steps: &[Step::Failover(B)],
+    ..CLUSTER
+};
 const TAKEOVER: Scenario = Scenario {
     name: "TAKEOVER: an acknowledged write is lost",
     writes: 2,
@@ -152,6 +156,7 @@ const KEY_BY_KEY_BACK: Scenario = Scenario {
 const ATOMIC: Scenario = Scenario {
     name: "atomic migration",
     writes: 2,
+    late: Set::of(&[B]),
     silent_import: true,
     steps: &[Step::HandOver(B)],
     ..PAIR
@@ -160,6 +165,8 @@ const ATOMIC_SLOTLESS: Scenario =
     Scenario { name: "atomic migration to a primary without slots", votes: [2, 0, 0, 0], ..ATOMIC };
 const ATOMIC_BACK: Scenario = Scenario {
     name: "atomic migration, there and back",
+    writes: 1,
+    late: Set::NONE,
     steps: &[Step::HandOver(B), Step::HandOver(A)],
     bound: Bound::Ticks(LEASE),
     served_by: A,
@@ -167,6 +174,8 @@ const ATOMIC_BACK: Scenario = Scenario {
 };
 const ATOMIC_FLUSH: Scenario = Scenario {
     name: "atomic migration, then FLUSHALL at the target",
+    writes: 1,
+    late: Set::NONE,
     steps: &[Step::HandOver(B), Step::Flush(B)],
     bound: Bound::Ticks(LEASE),
     ..ATOMIC
@@ -192,12 +201,15 @@ const NEW_KEY_BY_KEY_ABSENT: Scenario = Scenario {
 const NEW_ATOMIC: Scenario = Scenario {
     name: "atomic migration to a new node",
     writes: 2,
+    late: Set::of(&[A]),
     silent_import: true,
     steps: &[Step::HandOver(B)],
     ..NEWCOMER
 };
 const NEW_ATOMIC_BACK: Scenario = Scenario {
     name: "atomic migration to a new node and back",
+    writes: 1,
+    late: Set::NONE,
     steps: &[Step::HandOver(B), Step::HandOver(A)],
     served_by: A,
     ..NEW_ATOMIC
@@ -228,6 +240,7 @@ const CHAIN: Scenario = Scenario {
     tracked: Set::of(&[A, B, C]),
     votes: [1, 1, 1, 0],
     writes: 1,
+    late: Set::NONE,
     steps: &[Step::HandOver(B), Step::HandOver(C)],
     served_by: C,
     ..ATOMIC
@@ -273,27 +286,52 @@ pub(crate) const SCENARIOS: [Scenario; 36] = [
     CHAIN,
 ];
 
+const LONELY_TAKEOVER: Scenario = Scenario {
+    name: "TAKEOVER at a replica that is cut off from its peers",
+    steps: &[Step::Isolate(Set::of(&[B])), Step::Takeover(B)],
+    ..CLUSTER
+};
+
+/// Scenarios with few states, for a quick test: some of each kind.
+#[cfg(test)]
+pub(crate) const QUICK: [Scenario; 11] = [
+    WRITES,
+    FLUSH,
+    LOSSES,
+    DEATH,
+    RESTART,
+    CUT,
+    MINORITY,
+    TWO_VOTERS,
+    HOLE,
+    SENTINEL_MINORITY,
+    UNNOTICED,
+];
+
+/// Scenarios in which no rule helps: the checker must find an answer that is too old.
+pub(crate) const LIMITS: [Scenario; 1] = [LONELY_TAKEOVER];
+
 /// A scenario in which the rule is needed.
 pub(crate) fn needing(rule: Rule) -> Scenario {
     match rule {
-        Rule::SlotEpoch => NEW_ATOMIC_BACK_ABSENT,
+        Rule::PushDropsEntry | Rule::PushInvalidatesFetch => WRITES,
+        Rule::NilBeginsEpoch => FLUSH,
+        Rule::ConnectionBeginsEpoch | Rule::ResultOfItsEpoch => LOSSES,
         Rule::OwnerLease => CUT,
         Rule::MajorityLease | Rule::LeaseWithinTimeout => MINORITY,
-        Rule::LeaseFromSending => ISOLATED,
-        Rule::PushDropsEntry | Rule::PushInvalidatesFetch => WRITES,
+        Rule::LeaseFromSending
+        | Rule::MergePerSlot
+        | Rule::ViewWithHeartbeat
+        | Rule::ViewOfEveryNode => ISOLATED,
+        Rule::HoleEndsNothing | Rule::HoleVouchesForNothing => HOLE,
+        Rule::RoleOfOwner => REPLICA_OF,
         Rule::PushFromEveryNode | Rule::StrangePushDoubts | Rule::DoubtEndsByPusher => ATOMIC,
-        Rule::NilBeginsEpoch => FLUSH,
-        Rule::ConnectionBeginsEpoch => LOSSES,
-        Rule::OwnerBeginsEpoch => NEW_ATOMIC,
-        Rule::ConfigEpochBeginsEpoch => NEW_ATOMIC_BACK_ABSENT,
-        Rule::ResultOfItsEpoch => LOSSES,
+        Rule::TrackEveryPrimary => ATOMIC_SLOTLESS,
         Rule::MovedKeepsOwnersAnswer => CHAIN,
+        Rule::OwnerBeginsEpoch => NEW_ATOMIC,
+        Rule::SlotEpoch | Rule::ConfigEpochBeginsEpoch => NEW_ATOMIC_BACK_ABSENT,
         Rule::AskIsNotKept => NEW_KEY_BY_KEY,
         Rule::NoAbsenceWhileMigrating => NEW_KEY_BY_KEY_ABSENT,
-        Rule::MergePerSlot | Rule::ViewWithHeartbeat | Rule::ViewOfEveryNode => ISOLATED,
-        Rule::HoleEndsNothing | Rule::HoleVouchesForNothing => HOLE,
         Rule::OwnerAffirms => UNNOTICED,
-        Rule::RoleOfOwner => REPLICA_OF,
-        Rule::TrackEveryPrimary => ATOMIC_SLOTLESS,
     }
 }

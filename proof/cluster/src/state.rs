@@ -104,6 +104,7 @@ pub(crate) struct View {
 
 /// A server, and the client's connection to it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Node {
     pub(crate) up: bool,
     pub(crate) primary: bool,

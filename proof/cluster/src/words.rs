@@ -1,8 +1,10 @@
 //! Events in words.
 
+use stateright::Model;
+
 use crate::model::{Checked, Event};
 use crate::scenario::Step;
-use crate::state::{Answer, CURRENT, Id, Message, Set, State};
+use crate::state::{Answer, CURRENT, Claim, Id, Message, Set, State};
 
 /// A value in words.
 fn value(value: u8) -> String {
@@ -10,15 +12,17 @@ fn value(value: u8) -> String {
 }
 
 fn set(set: Set) -> String {
-    Id::ALL.into_iter().filter(|id| set.has(*id)).map(|id| format!("{id:?}")).collect()
+    let names: Vec<_> =
+        Id::ALL.into_iter().filter(|id| set.has(*id)).map(|id| format!("{id:?}")).collect();
+    names.join(" and ")
 }
 
 fn step(step: Step) -> String {
     match step {
-        Step::Isolate(it) => format!("{} is cut off from its peers, not from us", set(it)),
-        Step::IsolateWithUs(it) => format!("{} and we are cut off from all others", set(it)),
+        Step::Isolate(it) => format!("{}: cut off from its peers, not from us", set(it)),
+        Step::IsolateWithUs(it) => format!("{} and we: cut off from all others", set(it)),
         Step::Rejoin => String::from("all cuts end"),
-        Step::Cut(it) => format!("{} is cut off from us", set(it)),
+        Step::Cut(it) => format!("{}: cut off from us", set(it)),
         Step::Die(id) => format!("{id:?} dies"),
         Step::RestartEmpty(id) => format!("{id:?} starts again, empty"),
         Step::Promote(id) => format!("{id:?} is elected and owns the slot"),
@@ -37,8 +41,16 @@ fn step(step: Step) -> String {
     }
 }
 
+/// The owner in a view, in words.
+fn owner(claim: Claim) -> String {
+    match claim.epoch {
+        0 => String::from(": no owner named"),
+        epoch => format!(": {:?} owns the slot (config epoch {epoch})", claim.owner),
+    }
+}
+
 /// One event in words. `before` is the state in which it happens.
-fn event(before: &State, event: Event) -> String {
+fn event(model: &Checked, before: &State, event: Event) -> String {
     match event {
         Event::Step(it) => step(it),
         Event::Tick => String::from("a tick passes"),
@@ -55,20 +67,24 @@ fn event(before: &State, event: Event) -> String {
         Event::Trim(id) => format!("{id:?} trims the key"),
         Event::Connect(id) => format!("we track {id:?}"),
         Event::Lose(id) => format!("our connection to {id:?} breaks"),
-        Event::Heartbeat(id) => format!("heartbeat to {id:?}"),
+        Event::Heartbeat(id) => {
+            let sent = format!("heartbeat to {id:?}");
+            let after = model.next_state(before, event);
+            match after.as_ref().and_then(|it| it[id].wire.last()) {
+                Some(_) => sent,
+                None => format!("{sent}, answered at once{}", owner(before[id].claim)),
+            }
+        }
         Event::Deliver(id) => match before[id].wire[0] {
             Message::Push => format!("we get a push from {id:?}"),
             Message::Nil => format!("we get a nil push from {id:?}"),
-            Message::Heartbeat(view) if view.claim.epoch == 0 => {
-                format!("heartbeat answered by {id:?}, {} ticks after it was sent", view.age)
+            Message::Heartbeat(view) => {
+                let after = match view.age {
+                    0 => String::new(),
+                    age => format!(" after {age} ticks"),
+                };
+                format!("heartbeat answered by {id:?}{after}{}", owner(view.claim))
             }
-            Message::Heartbeat(view) => format!(
-                "heartbeat answered by {id:?}{}: {:?} owns the slot (config epoch {}){}",
-                if view.age == 0 { String::new() } else { format!(" after {} ticks", view.age) },
-                view.claim.owner,
-                view.claim.epoch,
-                if view.migrating { ", which migrates" } else { "" }
-            ),
         },
         Event::Get(_) => format!("GET to {:?}", before.view.owner),
         Event::Execute(at) => match before.fetches[at] {
@@ -96,7 +112,7 @@ pub(crate) fn timeline(model: &Checked, path: &[(State, Option<Event>)]) -> Stri
     let mut lines = Vec::new();
     for (state, next) in path {
         if let Some(next) = next {
-            lines.push(format!("  {}. {}", lines.len() + 1, event(state, *next)));
+            lines.push(format!("  {}. {}", lines.len() + 1, event(model, state, *next)));
         }
     }
     if let Some((state, _)) = path.last()
