@@ -86,14 +86,18 @@ impl Checked {
         if age == CURRENT {
             return true;
         }
-        match self.bound {
-            Bound::Nothing => false,
-            Bound::OnePush => state.nodes.iter().any(|node| {
+        let pushed = || {
+            state.nodes.iter().any(|node| {
                 node.tracked
                     && !node.cut
                     && node.wire.iter().any(|it| matches!(it, Message::Push | Message::Nil))
-            }),
+            })
+        };
+        match self.bound {
+            Bound::Nothing => false,
+            Bound::OnePush => age < LEASE && pushed(),
             Bound::Ticks(ticks) => age < ticks,
+            Bound::OnePushOrTicks(ticks) => age < ticks || pushed(),
         }
     }
 

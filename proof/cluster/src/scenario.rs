@@ -152,19 +152,22 @@ pub(crate) enum Step {
 pub(crate) enum Bound {
     /// It is never late.
     Nothing,
-    /// It is late only while a push is on its way that ends it.
+    /// It is late only while a push is on its way that ends it, and no longer than the lease.
     OnePush,
     /// It was replaced less than this number of ticks ago.
     Ticks(u8),
+    /// It was replaced less than this number of ticks ago, or a push is on its way that ends it.
+    OnePushOrTicks(u8),
 }
 
 impl Bound {
-    /// The next tighter bound.
-    pub(crate) fn tighter(self) -> Option<Bound> {
+    /// A tighter bound, which must not hold. A late push alone doesn't exceed it if it is one tick less.
+    pub(crate) fn tighter(self) -> Bound {
         match self {
-            Bound::Nothing => None,
-            Bound::OnePush | Bound::Ticks(0 | 1) => Some(Bound::Nothing),
-            Bound::Ticks(ticks) => Some(Bound::Ticks(ticks - 1)),
+            Bound::Nothing | Bound::OnePush => Bound::Nothing,
+            Bound::Ticks(ticks) | Bound::OnePushOrTicks(ticks) => {
+                Bound::OnePushOrTicks(ticks.saturating_sub(1))
+            }
         }
     }
 }

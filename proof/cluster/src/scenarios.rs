@@ -22,6 +22,7 @@ const DEATH: Scenario = Scenario {
     name: "the owner dies",
     losses: 1,
     steps: &[Step::Die(A), Step::Promote(B)],
+    bound: Bound::OnePush,
     ..CLUSTER
 };
 const RESTART: Scenario = Scenario {
@@ -192,10 +193,12 @@ const NEW_KEY_BY_KEY: Scenario = Scenario {
     name: "migration key by key to a new node",
     writes: 2,
     steps: &[Step::Migrate(B), Step::Finish(B)],
+    bound: Bound::OnePush,
     ..NEWCOMER
 };
 const NEW_KEY_BY_KEY_ABSENT: Scenario = Scenario {
     name: "migration key by key to a new node, of an absent key",
+    bound: Bound::Ticks(LEASE),
     ..NEW_KEY_BY_KEY.absent()
 };
 const NEW_ATOMIC: Scenario = Scenario {

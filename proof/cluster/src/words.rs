@@ -122,6 +122,7 @@ pub(crate) fn timeline(model: &Checked, path: &[(State, Option<Event>)]) -> Stri
         let since = match age {
             CURRENT => String::from("which is right"),
             0 => String::from("replaced within this tick"),
+            1 => String::from("replaced a tick ago"),
             age => format!("replaced {age} ticks ago or more"),
         };
         lines.push(format!(
