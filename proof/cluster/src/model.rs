@@ -255,14 +255,17 @@ impl Model for Checked {
             }
             Event::Heartbeat(id) => {
                 let node = &mut state[id];
-                node.wire.push(Message::Heartbeat(View {
+                let overtakes = !rules.hold(Rule::HeartbeatBehindPushes);
+                let at = if overtakes { 0 } else { node.wire.len() };
+                let answer = Message::Heartbeat(View {
                     of_cluster: !scenario.plain || scenario.votes[id as usize] > 0,
                     claim: node.claim,
                     primary: node.primary,
                     migrating: node.migrating.is_some(),
                     age: 0,
-                }));
-                if node.wire.len() == 1 && !scenario.late.has(id) {
+                });
+                node.wire.insert(at, answer);
+                if at == 0 && !scenario.late.has(id) {
                     state.deliver(rules, id);
                 }
             }

@@ -13,6 +13,8 @@ pub(crate) enum Rule {
     LeaseWithinTimeout,
     /// A lease counts from when the heartbeat was sent.
     LeaseFromSending,
+    /// The answer to a heartbeat lies behind the pushes before it.
+    HeartbeatBehindPushes,
     /// A push drops the entry of its key.
     PushDropsEntry,
     /// A push invalidates the fetches of its key.
@@ -59,12 +61,13 @@ pub(crate) enum Rule {
 
 impl Rule {
     /// All rules.
-    pub(crate) const ALL: [Rule; 26] = [
+    pub(crate) const ALL: [Rule; 27] = [
         Rule::SlotEpoch,
         Rule::OwnerLease,
         Rule::MajorityLease,
         Rule::LeaseWithinTimeout,
         Rule::LeaseFromSending,
+        Rule::HeartbeatBehindPushes,
         Rule::PushDropsEntry,
         Rule::PushInvalidatesFetch,
         Rule::PushFromEveryNode,

@@ -172,8 +172,10 @@ pub(crate) fn without(name: &str) -> bool {
     };
     for scenario in SCENARIOS {
         let outcome = check(scenario, Rules::without(rule), scenario.bound);
-        let result = if outcome.violation.is_some() { "needed" } else { "not needed" };
-        println!("{result}: {}", scenario.name);
+        match outcome.violation {
+            Some(timeline) => println!("needed: {}\n{timeline}", scenario.name),
+            None => println!("not needed: {}", scenario.name),
+        }
     }
     true
 }

@@ -317,7 +317,7 @@ pub(crate) const LIMITS: [Scenario; 1] = [LONELY_TAKEOVER];
 /// A scenario in which the rule is needed.
 pub(crate) fn needing(rule: Rule) -> Scenario {
     match rule {
-        Rule::PushDropsEntry | Rule::PushInvalidatesFetch => WRITES,
+        Rule::HeartbeatBehindPushes | Rule::PushDropsEntry | Rule::PushInvalidatesFetch => WRITES,
         Rule::NilBeginsEpoch => FLUSH,
         Rule::ConnectionBeginsEpoch | Rule::ResultOfItsEpoch => LOSSES,
         Rule::OwnerLease => CUT,

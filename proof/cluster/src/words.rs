@@ -70,9 +70,9 @@ fn event(model: &Checked, before: &State, event: Event) -> String {
         Event::Heartbeat(id) => {
             let sent = format!("heartbeat to {id:?}");
             let after = model.next_state(before, event);
-            match after.as_ref().and_then(|it| it[id].wire.last()) {
-                Some(_) => sent,
-                None => format!("{sent}, answered at once{}", owner(before[id].claim)),
+            match after {
+                Some(after) if after[id].wire.len() > before[id].wire.len() => sent,
+                _ => format!("{sent}, answered at once{}", owner(before[id].claim)),
             }
         }
         Event::Deliver(id) => match before[id].wire[0] {
