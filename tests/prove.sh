@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Searches for an order of events in which something replaced is served. Prints a line for each kind of search, and fails with
-# the steps of the first violation.
+# Searches for an order of events in which something replaced is served: of the real index and connections, and of a model of the
+# rules for a cluster. Prints a line for each kind of search, and fails with the steps of the first violation.
 #
 #   tests/prove.sh
 #
@@ -19,3 +19,4 @@ cargo test --locked --lib -- --nocapture index::explore:: store::simulation:: >"
 grep -Eo '(explorer|simulation): .*violations' "$out"
 # If nothing breaks without a rule, the test of that rule fails, and the script has ended above.
 echo "mutations: $(grep -c 'without [A-Z]' "$out") caught, none missed"
+cargo run --quiet --locked --release --manifest-path proof/cluster/Cargo.toml --target-dir target/cluster-model
