@@ -41,7 +41,8 @@ impl MediaType {
 
     /// True for types that `picture` decodes.
     ///
-    /// AVIF needs the feature `read-avif`. HEIC and JPEG XL are served as they are. So is SVG, which has no pixels.
+    /// AVIF and JPEG XL need the features `read-avif` and `read-jxl`. HEIC is served as it is, and so is SVG, which has no
+    /// pixels.
     #[must_use]
     pub const fn is_decodable(self) -> bool {
         match self {
@@ -53,7 +54,8 @@ impl MediaType {
             | MediaType::Ico
             | MediaType::Tiff => true,
             MediaType::Avif => cfg!(feature = "read-avif"),
-            MediaType::Heic | MediaType::JpegXl | MediaType::Svg => false,
+            MediaType::JpegXl => cfg!(feature = "read-jxl"),
+            MediaType::Heic | MediaType::Svg => false,
         }
     }
 

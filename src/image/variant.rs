@@ -320,9 +320,12 @@ struct Candidates {
 
 impl Candidates {
     /// Adds what an address that leaves the format to the server means. A client that accepts anything gets the image's own
-    /// type: only formats that it names compete with that, and AVIF and WebP win at equal weights, where they are smaller.
+    /// type: only formats that it names compete with that, and AVIF and WebP win at equal weights if they are smaller.
     fn negotiate(&mut self, accepted: AcceptedTypes) {
         let own = accepted.weight(self.media_type);
+        // No format is smaller than these.
+        let is_small =
+            matches!(self.media_type, MediaType::Avif | MediaType::JpegXl) && !self.encodes_own();
         let mut ranked: Vec<(u16, Option<Format>)> = vec![(own, None)];
         for format in Format::ALL {
             let is_made = format != Format::Avif || accepted.makes_avif;
@@ -333,9 +336,8 @@ impl Candidates {
                 && !(own > 0 && self.keeps_moving() && self.stops(Some(format)))
             {
                 let at = ranked.iter().position(|(other, it)| {
-                    let is_smaller = it.is_none()
-                        && matches!(format, Format::Avif | Format::WebP)
-                        && !matches!(self.media_type, MediaType::Avif | MediaType::JpegXl);
+                    let is_smaller =
+                        it.is_none() && matches!(format, Format::Avif | Format::WebP) && !is_small;
                     weight > *other || (weight == *other && is_smaller)
                 });
                 ranked.insert(at.unwrap_or(ranked.len()), (weight, Some(format)));
@@ -505,7 +507,7 @@ mod tests {
             text(transform(0, RequestedFormat::Exactly(Format::Png)), MediaType::Gif),
             "original"
         );
-        for opaque in [MediaType::Heic, MediaType::Svg] {
+        for opaque in MediaType::ALL.into_iter().filter(|it| !it.is_decodable()) {
             assert_eq!(text(transform(256, RequestedFormat::Kept), opaque), "original");
             let webp = transform(0, RequestedFormat::Exactly(Format::WebP));
             let webp = webp.candidates(opaque, Traits::default());
@@ -522,7 +524,7 @@ mod tests {
 
     #[test]
     fn a_client_gets_the_format_that_it_names_and_likes_best() {
-        use MediaType::{Avif, Gif, Jpeg, Png, Svg, WebP};
+        use MediaType::{Avif, Gif, Heic, Jpeg, Png, Svg, WebP};
         for (named, rest, media_type, expected) in [
             // A browser; curl.
             (&[(WebP, 1000), (Svg, 1000)][..], 1000, Png, "webp original"),
@@ -537,6 +539,7 @@ mod tests {
             (&[], 0, Png, ""),
             (&[(WebP, 1000)], 0, Avif, "webp"),
             (&[(WebP, 1000)], 800, Avif, "webp original"),
+            (&[(WebP, 1000)], 0, Heic, ""),
             (&[(WebP, 1000)], 1000, Svg, "original"),
             // Its own type, which isn't encoded here.
             (&[(Gif, 1000)], 0, Gif, "original"),

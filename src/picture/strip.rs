@@ -9,6 +9,8 @@ use image::metadata::Orientation;
 
 #[cfg(feature = "read-avif")]
 use super::decode::avif;
+#[cfg(feature = "read-jxl")]
+use super::decode::jxl;
 use super::decode::{exif, is_animated};
 use crate::image::{Embedded, MediaType, Traits};
 
@@ -30,6 +32,8 @@ pub fn traits(bytes: &[u8], media_type: MediaType) -> Traits {
         // Places of items would have to be moved.
         #[cfg(feature = "read-avif")]
         MediaType::Avif if avif::has_metadata(bytes) != Some(false) => Embedded::Inseparable,
+        #[cfg(feature = "read-jxl")]
+        MediaType::JpegXl if jxl::has_metadata(bytes) != Some(false) => Embedded::Inseparable,
         MediaType::Tiff
         | MediaType::Bmp
         | MediaType::Ico

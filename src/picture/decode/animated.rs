@@ -12,6 +12,8 @@ pub fn is_animated(bytes: &[u8], media_type: MediaType) -> bool {
         MediaType::Gif => gif_is_animated(bytes),
         #[cfg(feature = "read-avif")]
         MediaType::Avif => Some(super::avif::is_animated(bytes)),
+        #[cfg(feature = "read-jxl")]
+        MediaType::JpegXl => Some(super::jxl::is_animated(bytes)),
         _ => None,
     }
     .unwrap_or(false)

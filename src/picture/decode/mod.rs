@@ -13,6 +13,8 @@ pub(super) mod exif;
 mod gif;
 mod ico;
 mod jpeg;
+#[cfg(feature = "read-jxl")]
+pub(super) mod jxl;
 mod large_jpeg;
 mod png;
 mod tiff;
@@ -211,9 +213,11 @@ fn measure_or_panic(
         MediaType::Avif => avif::measure(bytes, limits).map(Measure::apart),
         #[cfg(not(feature = "read-avif"))]
         MediaType::Avif => Err(PictureError::Opaque(media_type)),
-        MediaType::Heic | MediaType::JpegXl | MediaType::Svg => {
-            Err(PictureError::Opaque(media_type))
-        }
+        #[cfg(feature = "read-jxl")]
+        MediaType::JpegXl => jxl::measure(bytes, limits).map(Measure::apart),
+        #[cfg(not(feature = "read-jxl"))]
+        MediaType::JpegXl => Err(PictureError::Opaque(media_type)),
+        MediaType::Heic | MediaType::Svg => Err(PictureError::Opaque(media_type)),
     }
 }
 
@@ -236,9 +240,11 @@ fn decode_or_panic(
         MediaType::Avif => avif::decode(bytes, limits),
         #[cfg(not(feature = "read-avif"))]
         MediaType::Avif => Err(PictureError::Opaque(media_type)),
-        MediaType::Heic | MediaType::JpegXl | MediaType::Svg => {
-            Err(PictureError::Opaque(media_type))
-        }
+        #[cfg(feature = "read-jxl")]
+        MediaType::JpegXl => jxl::decode(bytes, limits),
+        #[cfg(not(feature = "read-jxl"))]
+        MediaType::JpegXl => Err(PictureError::Opaque(media_type)),
+        MediaType::Heic | MediaType::Svg => Err(PictureError::Opaque(media_type)),
     }?;
     Ok(Decoded { pixels, orientation })
 }

@@ -144,8 +144,12 @@ fn colours_of(
         None if (primaries, transfer) == (2, 2) => None,
         None => {
             let primaries = if primaries == 2 { 1 } else { primaries };
-            let transfer = if transfer == 2 { 13 } else { transfer };
-            Colours::of_code_points(primaries, transfer)
+            // As in profiles, browsers take the curves of cameras for that of sRGB.
+            let transfer = if matches!(transfer, 1 | 2 | 6 | 14 | 15) { 13 } else { transfer };
+            // Browsers show no picture with that of xvYCC.
+            let known = Some(transfer).filter(|it| *it != 11);
+            let colours = known.and_then(|it| Colours::of_code_points(primaries, it));
+            Some(colours.ok_or_else(|| unsupported("AVIF with rare primaries or a rare curve"))?)
         }
     };
     let profile = match colours {
@@ -292,4 +296,106 @@ fn broken(text: &str) -> PictureError {
 
 fn unsupported(text: &str) -> PictureError {
     PictureError::Unsupported(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use image::metadata::Orientation;
+
+    use super::*;
+
+    const LIMITS: RenderLimits = RenderLimits { pixels: 1_000_000, deadline: None };
+
+    fn case(name: &str) -> Vec<u8> {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cases");
+        std::fs::read(format!("{folder}/{name}.avif")).unwrap()
+    }
+
+    fn pixel(name: &str, x: u32, y: u32) -> [u8; 4] {
+        decode(&case(name), LIMITS).unwrap().to_rgba8().get_pixel(x, y).0
+    }
+
+    #[test]
+    fn each_kind_shows_the_same_picture() {
+        for name in [
+            "avif-420",
+            "avif-422-10-bits",
+            "avif-444-12-bits-limited",
+            "avif-identity-matrix",
+            "avif-ycgco",
+            "avif-camera-curve",
+            "avif-sequence",
+            "avif-exif-orientation-is-ignored",
+        ] {
+            let shown = pixel(name, 16, 16);
+            let is_near =
+                shown.iter().zip([250, 120, 20, 255]).all(|(it, other)| it.abs_diff(other) < 4);
+            assert!(is_near, "{name}: {shown:?}");
+        }
+        assert_eq!(pixel("avif-grey", 14, 9), [147, 147, 147, 255]);
+    }
+
+    #[test]
+    fn alpha_is_shown_and_colours_are_divided_by_it() {
+        for name in ["avif-alpha", "avif-alpha-premultiplied"] {
+            let shown = pixel(name, 8, 22);
+            let is_near =
+                shown.iter().zip([250, 120, 20, 121]).all(|(it, other)| it.abs_diff(other) < 4);
+            assert!(is_near, "{name}: {shown:?}");
+        }
+        let mut row = [0, 100, 65535, 10_000, 20_000, 30_000];
+        divide(&mut row, &[0, 51]);
+        assert_eq!(row, [0, 0, 0, 50_000, 65_535, 65_535]);
+    }
+
+    #[test]
+    fn a_picture_is_measured_by_its_properties() {
+        for (name, size, orientation) in [
+            ("avif-rotated", (64, 48), Orientation::Rotate90),
+            ("avif-rotated-then-mirrored", (64, 48), Orientation::Rotate90FlipH),
+            ("avif-clap", (40, 30), Orientation::NoTransforms),
+            ("avif-grid", (128, 128), Orientation::NoTransforms),
+        ] {
+            let measured = measure(&case(name), LIMITS).unwrap();
+            assert_eq!((measured.size, measured.orientation), (size, orientation), "{name}");
+            let decoded = decode(&case(name), LIMITS).unwrap();
+            assert_eq!((decoded.width(), decoded.height()), size, "{name}");
+        }
+        let small = RenderLimits { pixels: 3_071, deadline: None };
+        let refused = decode(&case("avif-420"), small);
+        assert!(matches!(refused, Err(PictureError::TooManyPixels { .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn a_picture_that_would_be_shown_wrongly_is_refused() {
+        for name in ["avif-pq", "avif-clap-off-origin"] {
+            let refused = decode(&case(name), LIMITS);
+            assert!(matches!(refused, Err(PictureError::Unsupported(_))), "{name}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn metadata_are_told_from_pictures() {
+        assert_eq!(has_metadata(&case("avif-alpha")), Some(false));
+        assert_eq!(has_metadata(&case("avif-exif-orientation-is-ignored")), Some(true));
+        assert_eq!(has_metadata(&case("avif-sequence")), Some(true));
+        assert!(is_animated(&case("avif-sequence")) && !is_animated(&case("avif-grid")));
+    }
+
+    #[test]
+    fn a_broken_file_is_measured_without_a_panic() {
+        for name in ["avif-alpha", "avif-grid", "avif-sequence", "avif-icc-table"] {
+            let whole = case(name);
+            for length in 0..whole.len().min(600) {
+                _ = measure(&whole[..length], LIMITS);
+            }
+            for at in 0..whole.len().min(600) {
+                for value in [0, 0x7f, 0xff] {
+                    let mut bytes = whole.clone();
+                    bytes[at] = value;
+                    _ = measure(&bytes, LIMITS);
+                }
+            }
+        }
+    }
 }

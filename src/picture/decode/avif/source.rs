@@ -280,6 +280,10 @@ fn aperture(mut reader: Reader, size: (u32, u32)) -> Result<[u32; 4], PictureErr
     };
     let (left, width) = side(width, width_by, x, x_by, size.0).ok_or_else(refused)?;
     let (top, height) = side(height, height_by, y, y_by, size.1).ok_or_else(refused)?;
+    // Chromium shows all of the picture then.
+    if (left, top) != (0, 0) {
+        return Err(unsupported("AVIF with a clean aperture that begins within the picture"));
+    }
     Ok([left, top, width, height])
 }
 
