@@ -323,9 +323,10 @@ impl Candidates {
     /// type: only formats that it names compete with that, and AVIF and WebP win at equal weights if they are smaller.
     fn negotiate(&mut self, accepted: AcceptedTypes) {
         let own = accepted.weight(self.media_type);
-        // No format is smaller than these.
-        let is_small =
-            matches!(self.media_type, MediaType::Avif | MediaType::JpegXl) && !self.encodes_own();
+        // No format is smaller than these. Not every client shows them that accepts `image/*`.
+        let is_small = matches!(self.media_type, MediaType::Avif | MediaType::JpegXl)
+            && accepted.weight_by_name(self.media_type).is_some()
+            && !self.encodes_own();
         let mut ranked: Vec<(u16, Option<Format>)> = vec![(own, None)];
         for format in Format::ALL {
             let is_made = format != Format::Avif || accepted.makes_avif;
@@ -524,7 +525,7 @@ mod tests {
 
     #[test]
     fn a_client_gets_the_format_that_it_names_and_likes_best() {
-        use MediaType::{Avif, Gif, Heic, Jpeg, Png, Svg, WebP};
+        use MediaType::{Avif, Gif, Heic, Jpeg, JpegXl, Png, Svg, WebP};
         for (named, rest, media_type, expected) in [
             // A browser; curl.
             (&[(WebP, 1000), (Svg, 1000)][..], 1000, Png, "webp original"),
@@ -539,6 +540,8 @@ mod tests {
             (&[], 0, Png, ""),
             (&[(WebP, 1000)], 0, Avif, "webp"),
             (&[(WebP, 1000)], 800, Avif, "webp original"),
+            (&[(Avif, 1000), (WebP, 1000)], 1000, JpegXl, "avif webp original"),
+            (&[(JpegXl, 1000), (WebP, 1000)], 800, JpegXl, "original webp"),
             (&[(WebP, 1000)], 0, Heic, ""),
             (&[(WebP, 1000)], 1000, Svg, "original"),
             // Its own type, which isn't encoded here.

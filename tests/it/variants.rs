@@ -265,7 +265,7 @@ async fn avif_is_encoded_only_if_the_settings_enable_it() {
 async fn an_undecodable_image_is_served_unchanged_and_in_no_other_format() {
     let redis = RedisServer::start().await;
     let server = Server::on(&redis, &[]).await.coherent().await;
-    let heic = b"\0\0\0\x1cftypheic\0\0\0\0heicmif1miaf".to_vec();
+    let heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic".to_vec();
     redis.set("heic", &record(&heic)).await;
     redis.set("svg", &record(drawing().as_bytes())).await;
     for (id, bytes) in [("heic", heic), ("svg", drawing().into_bytes())] {

@@ -563,7 +563,7 @@ async fn a_broken_picture_is_refused_and_what_is_not_decoded_is_stored_as_it_is(
         assert!(detail.contains("broken") && detail.contains("[writes] verify"), "{detail}");
         server.get("/images/a").await.problem(404, "absent");
     }
-    let heic = b"\0\0\0\x1cftypheic\0\0\0\0heicmif1miaf".to_vec();
+    let heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic".to_vec();
     for (id, body) in [("whole", whole), ("large", large), ("heic", heic)] {
         let path = format!("/images/{id}");
         let answer = put(&server, &path, &[], &body).await;

@@ -136,8 +136,8 @@ impl<'a> Source<'a> {
             _ => return Err(cut_off()),
         }
         let info = decoder.basic_info().cloned().ok_or_else(cut_off)?;
-        let side = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
-        let size = (side(info.size.0), side(info.size.1));
+        let short = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+        let size = (short(info.size.0), short(info.size.1));
         check_pixels(size, limits)?;
         let is = |kind| info.extra_channels.iter().any(|channel| channel.ec_type == kind);
         let is_cmyk = decoder.embedded_color_profile().is_some_and(JxlColorProfile::is_cmyk);

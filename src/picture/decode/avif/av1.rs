@@ -111,9 +111,8 @@ impl<'a> Iterator for Units<'a> {
             return None;
         }
         let rest = std::mem::take(&mut self.0);
-        Some(unit(rest).ok_or_else(|| broken("its AV1 data is cut off")).map(|unit| {
+        Some(unit(rest).ok_or_else(|| broken("its AV1 data is cut off")).inspect(|unit| {
             self.0 = &rest[unit.whole.len()..];
-            unit
         }))
     }
 }
@@ -321,21 +320,21 @@ pub(super) fn decode(
     settings.set_all_layers(cell.layer.is_some());
     let limit = u32::try_from(pixels(cell.size)).unwrap_or(u32::MAX);
     settings.set_frame_size_limit(limit);
-    let mut decoder = Decoder::with_settings(&settings).map_err(|error| failed(&error))?;
+    let mut decoder = Decoder::with_settings(&settings).map_err(failed)?;
     let mut picture = None;
     let mut sent = decoder.send_data(chosen(cell, data)?, None, None, None);
     loop {
         if let Err(error) = sent
             && !error.is_again()
         {
-            return Err(failed(&error));
+            return Err(failed(error));
         }
         let is_all = sent.is_ok();
         match decoder.get_picture() {
             Ok(next) => picture = Some(next),
             Err(Error::Again) if is_all => break,
             Err(Error::Again) => {}
-            Err(error) => return Err(failed(&error)),
+            Err(error) => return Err(failed(error)),
         }
         // One is enough, but of layers that are chosen the last one counts.
         if picture.is_some() && cell.layer.is_none() {
@@ -385,7 +384,7 @@ pub(super) fn plane(picture: &Picture, number: usize) -> (re_rav1d::dav1d::Plane
     (picture.plane(component), picture.stride(component) as usize)
 }
 
-fn failed(error: &Error) -> PictureError {
+fn failed(error: Error) -> PictureError {
     match error {
         Error::UnsupportedBitstream => unsupported("AV1 of this kind"),
         error => broken(&format!("its AV1 data can't be decoded: {error}")),

@@ -48,7 +48,7 @@ fn split(bytes: &[u8]) -> Result<(Part<'_>, &[u8]), PictureError> {
 }
 
 /// The first box of a kind.
-pub(super) fn find<'a>(bytes: &'a [u8], kind: [u8; 4]) -> Result<Option<&'a [u8]>, PictureError> {
+pub(super) fn find(bytes: &[u8], kind: [u8; 4]) -> Result<Option<&[u8]>, PictureError> {
     for part in Boxes(bytes) {
         let part = part?;
         if part.kind == kind {
@@ -59,7 +59,7 @@ pub(super) fn find<'a>(bytes: &'a [u8], kind: [u8; 4]) -> Result<Option<&'a [u8]
 }
 
 /// The first box of a kind, without which there is no picture.
-pub(super) fn expect<'a>(bytes: &'a [u8], kind: [u8; 4]) -> Result<&'a [u8], PictureError> {
+pub(super) fn expect(bytes: &[u8], kind: [u8; 4]) -> Result<&[u8], PictureError> {
     let missing = || broken(&format!("it has no box {}", kind.escape_ascii()));
     find(bytes, kind)?.ok_or_else(missing)
 }

@@ -63,7 +63,7 @@ pub(super) fn decode(bytes: &[u8], limits: RenderLimits) -> Result<DynamicImage,
     let [left, top, width, height] = source.crop;
     let channels = if alpha.is_some() { 4 } else { 3 };
     let mut pixels = Vec::with_capacity(width as usize * height as usize * channels);
-    let (mut row, mut converted) = (Vec::new(), Vec::new());
+    let (mut row, mut in_srgb) = (Vec::new(), Vec::new());
     let (from, to) = (left as usize, (left + width) as usize);
     for y in top..top + height {
         limits.check_time()?;
@@ -76,9 +76,9 @@ pub(super) fn decode(bytes: &[u8], limits: RenderLimits) -> Result<DynamicImage,
         }
         let mut shown = &*row;
         if let Some(transform) = &transform {
-            converted.resize(row.len(), 0);
-            if transform.transform(row, &mut converted).is_ok() {
-                shown = &converted;
+            in_srgb.resize(row.len(), 0);
+            if transform.transform(row, &mut in_srgb).is_ok() {
+                shown = &in_srgb;
             }
         }
         let shown = shown.iter().map(|it| narrow(*it));

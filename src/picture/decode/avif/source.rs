@@ -268,7 +268,7 @@ fn aperture(mut reader: Reader, size: (u32, u32)) -> Result<[u32; 4], PictureErr
         *number = reader.u32()?;
     }
     let [width, width_by, height, height_by, x, x_by, y, y_by] = numbers;
-    let side = |length: u32, by: u32, offset: u32, offset_by: u32, whole: u32| {
+    let span = |length: u32, by: u32, offset: u32, offset_by: u32, whole: u32| {
         let length = length.checked_div(by).filter(|it| it * by == length && *it > 0)?;
         // From the centre of the picture to that of the part. Offsets may be negative.
         let twice = i64::from(offset.cast_signed()).checked_mul(2)?;
@@ -278,8 +278,8 @@ fn aperture(mut reader: Reader, size: (u32, u32)) -> Result<[u32; 4], PictureErr
         let start = u32::try_from(start / by).ok()?;
         (start.checked_add(length)? <= whole).then_some((start, length))
     };
-    let (left, width) = side(width, width_by, x, x_by, size.0).ok_or_else(refused)?;
-    let (top, height) = side(height, height_by, y, y_by, size.1).ok_or_else(refused)?;
+    let (left, width) = span(width, width_by, x, x_by, size.0).ok_or_else(refused)?;
+    let (top, height) = span(height, height_by, y, y_by, size.1).ok_or_else(refused)?;
     // Chromium shows all of the picture then.
     if (left, top) != (0, 0) {
         return Err(unsupported("AVIF with a clean aperture that begins within the picture"));

@@ -128,19 +128,19 @@ impl<'a> Converter<'a> {
         let [us, vs] = &self.colours;
         let samples = self.bright.iter().zip(us).zip(vs);
         for ((y, u), v) in samples {
-            let y = range.bright(f32::from(*y));
+            let bright = range.bright(f32::from(*y));
             let rgb = match self.matrix {
                 // All planes have the range of brightness.
-                Matrix::Identity => [range.bright(*v), y, range.bright(*u)],
+                Matrix::Identity => [range.bright(*v), bright, range.bright(*u)],
                 Matrix::YCgCo => {
                     let (green, orange) = (range.colour(*u), range.colour(*v));
-                    let rest = y - green;
-                    [rest + orange, y + green, rest - orange]
+                    let rest = bright - green;
+                    [rest + orange, bright + green, rest - orange]
                 }
                 Matrix::Weights(red, blue) => {
                     let (u, v) = (range.colour(*u), range.colour(*v));
-                    let (r, b) = (y + 2.0 * (1.0 - red) * v, y + 2.0 * (1.0 - blue) * u);
-                    [r, (y - red * r - blue * b) / (1.0 - red - blue), b]
+                    let (r, b) = (bright + 2.0 * (1.0 - red) * v, bright + 2.0 * (1.0 - blue) * u);
+                    [r, (bright - red * r - blue * b) / (1.0 - red - blue), b]
                 }
             };
             converted.extend(rgb.map(deep));
