@@ -1,5 +1,7 @@
 //! Tells moving pictures from still ones.
 
+#[cfg(any(feature = "read-avif", feature = "read-jxl"))]
+use super::guarded;
 use crate::image::MediaType;
 
 /// True for an image with more than one frame. Only headers are read: no pixel is decoded, and nothing is allocated,
@@ -11,9 +13,9 @@ pub fn is_animated(bytes: &[u8], media_type: MediaType) -> bool {
         MediaType::WebP => webp_is_animated(bytes),
         MediaType::Gif => gif_is_animated(bytes),
         #[cfg(feature = "read-avif")]
-        MediaType::Avif => Some(super::avif::is_animated(bytes)),
+        MediaType::Avif => guarded(|| Ok(super::avif::is_animated(bytes))).ok(),
         #[cfg(feature = "read-jxl")]
-        MediaType::JpegXl => Some(super::jxl::is_animated(bytes)),
+        MediaType::JpegXl => guarded(|| Ok(super::jxl::is_animated(bytes))).ok(),
         _ => None,
     }
     .unwrap_or(false)
