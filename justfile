@@ -25,7 +25,7 @@ test-all *arguments:
 prove:
     tests/prove.sh
 
-# Races, outages and kills for an hour
+# Faults at random, with a report in target/soak/report.html; then races, outages and kills
 soak minutes="60":
     AFTERIMAGE_TEST_SOAK_MINUTES={{ minutes }} tests/run.sh soak
 

@@ -3,14 +3,15 @@
 #
 #   tests/run.sh [all] [ARGUMENTS]    every test but the soak: what CI runs
 #   tests/run.sh quick [ARGUMENTS]    unit tests, and the integration tests that need few programs and little time
-#   tests/run.sh soak [ARGUMENTS]     the races, outages and kills again and again, and the event streams for long
+#   tests/run.sh soak [ARGUMENTS]     faults at random, races, outages and kills again and again, and the event streams for long
 #
 # ARGUMENTS go to `cargo test`: `tests/run.sh quick --test it -- freshness::`. Programs that are missing are installed as
 # root on Debian, and named otherwise.
 #
 # The environment says how much the soak does; CI does less of it:
 #
-#   AFTERIMAGE_TEST_SOAK_MINUTES    60    all of it
+#   AFTERIMAGE_TEST_SOAK_MINUTES    60    all of it; half is for faults at random, with a report in target/soak/report.html
+#   AFTERIMAGE_TEST_SEED                  the seed of their order; by default a random one, which is printed
 #   AFTERIMAGE_TEST_EVENTS_SECONDS  900   one run of the streams
 #   AFTERIMAGE_TEST_FAULTS_SECONDS  600   one run of the checker with faults, on each kind of server
 #   AFTERIMAGE_TEST_RACES           3000  races of a write and a read in a round
@@ -133,6 +134,7 @@ export AFTERIMAGE_TEST_KILLS=${AFTERIMAGE_TEST_KILLS:-200}
 export AFTERIMAGE_TEST_DAMAGED=${AFTERIMAGE_TEST_DAMAGED:-30}
 export AFTERIMAGE_TEST_EVENTS_SECONDS=${AFTERIMAGE_TEST_EVENTS_SECONDS:-900}
 deadline=$((SECONDS + 60 * minutes))
+AFTERIMAGE_TEST_RANDOM_FAULTS_MINUTES=$((minutes / 2)) run --test it "$@" ::: soak:: --nocapture
 run --test it "$@" ::: events:: pixels::
 AFTERIMAGE_TEST_FAULTS_SECONDS=${AFTERIMAGE_TEST_FAULTS_SECONDS:-600} run --test it "$@" ::: fault_checker::
 round=0

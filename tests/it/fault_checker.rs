@@ -25,6 +25,7 @@ mod long {
     }
 }
 
+/// Images that a backend writes by SET. Further ones may be written over HTTP.
 const KEYS: u64 = 4;
 
 /// Allowance for a machine that suspends a thread of the test itself, and has two cores for five servers.
@@ -33,8 +34,8 @@ const ALLOWANCE: Duration = Duration::from_millis(500);
 /// The lease: bound on staleness of everything but a switched address.
 const LEASE: Duration = Duration::from_millis(500);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Fault {
     /// The primary becomes a replica without a link; the new primary takes writes, and the address follows later.
     Demotion,
     /// The address leads to the new primary, and no connection to the old one is cut.
@@ -53,7 +54,7 @@ enum Fault {
 }
 
 impl Fault {
-    const ALL: [Fault; 10] = [
+    pub(crate) const ALL: [Fault; 10] = [
         Fault::Demotion,
         Fault::Switch,
         Fault::HungSwitch,
@@ -66,7 +67,12 @@ impl Fault {
         Fault::Loading,
     ];
 
-    fn bound(self) -> Duration {
+    /// True if no server loses a write that it has acknowledged.
+    pub(crate) fn keeps_writes(self) -> bool {
+        !matches!(self, Fault::Demotion | Fault::Switch | Fault::HungSwitch | Fault::Loading)
+    }
+
+    pub(crate) fn bound(self) -> Duration {
         match self {
             Fault::Switch | Fault::HungSwitch => Duration::from_secs(3),
             _ => LEASE,
@@ -75,7 +81,7 @@ impl Fault {
 }
 
 /// Writes that were acknowledged, with their time, for each key.
-type History = Arc<Mutex<HashMap<u64, Vec<(u64, Instant)>>>>;
+pub(crate) type History = Arc<Mutex<HashMap<u64, Vec<(u64, Instant)>>>>;
 
 /// An answer that a reader got.
 struct Seen {
@@ -85,16 +91,35 @@ struct Seen {
     number: u64,
 }
 
+/// What readers got since it was looked at last.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    pub(crate) milliseconds: Vec<f64>,
+    pub(crate) refused: u64,
+    /// Answers that are marked as possibly outdated.
+    pub(crate) marked: u64,
+}
+
+/// The answers beside a fault.
+pub(crate) struct Checked {
+    pub(crate) answers: usize,
+    /// The longest time between a write and a request that still got the image before it.
+    pub(crate) latest: Duration,
+    /// Those that came later than the bound allows.
+    pub(crate) wrong: Vec<String>,
+}
+
 /// Two Redis servers behind one address, and two Afterimages: one in this process with a clock that can be put forward, one
 /// in a process of its own that can be frozen.
-struct World {
+pub(crate) struct World {
     primary: RedisServer,
     other: RedisServer,
     proxy: Proxy,
-    here: Server,
-    process: Process,
+    pub(crate) here: Server,
+    pub(crate) process: Process,
     suspended: &'static Suspended,
-    history: History,
+    pub(crate) history: History,
+    pub(crate) meter: Arc<Mutex<Meter>>,
     next: u64,
 }
 
@@ -102,13 +127,13 @@ async fn no_answer_is_older_than_the_bound_of_its_fault(flavour: Flavour) {
     let seconds = std::env::var("AFTERIMAGE_TEST_FAULTS_SECONDS").ok();
     let seconds = seconds.map_or(0, |it| it.parse().expect("a number of seconds"));
     let begin = Instant::now();
-    let mut world = World::start(flavour).await;
+    let mut world = World::start(flavour, &[]).await;
     let mut answers = 0;
     for round in 0.. {
         for fault in Fault::ALL {
-            let (seen, wrong) = world.check(fault).await;
-            assert!(wrong.is_empty(), "round {round}, {fault:?}: {wrong:#?}");
-            answers += seen;
+            let checked = world.check(fault).await;
+            assert!(checked.wrong.is_empty(), "round {round}, {fault:?}: {:#?}", checked.wrong);
+            answers += checked.answers;
         }
         if begin.elapsed() >= Duration::from_secs(seconds) {
             break;
@@ -136,7 +161,8 @@ async fn pause(from: u64, to: u64) {
 }
 
 impl World {
-    async fn start(flavour: Flavour) -> World {
+    /// Starts the servers, with further settings of both Afterimages.
+    pub(crate) async fn start(flavour: Flavour, further: &[(&str, &str)]) -> World {
         let user = ["--user", "writer", "on", "nopass", "~*", "&*", "+@all"];
         let primary = RedisServer::start_flavour(flavour, &user).await;
         let other = RedisServer::start_flavour(flavour, &user).await;
@@ -144,22 +170,26 @@ impl World {
         let url = format!("redis://{}", proxy.address);
         let suspended: &'static Suspended = Box::leak(Box::default());
         let clock = Clock::suspendable(suspended);
-        let settings = load(&[("redis.url", &url), ("log.access", "false")]);
+        let mut all = vec![("redis.url", url.as_str()), ("log.access", "false")];
+        all.extend_from_slice(further);
+        let settings = load(&all);
         let app = App::build_for_test(settings, Rules::default(), clock).await.unwrap();
         let here = Server::serve(app).coherent().await;
         let mut command = program();
-        command.args(["--redis-url", &url, "--log-access", "false"]);
+        for (key, value) in all {
+            command.arg(format!("--{}", key.replace(['.', '_'], "-"))).arg(value);
+        }
         let process = Process::start(command);
-        let history = History::default();
-        World { primary, other, proxy, here, process, suspended, history, next: 1 }
+        let (history, meter) = (History::default(), Arc::default());
+        World { primary, other, proxy, here, process, suspended, history, meter, next: 1 }
     }
 
     fn addresses(&self) -> [SocketAddr; 2] {
         [self.here.address, self.process.address]
     }
 
-    /// Injects a fault beside a writer and readers; gives the number of answers, and those that were too old.
-    async fn check(&mut self, fault: Fault) -> (usize, Vec<String>) {
+    /// Injects a fault beside a writer and readers, and judges the answers.
+    pub(crate) async fn check(&mut self, fault: Fault) -> Checked {
         self.other_follows().await;
         self.write_all().await;
         self.settle().await;
@@ -167,30 +197,35 @@ impl World {
         let readers: Vec<_> = (0..6)
             .map(|reader| {
                 let server = reader % 2;
-                tokio::spawn(read(server, self.addresses()[server], Arc::clone(&stop)))
+                let address = self.addresses()[server];
+                let (history, meter) = (Arc::clone(&self.history), Arc::clone(&self.meter));
+                tokio::spawn(read(server, address, history, meter, Arc::clone(&stop)))
             })
             .collect();
         self.inject(fault).await;
         self.settle().await;
         stop.store(true, Ordering::SeqCst);
-        let (mut answers, mut wrong) = (0, Vec::new());
+        let mut checked = Checked { answers: 0, latest: Duration::ZERO, wrong: Vec::new() };
         for reader in readers {
             for seen in reader.await.unwrap() {
-                answers += 1;
+                checked.answers += 1;
                 let history = self.history.lock().unwrap();
-                let newer = history[&seen.key].iter().find(|(number, _)| *number > seen.number);
+                let newer = history.get(&seen.key).and_then(|writes| {
+                    writes.iter().find(|(number, _)| *number > seen.number)
+                });
                 if let Some((number, written)) = newer {
                     let late = seen.asked.saturating_duration_since(*written);
+                    checked.latest = checked.latest.max(late);
                     if late > fault.bound() + ALLOWANCE {
                         let Seen { server, key, number: seen, .. } = seen;
-                        wrong.push(format!(
+                        checked.wrong.push(format!(
                             "server {server}, k{key}: {seen}, asked {late:?} after {number} was written"
                         ));
                     }
                 }
             }
         }
-        (answers, wrong)
+        checked
     }
 
     async fn inject(&mut self, fault: Fault) {
@@ -323,13 +358,14 @@ impl World {
     /// Waits until both servers serve the last state of every key from memory, as current.
     async fn settle(&self) {
         for address in self.addresses() {
-            for key in 0..KEYS {
-                let last = self.history.lock().unwrap()[&key].last().unwrap().0;
+            for key in keys(&self.history) {
                 until("the last state is served from memory", || async {
                     let answer =
                         crate::harness::get(address, &format!("/images/k{key}"), &[]).await;
+                    // Another writer may have gone on.
+                    let last = self.history.lock().unwrap().get(&key).and_then(|it| it.last().copied());
                     answer.header("cache-status") == "afterimage; hit"
-                        && number_in(&answer.body) == last
+                        && last.is_none_or(|(number, _)| number_in(&answer.body) >= number)
                 })
                 .await;
             }
@@ -337,19 +373,36 @@ impl World {
     }
 }
 
+/// The images that are read.
+pub(crate) fn keys(history: &History) -> Vec<u64> {
+    history.lock().unwrap().keys().copied().collect()
+}
+
 fn number_in(body: &[u8]) -> u64 {
     u64::from_le_bytes(body[8..16].try_into().unwrap())
 }
 
 /// Reads until it is told to stop. Answers that are marked as stale, and refusals, are left out.
-async fn read(server: usize, address: SocketAddr, stop: Arc<AtomicBool>) -> Vec<Seen> {
+async fn read(
+    server: usize,
+    address: SocketAddr,
+    history: History,
+    meter: Arc<Mutex<Meter>>,
+    stop: Arc<AtomicBool>,
+) -> Vec<Seen> {
     let mut client = Client::connect(address).await;
     let mut all = Vec::new();
     while !stop.load(Ordering::SeqCst) {
-        let key = fastrand::u64(0..KEYS);
+        let key = fastrand::choice(keys(&history)).unwrap();
         let asked = Instant::now();
         let answer = client.get(&format!("/images/k{key}"), &[]).await;
         let is_marked = answer.header("cache-status").contains("detail=store-unreachable");
+        {
+            let mut meter = meter.lock().unwrap();
+            meter.milliseconds.push(asked.elapsed().as_secs_f64() * 1000.0);
+            meter.refused += u64::from(answer.status != 200);
+            meter.marked += u64::from(is_marked);
+        }
         if answer.status == 200 && !is_marked {
             all.push(Seen { server, key, asked, number: number_in(&answer.body) });
         }

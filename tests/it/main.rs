@@ -65,6 +65,7 @@ mod python;
 mod records;
 mod resident;
 mod service;
+mod soak;
 mod stores;
 mod strangers;
 mod strangers_events;
