@@ -22,14 +22,14 @@ pub(super) fn measure(bytes: &[u8], limits: RenderLimits) -> Result<Measure, Pic
     let size = source.size;
     let pixels = super::pixels(size);
     let channels = 3 + source.info.extra_channels.len() as u64;
-    // Numbers of four bytes, twice, and of each frame that others refer to; the picture in 16 bits; some groups.
-    let planes = 4 * channels * pixels * 4;
+    // Numbers of four bytes, of the picture and of a frame that it refers to; the picture in 16 bits; some groups.
+    let planes = 2 * channels * pixels * 4;
     let beside = planes + 8 * pixels + GROUPS + 2 * bytes.len() as u64;
     Ok(Measure::new(size, Orientation::NoTransforms, source.has_alpha, beside, bytes))
 }
 
 /// Bytes of the groups that are decoded at a time, and of tables.
-const GROUPS: u64 = 64 << 20;
+const GROUPS: u64 = 32 << 20;
 
 pub(super) fn decode(bytes: &[u8], limits: RenderLimits) -> Result<DynamicImage, PictureError> {
     let mut source = Source::open(bytes, limits)?;
