@@ -210,9 +210,9 @@ impl World {
             for seen in reader.await.unwrap() {
                 checked.answers += 1;
                 let history = self.history.lock().unwrap();
-                let newer = history.get(&seen.key).and_then(|writes| {
-                    writes.iter().find(|(number, _)| *number > seen.number)
-                });
+                let newer = history
+                    .get(&seen.key)
+                    .and_then(|writes| writes.iter().find(|(number, _)| *number > seen.number));
                 if let Some((number, written)) = newer {
                     let late = seen.asked.saturating_duration_since(*written);
                     checked.latest = checked.latest.max(late);
@@ -363,7 +363,8 @@ impl World {
                     let answer =
                         crate::harness::get(address, &format!("/images/k{key}"), &[]).await;
                     // Another writer may have gone on.
-                    let last = self.history.lock().unwrap().get(&key).and_then(|it| it.last().copied());
+                    let last =
+                        self.history.lock().unwrap().get(&key).and_then(|it| it.last().copied());
                     answer.header("cache-status") == "afterimage; hit"
                         && last.is_none_or(|(number, _)| number_in(&answer.body) >= number)
                 })

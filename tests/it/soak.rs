@@ -46,12 +46,7 @@ async fn faults_at_random_leave_no_answer_too_old() {
 }
 
 /// Soaks one kind of server. Both Afterimages offload to one object store.
-async fn soak(
-    flavour: Flavour,
-    time: Duration,
-    chance: &mut fastrand::Rng,
-    report: &mut Report,
-) {
+async fn soak(flavour: Flavour, time: Duration, chance: &mut fastrand::Rng, report: &mut Report) {
     let (s3, mode) = (S3::start().await, Arc::new(AtomicU8::new(S3_ANSWERS)));
     let before = Faulty::before(&s3, {
         let mode = Arc::clone(&mode);
@@ -64,6 +59,7 @@ async fn soak(
     let before = before.await;
     let mut settings = S3::settings(before.port);
     settings.push(("offload.timeout", "1s".to_owned()));
+    settings.push(("log.filter", "error".to_owned()));
     let settings: Vec<_> = settings.iter().map(|(key, value)| (*key, value.as_str())).collect();
     let mut world = World::start(flavour, &settings).await;
     let sampler = Sampler::start(report, flavour, &world.process, &world.meter);
@@ -78,9 +74,9 @@ async fn soak(
             tokio::time::sleep(pause).await;
             later.store(S3_ANSWERS, Ordering::Relaxed);
         });
-        let putting = fault.keeps_writes().then(|| {
-            Putting::start(world.here.address, Arc::clone(&world.history))
-        });
+        let putting = fault
+            .keeps_writes()
+            .then(|| Putting::start(world.here.address, Arc::clone(&world.history)));
         let from = report.elapsed();
         let checked = world.check(fault).await;
         if let Some(putting) = putting {

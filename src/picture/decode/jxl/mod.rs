@@ -1,5 +1,7 @@
 //! Decodes JPEG XL, or its first frame, by jxl-rs, which Chromium uses, too.
 
+mod head;
+
 use std::io::{self, IoSliceMut, Read};
 
 use image::metadata::Orientation;
@@ -12,20 +14,30 @@ use jxl::api::{
 };
 use moxcms::{ColorProfile, DataColorSpace};
 
+use self::head::Head;
 use super::super::{PictureError, RenderLimits};
 use super::colours::Colours;
 use super::deadline::DeadlineReader;
 use super::{Measure, broken, check_pixels, colours};
 
 pub(super) fn measure(bytes: &[u8], limits: RenderLimits) -> Result<Measure, PictureError> {
-    let source = Source::open(bytes, limits)?;
-    let size = source.size;
+    let Head { size, extra_channels, .. } = Head::read(bytes).ok_or_else(cut_off)?;
+    check_pixels(size, limits)?;
+    check_channels(extra_channels)?;
     let pixels = super::pixels(size);
-    let channels = 3 + source.info.extra_channels.len() as u64;
     // Numbers of four bytes, of the picture and of a frame that it refers to; the picture in 16 bits; some groups.
-    let planes = 2 * channels * pixels * 4;
+    let planes = 2 * (3 + u64::from(extra_channels)) * pixels * 4;
     let beside = planes + 8 * pixels + GROUPS + 2 * bytes.len() as u64;
-    Ok(Measure::new(size, Orientation::NoTransforms, source.has_alpha, beside, bytes))
+    // The first further channel is alpha, mostly.
+    Ok(Measure::new(size, Orientation::NoTransforms, extra_channels > 0, beside, bytes))
+}
+
+/// Refuses channels that nobody sees, and that take memory.
+fn check_channels(extra: u32) -> Result<(), PictureError> {
+    if extra > 4 {
+        return Err(unsupported("JPEG XL with many channels"));
+    }
+    Ok(())
 }
 
 /// Bytes of the groups that are decoded at a time, and of tables.
@@ -82,32 +94,47 @@ pub(super) fn decode(bytes: &[u8], limits: RenderLimits) -> Result<DynamicImage,
 
 /// True if a JPEG XL has boxes beside its pixels: EXIF, XMP, or what a JPEG had. `None` if its structure can't be read.
 pub(in super::super) fn has_metadata(bytes: &[u8]) -> Option<bool> {
+    const PIXELS: [&[u8; 4]; 6] = [b"JXL ", b"ftyp", b"jxlc", b"jxlp", b"jxll", b"jxli"];
     if bytes.starts_with(b"\xff\x0a") {
         return Some(false);
     }
-    let mut at = 0;
-    while at < bytes.len() {
-        let (length, rest) = bytes.get(at..)?.split_first_chunk::<4>()?;
-        if !matches!(rest.get(..4)?, b"JXL " | b"ftyp" | b"jxlc" | b"jxlp" | b"jxll" | b"jxli") {
+    for found in boxes(bytes) {
+        let (kind, _) = found?;
+        if !PIXELS.contains(&kind) {
             return Some(true);
         }
-        let length = match u32::from_be_bytes(*length) {
-            0 => bytes.len() - at,
-            1 => usize::try_from(u64::from_be_bytes(*rest.get(4..)?.first_chunk()?)).ok()?,
-            length => length as usize,
-        };
-        if length < 8 {
-            return None;
-        }
-        at = at.checked_add(length)?;
     }
     Some(false)
 }
 
+/// The boxes of a container with their kinds; `None` for one that can't be read, which ends them.
+fn boxes(bytes: &[u8]) -> impl Iterator<Item = Option<(&[u8; 4], &[u8])>> {
+    let mut rest = Some(bytes);
+    std::iter::from_fn(move || {
+        let bytes = rest.take().filter(|bytes| !bytes.is_empty())?;
+        let found = first_box(bytes);
+        if let Some((_, _, behind)) = found {
+            rest = Some(behind);
+        }
+        Some(found.map(|(kind, content, _)| (kind, content)))
+    })
+}
+
+/// The kind of the first box, its content, and what is behind it.
+fn first_box(bytes: &[u8]) -> Option<(&[u8; 4], &[u8], &[u8])> {
+    let (length, rest) = bytes.split_first_chunk::<4>()?;
+    let kind = rest.first_chunk::<4>()?;
+    let (head, length) = match u32::from_be_bytes(*length) {
+        0 => (8, bytes.len()),
+        1 => (16, usize::try_from(u64::from_be_bytes(*bytes.get(8..)?.first_chunk()?)).ok()?),
+        length => (8, length as usize),
+    };
+    Some((kind, bytes.get(head..length)?, bytes.get(length..)?))
+}
+
 /// True for a JPEG XL that moves.
 pub(super) fn is_animated(bytes: &[u8]) -> bool {
-    let limits = RenderLimits { pixels: u64::MAX, deadline: None };
-    Source::open(bytes, limits).is_ok_and(|source| source.info.animation.is_some())
+    Head::read(bytes).is_some_and(|head| head.is_animated)
 }
 
 /// A decoder that has read the header.
@@ -144,8 +171,8 @@ impl<'a> Source<'a> {
         if is(ExtraChannel::Black) || is_cmyk {
             return Err(unsupported("JPEG XL in inks"));
         }
-        if is(ExtraChannel::SpotColor) || info.extra_channels.len() > 4 {
-            return Err(unsupported("JPEG XL with spot colours or many channels"));
+        if is(ExtraChannel::SpotColor) {
+            return Err(unsupported("JPEG XL with spot colours"));
         }
         let has_alpha = is(ExtraChannel::Alpha);
         Ok(Source { decoder, input, info, size, has_alpha })
