@@ -21,7 +21,7 @@ test *filters:
 test-all *arguments:
     tests/run.sh {{ arguments }}
 
-# Every order of events of the index, simulated connections, and the model of the rules for a cluster
+# Every order of events of the index, simulated connections, orders of threads, and the model of the rules for a cluster
 prove:
     tests/prove.sh
 

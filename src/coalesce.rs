@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 
-use tokio::sync::watch;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Mutex, MutexGuard, spawn, watch};
 
 /// Work under way, whose outcome any number of tasks may wait for.
 ///
@@ -115,7 +115,7 @@ where
             Arc::new(Place { flights: Arc::clone(self), key, flight: Arc::downgrade(&flight) });
         let work = work(Interest(Arc::clone(&place)));
         // A task: the request that began it may leave.
-        tokio::spawn(async move {
+        spawn(async move {
             let outcome = work.await;
             drop(place);
             completion.complete(outcome);
@@ -143,6 +143,12 @@ impl<K: Eq + Hash, T> Interest<K, T> {
 impl<K, T> Flights<K, T> {
     fn lock(&self) -> MutexGuard<'_, HashMap<K, Arc<Flight<T>>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True if nothing is under way.
+    #[cfg(all(test, feature = "shuttle"))]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
     }
 }
 

@@ -16,10 +16,16 @@
 //! - `clock` counts suspended time; `budget`, `cpu` and `limit` are permits for bytes, cores and places; `shutdown` has the
 //!   phases of a stop.
 //! - `token_file` and `running` are what a server leaves for the commands of its user; `backup` has the form of an export.
+//! - `sync` has the locks and channels of the modules whose orders of threads are explored.
 //! - `log`, `metrics`, `trace`, `spans` and `recent` inform operators, and `audit` compares what is claimed to be current with the
 //!   store.
 //!
 //! `ARCHITECTURE.md` says why it is so.
+
+#![cfg_attr(
+    all(test, feature = "shuttle"),
+    allow(dead_code, reason = "`events/threads.rs` stands in for the maker of events")
+)]
 
 mod app;
 mod audit;
@@ -57,7 +63,10 @@ mod shutdown;
 #[cfg_attr(not(feature = "otlp"), path = "spans_off.rs")]
 mod spans;
 pub mod store;
+mod sync;
 mod task;
+#[cfg(all(test, feature = "shuttle"))]
+mod threads;
 mod token_file;
 mod tokens;
 mod trace;

@@ -6,8 +6,7 @@ mod sketch;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +15,8 @@ use tokio::time::Instant;
 
 use self::area::{Area, AreaKey, AreaLimits};
 use crate::image::{Image, ImageId, Representation, RepresentationKind, Version};
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Memory that a representation takes beside its body: metadata, validators, and its places in the maps. `benches/cache.rs`
 /// measures it.

@@ -1,7 +1,6 @@
 //! The content of events, and the events that were made.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -11,6 +10,8 @@ use crate::coalesce::Flights;
 use crate::image::{ImageId, Metadata, Representation, Version};
 use crate::picture::Preview;
 use crate::read::{ReadError, Reader, Snapshot};
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Memory for events that several streams may want, in bytes.
 const KEPT_BYTES: usize = 16 * 1024 * 1024;

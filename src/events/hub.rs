@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::change_log::{ChangeLog, Changes};
@@ -15,6 +14,8 @@ use crate::image::ImageId;
 use crate::index::Index;
 use crate::read::Outcome;
 use crate::store::{Change, Coherence, Cursor, LISTED_KEYS, Store, StoreError};
+use crate::sync::time::{sleep, timeout};
+use crate::sync::{Mutex, MutexGuard, Notify, yield_now};
 
 /// Delay before a failed listing or read is retried.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
@@ -188,7 +189,7 @@ impl Hub {
     pub(super) async fn dispatch(&self, index: &Index<Outcome>, interval: Duration) {
         let mut polled = Instant::now();
         loop {
-            let _ = tokio::time::timeout(RETRY, self.changed.notified()).await;
+            let _ = timeout(RETRY, self.changed.notified()).await;
             let unverified = matches!(index.coherence(), Coherence::Unverified(_));
             let poll = unverified && polled.elapsed() >= interval;
             if poll {
@@ -227,7 +228,7 @@ impl Hub {
         loop {
             let is_waited_for = !self.followers().unlisted.is_empty();
             let pause = if is_waited_for { pace.pause(Instant::now()) } else { RETRY };
-            let _ = tokio::time::timeout(pause, self.unlisted.notified()).await;
+            let _ = timeout(pause, self.unlisted.notified()).await;
             self.give_kept(index, most).await;
             if self.followers().unlisted.is_empty() || !pace.pause(Instant::now()).is_zero() {
                 continue;
@@ -239,7 +240,7 @@ impl Hub {
             if let Err(error) = listed {
                 tracing::debug!(%error, "images with a prefix can't be listed yet");
                 self.want_listings(prefixes, &mut Slices::begin()).await;
-                tokio::time::sleep(RETRY).await;
+                sleep(RETRY).await;
             }
         }
     }
@@ -278,7 +279,7 @@ impl Hub {
                 return;
             }
             // Each of these wakes up, and has its turn before the next.
-            tokio::task::yield_now().await;
+            yield_now().await;
         }
     }
 
@@ -386,6 +387,15 @@ impl Hub {
             keep(&prefix, waiting.end(true, began, &mut slices).await);
         }
         Ok(())
+    }
+
+    /// True if nobody follows anything.
+    #[cfg(all(test, feature = "shuttle"))]
+    pub(super) fn is_unused(&self) -> bool {
+        let followers = self.followers();
+        followers.streams.is_empty()
+            && followers.by_id.is_empty()
+            && followers.by_prefix.values().all(|group| group.streams.is_empty())
     }
 
     fn followers(&self) -> MutexGuard<'_, Followers> {

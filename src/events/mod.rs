@@ -24,6 +24,8 @@ mod hub;
 mod listings;
 mod stream;
 mod subscription;
+#[cfg(all(test, feature = "shuttle"))]
+mod threads;
 
 pub(crate) use self::content::{EventContent, Inline};
 pub(crate) use self::hub::Hub;

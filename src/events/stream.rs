@@ -1,13 +1,12 @@
 //! One client's stream: the images that it follows, and what it may have to send.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use tokio::sync::Notify;
-use tokio::sync::futures::Notified;
+use std::sync::{Arc, PoisonError};
 
 use super::listings::Listing;
 use crate::image::ImageId;
+use crate::sync::futures::Notified;
+use crate::sync::{Mutex, MutexGuard, Notify};
 
 /// The images that a stream follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,6 +161,13 @@ impl Stream {
     /// Takes that position, in order to read from it on.
     pub(super) fn take_since(&self) -> Option<u64> {
         self.lock().since.take()
+    }
+
+    /// The number of ids that it holds.
+    #[cfg(all(test, feature = "shuttle"))]
+    pub(super) fn held(&self) -> usize {
+        let pending = self.lock();
+        pending.order.len().max(pending.ids.len())
     }
 
     fn lock(&self) -> MutexGuard<'_, Pending> {

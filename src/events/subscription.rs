@@ -8,18 +8,23 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use lru::LruCache;
-use tokio::sync::Semaphore;
 
-use super::content::{Encode, Event, EventMaker, ImageState, Inline, Unknown};
+#[cfg(not(all(test, feature = "shuttle")))]
+use super::content::EventMaker;
+use super::content::{Encode, Event, ImageState, Inline, Unknown};
 use super::hub::{Hub, RETRY};
 use super::listings::Listing;
 use super::stream::{Followed, Stream};
+#[cfg(all(test, feature = "shuttle"))]
+use super::threads::EventMaker;
 use crate::image::ImageId;
 use crate::limit::{Place, Shares};
 use crate::metrics::{Metrics, Shed};
 use crate::peer::PeerKey;
 use crate::read::Reader;
 use crate::settings::Settings;
+use crate::sync::time::timeout_at;
+use crate::sync::{Semaphore, yield_now};
 use crate::task::Task;
 
 /// Most states that are read from the store at the same time. After an outage all streams want to read theirs.
@@ -124,25 +129,7 @@ impl Events {
             self.shared.metrics.count_shed(Shed::Streams);
             return Err(TooMany(self.places.places()));
         };
-        let stream = Arc::new(Stream::new(followed));
-        let number = self.shared.hub.add(&stream);
-        self.shared.metrics.event_streams.inc();
-        Ok(Subscription {
-            _place: place,
-            shared: Arc::clone(&self.shared),
-            stream,
-            number,
-            inline,
-            due: VecDeque::new(),
-            current: None,
-            telling: None,
-            failed: HashSet::new(),
-            retry: None,
-            sent: LruCache::new(self.most_ids),
-            gathered: None,
-            listed: None,
-            made: VecDeque::new(),
-        })
+        Ok(Subscription::new(place, &self.shared, followed, inline, self.most_ids))
     }
 }
 
@@ -251,6 +238,60 @@ impl List {
 }
 
 impl Subscription {
+    fn new(
+        place: Place<PeerKey>,
+        shared: &Arc<StreamParts>,
+        followed: Followed,
+        inline: Inline,
+        most_ids: NonZeroUsize,
+    ) -> Subscription {
+        let stream = Arc::new(Stream::new(followed));
+        let number = shared.hub.add(&stream);
+        shared.metrics.event_streams.inc();
+        Subscription {
+            _place: place,
+            shared: Arc::clone(shared),
+            stream,
+            number,
+            inline,
+            due: VecDeque::new(),
+            current: None,
+            telling: None,
+            failed: HashSet::new(),
+            retry: None,
+            sent: LruCache::new(most_ids),
+            gathered: None,
+            listed: None,
+            made: VecDeque::new(),
+        }
+    }
+
+    /// A stream without the rest of the server. Gives its events from a maker that an exploration knows.
+    #[cfg(all(test, feature = "shuttle"))]
+    pub(super) fn explored(
+        hub: &Arc<Hub>,
+        maker: &Arc<EventMaker>,
+        metrics: &Arc<Metrics>,
+        followed: Followed,
+    ) -> Subscription {
+        let shared = Arc::new(StreamParts {
+            hub: Arc::clone(hub),
+            maker: Arc::clone(maker),
+            reading: Semaphore::new(READS),
+            turns: Semaphore::new(TURNS),
+            metrics: Arc::clone(metrics),
+        });
+        let place = Shares::new(1).try_take(None).expect("a place is free");
+        let most_ids = NonZeroUsize::new(8).expect("not zero");
+        Subscription::new(place, &shared, followed, Inline::None, most_ids)
+    }
+
+    /// The numbers of ids that are held for it: by the stream, and here.
+    #[cfg(all(test, feature = "shuttle"))]
+    pub(super) fn held(&self) -> (usize, usize) {
+        (self.stream.held(), self.due.len() + self.failed.len() + self.made.len())
+    }
+
     /// The next event; `None` when the stream has to end. Safe to cancel: no event is lost.
     pub(crate) async fn next(&mut self) -> Option<Bytes> {
         loop {
@@ -265,7 +306,7 @@ impl Subscription {
             match self.retry {
                 None => ready.await,
                 Some(retry) => {
-                    if tokio::time::timeout_at(retry.into(), ready).await.is_err() {
+                    if timeout_at(retry.into(), ready).await.is_err() {
                         self.retry();
                     }
                 }
@@ -278,7 +319,7 @@ impl Subscription {
         let shared = Arc::clone(&self.shared);
         let turn = shared.turns.acquire().await.ok()?;
         // Others first. The turn is kept meanwhile: otherwise no stream would wait for one, and all would be in the queue.
-        tokio::task::yield_now().await;
+        yield_now().await;
         let mut bytes = 0;
         for _ in 0..MOST_EVENTS {
             if !self.has_due() {
