@@ -66,6 +66,7 @@ pub mod store;
 mod sync;
 mod task;
 #[cfg(all(test, feature = "shuttle"))]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod threads;
 mod token_file;
 mod tokens;

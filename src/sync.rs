@@ -36,11 +36,10 @@ where
 
     shuttle_tokio::spawn(async move {
         let ended = std::panic::AssertUnwindSafe(work).catch_unwind().await;
-        ended.map(Some).unwrap_or_else(|panic| {
-            if !panic.is::<WantedPanic>() {
-                std::panic::resume_unwind(panic);
-            }
-            None
-        })
+        match ended {
+            Ok(output) => Some(output),
+            Err(panic) if panic.is::<WantedPanic>() => None,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
     })
 }

@@ -25,6 +25,7 @@ mod listings;
 mod stream;
 mod subscription;
 #[cfg(all(test, feature = "shuttle"))]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod threads;
 
 pub(crate) use self::content::{EventContent, Inline};

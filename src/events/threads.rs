@@ -32,7 +32,6 @@ const MOST_HELD: (usize, usize) = (2, 4);
 pub(super) struct EventMaker(Mutex<HashMap<ImageId, u8>>);
 
 impl EventMaker {
-    #[expect(clippy::needless_pass_by_value, reason = "as the real one")]
     pub(super) fn new(_: Arc<Reader>, _: Encode, _: usize) -> EventMaker {
         unreachable!("an exploration starts no server")
     }
@@ -239,22 +238,22 @@ fn a_stream_that_ends_while_it_is_told_leaves_the_others_alone() {
         let (mut stays, mut leaves) = (world.subscribe_to_ids(), world.subscribe_to_ids());
         let writers = world.change(true);
         block_on(world.with_dispatch(async {
-            let (reached, leaver) = (reached.clone(), world.clone());
-            let leaver = spawn(async move {
+            let (reached, other) = (reached.clone(), world.clone());
+            let first = spawn(async move {
                 leaves.next().await;
-                if ids().iter().any(|id| leaver.maker.number(id) != LAST) {
+                if ids().iter().any(|id| other.maker.number(id) != LAST) {
                     reached.note("ended early");
                 }
                 drop(leaves);
             });
-            let comer = world.clone();
-            let comer = spawn(async move {
-                let mut comes = comer.subscribe_to_ids();
-                comer.read_to_the_end(&mut comes).await;
+            let other = world.clone();
+            let late = spawn(async move {
+                let mut subscription = other.subscribe_to_ids();
+                other.read_to_the_end(&mut subscription).await;
             });
             world.read_to_the_end(&mut stays).await;
-            leaver.await.unwrap();
-            comer.await.unwrap();
+            first.await.unwrap();
+            late.await.unwrap();
         }));
         for writer in writers {
             writer.join().unwrap();
