@@ -64,7 +64,7 @@ async fn soak(flavour: Flavour, time: Duration, chance: &mut fastrand::Rng, repo
     let mut world = World::start(flavour, &settings).await;
     let sampler = Sampler::start(report, flavour, &world.process, &world.meter);
     let followed = Followed::start(world.process.address);
-    let begin = Instant::now();
+    let (begin, made) = (Instant::now(), Arc::default());
     loop {
         let fault = Fault::ALL[chance.usize(..Fault::ALL.len())];
         let s3_mode = [S3_ANSWERS, S3_ANSWERS, S3_REFUSES, S3_HANGS][chance.usize(..4)];
@@ -74,9 +74,9 @@ async fn soak(flavour: Flavour, time: Duration, chance: &mut fastrand::Rng, repo
             tokio::time::sleep(pause).await;
             later.store(S3_ANSWERS, Ordering::Relaxed);
         });
-        let putting = fault
-            .keeps_writes()
-            .then(|| Putting::start(world.here.address, Arc::clone(&world.history)));
+        let putting = fault.keeps_writes().then(|| {
+            Putting::start(world.here.address, Arc::clone(&world.history), Arc::clone(&made))
+        });
         let from = report.elapsed();
         let checked = world.check(fault).await;
         if let Some(putting) = putting {
@@ -102,13 +102,20 @@ struct Putting {
 }
 
 impl Putting {
-    fn start(address: SocketAddr, history: History) -> Putting {
+    /// Starts to write. `made` are the images that were written before; they are removed, for a server that loads its data
+    /// takes a while for each.
+    fn start(address: SocketAddr, history: History, made: Arc<Mutex<Vec<u64>>>) -> Putting {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let task = tokio::spawn(async move {
             // An image of an earlier fault may have been lost since.
             history.lock().unwrap().retain(|key, _| *key < PUT_KEYS);
+            let before = std::mem::take(&mut *made.lock().unwrap());
+            for key in before {
+                send(address, Method::DELETE, key, Vec::new()).await;
+            }
             let (mut key, mut number) = (PUT_KEYS + fastrand::u64(..1 << 40), 0);
+            made.lock().unwrap().push(key);
             while !stopped.load(Ordering::Relaxed) {
                 number += 1;
                 if put(address, key, number).await {
@@ -118,6 +125,7 @@ impl Putting {
                     // Nobody knows if it was written, or will be.
                     history.lock().unwrap().remove(&key);
                     key += 1;
+                    made.lock().unwrap().push(key);
                 }
                 tokio::time::sleep(Duration::from_millis(fastrand::u64(20..100))).await;
             }
@@ -135,10 +143,14 @@ impl Putting {
 async fn put(address: SocketAddr, key: u64, number: u64) -> bool {
     let mut image = png(0, 3000);
     image[8..16].copy_from_slice(&number.to_le_bytes());
+    send(address, Method::PUT, key, image).await
+}
+
+/// Sends a request for an image; true if it was successful.
+async fn send(address: SocketAddr, method: Method, key: u64, body: Vec<u8>) -> bool {
     let mut client = Client::connect(address).await;
     let path = format!("/images/k{key}");
-    let headers = [("content-type", "image/png")];
-    let answer = client.send(Method::PUT, &path, &headers, image.into()).await;
+    let answer = client.send(method, &path, &[("content-type", "image/png")], body.into()).await;
     answer.is_ok_and(|answer| answer.status.is_success())
 }
 
@@ -228,7 +240,9 @@ impl Report {
         .unwrap();
     }
 
-    fn end(&mut self) {
+    fn end(self) {
+        // Its files are closed first.
+        drop(self);
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/soak/report.py");
         let made = std::process::Command::new("python3").arg(script).status().unwrap();
         assert!(made.success());
