@@ -74,10 +74,11 @@ fn addresses(line: &[u8]) -> impl Iterator<Item = Option<IpAddr>> {
 
 /// Returns the addresses of a line of `Forwarded`, from its end; `None` for an element without one.
 fn elements(line: &[u8]) -> impl Iterator<Item = Option<IpAddr>> {
-    let elements = split_outside_quotes(line, b',');
+    // A quote that a client left open would hide what the proxy wrote behind it.
+    let elements = split_outside_quotes(line, b',').unwrap_or(vec![b""]);
     let addresses = elements.into_iter().map(|element| {
         let mut found = None;
-        for pair in split_outside_quotes(element, b';') {
+        for pair in split_outside_quotes(element, b';')? {
             let equals = pair.iter().position(|&byte| byte == b'=')?;
             let (name, value) = (pair[..equals].trim_ascii(), pair[equals + 1..].trim_ascii());
             if name.eq_ignore_ascii_case(b"for") {
@@ -96,20 +97,22 @@ fn elements(line: &[u8]) -> impl Iterator<Item = Option<IpAddr>> {
     addresses.rev().collect::<Vec<_>>().into_iter()
 }
 
-/// Splits a text at a separator that stands in no quoted string. An escape is a part of one.
-fn split_outside_quotes(text: &[u8], separator: u8) -> Vec<&[u8]> {
+/// Splits a text at a separator that stands in no quoted string. An escape is a part of one. `None` if a string doesn't end.
+fn split_outside_quotes(text: &[u8], separator: u8) -> Option<Vec<&[u8]>> {
     let (mut quoted, mut escaped) = (false, false);
-    let parts = text.split(|&byte| {
-        let ends = byte == separator && !quoted;
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if quoted => escaped = true,
-            b'"' => quoted = !quoted,
-            _ => {}
-        }
-        ends
-    });
-    parts.collect()
+    let parts: Vec<_> = text
+        .split(|&byte| {
+            let ends = byte == separator && !quoted;
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' if quoted => escaped = true,
+                b'"' => quoted = !quoted,
+                _ => {}
+            }
+            ends
+        })
+        .collect();
+    (!quoted).then_some(parts)
 }
 
 /// Parses an address with or without a port; an IPv6 address may have its brackets.
@@ -178,6 +181,10 @@ mod tests {
         for (line, expected) in [
             ("for=192.0.2.1", Some("192.0.2.1")),
             ("For=\"[2001:db8:cafe::17]:4711\"", Some("2001:db8:cafe::17")),
+            // The client's own part leaves a quote open.
+            ("for=1.1.1.1;host=\", for=192.0.2.1", None),
+            ("for=1.1.1.1;host=\"a\\\", for=192.0.2.1", None),
+            ("for=\"1.1.1.1, for=\", for=192.0.2.1", Some("192.0.2.1")),
             ("for=192.0.2.60;proto=http;by=203.0.113.43", Some("192.0.2.60")),
             (
                 "for=1.1.1.1, for=192.0.2.1;host=\"a,b;for=2.2.2.2\", for=10.0.0.1",
