@@ -293,7 +293,7 @@ pub fn from_file(name: &str, text: &str) -> Result<Vec<Override>, SettingsError>
             given.push(Override { key, value, place });
         }
     }
-    one_of_two_urls(&given)?;
+    one_of_two_urls(&mut given)?;
     Ok(given)
 }
 
@@ -343,14 +343,14 @@ pub fn from_environment(
             own.push(setting.overridden(&text, name));
         }
     }
-    one_of_two_urls(&common)?;
-    one_of_two_urls(&own)?;
+    one_of_two_urls(&mut common)?;
+    one_of_two_urls(&mut own)?;
     common.append(&mut own);
     Ok(common)
 }
 
-/// Refuses a layer that gives the address of Redis in two ways.
-fn one_of_two_urls(layer: &[Override]) -> Result<(), SettingsError> {
+/// Refuses a layer that gives the address of Redis in two ways. An empty text beside an address gives none: it would erase it.
+fn one_of_two_urls(layer: &mut Vec<Override>) -> Result<(), SettingsError> {
     let given = |key: &str| {
         let is_set = |it: &&Override| it.key == key && it.value.as_str() != Some("");
         layer.iter().find(is_set)
@@ -361,7 +361,13 @@ fn one_of_two_urls(layer: &[Override]) -> Result<(), SettingsError> {
             key: file.key.clone(),
             expected: "`redis.url` is given as well; set one of the two".to_owned(),
         }),
-        _ => Ok(()),
+        (None, None) => Ok(()),
+        (Some(_), None) | (None, Some(_)) => {
+            let is_empty = |it: &Override| it.value.as_str() == Some("");
+            layer
+                .retain(|it| !(is_empty(it) && matches!(&*it.key, "redis.url" | "redis.url_file")));
+            Ok(())
+        }
     }
 }
 
@@ -414,6 +420,26 @@ mod tests {
         let error = load_environment(&[("AFTERIMAGE_CACHE_IMAGE", "5")]).unwrap_err();
         assert!(error.to_string().contains("AFTERIMAGE_CACHE_IMAGE"));
         assert!(load_file("images = 5").unwrap_err().to_string().starts_with("my.toml:1:"));
+    }
+
+    #[test]
+    fn an_empty_address_of_redis_erases_none_beside_it() {
+        for (url, file) in [("redis://127.0.0.1/", ""), ("", "/run/redis-url")] {
+            let settings = [
+                load_file(&format!("[redis]\nurl = \"{url}\"\nurl_file = \"{file}\"\n")),
+                load_file(&format!("[redis]\nurl_file = \"{file}\"\nurl = \"{url}\"\n")),
+                load_environment(&[("REDIS_URL", url), ("REDIS_URL_FILE", file)]),
+                load_environment(&[
+                    ("AFTERIMAGE_REDIS_URL", url),
+                    ("AFTERIMAGE_REDIS_URL_FILE", file),
+                ]),
+            ];
+            for settings in settings {
+                let redis = settings.unwrap().redis;
+                assert_eq!(redis.url.get().unwrap_or_default(), url);
+                assert_eq!(redis.url_file.to_str(), Some(file));
+            }
+        }
     }
 
     #[test]
