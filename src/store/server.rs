@@ -61,7 +61,11 @@ impl ServerInfo {
             commands.add_command(command.command());
         }
         commands.ignore_errors();
-        let replies: Vec<RedisResult<Value>> = commands.query_async(connection).await?;
+        ServerInfo::from_replies(commands.query_async(connection).await?)
+    }
+
+    /// Parses the replies to [`ServerInfo::ask`].
+    pub(super) fn from_replies(replies: Vec<RedisResult<Value>>) -> RedisResult<ServerInfo> {
         let mut replies = replies.into_iter();
         let mut next = || answered(replies.next());
         let (server, client) = (next()?, next()?);
@@ -70,9 +74,12 @@ impl ServerInfo {
         info.local_address = field(&client, ' ', "laddr=");
         for command in RoleCommand::ALL {
             let Some(reply) = next()? else { continue };
-            if info.role.is_none() {
-                info.role = command.role_in(&reply);
-                info.role_command = info.role.map(|_| command);
+            // Some servers tell the role with the first INFO already, which is no command to ask again.
+            if info.role_command.is_none()
+                && let Some(role) = command.role_in(&reply)
+            {
+                info.role = Some(role);
+                info.role_command = Some(command);
             }
             if command == RoleCommand::Hello {
                 info.mode = info.mode.or_else(|| mode_in(hello_field(&reply, "mode")?));
@@ -141,7 +148,8 @@ impl From<Unusable> for RedisError {
 }
 
 impl RoleCommand {
-    const ALL: [RoleCommand; 3] = [RoleCommand::Hello, RoleCommand::Role, RoleCommand::Info];
+    pub(super) const ALL: [RoleCommand; 3] =
+        [RoleCommand::Hello, RoleCommand::Role, RoleCommand::Info];
 
     /// Builds the command.
     pub(super) fn command(self) -> redis::Cmd {
@@ -410,6 +418,26 @@ mod tests {
         assert_eq!(full.compare(&server(None, Some("10.0.0.2:6379"))), Comparison::Other);
         assert_eq!(full.compare(&server(None, None)), Comparison::Unknown);
         assert_eq!(server(Some("a"), None).compare(&server(None, Some("x"))), Comparison::Unknown);
+    }
+
+    #[test]
+    fn a_role_that_the_first_info_tells_has_a_command_that_tells_it_again() {
+        let bulk = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        let refused = || {
+            let denied = redis::parse_redis_value(b"-NOPERM no\r\n").unwrap();
+            denied.extract_error()
+        };
+        let replies = vec![
+            Ok(bulk("run_id:a\r\nrole:master\r\n")),
+            refused(),
+            refused(),
+            Ok(Value::Array(vec![bulk("slave")])),
+            Ok(bulk("role:slave\r\n")),
+        ];
+        let info = ServerInfo::from_replies(replies).unwrap();
+        assert_eq!(info.role_command, Some(RoleCommand::Role));
+        // The later answer counts: the server may have been demoted between the two.
+        assert_eq!(info.role, Some(Role::Replica));
     }
 
     #[test]
