@@ -283,6 +283,9 @@ impl Parts {
         let bytes_of_all = bytes.len();
         let bytes = bytes.get(..whole)?;
         let mut at = 12;
+        if !matches!(bytes.get(at..)?.first_chunk()?, b"VP8X" | b"VP8 " | b"VP8L") {
+            return None;
+        }
         while let Some((kind, rest)) = bytes.get(at..)?.split_first_chunk::<4>() {
             let Some(length) = rest.first_chunk() else { break };
             let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
@@ -300,7 +303,7 @@ impl Parts {
             at = end;
         }
         self.has_removed |= at < bytes_of_all;
-        Some(())
+        (!self.kept.is_empty()).then_some(())
     }
 
     /// Reads the blocks of a GIF (`GIF89a` §§12, 18 to 27).
@@ -487,6 +490,14 @@ mod tests {
         let stripped = strip(&turned, MediaType::WebP).unwrap();
         assert!(!has_secret(&stripped) && stripped[20] == 0b1000);
         assert_eq!(traits(&stripped, MediaType::WebP).embedded, Embedded::Inseparable);
+    }
+
+    #[test]
+    fn a_webp_that_begins_with_no_picture_is_not_stripped() {
+        for bytes in [&b"RIFF\x0c\0\0\0WEBPVP8f\0\0\0\0"[..], b"RIFF\x0c\0\0\0WEBPVP8X\x0a\0"] {
+            assert_eq!(strip(bytes, MediaType::WebP), None);
+            assert_eq!(traits(bytes, MediaType::WebP).embedded, Embedded::Inseparable);
+        }
     }
 
     #[test]
