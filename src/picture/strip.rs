@@ -105,27 +105,21 @@ pub fn strip(bytes: &[u8], media_type: MediaType) -> Option<Vec<u8>> {
         MediaType::Png => {
             stripped.extend_from_slice(&bytes[..PNG_HEADER]);
             if let Some(exif) = exif {
-                let mut crc = flate2::Crc::new();
-                crc.update(b"eXIf");
-                crc.update(&exif);
+                let chunk = [&b"eXIf"[..], &exif].concat();
                 stripped.extend_from_slice(&[0, 0, 0, EXIF_LENGTH]);
-                stripped.extend_from_slice(b"eXIf");
-                stripped.extend_from_slice(&exif);
-                stripped.extend_from_slice(&crc.sum().to_be_bytes());
+                stripped.extend_from_slice(&chunk);
+                stripped.extend_from_slice(&crc(&chunk));
             }
             parts.copy(bytes, &mut stripped);
         }
         MediaType::WebP => {
-            /// Flags of the first chunk (RFC 9649 §2.7).
-            const EXIF: u8 = 0b1000;
-            const XMP: u8 = 0b0100;
             stripped.extend_from_slice(&bytes[..12]);
             parts.copy(bytes, &mut stripped);
             let is_extended = stripped.get(12..16) == Some(b"VP8X");
             if let Some(flags) = stripped.get_mut(20).filter(|_| is_extended) {
-                *flags &= !(EXIF | XMP);
+                *flags &= !(WEBP_EXIF | WEBP_XMP);
                 if let Some(exif) = exif {
-                    *flags |= EXIF;
+                    *flags |= WEBP_EXIF;
                     stripped.extend_from_slice(b"EXIF");
                     stripped.extend_from_slice(&[EXIF_LENGTH, 0, 0, 0]);
                     stripped.extend_from_slice(&exif);
@@ -151,6 +145,17 @@ fn exif_of(orientation: Orientation) -> [u8; EXIF_LENGTH as usize] {
 
 /// The signature of a PNG and its first chunk.
 const PNG_HEADER: usize = 33;
+
+/// Flags of the first chunk of a WebP file (RFC 9649 §2.7).
+const WEBP_EXIF: u8 = 0b1000;
+const WEBP_XMP: u8 = 0b0100;
+
+/// The check sum of a PNG's chunk, its name included.
+fn crc(chunk: &[u8]) -> [u8; 4] {
+    let mut crc = flate2::Crc::new();
+    crc.update(chunk);
+    crc.sum().to_be_bytes()
+}
 
 /// The parts of a file that are kept, behind its first bytes.
 #[derive(Debug)]
@@ -185,7 +190,7 @@ impl Parts {
     fn read_jpeg(&mut self, bytes: &[u8]) -> Option<()> {
         const START_OF_SCAN: u8 = 0xda;
         const END_OF_IMAGE: u8 = 0xd9;
-        let mut at = 2;
+        let (mut at, mut has_scan) = (2, false);
         loop {
             let start = at;
             // A marker is 0xff, perhaps repeated, and its code.
@@ -213,13 +218,19 @@ impl Parts {
                 0xe1..=0xef | 0xfe => false,
                 _ => true,
             };
-            if marker == 0xe1 && segment.starts_with(b"Exif\0\0") {
+            // Some writers put empty ones first, and some fill the mark with another byte.
+            if marker == 0xe1
+                && !has_scan
+                && segment.starts_with(b"Exif\0")
+                && exif::has_content(segment)
+            {
                 self.see_exif(segment);
             }
             self.keep_if(is_kept, start..at);
             if marker != START_OF_SCAN {
                 continue;
             }
+            has_scan = true;
             let scan = bytes.get(at..)?;
             let is_marker =
                 |at: &usize| !matches!(scan.get(at + 1), None | Some(0 | 0xd0..=0xd7 | 0xff));
@@ -234,7 +245,7 @@ impl Parts {
 
     /// Reads the chunks of a PNG (third edition, §5.3).
     fn read_png(&mut self, bytes: &[u8]) -> Option<()> {
-        let mut at = PNG_HEADER;
+        let (mut at, mut has_pixels) = (PNG_HEADER, false);
         if bytes.get(12..16)? != b"IHDR" || bytes.len() < at {
             return None;
         }
@@ -242,10 +253,14 @@ impl Parts {
             let Some(kind) = rest.get(..4) else { break };
             let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
             let end = at.checked_add(12)?.checked_add(length)?.min(bytes.len());
+            has_pixels |= kind == b"IDAT";
             if kind == b"eXIf"
-                && let Some(exif) = rest.get(4..4 + length)
+                && !has_pixels
+                && let Some((chunk, check)) = rest.split_at_checked(4 + length)
+                && check.first_chunk() == Some(&crc(chunk))
             {
-                self.see_exif(exif);
+                // The mark of JPEG has no place here.
+                self.see_exif(if chunk[4..].starts_with(b"Exif") { b"" } else { &chunk[4..] });
             }
             let is_critical = kind[0].is_ascii_uppercase();
             let is_kept = is_critical
@@ -286,6 +301,9 @@ impl Parts {
         if !matches!(bytes.get(at..)?.first_chunk()?, b"VP8X" | b"VP8 " | b"VP8L") {
             return None;
         }
+        // Without its flag it means nothing.
+        let has_flag = bytes[at..].starts_with(b"VP8X")
+            && bytes.get(20).is_some_and(|flags| flags & WEBP_EXIF != 0);
         while let Some((kind, rest)) = bytes.get(at..)?.split_first_chunk::<4>() {
             let Some(length) = rest.first_chunk() else { break };
             let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
@@ -293,6 +311,7 @@ impl Parts {
             let end = at.checked_add(8)?.checked_add(length)?.checked_next_multiple_of(2)?;
             let end = end.min(bytes.len());
             if kind == b"EXIF"
+                && has_flag
                 && let Some(exif) = rest.get(4..4 + length)
             {
                 self.see_exif(exif);
@@ -348,10 +367,10 @@ impl Parts {
         Some(())
     }
 
-    /// Takes the orientation from EXIF metadata. Of several the first count.
+    /// Takes the orientation from EXIF metadata, as the decoder does: those that it ignores must not turn a picture that is
+    /// stripped. Of several the first count.
     fn see_exif(&mut self, tags: &[u8]) {
-        // Some writers put empty ones first.
-        if !self.has_exif && exif::has_content(tags) {
+        if !self.has_exif {
             self.has_exif = true;
             self.orientation = exif::orientation(tags);
         }
@@ -389,6 +408,8 @@ mod tests {
 
     use image::{DynamicImage, ImageFormat, RgbImage};
 
+    use super::super::RenderLimits;
+    use super::super::decode::decode;
     use super::*;
 
     fn picture() -> DynamicImage {
@@ -490,6 +511,32 @@ mod tests {
         let stripped = strip(&turned, MediaType::WebP).unwrap();
         assert!(!has_secret(&stripped) && stripped[20] == 0b1000);
         assert_eq!(traits(&stripped, MediaType::WebP).embedded, Embedded::Inseparable);
+        // Without the flag it isn't turned.
+        let ignored = webp(0b0100, Orientation::Rotate90);
+        assert_eq!(traits(&ignored, MediaType::WebP).embedded, Embedded::Removable);
+    }
+
+    #[test]
+    fn exif_that_the_decoder_ignores_turns_no_stripped_picture() {
+        let turned = exif(Orientation::Rotate90);
+        let marked = [&b"Exif\0\0"[..], &turned].concat();
+        let (jpeg, png) = (jpeg(), encoded(ImageFormat::Png));
+        let mut damaged = chunk(*b"eXIf", &turned);
+        *damaged.last_mut().unwrap() ^= 1;
+        let (in_jpeg, in_png) = (jpeg.len() - 2, png.len() - 12);
+        for (media_type, bytes) in [
+            (MediaType::Png, inserted(&png, PNG_HEADER, &[damaged])),
+            (MediaType::Png, inserted(&png, PNG_HEADER, &[chunk(*b"eXIf", &marked)])),
+            (MediaType::Png, inserted(&png, in_png, &[chunk(*b"eXIf", &turned)])),
+            (MediaType::Jpeg, inserted(&jpeg, in_jpeg, &[segment(0xe1, &marked)])),
+        ] {
+            let limits = RenderLimits { pixels: 1000, deadline: None };
+            let shown = decode(&bytes, media_type, limits).unwrap();
+            assert_eq!((shown.width(), shown.height()), (33, 21));
+            assert_eq!(traits(&bytes, media_type).embedded, Embedded::Removable, "{media_type:?}");
+            let stripped = strip(&bytes, media_type).unwrap();
+            assert!(decode(&stripped, media_type, limits).unwrap() == shown, "{media_type:?}");
+        }
     }
 
     #[test]
