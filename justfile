@@ -29,6 +29,12 @@ prove:
 soak minutes="60":
     AFTERIMAGE_TEST_SOAK_MINUTES={{ minutes }} tests/run.sh soak
 
+# One fuzz target by libFuzzer (`cargo install cargo-fuzz --locked`), until it fails or Ctrl-C; `just fuzz h1_head -max_total_time=60`
+fuzz target *arguments:
+    cp Cargo.lock fuzz/Cargo.lock
+    mkdir -p fuzz/corpus/{{ target }}
+    cargo fuzz run --sanitizer none {{ target }} fuzz/corpus/{{ target }} fuzz/seeds/{{ target }} -- -dict=fuzz/dictionary {{ arguments }}
+
 # One bench: cold, coherence, pictures or serving; `just bench serving quick only=hit`
 bench name *arguments:
     cargo bench --bench {{ name }} -- {{ arguments }}

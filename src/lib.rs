@@ -41,6 +41,8 @@ mod cpu;
 mod decoder;
 mod events;
 mod exposition;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod histogram;
 mod holders;
 mod http;

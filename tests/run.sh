@@ -17,6 +17,7 @@
 #   AFTERIMAGE_TEST_RACES           3000  races of a write and a read in a round
 #   AFTERIMAGE_TEST_KILLS           200   kills beside an object store in a round
 #   AFTERIMAGE_TEST_DAMAGED         30    damaged copies of each picture
+#   AFTERIMAGE_TEST_FUZZ_SECONDS    20    each fuzz target, with mutations of its seeds
 #
 # AFTERIMAGE_TEST_PROGRAM is the path of another build for the tests that run the program, such as a release build whose
 # figures are wanted, and AFTERIMAGE_TEST_GALLERY_IMAGES (20000) the number of images in the test of the gallery.
@@ -133,8 +134,12 @@ export AFTERIMAGE_TEST_RACES=${AFTERIMAGE_TEST_RACES:-3000}
 export AFTERIMAGE_TEST_KILLS=${AFTERIMAGE_TEST_KILLS:-200}
 export AFTERIMAGE_TEST_DAMAGED=${AFTERIMAGE_TEST_DAMAGED:-30}
 export AFTERIMAGE_TEST_EVENTS_SECONDS=${AFTERIMAGE_TEST_EVENTS_SECONDS:-900}
+export AFTERIMAGE_TEST_FUZZ_SECONDS=${AFTERIMAGE_TEST_FUZZ_SECONDS:-20}
 deadline=$((SECONDS + 60 * minutes))
 AFTERIMAGE_TEST_RANDOM_FAULTS_MINUTES=$((minutes / 2)) run --test it "$@" ::: soak:: --nocapture
+# Optimised, but as ready to fail as the other tests.
+CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true CARGO_PROFILE_RELEASE_LTO=off \
+  cargo test --locked --release --lib fuzzing:: -- --show-output
 run --test it "$@" ::: events:: pixels::
 AFTERIMAGE_TEST_FAULTS_SECONDS=${AFTERIMAGE_TEST_FAULTS_SECONDS:-600} run --test it "$@" ::: fault_checker::
 round=0

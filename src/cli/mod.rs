@@ -97,6 +97,33 @@ pub fn parse(
     Ok(Command { loaded, source, action })
 }
 
+/// Reads the settings of arguments and variables. Opens no file and looks no name up: `None` if they name a settings file or a
+/// server.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn parse_settings(
+    arguments: impl Iterator<Item = OsString>,
+    variables: Vec<(String, String)>,
+) -> Result<Option<toml::Table>, Exit> {
+    let grammar = grammar::grammar().mut_subcommands(|it| {
+        it.mut_args(|it| match it.get_id() {
+            id if id == "server" => it.value_parser(clap::value_parser!(String)),
+            _ => it,
+        })
+    });
+    let matches = grammar.try_get_matches_from(arguments).map_err(Exit::Usage)?;
+    let matches = match matches.subcommand() {
+        Some((_, of_command)) => of_command.clone(),
+        None => matches,
+    };
+    let names_file = variables.iter().any(|(name, _)| name == "AFTERIMAGE_CONFIG");
+    if names_file || matches.get_one::<PathBuf>("config").is_some() {
+        return Ok(None);
+    }
+    let layers = SettingsSource { matches, variables }.layers().map_err(Exit::Settings)?;
+    let loaded = Settings::load_with_table(&layers);
+    loaded.map(|(_, table)| Some(table)).map_err(|error| Exit::Settings(error.into()))
+}
+
 /// Describes an error and its causes in one line. A cause that its error already quotes isn't repeated.
 #[must_use]
 pub fn describe(error: &anyhow::Error) -> String {
@@ -252,6 +279,12 @@ struct SettingsSource {
 impl SettingsSource {
     /// Loads the settings from file, environment and flags: the later ones win.
     fn load(&self) -> anyhow::Result<LoadedSettings> {
+        let (mut settings, table) = Settings::load_with_table(&self.layers()?)?;
+        settings.read_url_file()?;
+        Ok(LoadedSettings { settings, table })
+    }
+
+    fn layers(&self) -> anyhow::Result<Vec<Override>> {
         let SettingsSource { matches, variables } = self;
         let file = matches.get_one::<PathBuf>("config").cloned().or_else(|| {
             let named = variables.iter().find(|(name, _)| name == "AFTERIMAGE_CONFIG");
@@ -278,9 +311,7 @@ impl SettingsSource {
                 layers.push(Override { key: key.to_owned(), value, place: format!("--{flag}") });
             }
         }
-        let (mut settings, table) = Settings::load_with_table(&layers)?;
-        settings.read_url_file()?;
-        Ok(LoadedSettings { settings, table })
+        Ok(layers)
     }
 }
 

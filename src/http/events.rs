@@ -78,7 +78,7 @@ pub(crate) async fn get(
     Ok((headers, body(&state, subscription)).into_response())
 }
 
-fn followed(parameters: &EventParams, most: usize) -> Result<Followed, Problem> {
+pub(crate) fn followed(parameters: &EventParams, most: usize) -> Result<Followed, Problem> {
     let only_changes = match parameters.from.as_deref() {
         None => false,
         Some("now") if parameters.prefix.is_some() => true,

@@ -429,7 +429,7 @@ fn begin_span(
 }
 
 /// Returns the span of a request's client, and the state that belongs to it.
-fn trace_fields(headers: &HeaderMap) -> (Option<TraceContext>, Option<HeaderValue>) {
+pub(crate) fn trace_fields(headers: &HeaderMap) -> (Option<TraceContext>, Option<HeaderValue>) {
     let mut lines = headers.get_all(TRACEPARENT).iter();
     let only = lines.next().filter(|_| lines.next().is_none());
     let Some(parent) = only.and_then(|it| TraceContext::parse(it.as_bytes())) else {

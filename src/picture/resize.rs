@@ -83,7 +83,7 @@ fn scaled<const N: usize>(
 }
 
 /// Width and height of a picture of some size after it is fitted into bounds.
-pub(super) fn size((width, height): (u32, u32), bounds: Bounds) -> (u32, u32) {
+pub(crate) fn size((width, height): (u32, u32), bounds: Bounds) -> (u32, u32) {
     let plan = plan(width, height, bounds);
     (plan.width, plan.height)
 }

@@ -26,7 +26,7 @@ use axum::http::header::{CONNECTION, CONTENT_LENGTH};
 use axum::http::{Method, Request, Response, StatusCode};
 use bytes::Bytes;
 use http_body::Body as HttpBody;
-use httparse::Status;
+use httparse::{Header, Status};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
@@ -41,13 +41,13 @@ use crate::http::service::Replay;
 use crate::peer::{Peer, PeerKey};
 
 /// The largest head that is read here. A larger one is for the HTTP library, which has the limit of the settings.
-const LARGEST_HEAD: usize = 8 * 1024;
+pub(crate) const LARGEST_HEAD: usize = 8 * 1024;
 
 /// Largest buffer that an idle connection keeps.
 const KEPT: usize = 2 * 1024;
 
 /// More fields than any browser sends.
-const MOST_FIELDS: usize = 64;
+pub(crate) const MOST_FIELDS: usize = 64;
 
 /// A connection as long as its requests are fast ones.
 pub(super) struct FastLoop<'a> {
@@ -239,10 +239,9 @@ impl<'a> FastLoop<'a> {
             return Ok(Decision::End);
         }
         let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
-        let mut request = httparse::Request::new(&mut []);
-        let parsed = request.parse_with_uninit_headers(&self.unread, &mut fields);
-        let Status::Complete(length) = parsed? else { return Ok(Decision::Library) };
-        let Some(fast) = FastRequest::of(&request) else { return Ok(Decision::Library) };
+        let Some((fast, fields, length)) = fast_request(&self.unread, &mut fields)? else {
+            return Ok(Decision::Library);
+        };
         if self.server.shutdown.is_stopping() {
             // It says so in each answer.
             return Ok(Decision::Library);
@@ -254,7 +253,7 @@ impl<'a> FastLoop<'a> {
             }
             Decision::Replay(replay)
         } else {
-            match fast.to_request(request.headers) {
+            match fast.to_request(fields) {
                 Some(request) => Decision::Route(Box::new(request)),
                 None => return Ok(Decision::Library),
             }
@@ -382,9 +381,21 @@ impl<'a> FastLoop<'a> {
     }
 }
 
+/// Parses the head at the front of some bytes. Returns its request, its fields and its length; `None` for one that is not whole,
+/// or is for the HTTP library.
+pub(crate) fn fast_request<'fields, 'bytes>(
+    bytes: &'bytes [u8],
+    fields: &'fields mut [MaybeUninit<Header<'bytes>>],
+) -> Result<Option<(FastRequest<'bytes>, &'fields [Header<'bytes>], usize)>, httparse::Error> {
+    let mut request = httparse::Request::new(&mut []);
+    let parsed = request.parse_with_uninit_headers(bytes, fields);
+    let Status::Complete(length) = parsed? else { return Ok(None) };
+    Ok(FastRequest::of(&request).map(|fast| (fast, &*request.headers, length)))
+}
+
 /// Makes a request of a later HTTP/1 version one of HTTP/1.1: its meaning is the same to a server that doesn't know that
 /// version (RFC 9110 §2.5). Returns whether it did.
-fn take_for_http_1_1(bytes: &mut [u8]) -> bool {
+pub(crate) fn take_for_http_1_1(bytes: &mut [u8]) -> bool {
     let Some(end) = bytes.windows(2).position(|it| it == b"\r\n") else { return false };
     if let [.., b' ', b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor @ b'2'..=b'9'] =
         &mut bytes[..end]

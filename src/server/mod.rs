@@ -3,7 +3,7 @@
 mod date;
 pub(crate) mod h1;
 pub(crate) mod listener;
-mod proxy_protocol;
+pub(crate) mod proxy_protocol;
 pub(crate) mod timeouts;
 mod tls;
 mod write_buffer;
@@ -157,7 +157,7 @@ struct Server {
     _alive: mpsc::Sender<()>,
 }
 
-fn builder(limits: &HeadLimits) -> Builder<Reporting> {
+pub(crate) fn builder(limits: &HeadLimits) -> Builder<Reporting> {
     let header_bytes = limits.header_bytes();
     let mut builder = Builder::new(Reporting);
     builder
@@ -376,7 +376,7 @@ async fn reporting(task: &'static str, work: impl Future<Output = ()>) {
 
 /// Spawns the HTTP library's tasks, one for each HTTP/2 stream, so that their panics are logged.
 #[derive(Debug, Clone, Copy)]
-struct Reporting;
+pub(crate) struct Reporting;
 
 impl<F> Executor<F> for Reporting
 where

@@ -19,6 +19,8 @@ mod database;
 mod database_file;
 pub(crate) mod embedded;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod redis;
 mod server;
 #[cfg(test)]

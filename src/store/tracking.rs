@@ -425,6 +425,33 @@ impl Tracking {
     }
 }
 
+/// Applies pushes to a tracking connection that is open, and returns the changes that it announces.
+#[cfg(any(test, fuzzing))]
+pub(super) fn announced(pushes: &[PushInfo], key_prefix: &str) -> RedisResult<Vec<Change>> {
+    let client = redis::Client::open("redis://127.0.0.1/")?;
+    let (connector, config) = (Connector::Redis(client), AsyncConnectionConfig::new());
+    let data = DataConnections::new(std::num::NonZeroU8::MIN, &connector, &config);
+    let changes = Arc::new(Mutex::new(Vec::new()));
+    let listener = ChangeListener::new({
+        let changes = Arc::clone(&changes);
+        move |change| changes.lock().unwrap_or_else(PoisonError::into_inner).push(change)
+    });
+    let tracking = TrackingConnection {
+        number: 1,
+        listener,
+        data: Arc::new(data),
+        key_prefix: key_prefix.to_owned(),
+        last_heard: Mutex::new(Clock::default().now()),
+        loss_announced: AtomicBool::new(false),
+        ended: Notify::new(),
+        canary: "~canary".to_owned(),
+        canary_heard: Notify::new(),
+    };
+    pushes.iter().for_each(|push| tracking.apply(push));
+    let mut changes = changes.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(std::mem::take(&mut changes))
+}
+
 /// Reason after a disconnection.
 const CLOSED: &str = "the tracking connection was closed";
 
@@ -503,7 +530,7 @@ impl From<RedisError> for TrackingFailure {
 }
 
 /// Returns true if `CLIENT TRACKINGINFO` reports tracking: on, by broadcast, for this prefix (for all keys if it is empty).
-fn is_tracking(info: &Value, key_prefix: &str) -> bool {
+pub(super) fn is_tracking(info: &Value, key_prefix: &str) -> bool {
     let Value::Map(fields) = info else {
         return false;
     };
