@@ -14,7 +14,7 @@ mod tests;
 pub use self::http::{
     conditional, digests, events, forwarded, host, image_ids, negotiation, parameters, range,
 };
-pub use self::pictures::{bmp, gif, ico, jpeg, png, tiff, webp};
+pub use self::pictures::{avif, bmp, gif, ico, jpeg, jxl, png, tiff, webp};
 pub use self::records::{base64, record, sniffing, strip};
 pub use self::requests::{h1_head, proxy_protocol};
 pub use self::settings::{command_line, environment, settings_file};
@@ -46,6 +46,6 @@ targets! {
     h1_head proxy_protocol
     conditional range negotiation digests image_ids parameters forwarded host events
     redis_replies redis_pushes
-    png jpeg gif webp bmp ico tiff
+    png jpeg gif webp bmp ico tiff avif jxl
     settings_file environment command_line
 }

@@ -51,7 +51,30 @@ decoders! {
     bmp: Bmp
     ico: Ico
     tiff: Tiff
-    // AVIF and JPEG XL: a line each, and their names in `TARGETS`.
+}
+
+/// Reads what this process reads of AVIF: its pixels have a process of their own.
+pub fn avif(data: &[u8]) {
+    check_head(data, MediaType::Avif);
+}
+
+/// Reads what this process reads of JPEG XL.
+pub fn jxl(data: &[u8]) {
+    check_head(data, MediaType::JpegXl);
+}
+
+/// Checks that a head is refused, or measured within the limits.
+fn check_head(data: &[u8], media_type: MediaType) {
+    if sniff(data) != Some(media_type) {
+        return;
+    }
+    within_time(|| traits(data, media_type));
+    let limits = RenderLimits { pixels: PIXELS, deadline: Some(Instant::now() + TIME) };
+    if let Ok((width, height)) = within_time(|| picture::dimensions(data, media_type, limits)) {
+        assert!(u64::from(width) * u64::from(height) <= PIXELS, "{width}×{height}");
+        let memory = picture::decoding_memory(data, media_type, limits).expect("measured before");
+        assert!(memory >= 3 * u64::from(width) * u64::from(height), "{memory} bytes");
+    }
 }
 
 /// Checks that a file is refused, or has the size that was measured, in memory and time that were announced.

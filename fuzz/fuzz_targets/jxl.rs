@@ -1,0 +1,3 @@
+#![no_main]
+
+afterimage_fuzz::target!(jxl);
