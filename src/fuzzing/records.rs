@@ -106,7 +106,7 @@ pub fn strip(data: &[u8]) {
     if let Ok(shown) = decode::decode(data, media_type, limits) {
         match decode::decode(&stripped, media_type, limits) {
             Ok(same) => {
-                assert!(shown == same, "{media_type:?}: the stripped file shows another picture")
+                assert!(shown == same, "{media_type:?}: the stripped file shows another picture");
             }
             Err(error) => assert!(error.is_timeout(), "{media_type:?}: {error}"),
         }

@@ -5,7 +5,7 @@ use std::io::Cursor;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::task::{Context, Waker};
 
 use axum::body::Body;
@@ -95,7 +95,7 @@ fn with_escapes(head: &[u8], target: &str) -> Vec<u8> {
 
 /// Reads requests by the HTTP library. Tells of each whether it has a body.
 fn by_library(bytes: &[u8]) -> Vec<(Request<Body>, bool)> {
-    let requests = Arc::new(Mutex::new(Vec::new()));
+    let requests = Mutex::new(Vec::new());
     let service = service_fn(|request: Request<Incoming>| {
         let has_body = !request.body().is_end_stream();
         let request = (request.map(|_| Body::empty()), has_body);
@@ -112,8 +112,8 @@ fn by_library(bytes: &[u8]) -> Vec<(Request<Body>, bool)> {
             break;
         }
     }
-    drop(connection);
-    std::mem::take(&mut *requests.lock().expect("no thread panics"))
+    let mut requests = requests.lock().expect("no thread panics");
+    std::mem::take(&mut requests)
 }
 
 /// A PROXY header is read to its end and no further, and names the client that it was written for.

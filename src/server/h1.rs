@@ -381,12 +381,14 @@ impl<'a> FastLoop<'a> {
     }
 }
 
-/// Parses the head at the front of some bytes. Returns its request, its fields and its length; `None` for one that is not whole,
-/// or is for the HTTP library.
+/// A fast request, the fields of its head, and the length of that.
+pub(crate) type FastHead<'fields, 'bytes> = (FastRequest<'bytes>, &'fields [Header<'bytes>], usize);
+
+/// Parses the head at the front of some bytes. `None` for one that is not whole, or is for the HTTP library.
 pub(crate) fn fast_request<'fields, 'bytes>(
     bytes: &'bytes [u8],
     fields: &'fields mut [MaybeUninit<Header<'bytes>>],
-) -> Result<Option<(FastRequest<'bytes>, &'fields [Header<'bytes>], usize)>, httparse::Error> {
+) -> Result<Option<FastHead<'fields, 'bytes>>, httparse::Error> {
     let mut request = httparse::Request::new(&mut []);
     let parsed = request.parse_with_uninit_headers(bytes, fields);
     let Status::Complete(length) = parsed? else { return Ok(None) };

@@ -447,7 +447,9 @@ pub(super) fn announced(pushes: &[PushInfo], key_prefix: &str) -> RedisResult<Ve
         canary: "~canary".to_owned(),
         canary_heard: Notify::new(),
     };
-    pushes.iter().for_each(|push| tracking.apply(push));
+    for push in pushes {
+        tracking.apply(push);
+    }
     let mut changes = changes.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(std::mem::take(&mut changes))
 }
