@@ -24,13 +24,11 @@ fn package() -> PathBuf {
 /// the soak's, tries others each time: a change must not fail in CI by what it hasn't touched.
 fn time() -> (Duration, Rng) {
     let number = |name: &str| Some(env::var(name).ok()?.parse().expect("a number"));
-    match number("AFTERIMAGE_TEST_FUZZ_SECONDS") {
-        Some(seconds) => (Duration::from_secs(seconds), Rng::new()),
-        None => {
-            let milliseconds = number("AFTERIMAGE_TEST_FUZZ_MILLISECONDS").unwrap_or(300);
-            (Duration::from_millis(milliseconds), Rng::with_seed(1))
-        }
+    if let Some(seconds) = number("AFTERIMAGE_TEST_FUZZ_SECONDS") {
+        return (Duration::from_secs(seconds), Rng::new());
     }
+    let milliseconds = number("AFTERIMAGE_TEST_FUZZ_MILLISECONDS").unwrap_or(300);
+    (Duration::from_millis(milliseconds), Rng::with_seed(1))
 }
 
 /// Runs a target with its seeds, and then with mutations of them until the time is over.

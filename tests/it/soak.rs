@@ -64,7 +64,7 @@ async fn soak(flavour: Flavour, time: Duration, chance: &mut fastrand::Rng, repo
     let mut world = World::start(flavour, &settings).await;
     let sampler = Sampler::start(report, flavour, &world.process, &world.meter);
     let followed = Followed::start(world.process.address);
-    let (begin, made) = (Instant::now(), Arc::default());
+    let (begin, written) = (Instant::now(), Arc::default());
     loop {
         let fault = Fault::ALL[chance.usize(..Fault::ALL.len())];
         let s3_mode = [S3_ANSWERS, S3_ANSWERS, S3_REFUSES, S3_HANGS][chance.usize(..4)];
@@ -75,7 +75,7 @@ async fn soak(flavour: Flavour, time: Duration, chance: &mut fastrand::Rng, repo
             later.store(S3_ANSWERS, Ordering::Relaxed);
         });
         let putting = fault.keeps_writes().then(|| {
-            Putting::start(world.here.address, Arc::clone(&world.history), Arc::clone(&made))
+            Putting::start(world.here.address, Arc::clone(&world.history), Arc::clone(&written))
         });
         let from = report.elapsed();
         let checked = world.check(fault).await;
@@ -102,20 +102,20 @@ struct Putting {
 }
 
 impl Putting {
-    /// Starts to write. `made` are the images that were written before; they are removed, for a server that loads its data
+    /// Starts to write. `written` are the images that were written before; they are removed, for a server that loads its data
     /// takes a while for each.
-    fn start(address: SocketAddr, history: History, made: Arc<Mutex<Vec<u64>>>) -> Putting {
+    fn start(address: SocketAddr, history: History, written: Arc<Mutex<Vec<u64>>>) -> Putting {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let task = tokio::spawn(async move {
             // An image of an earlier fault may have been lost since.
             history.lock().unwrap().retain(|key, _| *key < PUT_KEYS);
-            let before = std::mem::take(&mut *made.lock().unwrap());
+            let before = std::mem::take(&mut *written.lock().unwrap());
             for key in before {
                 send(address, Method::DELETE, key, Vec::new()).await;
             }
             let (mut key, mut number) = (PUT_KEYS + fastrand::u64(..1 << 40), 0);
-            made.lock().unwrap().push(key);
+            written.lock().unwrap().push(key);
             while !stopped.load(Ordering::Relaxed) {
                 number += 1;
                 if put(address, key, number).await {
@@ -125,7 +125,7 @@ impl Putting {
                     // Nobody knows if it was written, or will be.
                     history.lock().unwrap().remove(&key);
                     key += 1;
-                    made.lock().unwrap().push(key);
+                    written.lock().unwrap().push(key);
                 }
                 tokio::time::sleep(Duration::from_millis(fastrand::u64(20..100))).await;
             }
