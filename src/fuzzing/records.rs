@@ -101,6 +101,10 @@ pub fn strip(data: &[u8]) {
     assert_eq!(after.animated, before.animated);
     assert_ne!(after.embedded, Embedded::Removable);
     assert_eq!(picture::strip::strip(&stripped, media_type).as_ref(), Some(&stripped));
+    if cfg!(fuzzing) && media_type == MediaType::Png {
+        // The crate png checks no sums under libFuzzer, and so heeds metadata that it otherwise ignores.
+        return;
+    }
     let deadline = Some(Instant::now() + Duration::from_secs(2));
     let limits = RenderLimits { pixels: 65_536, deadline };
     if let Ok(shown) = decode::decode(data, media_type, limits) {
