@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use image::DynamicImage;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use rlimit::Resource;
+use rustix::process::Signal;
 
 use crate::image::MediaType;
 use crate::picture::{self, PictureError, RenderLimits};
@@ -92,11 +94,11 @@ fn exchange(child: &mut Child, bytes: &[u8], job: &Job) -> io::Result<Vec<u8>> {
     let stdout = child.stdout.take().ok_or_else(pipe)?;
     let (done, is_done) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
-        scope.spawn(move || {
+        std::thread::Builder::new().spawn_scoped(scope, move || {
             if is_done.recv_timeout(job.time) == Err(RecvTimeoutError::Timeout) {
                 let _ = child.kill();
             }
-        });
+        })?;
         let mut output = Vec::new();
         let exchanged = match stdin.write_all(bytes) {
             // A process that has ended already tells why.
@@ -114,6 +116,11 @@ fn exchange(child: &mut Child, bytes: &[u8], job: &Job) -> io::Result<Vec<u8>> {
 /// Returns the reason for which there is no picture, if there is none.
 fn verdict(status: ExitStatus, output: &[u8]) -> Option<PictureError> {
     let text = || String::from_utf8_lossy(output).into_owned();
+    let signal = status.signal().and_then(Signal::from_named_raw);
+    if let Some(Signal::HUP | Signal::INT | Signal::KILL | Signal::TERM) = signal {
+        // Somebody else has ended it, such as a kernel without memory.
+        return Some(PictureError::NoDecoder(format!("it ended with {status}")));
+    }
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     match code {
         Some(0) => None,
@@ -201,7 +208,7 @@ fn restrict(job: &Job) -> io::Result<()> {
     Resource::CPU.set(seconds, seconds)?;
     Resource::CORE.set(0, 0)?;
     #[cfg(target_os = "linux")]
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     Ok(())
 }
 
@@ -213,8 +220,6 @@ fn write(picture: &DynamicImage, to: impl Write) -> image::ImageResult<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::process::ExitStatusExt;
-
     use super::*;
 
     fn job() -> Job {
@@ -247,6 +252,8 @@ mod tests {
         let broken = PictureError::Broken("cut off".to_owned());
         assert_eq!(verdict(exit(BROKEN), b"cut off"), Some(broken));
         assert_eq!(verdict(exit(TIMED_OUT), b""), Some(PictureError::DecodingTimedOut));
+        let killed = verdict(ExitStatus::from_raw(9), b"half a picture");
+        assert!(matches!(killed, Some(PictureError::NoDecoder(_))), "{killed:?}");
         for status in [exit(101), ExitStatus::from_raw(6)] {
             let error = verdict(status, b"half a picture");
             assert!(matches!(error, Some(PictureError::Unsupported(_))), "{error:?}");

@@ -118,8 +118,8 @@ pub enum PictureError {
         /// Bytes for everything that is fetched, rendered and sent.
         limit: u64,
     },
-    /// The process that decodes this format can't be started.
-    #[error("the decoder of the image can't be started: {0}")]
+    /// The process that decodes this format can't be started, or was ended by somebody else.
+    #[error("the image can't be decoded now: {0}")]
     NoDecoder(String),
     /// The deadline has passed.
     #[error("the picture takes too long to make ([pictures] timeout)")]

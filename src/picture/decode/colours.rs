@@ -58,6 +58,13 @@ pub(super) fn convert(picture: &mut DynamicImage, profile: &ColorProfile) {
     }
 }
 
+/// A value of 16 bits in 8.
+#[cfg(any(feature = "read-avif", feature = "read-jxl"))]
+pub(super) fn narrow(value: u16) -> u8 {
+    let narrowed = (u32::from(value) * 255 + 32_767) / 65_535;
+    u8::try_from(narrowed).unwrap_or(u8::MAX)
+}
+
 /// A transform for pixels of RGB, or of RGBA, with 16 bits a channel. In 8 bits, dark colours of a profile with a flat curve would
 /// be one and the same. `None` if they are sRGB already.
 pub(super) fn deep_transform(

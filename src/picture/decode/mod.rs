@@ -201,7 +201,7 @@ fn measure_or_panic(
     media_type: MediaType,
     limits: RenderLimits,
 ) -> Result<Measure, PictureError> {
-    match media_type {
+    let measured = match media_type {
         MediaType::Png => png::measure(bytes, limits),
         MediaType::Jpeg => jpeg::measure(bytes, limits),
         MediaType::Gif => gif::measure(bytes, limits),
@@ -210,15 +210,16 @@ fn measure_or_panic(
         MediaType::Ico => ico::measure(bytes, limits),
         MediaType::Tiff => tiff::measure(bytes, limits),
         #[cfg(feature = "read-avif")]
-        MediaType::Avif => avif::measure(bytes, limits).map(Measure::apart),
+        MediaType::Avif => avif::measure(bytes, limits),
         #[cfg(not(feature = "read-avif"))]
         MediaType::Avif => Err(PictureError::Opaque(media_type)),
         #[cfg(feature = "read-jxl")]
-        MediaType::JpegXl => jxl::measure(bytes, limits).map(Measure::apart),
+        MediaType::JpegXl => jxl::measure(bytes, limits),
         #[cfg(not(feature = "read-jxl"))]
         MediaType::JpegXl => Err(PictureError::Opaque(media_type)),
         MediaType::Heic | MediaType::Svg => Err(PictureError::Opaque(media_type)),
-    }
+    }?;
+    Ok(if media_type.is_decoded_apart() { measured.apart() } else { measured })
 }
 
 fn decode_or_panic(
@@ -247,6 +248,11 @@ fn decode_or_panic(
         MediaType::Heic | MediaType::Svg => Err(PictureError::Opaque(media_type)),
     }?;
     Ok(Decoded { pixels, orientation })
+}
+
+#[cfg(any(feature = "read-avif", feature = "read-jxl"))]
+fn unsupported(text: &str) -> PictureError {
+    PictureError::Unsupported(text.to_owned())
 }
 
 /// An error of a decoder for the client: the deadline, or else the first line of its text, shortened.

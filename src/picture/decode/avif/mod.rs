@@ -15,8 +15,8 @@ use self::av1::{Header, Layout};
 use self::source::{Layer, Source};
 use self::yuv::{Converter, Matrix, Plane, Range};
 use super::super::{PictureError, RenderLimits};
-use super::colours::Colours;
-use super::{Measure, check_pixels, colours, pixels};
+use super::colours::{Colours, narrow};
+use super::{Measure, check_pixels, colours, pixels, unsupported};
 
 pub(super) fn measure(bytes: &[u8], limits: RenderLimits) -> Result<Measure, PictureError> {
     /// Tables of a colour profile in 16 bits.
@@ -284,18 +284,8 @@ fn divide(row: &mut [u16], alpha: &[u8]) {
     }
 }
 
-/// A value of 16 bits in 8.
-fn narrow(value: u16) -> u8 {
-    let narrowed = (u32::from(value) * 255 + 32_767) / 65_535;
-    u8::try_from(narrowed).unwrap_or(u8::MAX)
-}
-
 fn broken(text: &str) -> PictureError {
     PictureError::Broken(format!("AVIF: {text}"))
-}
-
-fn unsupported(text: &str) -> PictureError {
-    PictureError::Unsupported(text.to_owned())
 }
 
 #[cfg(test)]

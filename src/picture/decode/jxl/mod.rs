@@ -16,9 +16,9 @@ use moxcms::{ColorProfile, DataColorSpace};
 
 use self::head::Head;
 use super::super::{PictureError, RenderLimits};
-use super::colours::Colours;
+use super::colours::{Colours, narrow};
 use super::deadline::DeadlineReader;
-use super::{Measure, broken, check_pixels, colours};
+use super::{Measure, broken, check_pixels, colours, unsupported};
 
 pub(super) fn measure(bytes: &[u8], limits: RenderLimits) -> Result<Measure, PictureError> {
     let Head { size, extra_channels, .. } = Head::read(bytes).ok_or_else(cut_off)?;
@@ -306,18 +306,8 @@ impl JxlBitstreamInput for Input<'_> {
     }
 }
 
-/// A value of 16 bits in 8.
-fn narrow(value: u16) -> u8 {
-    let narrowed = (u32::from(value) * 255 + 32_767) / 65_535;
-    u8::try_from(narrowed).unwrap_or(u8::MAX)
-}
-
 fn cut_off() -> PictureError {
     PictureError::Broken("the JPEG XL is cut off".to_owned())
-}
-
-fn unsupported(text: &str) -> PictureError {
-    PictureError::Unsupported(text.to_owned())
 }
 
 #[cfg(test)]
