@@ -1,4 +1,4 @@
-//! What the fuzz targets of cargo fuzz have in common.
+//! Common code of the fuzz targets of cargo fuzz.
 
 /// Runs a target of `afterimage::fuzzing` by libFuzzer.
 #[macro_export]

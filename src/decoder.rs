@@ -176,11 +176,17 @@ pub fn run_if_asked(mut arguments: impl Iterator<Item = OsString>) -> Option<u8>
         return None;
     }
     let outcome = Job::parse(arguments)
-        .ok_or_else(|| PictureError::Unsupported("the call is wrong".to_owned()))
+        .ok_or_else(|| {
+            PictureError::Unsupported(
+                "the decoder needs a media type, a length, limits of pixels and bytes, and a time"
+                    .to_owned(),
+            )
+        })
         .and_then(|job| run(&job));
     let mut stdout = io::stdout().lock();
     let (code, text) = match outcome {
-        Ok(picture) => return Some(if write(&picture, &mut stdout).is_ok() { 0 } else { BROKEN }),
+        // Half a picture is no text of an error.
+        Ok(picture) => return Some(u8::from(write(&picture, &mut stdout).is_err())),
         Err(PictureError::Broken(text)) => (BROKEN, text),
         Err(PictureError::Unsupported(text)) => (UNSUPPORTED, text),
         Err(error) if error.is_timeout() => (TIMED_OUT, String::new()),

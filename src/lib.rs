@@ -11,7 +11,7 @@
 //! - [`store`] keeps records and reports changes, `changes` passes them on; `offload` has the images that moved out of
 //!   their records.
 //! - `cache` keeps decoded bytes, and `originals` bring them there; `render` schedules what [`picture`] draws,
-//!   and `decoder` decodes apart what this process shouldn't.
+//!   and `decoder` runs the decoders of AVIF and JPEG XL in processes of their own.
 //! - `events` tells browsers of changes.
 //! - `clock` counts suspended time; `budget`, `cpu` and `limit` are permits for bytes, cores and places; `shutdown` has the
 //!   phases of a stop.

@@ -398,7 +398,7 @@ fn request_to(target: &str, host: Option<&[u8]>) -> Request<Body> {
     request.body(Body::empty()).expect("parts of a request")
 }
 
-/// What is followed is valid and no more than is allowed, and an event is one event however its texts look.
+/// A stream follows valid ids, no more than are allowed; and an event is one event, whatever its texts are.
 pub fn events(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     if let Ok(uri) = format!("/events?{text}").parse::<Uri>()

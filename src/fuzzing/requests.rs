@@ -1,4 +1,4 @@
-//! What stands at the beginning of a connection: heads of HTTP/1, and the PROXY header.
+//! The beginning of a connection: heads of HTTP/1, and the PROXY header.
 
 use std::convert::Infallible;
 use std::io::Cursor;

@@ -28,8 +28,8 @@ pub fn redis_replies(data: &[u8]) {
         let (on, all) = (is_tracking(value, PREFIX), is_tracking(value, ""));
         assert!(!(on || all) || matches!(value, Value::Map(_)));
         for command in RoleCommand::ALL {
-            let role = command.role_in(value);
-            assert_eq!(role, command.role_in(value));
+            // It must not panic; its answer is judged below.
+            let _role = command.role_in(value);
         }
     }
     // As the client does: an error anywhere in a reply is the reply.

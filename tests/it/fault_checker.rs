@@ -91,7 +91,7 @@ struct Seen {
     number: u64,
 }
 
-/// What readers got since it was looked at last.
+/// Readings of the answers since the last sample.
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
     pub(crate) milliseconds: Vec<f64>,

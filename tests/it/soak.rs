@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use hyper::Method;
 
 use crate::events::Events;
-use crate::fault_checker::{Fault, History, Meter, World, keys};
+use crate::fault_checker::{Checked, Fault, History, Meter, World, keys};
 use crate::harness::s3::{Fault as S3Fault, Faulty};
 use crate::harness::{Client, Flavour, Process, S3, get, png, until};
 
@@ -221,14 +221,7 @@ impl Report {
         self.begin.elapsed().as_secs_f64()
     }
 
-    fn fault(
-        &mut self,
-        from: f64,
-        flavour: Flavour,
-        fault: Fault,
-        s3: u8,
-        checked: &crate::fault_checker::Checked,
-    ) {
+    fn fault(&mut self, from: f64, flavour: Flavour, fault: Fault, s3: u8, checked: &Checked) {
         let (seed, to) = (self.seed, self.elapsed());
         let s3 = ["answers", "refuses", "hangs"][usize::from(s3)];
         let (answers, latest) = (checked.answers, checked.latest.as_secs_f64());
