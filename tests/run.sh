@@ -10,14 +10,14 @@
 #
 # The environment says how much the soak does; CI does less of it:
 #
-#   AFTERIMAGE_TEST_SOAK_MINUTES    60    all of it; half is for faults at random, with a report in target/soak/report.html
+#   AFTERIMAGE_TEST_SOAK_MINUTES    60    all of it, or a little more; half is for faults at random, with a report in target/soak/report.html
 #   AFTERIMAGE_TEST_SEED                  the seed of their order; by default a random one, which is printed
-#   AFTERIMAGE_TEST_EVENTS_SECONDS  900   one run of the streams
-#   AFTERIMAGE_TEST_FAULTS_SECONDS  600   one run of the checker with faults, on each kind of server
+#   AFTERIMAGE_TEST_EVENTS_SECONDS  300   one run of the streams; 5 a minute of the soak
+#   AFTERIMAGE_TEST_FAULTS_SECONDS  120   one run of the checker with faults, on each kind of server; 2 a minute of the soak
 #   AFTERIMAGE_TEST_RACES           3000  races of a write and a read in a round
 #   AFTERIMAGE_TEST_KILLS           200   kills beside an object store in a round
 #   AFTERIMAGE_TEST_DAMAGED         30    damaged copies of each picture
-#   AFTERIMAGE_TEST_FUZZ_SECONDS    20    each fuzz target, with mutations of its seeds
+#   AFTERIMAGE_TEST_FUZZ_SECONDS    10    each fuzz target, with mutations of its seeds; 10 an hour of the soak
 #
 # AFTERIMAGE_TEST_PROGRAM is the path of another build for the tests that run the program, such as a release build whose
 # figures are wanted, and AFTERIMAGE_TEST_GALLERY_IMAGES (20000) the number of images in the test of the gallery.
@@ -133,17 +133,17 @@ minutes=${AFTERIMAGE_TEST_SOAK_MINUTES:-60}
 export AFTERIMAGE_TEST_RACES=${AFTERIMAGE_TEST_RACES:-3000}
 export AFTERIMAGE_TEST_KILLS=${AFTERIMAGE_TEST_KILLS:-200}
 export AFTERIMAGE_TEST_DAMAGED=${AFTERIMAGE_TEST_DAMAGED:-30}
-export AFTERIMAGE_TEST_EVENTS_SECONDS=${AFTERIMAGE_TEST_EVENTS_SECONDS:-900}
-export AFTERIMAGE_TEST_FUZZ_SECONDS=${AFTERIMAGE_TEST_FUZZ_SECONDS:-20}
+export AFTERIMAGE_TEST_EVENTS_SECONDS=${AFTERIMAGE_TEST_EVENTS_SECONDS:-$((5 * minutes))}
+export AFTERIMAGE_TEST_FUZZ_SECONDS=${AFTERIMAGE_TEST_FUZZ_SECONDS:-$(((minutes + 5) / 6))}
 deadline=$((SECONDS + 60 * minutes))
 AFTERIMAGE_TEST_RANDOM_FAULTS_MINUTES=$((minutes / 2)) run --test it "$@" ::: soak:: --nocapture
 # Optimised, but as ready to fail as the other tests.
 CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true CARGO_PROFILE_RELEASE_LTO=off \
   cargo test --locked --release --lib fuzzing:: -- --show-output
 run --test it "$@" ::: events:: pixels::
-AFTERIMAGE_TEST_FAULTS_SECONDS=${AFTERIMAGE_TEST_FAULTS_SECONDS:-600} run --test it "$@" ::: fault_checker::
+AFTERIMAGE_TEST_FAULTS_SECONDS=${AFTERIMAGE_TEST_FAULTS_SECONDS:-$((2 * minutes))} run --test it "$@" ::: fault_checker::
 round=0
-while [ "$SECONDS" -lt "$deadline" ]; do
+while [ "$round" = 0 ] || [ "$SECONDS" -lt "$deadline" ]; do
   round=$((round + 1))
   echo "soak: round $round, $(((deadline - SECONDS) / 60)) minutes left"
   run --test it "$@" ::: checker:: coherence:: faults:: outage:: embedded:: offload:: writes:: memory:: connections::
