@@ -5,11 +5,11 @@
 #
 #   tests/prove.sh
 #
-# AFTERIMAGE_TEST_SEEDS is the number of simulated runs (2000); AFTERIMAGE_TEST_SEED runs one of them.
+# AFTERIMAGE_TEST_SEEDS is the number of simulated runs (5000); AFTERIMAGE_TEST_SEED runs one of them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-export AFTERIMAGE_TEST_PROOF=wide AFTERIMAGE_TEST_SEEDS=${AFTERIMAGE_TEST_SEEDS:-2000}
+export AFTERIMAGE_TEST_PROOF=wide AFTERIMAGE_TEST_SEEDS=${AFTERIMAGE_TEST_SEEDS:-5000}
 cargo test --locked --lib --no-run
 out=$(mktemp)
 trap 'rm -f "$out"' EXIT

@@ -1,13 +1,12 @@
 //! The coherence checker: writers and readers run side by side, and a history tells which responses were possible.
 //!
 //! Every value carries a number. One writer issues operations one after the other and records, for each key, the new
-//! state and the interval in which it took effect. A read is right if its value was stored under the key at some moment
-//! between `BOUND` before the request and the end of the response, and if its reader has seen no newer number before.
-//! After each burst both servers must settle on the last state, so an entry that is stale for ever is found.
+//! state and the interval in which it took effect (`judge.rs`). No answer may be older than `BOUND`, or than what its reader has
+//! seen before. After each burst both servers must settle on the last state, so an entry that is stale for ever is found.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use afterimage::{App, Clock, Rule, Rules};
@@ -16,6 +15,7 @@ use redis::aio::MultiplexedConnection;
 use crate::coherence::on_every_server;
 use crate::harness::server::load;
 use crate::harness::{Answer, Client, Flavour, RedisServer, Server, png, record, until};
+use crate::judge::{History, Seen, Step, judge};
 
 /// Largest allowed staleness. The contract allows one push, well under a millisecond, but the test machine may suspend a
 /// thread for longer.
@@ -24,7 +24,7 @@ const BOUND: Duration = Duration::from_millis(250);
 /// Staleness from which an entry counts as stale for ever.
 const FOR_EVER: Duration = Duration::from_secs(3);
 
-const KEYS: usize = 6;
+const KEYS: u64 = 6;
 
 on_every_server! {
     races_of_a_write_and_a_read_leave_nothing_stale
@@ -209,28 +209,15 @@ async fn races_on(servers: &[Server; 2], redis: &RedisServer, rules: Rules, roun
     stale
 }
 
-/// A change of a key: it came to hold `number` between `from` and `to`.
-#[derive(Debug, Clone, Copy)]
-struct Step {
-    from: Instant,
-    to: Instant,
-    number: u64,
-}
-
-type History = Arc<Mutex<HashMap<usize, Vec<Step>>>>;
-
 /// Runs bursts of writes beside readers on two servers, and returns the responses that were not possible.
 async fn check(redis: &RedisServer, rules: Rules, seed: u64, bursts: usize) -> Vec<String> {
     let servers = two_servers(redis, rules).await;
-    let history = History::default();
     let start = Instant::now();
-    for key in 0..KEYS {
-        let absent = Step { from: start, to: start, number: 0 };
-        history.lock().unwrap().insert(key, vec![absent]);
-    }
+    let absent = Step { number: 0, from: start, to: Some(start) };
+    let history: History = (0..KEYS).map(|key| (key, vec![absent])).collect();
     let mut writer = Writer {
         connection: redis.connect().await,
-        history: Arc::clone(&history),
+        history,
         random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
         next: 1,
         expiring: HashMap::new(),
@@ -251,18 +238,8 @@ async fn check(redis: &RedisServer, rules: Rules, seed: u64, bursts: usize) -> V
         }
         stop.store(true, Ordering::Relaxed);
         for reader in readers {
-            let mut newest = HashMap::new();
-            for seen in reader.await.unwrap() {
-                // Numbers only grow, so a reader must never see a smaller one later.
-                let newest = newest.entry(seen.key).or_insert(0);
-                if seen.number != 0 && seen.number < *newest {
-                    wrong.push(format!("{newest} was seen before {seen:?}"));
-                }
-                *newest = seen.number.max(*newest);
-                if !was_possible(&history.lock().unwrap()[&seen.key], &seen) {
-                    wrong.push(format!("{seen:?}"));
-                }
-            }
+            let answers = reader.await.unwrap();
+            wrong.append(&mut judge(&writer.history, &answers, BOUND).wrong);
         }
         wrong.extend(settle(&servers, &mut writer).await);
         if !wrong.is_empty() {
@@ -281,8 +258,8 @@ async fn settle(servers: &[Server; 2], writer: &mut Writer) -> Vec<String> {
         for key in 0..KEYS {
             loop {
                 let found = number(&client.get(&format!("/images/k{key}"), &[]).await);
-                let last = writer.history.lock().unwrap()[&key].last().copied().unwrap();
-                if found == last.number && last.to <= Instant::now() {
+                let last = writer.history[&key].last().copied().unwrap();
+                if found == last.number && last.to <= Some(Instant::now()) {
                     break;
                 }
                 if Instant::now() > deadline {
@@ -296,15 +273,6 @@ async fn settle(servers: &[Server; 2], writer: &mut Writer) -> Vec<String> {
     wrong
 }
 
-/// A response that a reader got.
-#[derive(Debug)]
-struct Seen {
-    key: usize,
-    asked: Instant,
-    answered: Instant,
-    number: u64,
-}
-
 async fn read(
     address: std::net::SocketAddr,
     mut random: Random,
@@ -313,23 +281,14 @@ async fn read(
     let mut client = Client::connect(address).await;
     let mut seen = Vec::new();
     while !stop.load(Ordering::Relaxed) {
-        let key = usize::try_from(random.below(KEYS as u64)).unwrap();
-        let asked = Instant::now();
+        let key = random.below(KEYS);
+        let (asked, before) = (Instant::now(), seen.len());
         let number = number(&client.get(&format!("/images/k{key}"), &[]).await);
-        seen.push(Seen { key, asked, answered: Instant::now(), number });
+        let answered = Instant::now();
+        seen.push(Seen { source: "a server", key, number, asked, answered, before });
         random.pause(1500).await;
     }
     seen
-}
-
-fn was_possible(steps: &[Step], seen: &Seen) -> bool {
-    let earliest = seen.asked.checked_sub(BOUND).unwrap_or(seen.asked);
-    steps.iter().enumerate().any(|(at, step)| {
-        let over = steps.get(at + 1).map(|next| next.to);
-        step.number == seen.number
-            && step.from <= seen.answered
-            && over.is_none_or(|over| over >= earliest)
-    })
 }
 
 /// Issues one operation after the other, and records each in the history.
@@ -339,12 +298,12 @@ struct Writer {
     random: Random,
     next: u64,
     /// Keys with an expiry still to come, and the interval in which it takes effect.
-    expiring: HashMap<usize, (Instant, Instant)>,
+    expiring: HashMap<u64, (Instant, Instant)>,
 }
 
 impl Writer {
     async fn step(&mut self) {
-        let key = usize::try_from(self.random.below(KEYS as u64)).unwrap();
+        let key = self.random.below(KEYS);
         let name = format!("image:k{key}");
         let from = Instant::now();
         match self.random.below(20) {
@@ -362,7 +321,7 @@ impl Writer {
                 // Two milliseconds more for two clocks and for rounding in Redis.
                 let life = Duration::from_millis(life);
                 let gone = (from + life, Instant::now() + life + Duration::from_millis(2));
-                self.push(key, Step { from: gone.0, to: gone.1, number: 0 });
+                self.push(key, Step { number: 0, from: gone.0, to: Some(gone.1) });
                 self.expiring.insert(key, gone);
             }
             15..=17 => {
@@ -396,17 +355,17 @@ impl Writer {
     }
 
     /// Records the state after an operation that began at `from`. It cancels an expiry that is still to come.
-    fn note(&mut self, key: usize, from: Instant, number: u64) {
+    fn note(&mut self, key: u64, from: Instant, number: u64) {
         let to = Instant::now();
         if let Some((gone, _)) = self.expiring.remove(&key)
             && gone > to
         {
-            self.history.lock().unwrap().get_mut(&key).unwrap().pop();
+            self.history.get_mut(&key).unwrap().pop();
         }
-        self.push(key, Step { from, to, number });
+        self.push(key, Step { number, from, to: Some(to) });
     }
 
-    fn push(&mut self, key: usize, step: Step) {
-        self.history.lock().unwrap().get_mut(&key).unwrap().push(step);
+    fn push(&mut self, key: u64, step: Step) {
+        self.history.get_mut(&key).unwrap().push(step);
     }
 }

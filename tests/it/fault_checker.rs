@@ -1,7 +1,6 @@
 //! The checker of the promise while servers fail: one fault after the other, beside a writer and readers. An answer that
 //! isn't marked as stale must not be older than the bound that `docs/coherence.md` states for the fault.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,6 +15,7 @@ use crate::harness::server::{load, program};
 use crate::harness::{
     Client, Flavour, Held, Process, Proxy, RedisServer, Server, png, record, until,
 };
+use crate::judge::{History, Seen, Step, judge};
 
 mod long {
     use super::{no_answer_is_older_than_the_bound_of_its_fault, on_every_server};
@@ -80,16 +80,8 @@ impl Fault {
     }
 }
 
-/// Writes that were acknowledged, with their time, for each key.
-pub(crate) type History = Arc<Mutex<HashMap<u64, Vec<(u64, Instant)>>>>;
-
-/// An answer that a reader got.
-struct Seen {
-    server: usize,
-    key: u64,
-    asked: Instant,
-    number: u64,
-}
+/// The history of all keys, shared with further writers.
+pub(crate) type Written = Arc<Mutex<History>>;
 
 /// Readings of the answers since the last sample.
 #[derive(Debug, Default)]
@@ -101,11 +93,12 @@ pub(crate) struct Meter {
 }
 
 /// The answers beside a fault.
+#[derive(Debug, Default)]
 pub(crate) struct Checked {
     pub(crate) answers: usize,
     /// The longest time between a write and a request that still got the image before it.
     pub(crate) latest: Duration,
-    /// Those that came later than the bound allows.
+    /// Those that were not possible.
     pub(crate) wrong: Vec<String>,
 }
 
@@ -118,7 +111,7 @@ pub(crate) struct World {
     pub(crate) here: Server,
     pub(crate) process: Process,
     suspended: &'static Suspended,
-    pub(crate) history: History,
+    pub(crate) written: Written,
     pub(crate) meter: Arc<Mutex<Meter>>,
     next: u64,
 }
@@ -180,12 +173,12 @@ impl World {
             command.arg(format!("--{}", key.replace(['.', '_'], "-"))).arg(value);
         }
         let process = Process::start(command);
-        let (history, meter) = (History::default(), Arc::default());
-        World { primary, other, proxy, here, process, suspended, history, meter, next: 1 }
+        let (written, meter) = (Written::default(), Arc::default());
+        World { primary, other, proxy, here, process, suspended, written, meter, next: 1 }
     }
 
-    fn addresses(&self) -> [SocketAddr; 2] {
-        [self.here.address, self.process.address]
+    fn servers(&self) -> [(&'static str, SocketAddr); 2] {
+        [("the server in this process", self.here.address), ("the program", self.process.address)]
     }
 
     /// Injects a fault beside a writer and readers, and judges the answers.
@@ -196,34 +189,21 @@ impl World {
         let stop = Arc::new(AtomicBool::new(false));
         let readers: Vec<_> = (0..6)
             .map(|reader| {
-                let server = reader % 2;
-                let address = self.addresses()[server];
-                let (history, meter) = (Arc::clone(&self.history), Arc::clone(&self.meter));
-                tokio::spawn(read(server, address, history, meter, Arc::clone(&stop)))
+                let (server, address) = self.servers()[reader % 2];
+                let (written, meter) = (Arc::clone(&self.written), Arc::clone(&self.meter));
+                tokio::spawn(read(server, address, written, meter, Arc::clone(&stop)))
             })
             .collect();
         self.inject(fault).await;
         self.settle().await;
         stop.store(true, Ordering::SeqCst);
-        let mut checked = Checked { answers: 0, latest: Duration::ZERO, wrong: Vec::new() };
+        let mut checked = Checked::default();
         for reader in readers {
-            for seen in reader.await.unwrap() {
-                checked.answers += 1;
-                let history = self.history.lock().unwrap();
-                let newer = history
-                    .get(&seen.key)
-                    .and_then(|writes| writes.iter().find(|(number, _)| *number > seen.number));
-                if let Some((number, written)) = newer {
-                    let late = seen.asked.saturating_duration_since(*written);
-                    checked.latest = checked.latest.max(late);
-                    if late > fault.bound() + ALLOWANCE {
-                        let Seen { server, key, number: seen, .. } = seen;
-                        checked.wrong.push(format!(
-                            "server {server}, k{key}: {seen}, asked {late:?} after {number} was written"
-                        ));
-                    }
-                }
-            }
+            let seen = reader.await.unwrap();
+            let verdict = judge(&self.written.lock().unwrap(), &seen, fault.bound() + ALLOWANCE);
+            checked.answers += seen.len();
+            checked.latest = checked.latest.max(verdict.latest);
+            checked.wrong.extend(verdict.wrong);
         }
         checked
     }
@@ -351,22 +331,24 @@ impl World {
         let mut image = png(0, 3000);
         image[8..16].copy_from_slice(&number.to_le_bytes());
         set.arg(format!("image:k{key}")).arg(record(&image));
+        begin_write(&self.written, key, number);
         set.exec_async(connection).await.unwrap();
-        self.history.lock().unwrap().entry(key).or_default().push((number, Instant::now()));
+        end_write(&self.written, key, number);
     }
 
     /// Waits until both servers serve the last state of every key from memory, as current.
     async fn settle(&self) {
-        for address in self.addresses() {
-            for key in keys(&self.history) {
+        for (_, address) in self.servers() {
+            for key in keys(&self.written) {
                 until("the last state is served from memory", || async {
                     let answer =
                         crate::harness::get(address, &format!("/images/k{key}"), &[]).await;
-                    // Another writer may have gone on.
-                    let last =
-                        self.history.lock().unwrap().get(&key).and_then(|it| it.last().copied());
-                    answer.header("cache-status") == "afterimage; hit"
-                        && last.is_none_or(|(number, _)| number_in(&answer.body) >= number)
+                    // Another writer may have gone on, or may have given up the image.
+                    let written = self.written.lock().unwrap();
+                    written.get(&key).is_none_or(|steps| {
+                        answer.header("cache-status") == "afterimage; hit"
+                            && number_in(&answer.body) >= steps.last().unwrap().number
+                    })
                 })
                 .await;
             }
@@ -375,8 +357,22 @@ impl World {
 }
 
 /// The images that are read.
-pub(crate) fn keys(history: &History) -> Vec<u64> {
-    history.lock().unwrap().keys().copied().collect()
+pub(crate) fn keys(written: &Written) -> Vec<u64> {
+    written.lock().unwrap().keys().copied().collect()
+}
+
+/// Notes that a write is sent.
+pub(crate) fn begin_write(written: &Written, key: u64, number: u64) {
+    let step = Step { number, from: Instant::now(), to: None };
+    written.lock().unwrap().entry(key).or_default().push(step);
+}
+
+/// Notes that a write was acknowledged.
+pub(crate) fn end_write(written: &Written, key: u64, number: u64) {
+    let mut written = written.lock().unwrap();
+    let step = written.get_mut(&key).and_then(|steps| steps.last_mut());
+    let step = step.filter(|step| step.number == number).expect("it was begun");
+    step.to = Some(Instant::now());
 }
 
 fn number_in(body: &[u8]) -> u64 {
@@ -385,17 +381,17 @@ fn number_in(body: &[u8]) -> u64 {
 
 /// Reads until it is told to stop. Answers that are marked as stale, and refusals, are left out.
 async fn read(
-    server: usize,
+    source: &'static str,
     address: SocketAddr,
-    history: History,
+    written: Written,
     meter: Arc<Mutex<Meter>>,
     stop: Arc<AtomicBool>,
 ) -> Vec<Seen> {
     let mut client = Client::connect(address).await;
-    let mut all = Vec::new();
+    let mut all: Vec<Seen> = Vec::new();
     while !stop.load(Ordering::SeqCst) {
-        let key = fastrand::choice(keys(&history)).unwrap();
-        let asked = Instant::now();
+        let key = fastrand::choice(keys(&written)).unwrap();
+        let (asked, before) = (Instant::now(), all.len());
         let answer = client.get(&format!("/images/k{key}"), &[]).await;
         let is_marked = answer.header("cache-status").contains("detail=store-unreachable");
         {
@@ -405,7 +401,8 @@ async fn read(
             meter.marked += u64::from(is_marked);
         }
         if answer.status == 200 && !is_marked {
-            all.push(Seen { server, key, asked, number: number_in(&answer.body) });
+            let (number, answered) = (number_in(&answer.body), Instant::now());
+            all.push(Seen { source, key, number, asked, answered, before });
         }
         pause(1, 5).await;
     }

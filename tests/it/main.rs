@@ -53,6 +53,7 @@ mod freshness;
 mod frontend;
 mod fronts;
 mod gallery;
+mod judge;
 mod memory;
 mod offload;
 mod operation;

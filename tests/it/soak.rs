@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use hyper::Method;
 
 use crate::events::Events;
-use crate::fault_checker::{Checked, Fault, History, Meter, World, keys};
+use crate::fault_checker::{Checked, Fault, Meter, World, Written, begin_write, end_write, keys};
 use crate::harness::s3::{Fault as S3Fault, Faulty};
 use crate::harness::{Client, Flavour, Process, S3, get, png, until};
 
@@ -64,7 +64,7 @@ async fn soak(flavour: Flavour, time: Duration, chance: &mut fastrand::Rng, repo
     let mut world = World::start(flavour, &settings).await;
     let sampler = Sampler::start(report, flavour, &world.process, &world.meter);
     let followed = Followed::start(world.process.address);
-    let (begin, written) = (Instant::now(), Arc::default());
+    let (begin, put) = (Instant::now(), Arc::default());
     loop {
         let fault = Fault::ALL[chance.usize(..Fault::ALL.len())];
         let s3_mode = [S3_ANSWERS, S3_ANSWERS, S3_REFUSES, S3_HANGS][chance.usize(..4)];
@@ -75,7 +75,7 @@ async fn soak(flavour: Flavour, time: Duration, chance: &mut fastrand::Rng, repo
             later.store(S3_ANSWERS, Ordering::Relaxed);
         });
         let putting = fault.keeps_writes().then(|| {
-            Putting::start(world.here.address, Arc::clone(&world.history), Arc::clone(&written))
+            Putting::start(world.here.address, Arc::clone(&world.written), Arc::clone(&put))
         });
         let from = report.elapsed();
         let checked = world.check(fault).await;
@@ -102,30 +102,30 @@ struct Putting {
 }
 
 impl Putting {
-    /// Starts to write. `written` are the images that were written before; they are removed, for a server that loads its data
+    /// Starts to write. `put_keys` are the images that were written before; they are removed, for a server that loads its data
     /// takes a while for each.
-    fn start(address: SocketAddr, history: History, written: Arc<Mutex<Vec<u64>>>) -> Putting {
+    fn start(address: SocketAddr, written: Written, put_keys: Arc<Mutex<Vec<u64>>>) -> Putting {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let task = tokio::spawn(async move {
             // An image of an earlier fault may have been lost since.
-            history.lock().unwrap().retain(|key, _| *key < PUT_KEYS);
-            let before = std::mem::take(&mut *written.lock().unwrap());
+            written.lock().unwrap().retain(|key, _| *key < PUT_KEYS);
+            let before = std::mem::take(&mut *put_keys.lock().unwrap());
             for key in before {
                 send(address, Method::DELETE, key, Vec::new()).await;
             }
             let (mut key, mut number) = (PUT_KEYS + fastrand::u64(..1 << 40), 0);
-            written.lock().unwrap().push(key);
+            put_keys.lock().unwrap().push(key);
             while !stopped.load(Ordering::Relaxed) {
                 number += 1;
+                begin_write(&written, key, number);
                 if put(address, key, number).await {
-                    let write = (number, Instant::now());
-                    history.lock().unwrap().entry(key).or_default().push(write);
+                    end_write(&written, key, number);
                 } else {
                     // Nobody knows if it was written, or will be.
-                    history.lock().unwrap().remove(&key);
+                    written.lock().unwrap().remove(&key);
                     key += 1;
-                    written.lock().unwrap().push(key);
+                    put_keys.lock().unwrap().push(key);
                 }
                 tokio::time::sleep(Duration::from_millis(fastrand::u64(20..100))).await;
             }
@@ -176,7 +176,7 @@ impl Followed {
 
     /// Waits until the stream has told the version of each image.
     async fn settle(&self, world: &World) {
-        for key in keys(&world.history) {
+        for key in keys(&world.written) {
             until("the stream has told the present version", || async {
                 let answer = get(world.process.address, &format!("/images/k{key}"), &[]).await;
                 let told = self.versions.lock().unwrap().get(&format!("k{key}")).cloned();

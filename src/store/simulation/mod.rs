@@ -3,17 +3,21 @@
 //! A seed makes a run of some seconds: a writer, readers, and faults one after the other. Time stands still while anything
 //! can be done, so a run takes milliseconds. A seed repeats its run but for one thing: of tasks that wait for the same event,
 //! tokio wakes any first. The network and Redis are simulated (`server.rs`); the tasks, the client's protocol and the index
-//! are the real ones.
+//! are the real ones. The judge is that of the integration tests.
 //!
 //! ```sh
 //! AFTERIMAGE_TEST_SEED=17 cargo test --lib simulation -- --nocapture
 //! ```
 
+#[path = "../../../tests/it/judge.rs"]
+mod judge;
 mod reader;
 mod resp;
 mod run;
 mod server;
 
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use tokio::time::timeout;
@@ -21,12 +25,13 @@ use tokio::time::timeout;
 use crate::image::ImageId;
 use crate::index::{Rule, Rules};
 use crate::settings::Settings;
+use reader::MEMORY;
 use run::run;
 
 pub(super) use server::Network;
 
 /// Seeds in the tests. `just prove` runs more.
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 500;
 
 /// The number of seeds, or the only one.
 fn seeds() -> std::ops::Range<u64> {
@@ -40,22 +45,34 @@ fn seeds() -> std::ops::Range<u64> {
 #[test]
 fn no_answer_is_older_than_the_bound_whatever_fails() {
     let began = Instant::now();
-    let (mut answers, mut memory) = (0, 0);
     let seeds = seeds();
-    for seed in seeds.clone() {
-        let report = run(seed, Rules::default());
-        assert!(
-            report.wrong.is_empty(),
-            "AFTERIMAGE_TEST_SEED={seed} repeats this:\n{}\n{:#?}",
-            report.faults.join("\n"),
-            report.wrong
-        );
-        answers += report.answers;
-        memory += report.from_memory;
-    }
+    let (next, count) = (AtomicU64::new(seeds.start), seeds.end - seeds.start);
+    let some_of_them = || {
+        let (mut answers, mut memory) = (0, 0);
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
+                return (answers, memory);
+            }
+            let report = run(seed, Rules::default());
+            if !report.wrong.is_empty() {
+                // Nobody begins another one.
+                next.store(seeds.end, Ordering::Relaxed);
+                let faults = report.faults.join("\n");
+                panic!("AFTERIMAGE_TEST_SEED={seed} repeats this:\n{faults}\n{:#?}", report.wrong);
+            }
+            answers += report.answers.len();
+            memory += report.answers.iter().filter(|it| it.source == MEMORY).count();
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let (answers, memory) = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(some_of_them)).collect();
+        let counts = threads.into_iter().map(|thread| thread.join().expect("no violation"));
+        counts.fold((0, 0), |all, these| (all.0 + these.0, all.1 + these.1))
+    });
     println!(
-        "simulation: {} seeds, {answers} answers, {memory} of them from memory, in {:.1?}, 0 violations",
-        seeds.count(),
+        "simulation: {count} seeds, {answers} answers, {memory} of them from memory, in {:.1?}, 0 violations",
         began.elapsed()
     );
 }

@@ -10,6 +10,8 @@ use crate::image::{ImageId, MediaType, Metadata, Version};
 use crate::index::{Admission, Digest, FetchLease, FetchResult, Index, Known, Lookup};
 use crate::store::redis::RedisStore;
 
+pub(super) const MEMORY: &str = "memory";
+
 /// Longest time that a request waits for the store.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -28,7 +30,8 @@ pub(super) struct Reader {
 /// An answer that counts as current.
 pub(super) struct Answer {
     pub(super) number: u64,
-    pub(super) from_memory: bool,
+    /// Memory or the store.
+    pub(super) source: &'static str,
 }
 
 impl Reader {
@@ -43,7 +46,7 @@ impl Reader {
         };
         let flight = match looked_up {
             Lookup::Current(known) => {
-                return Some(Answer { number: self.number_of(&known), from_memory: true });
+                return Some(Answer { number: self.number_of(&known), source: MEMORY });
             }
             Lookup::Stale(_) | Lookup::Ask(Admission::Full) => return None,
             Lookup::Ask(Admission::Join(flight)) => flight,
@@ -54,7 +57,7 @@ impl Reader {
             }
         };
         let number = flight.outcome().await.ok()??;
-        Some(Answer { number, from_memory: false })
+        Some(Answer { number, source: "the store" })
     }
 
     async fn lead(self, mut lease: FetchLease<Outcome>) {

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, advance, sleep};
 
-use super::reader::Reader;
+use super::judge::{History, Seen, Step, judge};
+use super::reader::{Answer, Reader};
 use super::server::Network;
 use crate::clock::Clock;
 use crate::image::ImageId;
@@ -34,10 +35,7 @@ const SETTLED: Duration = Duration::from_secs(40);
 #[derive(Debug, Default)]
 pub(super) struct Report {
     pub(super) faults: Vec<String>,
-    pub(super) answers: usize,
-    pub(super) from_memory: usize,
-    /// Answers that were out of date when they were asked for, and for how long.
-    stale: Vec<(Duration, String)>,
+    pub(super) answers: Vec<Seen>,
     pub(super) wrong: Vec<String>,
 }
 
@@ -83,16 +81,13 @@ const FAULTS: [Fault; 13] = [
     Fault::Pause,
 ];
 
-/// Writes that took place, with their time, by key.
-type History = Arc<Mutex<Vec<Vec<(u64, Instant)>>>>;
-
 struct Simulation {
     network: Network,
     reader: Reader,
     ids: Vec<ImageId>,
     history: History,
-    /// The newest number of each key that a reader was given.
-    newest: Arc<Mutex<[u64; KEYS]>>,
+    /// The number of the last write.
+    last: u64,
     random: fastrand::Rng,
     bound: Duration,
     report: Arc<Mutex<Report>>,
@@ -135,8 +130,8 @@ impl Simulation {
             network,
             reader,
             ids: (0..KEYS).map(|key| ImageId::parse(&format!("k{key}")).unwrap()).collect(),
-            history: Arc::new(Mutex::new(vec![vec![(0, Instant::now())]; KEYS])),
-            newest: Arc::default(),
+            history: (0..KEYS as u64).map(|key| (key, vec![step_now(0)])).collect(),
+            last: 0,
             random: fastrand::Rng::with_seed(!seed),
             bound: LEASE,
             report: Arc::default(),
@@ -216,10 +211,9 @@ impl Simulation {
     }
 
     fn write(&mut self, key: usize) {
-        let mut history = self.history.lock().unwrap();
-        let number = history.iter().map(|it| it.last().unwrap().0).max().unwrap() + 1;
-        self.network.write(&format!("image:{}", self.ids[key]), number);
-        history[key].push((number, Instant::now()));
+        self.last += 1;
+        self.network.write(&format!("image:{}", self.ids[key]), self.last);
+        self.history.get_mut(&(key as u64)).unwrap().push(step_now(self.last));
     }
 
     async fn write_for(&mut self, milliseconds: u64) {
@@ -234,41 +228,18 @@ impl Simulation {
 
     fn start_reader(&self, number: usize) -> tokio::task::JoinHandle<()> {
         let (reader, ids) = (self.reader.clone(), self.ids.clone());
-        let (history, report) = (Arc::clone(&self.history), Arc::clone(&self.report));
-        let newest = Arc::clone(&self.newest);
+        let report = Arc::clone(&self.report);
         let mut random = fastrand::Rng::with_seed(self.random.clone().u64(..) ^ number as u64);
         tokio::spawn(async move {
             loop {
                 sleep(Duration::from_micros(random.u64(100..30_000))).await;
                 let key = random.usize(..ids.len());
-                let (asked, seen) = (Instant::now(), newest.lock().unwrap()[key]);
+                let (asked, before) = (now(), report.lock().unwrap().answers.len());
                 let Some(answer) = reader.read(&ids[key]).await else { continue };
-                let mut report = report.lock().unwrap();
-                if answer.number < seen {
-                    let source = if answer.from_memory { "memory" } else { "the store" };
-                    let number = answer.number;
-                    report
-                        .wrong
-                        .push(format!("k{key} = {number} from {source}, after {seen} was seen"));
-                }
-                let newest = &mut newest.lock().unwrap()[key];
-                *newest = answer.number.max(*newest);
-                report.answers += 1;
-                report.from_memory += usize::from(answer.from_memory);
-                let history = history.lock().unwrap();
-                let newer = history[key].iter().find(|(number, _)| *number > answer.number);
-                if let Some((newer, written)) = newer
-                    && let Some(late) = asked.checked_duration_since(*written)
-                {
-                    report.stale.push((
-                        late,
-                        format!(
-                            "k{key} = {} ({}), asked {late:?} after {newer} was written",
-                            answer.number,
-                            if answer.from_memory { "memory" } else { "store" },
-                        ),
-                    ));
-                }
+                let Answer { number, source } = answer;
+                let (key, answered) = (key as u64, now());
+                let seen = Seen { source, key, number, asked, answered, before };
+                report.lock().unwrap().answers.push(seen);
             }
         })
     }
@@ -283,8 +254,8 @@ impl Simulation {
             let known = self.reader.index.peek(&self.ids);
             let number = |key: usize| Some(self.reader.number_of(known[key].as_ref()?));
             let known: Vec<_> = (0..KEYS).map(number).collect();
-            let last: Vec<_> =
-                self.history.lock().unwrap().iter().map(|it| it.last().map(|it| it.0)).collect();
+            let last = |key| Some(self.history.get(&key)?.last()?.number);
+            let last: Vec<_> = (0..KEYS as u64).map(last).collect();
             if known == last {
                 return;
             }
@@ -300,8 +271,16 @@ impl Simulation {
 
     fn judge(&mut self) {
         let report = &mut *self.report.lock().unwrap();
-        let stale = std::mem::take(&mut report.stale);
-        let late = stale.into_iter().filter(|(late, _)| *late > self.bound);
-        report.wrong.extend(late.map(|(_, text)| text));
+        let verdict = judge(&self.history, &report.answers, self.bound);
+        report.wrong.extend(verdict.wrong);
     }
+}
+
+/// The clock of the judge, which stands still with that of the simulation.
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
+
+fn step_now(number: u64) -> Step {
+    Step { number, from: now(), to: Some(now()) }
 }
