@@ -297,11 +297,12 @@ impl SettingsSource {
             layers.extend(settings::from_file(&file.display().to_string(), &text)?);
         }
         layers.extend(settings::from_environment(variables.iter().cloned())?);
-        for setting in settings::described() {
-            if let Some(text) = matches.get_one::<String>(&setting.key) {
-                layers.push(setting.overridden(text, format!("--{}", grammar::flag(&setting))));
-            }
-        }
+        let described = settings::described();
+        let flags = described.iter().filter_map(|setting| {
+            let text = matches.get_one::<String>(&setting.key)?;
+            Some(setting.overridden(text, format!("--{}", grammar::flag(setting))))
+        });
+        layers.extend(settings::from_flags(flags)?);
         if let Some(text) = matches.get_one::<String>("port") {
             layers.push(settings::from_port(text, "--port")?);
         }

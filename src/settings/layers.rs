@@ -349,6 +349,13 @@ pub fn from_environment(
     Ok(common)
 }
 
+/// Reads the overrides on the command line.
+pub fn from_flags(flags: impl Iterator<Item = Override>) -> Result<Vec<Override>, SettingsError> {
+    let mut flags = flags.collect();
+    one_of_two_urls(&mut flags)?;
+    Ok(flags)
+}
+
 /// Refuses a layer that gives the address of Redis in two ways. An empty text beside an address gives none: it would erase it.
 fn one_of_two_urls(layer: &mut Vec<Override>) -> Result<(), SettingsError> {
     let given = |key: &str| {
@@ -383,6 +390,15 @@ mod tests {
 
     fn load_file(text: &str) -> Result<Settings, SettingsError> {
         Settings::load(&from_file("my.toml", text)?)
+    }
+
+    fn load_flags(flags: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+        let all = described();
+        let flags = flags.iter().map(|(key, text)| {
+            let setting = all.iter().find(|it| it.key == *key).unwrap();
+            setting.overridden(text, format!("--{}", setting.flag()))
+        });
+        Settings::load(&from_flags(flags)?)
     }
 
     fn load_environment(variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
@@ -433,6 +449,7 @@ mod tests {
                     ("AFTERIMAGE_REDIS_URL", url),
                     ("AFTERIMAGE_REDIS_URL_FILE", file),
                 ]),
+                load_flags(&[("redis.url", url), ("redis.url_file", file)]),
             ];
             for settings in settings {
                 let redis = settings.unwrap().redis;

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 pub use self::layers::{
     Override, SHIPPED, SettingInfo, SettingsError, described, from_environment, from_file,
-    from_port, renamed,
+    from_flags, from_port, renamed,
 };
 pub use self::values::{
     HostNames, ListenOn, MAX_LENGTH, Origins, RedisUrl, StoreOptions, Token, TrustedProxies,
