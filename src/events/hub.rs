@@ -136,6 +136,7 @@ impl Hub {
             }
             Followed::Changes(prefix) => {
                 followers.group(prefix).streams.insert(number);
+                stream.begin_at(self.log_end());
             }
         }
         number
@@ -528,5 +529,31 @@ impl Followers {
             (kept.doubts == self.doubts && (is_own || kept.listing.complete)).then_some(kept)
         });
         kept.max_by_key(|kept| kept.listing.complete).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_of_changes_is_told_nothing_from_before_it_began() {
+        let (hub, id) = (Hub::default(), |text: &str| ImageId::parse(text).unwrap());
+        let follow = || {
+            let stream = Arc::new(Stream::new(Followed::Changes("a".to_owned())));
+            hub.add(&stream);
+            stream
+        };
+        let early = follow();
+        hub.apply(&Change::Invalidated(id("a1")));
+        let late = follow();
+        hub.apply(&Change::Invalidated(id("a2")));
+        let (_, touched, _) = hub.take_changes();
+        let [(prefix, since)] = &touched[..] else { panic!("{touched:?}") };
+        let audience = Audience::OfPrefix(prefix);
+        hub.tell(audience, &mut Slices::begin(), |stream| stream.note_change(*since)).await;
+        let read = |stream: &Stream| hub.changes(stream.take_since().unwrap(), "a").unwrap().ids;
+        assert_eq!(read(&early), [id("a1"), id("a2")]);
+        assert_eq!(read(&late), [id("a2")]);
     }
 }

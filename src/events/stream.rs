@@ -41,6 +41,8 @@ struct Pending {
     ids: HashSet<ImageId>,
     /// With a prefix: position in the log of the first change that wasn't read; `None` if all were.
     since: Option<u64>,
+    /// Position in the log at which a stream of changes began.
+    began: u64,
     /// The listing that was made for it last.
     listing: Option<Arc<Listing>>,
     /// Number of the listing that the stream waits for. Listings that began before the last change of everything have an
@@ -59,6 +61,7 @@ impl Stream {
             order: VecDeque::new(),
             ids: HashSet::new(),
             since: None,
+            began: 0,
             listing: None,
             wanted: u64::from(everything),
             listed: 0,
@@ -92,17 +95,28 @@ impl Stream {
         self.ready.notify_one();
     }
 
-    /// Notes that images with the prefix have changed, the first of them at this position in the log.
+    /// Sets the position in the log from which on a stream of changes is told.
+    pub(super) fn begin_at(&self, position: u64) {
+        self.lock().began = position;
+    }
+
+    /// Notes that images with the prefix have changed, the first of them at this position in the log. It may be one from before
+    /// the stream began: all streams with a prefix are told the same.
     pub(super) fn note_change(&self, position: u64) {
         let mut pending = self.lock();
+        let position = position.max(pending.began);
         pending.since = Some(pending.since.map_or(position, |since| since.min(position)));
         drop(pending);
         self.ready.notify_one();
     }
 
-    /// Notes that every image that the stream follows may have changed. A listing must begin after this.
+    /// Notes that every image that the stream follows may have changed. A listing must begin after this: that of the client of a
+    /// stream of changes has those before it, which aren't told one by one.
     pub(super) fn add_everything(&self) {
         let mut pending = self.lock();
+        if matches!(self.followed, Followed::Changes(_)) {
+            pending.since = None;
+        }
         pending.everything = true;
         pending.order.clear();
         pending.ids.clear();
@@ -211,6 +225,16 @@ mod tests {
         stream.add_everything();
         assert!(stream.take_everything() && stream.wanted_listing().is_none());
         assert_eq!((stream.prefix(), stream.listed_prefix()), (Some("a"), None));
+    }
+
+    #[test]
+    fn a_stream_of_changes_does_not_tell_those_that_its_client_is_about_to_list() {
+        let stream = Stream::new(Followed::Changes("a".to_owned()));
+        stream.note_change(7);
+        stream.add_everything();
+        assert_eq!(stream.since(), None);
+        stream.note_change(9);
+        assert_eq!(stream.take_since(), Some(9));
     }
 
     #[test]
