@@ -346,6 +346,40 @@ await check("a page that was cut off says so, and catches up", async () => {
   await until(page, () => !document.querySelector('.tile[data-id^="a"]'));
 });
 
+await check("pages of the listing that come late undo nothing that came before them", async () => {
+  await store("ghost", await draw("#222"));
+  await page.waitForSelector(tile("ghost"));
+  const other = await context.newPage();
+  let marked, ended;
+  const [isMarked, hasEnded] = [new Promise((done) => (marked = done)), new Promise((done) => (ended = done))];
+  await other.route("**/images?*", async (route) => {
+    const { searchParams } = new URL(route.request().url());
+    if (searchParams.get("cursor")) {
+      // The list ends only after the first page has come.
+      await other.waitForSelector(tile("late"));
+      await route.fulfill({ json: { images: [], next: null } });
+      return ended();
+    }
+    const isFirst = searchParams.get("limit") === "60";
+    if (isFirst) await isMarked;
+    const { images } = await (await route.fetch()).json();
+    if (isFirst) {
+      images.push({ id: "late", state: "present", v: "0".repeat(32), type: "image/png", bytes: 1, record_bytes: 1, width: 1, height: 1, expires_in: null, created_at: 4e9 });
+    } else {
+      await redis(["DEL", "image:ghost"]);
+      await until(other, () => events.some((it) => it.id === "ghost" && it.kind === "gone"));
+    }
+    await route.fulfill({ json: { images, next: "more" } });
+    marked();
+  });
+  await other.goto(base);
+  await hasEnded;
+  await other.waitForSelector(tile("late"), { state: "hidden" }); // it is in no page of the list
+  assert(await other.isVisible(tile("blue")), "an image that the list has was dropped");
+  assert(!(await other.isVisible(tile("ghost"))), "an image that went meanwhile is back");
+  await other.close();
+});
+
 await check("after logging out a token is needed", async () => {
   await page.click("#logout");
   await page.waitForSelector("#login:not([hidden])");

@@ -17,7 +17,9 @@ const row = (name, value) => h("tr", h("th", { scope: "row" }, name), h("td", va
 /** Sets a text if it differs: an unchanged one then costs no layout. */
 const say = (element, text = "") => element.textContent === text || (element.textContent = text);
 
-const count = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
+// Not `toLocaleString`: its first call takes as long as all the rest of the start.
+const grouped = (number) => `${number}`.replace(/\B(?=(\d{3})+$)/g, ",");
+const count = (number, word) => `${grouped(number)} ${word}${number === 1 ? "" : "s"}`;
 const micros = (it) => (it == null ? "–" : it < 1000 ? `${Math.round(it)} µs` : `${(it / 1000).toFixed(it < 1e4 ? 1 : 0)} ms`);
 const percent = (share) => (share == null ? "–" : `${(share * 100).toFixed(1)} %`);
 const pixels = (it) => it.width && `${it.width}×${it.height}`;
@@ -98,6 +100,7 @@ const BLANK = { state: "unread", v: null, type: null, bytes: null, record_bytes:
 const newItem = (id) => ({ id, ...BLANK, rank: null, matches: true, moving: false, broken: false, gone: false, listed: 0, touched: 0, stamp: 0 });
 const MOST = 250_000; // items that are listed; beyond these a prefix is needed
 const items = new Map();
+const removed = new Map(); // ids that went while a page of the listing that has them may still come, and when
 const changed = new Set(); // items that may be in the wrong place
 let sorted = []; // all items
 let shown = []; // those that pass the filter
@@ -112,6 +115,7 @@ function learn(id, facts) {
 function drop(item) {
   item.gone = true;
   items.delete(item.id);
+  if (!loaded || again != null) removed.set(item.id, performance.now());
   mark(item);
 }
 function mark(item) {
@@ -202,12 +206,13 @@ let listing = 0; // changes when what is being listed isn't wanted any more
 let loaded = false; // whether all were listed once
 let again = null; // whether another listing shall follow the one under way; null while none is
 
-/** Asks for a page. An event since then is newer. */
+/** Asks for a page. An event since then is newer, and so is the whole list than a first page that comes after it. */
 async function page(cursor, limit, round) {
   const [mine, since] = [listing, performance.now()];
   const { images, next } = await askJson(`/images?${new URLSearchParams({ prefix, cursor, limit })}`);
-  if (mine !== listing) return;
+  if (mine !== listing || (loaded && !round)) return;
   for (const { id, expires_in, created_at, ...facts } of images) {
+    if (removed.get(id) >= since) continue;
     const item = items.get(id);
     if (created_at) facts.created = created_at * 1000;
     facts.expires = expiry(expires_in);
@@ -237,6 +242,7 @@ async function list() {
   again = null;
   if (mine === listing) {
     if (cursor == null) for (const it of items.values()) if (it.listed !== since && it.touched < since) drop(it);
+    removed.clear();
     loaded = true;
     route();
   }
@@ -279,7 +285,7 @@ function take(event) {
   if (id.startsWith(prefix) && (v || reason)) {
     learn(id, { state: v ? "present" : "corrupt", reason, v, type, bytes, expires: expires_at && expires_at * 1000, created: item?.v === v ? item.created : now() });
     items.get(id).touched = performance.now();
-  } else if (item) drop(item);
+  } else drop(item ?? newItem(id));
   if (id === opened?.id) open(id);
 }
 
@@ -300,9 +306,8 @@ function measure() {
   const side = (width - GAP * (columns - 1)) / columns;
   shape = { columns, side, line: side + 4.5 * rem + GAP, top: ui.tiles.offsetTop, view: main.clientHeight };
   ui.tiles.style.setProperty("--tile", `${side}px`);
-  soon();
 }
-new ResizeObserver(measure).observe(main);
+new ResizeObserver(() => (measure(), soon())).observe(main);
 main.onscroll = soon;
 function soon() {
   frame ??= requestAnimationFrame(async () => {
@@ -314,12 +319,13 @@ function soon() {
 function draw() {
   if (!opened && !locked && bare() === ui.empty.hidden) return route();
   const total = count(items.size, "image");
-  say(ui.count, [!loaded && !items.size ? "Listing…" : words.length ? `${shown.length.toLocaleString("en")} of ${total}` : total, corrupt && `${corrupt} corrupt`, !loaded && items.size > 999 && "listing…", items.size >= MOST && "use a prefix to see others"].filter(Boolean).join(" · "));
+  say(ui.count, [!loaded && !items.size ? "Listing…" : words.length ? `${grouped(shown.length)} of ${total}` : total, corrupt && `${corrupt} corrupt`, !loaded && items.size > 999 && "listing…", items.size >= MOST && "use a prefix to see others"].filter(Boolean).join(" · "));
   say(ui.nothing, loaded && !shown.length ? "No image matches." : "");
-  if (ui.list.hidden || !shape.view) return;
+  if (ui.list.hidden || !(shown.length || tiles.size)) return;
+  if (!shape.view) measure();
   const { columns, side, line, top, view } = shape;
+  const scrolled = main.scrollTop - top; // read before anything is written, which costs a layout
   ui.tiles.style.height = `${Math.ceil(shown.length / columns) * line}px`;
-  const scrolled = main.scrollTop - top;
   const first = Math.max(0, Math.floor(scrolled / line) - 1) * columns;
   const wanted = shown.slice(first, Math.ceil((scrolled + view) / line + 1) * columns);
   const keep = new Set(wanted);
@@ -696,7 +702,7 @@ function paintDetail() {
   // The room is reserved before the picture is there.
   ui.frame.style.setProperty("--ratio", width ? width / height : 1);
   ui.frame.style.setProperty("--pixels", width ? `${width}px` : "100%");
-  ui.facts.replaceChildren(row("Pixels", pixels(opened)), row("Type", type), row("Bytes", bytes && `${bytes.toLocaleString("en")} (${size(bytes)})`), row("Version", v), row("Time left", ui.left));
+  ui.facts.replaceChildren(row("Pixels", pixels(opened)), row("Type", type), row("Bytes", bytes && `${grouped(bytes)} (${size(bytes)})`), row("Version", v), row("Time left", ui.left));
   say(ui.left, left(opened));
   const lines = events.filter((it) => it.id === id).slice(-50).reverse();
   ui.log.replaceChildren(...(lines.length ? lines.map((it) => h("li", it.time.toLocaleTimeString("en", { hour12: false }), h(`b.${it.kind}`, it.kind), it.text)) : ["None since this page was opened."]));
@@ -777,7 +783,7 @@ function route() {
   const was = opened?.id;
   const id = locked ? null : location.hash.match(/^#image\/([\w.:~-]+)$/)?.[1];
   const view = locked ? ui.login : id ? ui.detail : bare() ? ui.empty : ui.list;
-  if (!was && !ui.list.hidden) listTop = main.scrollTop;
+  if (id && !was && !ui.list.hidden) listTop = main.scrollTop;
   for (const it of main.children) it.hidden = it !== view;
   ui.tools.hidden = ui.buttons.hidden = locked;
   document.title = id ? `${id} · Afterimage` : "Afterimage";
@@ -857,7 +863,6 @@ ui.ways.append(
 function begin() {
   page("", 60).then(placeAll).then(draw, () => {});
   route();
-  measure();
   listen();
   poll();
 }
