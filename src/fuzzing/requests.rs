@@ -24,7 +24,7 @@ use crate::http::service::trace_fields;
 use crate::image::ImageId;
 use crate::limit::HeadLimits;
 use crate::peer::Peer;
-use crate::server::h1::{LARGEST_HEAD, MOST_FIELDS, fast_request, take_for_http_1_1};
+use crate::server::h1::{LARGEST_HEAD, MOST_FIELDS, fast_request, mend_request_line};
 use crate::server::{builder, proxy_protocol as proxy};
 use crate::trace::TraceContext;
 
@@ -40,7 +40,7 @@ pub fn h1_head(data: &[u8]) {
     let mut bytes = data[..data.len().min(LARGEST_HEAD)].to_vec();
     let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
     if matches!(fast_request(&bytes, &mut fields), Err(httparse::Error::Version)) {
-        take_for_http_1_1(&mut bytes);
+        mend_request_line(&mut bytes);
     }
     let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
     let Ok(Some((fast, fields, length))) = fast_request(&bytes, &mut fields) else { return };
@@ -50,7 +50,9 @@ pub fn h1_head(data: &[u8]) {
     }
     let Some(routed) = routed else { return };
 
-    let head = with_escapes(&bytes[..length], fast.target);
+    // As it is handed over.
+    let mut head = bytes[..length].to_vec();
+    mend_request_line(&mut head);
     let mut requests = by_library(&[&head, NEXT].concat()).into_iter();
     let (request, has_body) = requests.next().expect("the library refuses a fast request");
     let (next, _) = requests.next().expect("the library ends the connection behind a fast request");
@@ -83,14 +85,6 @@ fn check_checked(fast: &FastRequest<'_>, request: &Request<Body>) {
             assert_eq!(client, forwarded::client(peer, &proxies, request.headers()));
         }
     }
-}
-
-/// Writes the characters in the target as [`FastRequest::to_request`] does, which the library reads otherwise or not at all.
-fn with_escapes(head: &[u8], target: &str) -> Vec<u8> {
-    let escaped = target.replace('"', "%22").replace('<', "%3C").replace('>', "%3E");
-    let at = head.windows(target.len()).position(|it| it == target.as_bytes());
-    let (before, behind) = head.split_at(at.expect("the target is in the head"));
-    [before, escaped.as_bytes(), &behind[target.len()..]].concat()
 }
 
 /// Reads requests by the HTTP library. Tells of each whether it has a body.

@@ -235,7 +235,7 @@ impl<'b> FastRequest<'b> {
     }
 
     /// Makes it a request for the router. Quotes and angle brackets, which no address may have (RFC 3986 §2) and curl sends
-    /// all the same, as of an entity-tag, are written as browsers do.
+    /// all the same, as of an entity-tag, are written as browsers do. `server::h1::mend_request_line` does so for the HTTP library.
     pub(crate) fn to_request(&self, fields: &[Header<'_>]) -> Option<Request<Body>> {
         let mut request = Request::new(Body::empty());
         *request.method_mut() = self.method.clone();

@@ -1,6 +1,8 @@
 //! The fast loop: `GET` and `HEAD` of images over HTTP/1.1, whose heads have nothing in them that changes how the
 //! connection goes on. They are read and answered here. At the first other request the HTTP library gets the connection
 //! for good, with the bytes that were read of it: it knows of bodies, of HTTP/2, and of the answer to a malformed head.
+//! Their request line is mended first (`mend_request_line`), as those are that are read here. Later ones go to the library as they
+//! come, since only it knows where a head begins behind a body: it refuses what is mended here.
 //!
 //! ```text
 //!   read ─▶ fast request? ── no ──▶ the HTTP library
@@ -150,6 +152,7 @@ impl<'a> FastLoop<'a> {
                 Next::Request => {}
                 Next::Library => {
                     self.connection.restart();
+                    mend_request_line(&mut self.unread);
                     return Some((self.io, self.unread.into()));
                 }
                 Next::End => return None,
@@ -227,7 +230,7 @@ impl<'a> FastLoop<'a> {
     fn decide(&mut self) -> Decision {
         match self.take_request() {
             Ok(decision) => decision,
-            Err(httparse::Error::Version) if take_for_http_1_1(&mut self.unread) => self.decide(),
+            Err(httparse::Error::Version) if mend_request_line(&mut self.unread) => self.decide(),
             // It has the answers to malformed heads.
             Err(_malformed) => Decision::Library,
         }
@@ -395,17 +398,45 @@ pub(crate) fn fast_request<'fields, 'bytes>(
     Ok(FastRequest::of(&request).map(|fast| (fast, &*request.headers, length)))
 }
 
-/// Makes a request of a later HTTP/1 version one of HTTP/1.1: its meaning is the same to a server that doesn't know that
-/// version (RFC 9110 §2.5). Returns whether it did.
-pub(crate) fn take_for_http_1_1(bytes: &mut [u8]) -> bool {
-    let Some(end) = bytes.windows(2).position(|it| it == b"\r\n") else { return false };
-    if let [.., b' ', b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor @ b'2'..=b'9'] =
-        &mut bytes[..end]
+/// Mends the request line at the front of some bytes, if it is whole, of what the HTTP library refuses. Returns whether it did.
+///
+/// A later version of HTTP/1 becomes 1.1: its meaning is the same to a server that doesn't know that version (RFC 9110 §2.5).
+/// Quotes and angle brackets in the target become escapes, as in [`FastRequest::to_request`].
+pub(crate) fn mend_request_line(bytes: &mut Vec<u8>) -> bool {
+    // A head may begin with empty lines, and end its lines without a carriage return.
+    let begin = bytes.iter().take_while(|it| matches!(it, b'\r' | b'\n')).count();
+    let line = &mut bytes[begin..];
+    let Some(end) = line.iter().position(|it| *it == b'\n') else { return false };
+    let line = &mut line[..end];
+    let is_space = |it: &u8| *it == b' ';
+    let (Some(before), Some(behind)) =
+        (line.iter().position(is_space), line.iter().rposition(is_space))
+    else {
+        return false;
+    };
+    let mut is_mended = false;
+    if let [b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor @ b'2'..=b'9']
+    | [b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor @ b'2'..=b'9', b'\r'] =
+        &mut line[behind + 1..]
     {
         *minor = b'1';
-        return true;
+        is_mended = true;
     }
-    false
+    let target = &line[before..behind];
+    if target.iter().any(|it| matches!(it, b'"' | b'<' | b'>')) {
+        let mut escaped = Vec::with_capacity(target.len() + 16);
+        for byte in target {
+            match byte {
+                b'"' => escaped.extend_from_slice(b"%22"),
+                b'<' => escaped.extend_from_slice(b"%3C"),
+                b'>' => escaped.extend_from_slice(b"%3E"),
+                other => escaped.push(*other),
+            }
+        }
+        bytes.splice(begin + before..begin + behind, escaped);
+        is_mended = true;
+    }
+    is_mended
 }
 
 #[cfg(test)]
@@ -413,18 +444,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_later_version_of_http_1_is_taken_for_1_1() {
+    fn a_request_line_is_mended_of_a_later_version_and_of_quotes() {
         for (given, expected) in [
             ("GET / HTTP/1.2\r\n", "GET / HTTP/1.1\r\n"),
+            ("GET / HTTP/1.2\n", "GET / HTTP/1.1\n"),
             ("GET / HTTP/1.9\r\nA: HTTP/1.9\r\n", "GET / HTTP/1.1\r\nA: HTTP/1.9\r\n"),
             ("GET / HTTP/1.0\r\n", "GET / HTTP/1.0\r\n"),
             ("GET / HTTP/2.2\r\n", "GET / HTTP/2.2\r\n"),
             ("GET /HTTP/1.2\r\n", "GET /HTTP/1.2\r\n"),
             ("GET / HTTP/1.2", "GET / HTTP/1.2"),
+            ("GET /a?v=\"b\" HTTP/1.1\r\nA: \"\r\n", "GET /a?v=%22b%22 HTTP/1.1\r\nA: \"\r\n"),
+            ("PUT /<a> HTTP/1.3\nA: <\r\n", "PUT /%3Ca%3E HTTP/1.1\nA: <\r\n"),
+            ("GET /a?v=\"b\" HTTP/1.1", "GET /a?v=\"b\" HTTP/1.1"),
+            ("\r\n\nGET /\"a\" HTTP/1.2\r\n", "\r\n\nGET /%22a%22 HTTP/1.1\r\n"),
+            ("\"\r\n", "\"\r\n"),
+            ("\r\n", "\r\n"),
         ] {
             let mut bytes = given.as_bytes().to_vec();
-            assert_eq!(take_for_http_1_1(&mut bytes), given != expected);
-            assert_eq!(bytes, expected.as_bytes());
+            assert_eq!(mend_request_line(&mut bytes), given != expected);
+            assert_eq!(str::from_utf8(&bytes).unwrap(), expected);
         }
     }
 }

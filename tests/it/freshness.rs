@@ -110,6 +110,14 @@ async fn only_entity_tags_that_exist_make_an_address_immutable() {
     }
 }
 
+async fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    String::from_utf8(head).unwrap()
+}
+
 #[tokio::test]
 async fn quotes_in_an_address_that_are_not_escaped_work_as_if_they_were() {
     let redis = RedisServer::start().await;
@@ -117,20 +125,40 @@ async fn quotes_in_an_address_that_are_not_escaped_work_as_if_they_were() {
     let value = record(&png(1, 300));
     redis.set("a", &value).await;
     let tag = etag(&value);
-    let answer = |target: String| async move {
-        let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+    let exchange = async |request: &str| {
         let mut stream = TcpStream::connect(server.address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.unwrap());
-        }
-        String::from_utf8(head).unwrap()
+        read_head(&mut stream).await
     };
+    let answer =
+        async |target: String| exchange(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
     for _ in 0..2 {
         let head = answer(format!("/images/a?v={tag}")).await;
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
         assert!(head.contains("max-age=31536000, immutable"), "{head}");
+    }
+    // The HTTP library answers the same, to the request with which it gets the connection.
+    for more in ["", "\r\nConnection: close"] {
+        for version in ["1.1", "1.2"] {
+            let request = format!("GET /images/a?v={tag} HTTP/{version}\r\nHost: a{more}\r\n\r\n");
+            let head = exchange(&request).await;
+            assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{request}{head}");
+            assert!(head.contains("max-age=31536000, immutable"), "{request}{head}");
+        }
+    }
+    let put = "PUT /images/\"b\" HTTP/1.3\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n";
+    let head = exchange(put).await;
+    assert!(head.starts_with("HTTP/1.1 400 ") && head.contains("problem+json"), "{head}");
+    // Then it has the connection for good, and refuses them.
+    for request in [format!("GET /images/a?v={tag} HTTP/1.1"), "GET /images/a HTTP/1.2".to_owned()]
+    {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let first = "HEAD /healthz HTTP/1.1\r\nHost: a\r\n\r\n";
+        stream.write_all(format!("{first}{request}\r\nHost: a\r\n\r\n").as_bytes()).await.unwrap();
+        let first = read_head(&mut stream).await;
+        assert!(first.starts_with("HTTP/1.1 200 OK\r\n"), "{first}");
+        let second = read_head(&mut stream).await;
+        assert!(second.starts_with("HTTP/1.1 400 "), "{request}: {second}");
     }
     let head = answer("/images/\"a\"".to_owned()).await;
     assert!(head.starts_with("HTTP/1.1 400 ") && head.contains("problem+json"), "{head}");
