@@ -362,12 +362,7 @@ impl<'a> FastLoop<'a> {
                         }
                         slow.get_or_insert_with(|| {
                             let left = (all - done) as u64;
-                            self.server.holders.add(
-                                self.peer.share(),
-                                self.connection.end(),
-                                left,
-                                0,
-                            )
+                            self.server.holders.add(self.client, self.connection.end(), left, 0)
                         });
                         ready!(self.poll_tick(tick.as_mut(), context));
                         if self.last.elapsed() > self.timeouts.send() {
