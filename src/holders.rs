@@ -193,8 +193,10 @@ impl Holders {
             .map(Arc::clone)
             .collect();
         for answer in late {
-            answers.end(&answer.connection);
-            self.metrics.count_dropped(Dropped::Rate);
+            // One connection may have many of them.
+            if answers.end(&answer.connection) {
+                self.metrics.count_dropped(Dropped::Rate);
+            }
         }
     }
 
@@ -277,15 +279,18 @@ impl Answers {
         }
     }
 
-    /// Ends a connection. A proxy's may carry the answers of several clients.
-    fn end(&mut self, connection: &ConnectionEnd) {
+    /// Ends a connection, unless it was ended before. A proxy's may carry the answers of several clients.
+    fn end(&mut self, connection: &ConnectionEnd) -> bool {
+        let mut is_new = false;
         for of_client in self.by_client.values_mut() {
-            let count = of_client.connections.remove(connection).unwrap_or(0);
+            let Some(count) = of_client.connections.remove(connection) else { continue };
             of_client.standing -= count;
             self.standing -= count;
+            is_new = true;
         }
         self.by_client.retain(|_, it| it.standing > 0);
         connection.end();
+        is_new
     }
 }
 
