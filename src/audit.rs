@@ -70,7 +70,7 @@ impl Auditor {
             Err(StoreError::WrongType | StoreError::TooLarge { .. }) => return unreadable,
             Err(_) => return None,
         };
-        let _reservation = self.budget.reserve(size).await.ok()?;
+        let _reservation = self.budget.reserve(None, size).await.ok()?;
         let content = match self.store.get(&claim.id, size).await {
             Ok(None) => ClaimedContent::Absent,
             Ok(Some(stored)) => {

@@ -30,7 +30,7 @@ pub(crate) struct Holders {
     /// Longest time between two looks at the rate of an answer.
     window: Duration,
     /// Notified when an answer is not held any more.
-    released: Notify,
+    released: Arc<Notify>,
     metrics: Arc<Metrics>,
 }
 
@@ -41,13 +41,19 @@ struct Answers {
     /// Answers whose connections go on, and by client.
     standing: usize,
     by_client: HashMap<PeerKey, ClientAnswers>,
+    /// Nobody is slow before this time.
+    nobody_before: Option<Instant>,
 }
 
 /// The answers of one client whose connections go on.
 #[derive(Debug, Default)]
 struct ClientAnswers {
     standing: usize,
+    /// Bytes that the client hasn't taken yet.
+    left: Arc<AtomicU64>,
     connections: HashMap<ConnectionEnd, usize>,
+    /// None of them is slow before this time.
+    nobody_before: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -57,6 +63,8 @@ struct HeldAnswer {
     began: Instant,
     bytes: u64,
     taken: AtomicU64,
+    /// That of its client.
+    left_of_client: Arc<AtomicU64>,
     pace: Mutex<Pace>,
 }
 
@@ -115,8 +123,19 @@ impl Holders {
         window: Duration,
         metrics: Arc<Metrics>,
     ) -> Holders {
-        let (answers, released) = (Mutex::default(), Notify::new());
+        let (answers, released) = (Mutex::default(), Arc::default());
         Holders { answers, most: AtomicUsize::new(most), min_rate, window, released, metrics }
+    }
+
+    /// Is notified when an answer is not held any more.
+    pub(crate) fn released(&self) -> Arc<Notify> {
+        Arc::clone(&self.released)
+    }
+
+    /// Returns the bytes of a client's answers that it hasn't taken yet.
+    pub(crate) fn held_by(&self, client: PeerKey) -> u64 {
+        let answers = self.lock();
+        answers.by_client.get(&client).map_or(0, |it| it.left.load(Ordering::Relaxed))
     }
 
     /// Changes how many answers there may be at the same time.
@@ -135,33 +154,34 @@ impl Holders {
         let began = Instant::now();
         let of_piece = Duration::from_secs(piece.checked_div(self.min_rate).unwrap_or(0));
         let pace = Pace { since: began, taken: 0, window: self.window.max(of_piece) };
+        let mut answers = self.lock();
+        if answers.standing >= self.most.load(Ordering::Relaxed) {
+            answers.drop_most_answers();
+            self.metrics.count_dropped(Dropped::Answers);
+        }
+        let left_of_client = Arc::clone(&answers.by_client.entry(client).or_default().left);
+        left_of_client.fetch_add(bytes, Ordering::Relaxed);
         let answer = Arc::new(HeldAnswer {
             client,
             connection: connection.clone(),
             began,
             bytes,
             taken: AtomicU64::new(0),
+            left_of_client,
             pace: Mutex::new(pace),
         });
-        let mut answers = self.lock();
-        if answers.standing >= self.most.load(Ordering::Relaxed) {
-            answers.drop_most_answers();
-            self.metrics.count_dropped(Dropped::Answers);
-        }
         let number = answers.insert(Arc::clone(&answer));
         drop(answers);
         Held { holders: Arc::clone(self), number, answer }
     }
 
-    /// Drops connections until `is_enough`, one after the other: of the client that holds most bytes, the slowest. Where nobody
-    /// can be dropped, it waits for those who are quick. Safe to cancel.
-    pub(crate) async fn drop_until(&self, is_enough: impl Fn() -> bool) {
+    /// Drops connections for as long as somebody's are in the way, one after the other: the slowest of that client, or of the one
+    /// that holds most bytes. Where nobody can be dropped, it waits for those who are quick. Safe to cancel.
+    pub(crate) async fn drop_while(&self, in_the_way: impl Fn() -> Option<Whose>) {
         loop {
             let released = self.released.notified();
-            if is_enough() {
-                return;
-            }
-            let next = self.lock().drop_slowest(Instant::now());
+            let Some(whose) = in_the_way() else { return };
+            let next = self.lock().drop_slowest(whose, Instant::now());
             match next {
                 Victim::Dropped => {
                     self.metrics.count_dropped(Dropped::Memory);
@@ -204,6 +224,15 @@ impl Holders {
         // Nothing under the lock can panic half-way, so a poisoned one is sound.
         self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The client whose connection is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// The one that holds most bytes.
+    Most,
+    /// This one.
+    Of(PeerKey),
 }
 
 /// The outcome of looking for somebody to drop.
@@ -260,23 +289,57 @@ impl Answers {
         }
     }
 
-    /// Drops the slowest connection of the client that holds most bytes.
-    fn drop_slowest(&mut self, now: Instant) -> Victim {
-        let age = |it: &HeldAnswer| now.saturating_duration_since(it.began);
-        let slow = self.standing().filter(|it| age(it) >= GRACE);
-        let Some(client) = most(slow.map(|it| (it.client, it.left()))) else {
-            let youngest = self.standing().map(|it| GRACE.saturating_sub(age(it))).min();
-            return Victim::NobodyFor(youngest.unwrap_or(LOOK_AGAIN));
+    /// Drops a client's slowest connection. Where it is known that there is none, no answer is looked at: many fetches wait, and
+    /// look again whenever memory is released.
+    fn drop_slowest(&mut self, whose: Whose, now: Instant) -> Victim {
+        let nobody_before = match whose {
+            Whose::Most => self.nobody_before,
+            Whose::Of(client) => match self.by_client.get(&client) {
+                Some(of_client) => of_client.nobody_before,
+                None => return Victim::NobodyFor(LOOK_AGAIN),
+            },
         };
-        let of_client = self.standing().filter(|it| it.client == client && age(it) >= GRACE);
-        let slowest = of_client.min_by(|a, b| a.rate(now).total_cmp(&b.rate(now)));
-        match slowest.map(|it| it.connection.clone()) {
-            Some(connection) => {
+        if let Some(time) = nobody_before
+            && now < time
+        {
+            return Victim::NobodyFor(time - now);
+        }
+        match self.slowest(whose, now) {
+            Ok(connection) => {
                 self.end(&connection);
                 Victim::Dropped
             }
-            None => Victim::NobodyFor(LOOK_AGAIN),
+            Err(None) => Victim::NobodyFor(LOOK_AGAIN),
+            Err(Some(wait)) => {
+                // Later answers become slow later.
+                let time = Some(now + wait);
+                match whose {
+                    Whose::Most => self.nobody_before = time,
+                    Whose::Of(client) => {
+                        self.by_client.entry(client).and_modify(|it| it.nobody_before = time);
+                    }
+                }
+                Victim::NobodyFor(wait)
+            }
         }
+    }
+
+    /// The slowest connection of a client, or the time until one is slow.
+    fn slowest(&self, whose: Whose, now: Instant) -> Result<ConnectionEnd, Option<Duration>> {
+        let age = |it: &HeldAnswer| now.saturating_duration_since(it.began);
+        let meant = || {
+            self.standing().filter(|it| match whose {
+                Whose::Most => true,
+                Whose::Of(client) => it.client == client,
+            })
+        };
+        let slow = meant().filter(|it| age(it) >= GRACE);
+        let Some(client) = most(slow.map(|it| (it.client, it.left()))) else {
+            return Err(meant().map(|it| GRACE.saturating_sub(age(it))).min());
+        };
+        let of_client = self.standing().filter(|it| it.client == client && age(it) >= GRACE);
+        let slowest = of_client.min_by(|a, b| a.rate(now).total_cmp(&b.rate(now)));
+        slowest.map(|it| it.connection.clone()).ok_or(None)
     }
 
     /// Ends a connection, unless it was ended before. A proxy's may carry the answers of several clients.
@@ -332,12 +395,15 @@ impl HeldAnswer {
 impl Held {
     /// Notes that the client took some bytes.
     pub(crate) fn note_taken(&self, bytes: u64) {
-        self.answer.taken.fetch_add(bytes, Ordering::Relaxed);
+        let before = self.answer.taken.fetch_add(bytes, Ordering::Relaxed);
+        let fewer = bytes.min(self.answer.bytes.saturating_sub(before));
+        self.answer.left_of_client.fetch_sub(fewer, Ordering::Relaxed);
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
+        self.answer.left_of_client.fetch_sub(self.answer.left(), Ordering::Relaxed);
         self.holders.lock().remove(self.number);
         self.holders.released.notify_waiters();
     }
@@ -397,13 +463,39 @@ mod tests {
         let _slow = holders.add(client(1), &connections[1], 10_000, 0);
         let _other = holders.add(client(2), &connections[2], 9_000, 0);
         fast.note_taken(5_000);
-        assert!(matches!(holders.lock().drop_slowest(Instant::now()), Victim::NobodyFor(_)));
+        assert!(matches!(
+            holders.lock().drop_slowest(Whose::Most, Instant::now()),
+            Victim::NobodyFor(_)
+        ));
         for expected in [[false, true, false], [false, false, true], [true, false, false]] {
-            assert!(matches!(holders.lock().drop_slowest(after(2)), Victim::Dropped));
+            assert!(matches!(holders.lock().drop_slowest(Whose::Most, after(2)), Victim::Dropped));
             let ended: Vec<_> = connections.iter().map(is_ended).collect();
             assert_eq!(ended, expected);
         }
-        assert!(matches!(holders.lock().drop_slowest(after(2)), Victim::NobodyFor(_)));
+        assert!(matches!(holders.lock().drop_slowest(Whose::Most, after(2)), Victim::NobodyFor(_)));
+    }
+
+    #[test]
+    fn a_client_over_its_share_loses_its_own_slowest_connection() {
+        let holders = holders(100);
+        let connections: Vec<_> = (0..3).map(|_| ConnectionEnd::default()).collect();
+        let _most = holders.add(client(1), &connections[0], 10_000, 0);
+        let slow = holders.add(client(2), &connections[1], 100, 0);
+        let fast = holders.add(client(2), &connections[2], 100, 0);
+        slow.note_taken(10);
+        fast.note_taken(90);
+        assert_eq!(holders.held_by(client(2)), 100);
+        let dropped = holders.lock().drop_slowest(Whose::Of(client(2)), after(2));
+        assert!(matches!(dropped, Victim::Dropped));
+        let ended: Vec<_> = connections.iter().map(is_ended).collect();
+        assert_eq!(ended, [false, true, false]);
+        drop(slow);
+        assert_eq!(holders.held_by(client(2)), 10);
+        // More than there is counts as all of it.
+        fast.note_taken(20);
+        assert_eq!(holders.held_by(client(2)), 0);
+        drop(fast);
+        assert_eq!(holders.held_by(client(2)), 0);
     }
 
     #[test]
@@ -428,7 +520,7 @@ mod tests {
     #[tokio::test]
     async fn room_is_made_as_soon_as_an_answer_is_gone() {
         let holders = holders(100);
-        holders.drop_until(|| true).await;
+        holders.drop_while(|| None).await;
         let connection = ConnectionEnd::default();
         let held = holders.add(client(1), &connection, 10, 0);
         let gone = Arc::new(AtomicBool::new(false));
@@ -440,6 +532,7 @@ mod tests {
                 drop(held);
             }
         });
-        holders.drop_until(|| gone.load(Ordering::Relaxed)).await;
+        let in_the_way = || (!gone.load(Ordering::Relaxed)).then_some(Whose::Most);
+        holders.drop_while(in_the_way).await;
     }
 }

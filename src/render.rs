@@ -313,7 +313,7 @@ impl Renderer {
                 let (body, media_type) = decoder.readable(&original.body, media_type, limits)?;
                 picture::preview(&body, media_type, limits).map(Arc::new)
             };
-            let rendered = shared.run(Some((&source, None)), Job { memory, work }).await?;
+            let rendered = shared.run(client, Some((&source, None)), Job { memory, work }).await?;
             lock(&shared.previews).put(source, Arc::clone(&rendered.product));
             Ok(rendered)
         });
@@ -339,7 +339,7 @@ impl Renderer {
                 return Ok(Rendered::from_memory(kept));
             }
             let source = source.as_ref().map(|source| (source, Some(kind)));
-            let rendered = shared.run(source, job).await?;
+            let rendered = shared.run(client, source, job).await?;
             shared.cache.insert_variant(key, rendered.product.clone());
             Ok(rendered)
         })
@@ -399,6 +399,7 @@ impl RenderParts {
     /// Runs a render when a core is free for it, and memory.
     async fn run<T: Send + 'static>(
         &self,
+        client: Option<PeerKey>,
         source: Option<(&ImageVersion, Option<Kind>)>,
         job: Job<
             impl FnOnce(RenderLimits) -> Result<u64, PictureError> + Send + 'static,
@@ -418,7 +419,7 @@ impl RenderParts {
         });
         let needed = needed.inspect_err(|error| self.remember(source, error, Duration::ZERO))?;
         let left = patience.saturating_duration_since(Instant::now());
-        let reservation = self.budget.reserve_within(needed, left).await?;
+        let reservation = self.budget.reserve_within(client, needed, left).await?;
         limits.check_time()?;
         let began = Instant::now();
         let rendered = on_blocking_thread(move || {

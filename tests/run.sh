@@ -13,6 +13,7 @@
 #   AFTERIMAGE_TEST_SOAK_MINUTES    60    all of it, or a little more; half is for faults at random, with a report in target/soak/report.html
 #   AFTERIMAGE_TEST_SEED                  the seed of their order; by default a random one, which is printed
 #   AFTERIMAGE_TEST_EVENTS_SECONDS  300   one run of the streams; 5 a minute of the soak
+#   AFTERIMAGE_TEST_STRANGERS_SECONDS  120  all attacks at once; 2 a minute of the soak
 #   AFTERIMAGE_TEST_FAULTS_SECONDS  120   one run of the checker with faults, on each kind of server; 2 a minute of the soak
 #   AFTERIMAGE_TEST_RACES           3000  races of a write and a read in a round
 #   AFTERIMAGE_TEST_KILLS           200   kills beside an object store in a round
@@ -141,6 +142,8 @@ AFTERIMAGE_TEST_RANDOM_FAULTS_MINUTES=$((minutes / 2)) run --test it "$@" ::: so
 CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true CARGO_PROFILE_RELEASE_LTO=off \
   cargo test --locked --release --lib fuzzing:: -- --show-output
 run --test it "$@" ::: events:: pixels::
+AFTERIMAGE_TEST_STRANGERS_SECONDS=${AFTERIMAGE_TEST_STRANGERS_SECONDS:-$((2 * minutes))} run --test it "$@" ::: \
+  under_all_attacks_at_once --nocapture
 AFTERIMAGE_TEST_FAULTS_SECONDS=${AFTERIMAGE_TEST_FAULTS_SECONDS:-$((2 * minutes))} run --test it "$@" ::: fault_checker::
 round=0
 while [ "$round" = 0 ] || [ "$SECONDS" -lt "$deadline" ]; do

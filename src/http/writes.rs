@@ -152,7 +152,7 @@ async fn accept(
         Target::Id(_) | Target::Content => COPIES_FOR_A_TRANSACTION,
     };
     let mut room =
-        app.write_budget.reserve(copies * announced.unwrap_or(FIRST_PIECE) as u64).await?;
+        app.write_budget.reserve(client, copies * announced.unwrap_or(FIRST_PIECE) as u64).await?;
     let body = read(request.into_body(), announced, limit, copies, &mut room).await?;
     let check = {
         let body = body.clone();

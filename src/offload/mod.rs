@@ -37,6 +37,7 @@ use crate::image::record::{self, Corrupt, ObjectRef, Record};
 use crate::image::{Image, ImageId, MediaType, Metadata, Version};
 use crate::metrics::Metrics;
 use crate::originals::Originals;
+use crate::peer::PeerKey;
 use crate::picture;
 use crate::settings::{self, ServeOffloaded};
 use crate::trace;
@@ -387,7 +388,12 @@ impl Offload {
         self.parts.originals.keep_written(id, metadata, bytes);
     }
 
-    async fn bring(&self, id: &ImageId, remote: &RemoteImage) -> ObjectFetch {
+    async fn bring(
+        &self,
+        id: &ImageId,
+        client: Option<PeerKey>,
+        remote: &RemoteImage,
+    ) -> ObjectFetch {
         let began = Instant::now();
         let (path, timeout) = (&remote.path, self.read_timeout());
         let object = self.in_time(timeout, self.store.get(path)).await?;
@@ -402,7 +408,7 @@ impl Offload {
             _ => Ok(()),
         };
         check_length(length)?;
-        let _reservation = self.parts.budget.reserve(size).await?;
+        let _reservation = self.parts.budget.reserve(client, size).await?;
         let bytes = async {
             let (mut parts, mut bytes) = (object.into_stream(), Vec::with_capacity(length));
             while let Some(part) = self.in_time(timeout, parts.try_next()).await? {
@@ -467,6 +473,7 @@ impl RemoteImage {
     pub async fn fetch(
         self: &Arc<Self>,
         id: &ImageId,
+        client: Option<PeerKey>,
     ) -> (Result<FetchedObject, OffloadError>, bool) {
         let key = (id.clone(), self.version);
         let (flight, collapsed) = self.offload.fetches.join(key, |_| {
@@ -474,7 +481,7 @@ impl RemoteImage {
             // The flight is a task of its own, in the name of the request that began it.
             trace::within(trace::current(), async move {
                 let offload = &remote.offload;
-                let fetched = offload.bring(&id, &remote).await;
+                let fetched = offload.bring(&id, client, &remote).await;
                 if fetched.is_err() {
                     offload.parts.metrics.offload_errors.inc();
                 }

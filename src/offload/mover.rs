@@ -311,7 +311,7 @@ async fn move_one(store: &Store, offload: &Offload, id: &ImageId) -> Result<(), 
         size => size?,
     };
     // For the record and for the image in it.
-    let _reservation = offload.parts.budget.reserve(2 * size).await?;
+    let _reservation = offload.parts.budget.reserve(None, 2 * size).await?;
     let Some(stored) = store.get(id, size).await? else {
         return Ok(());
     };

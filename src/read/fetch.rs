@@ -85,6 +85,7 @@ impl Reader {
         client: Option<PeerKey>,
         mut admission: Admission<Outcome>,
     ) -> Result<(Fetched, CacheStatus, Timing), ReadFailure> {
+        let mut is_first = true;
         let (Fetch { found, timing, .. }, collapsed) = loop {
             let (flight, collapsed) = match admission {
                 Admission::Join(flight) => {
@@ -104,6 +105,14 @@ impl Reader {
                 }
             };
             let outcome = flight.outcome().await.map_err(ReadFailure::unknown)?;
+            // It is another client that has its share.
+            if let Err(FetchError::OverBudget(OverBudget::FetchShare)) = outcome
+                && collapsed
+                && std::mem::take(&mut is_first)
+            {
+                admission = self.index.ask(id);
+                continue;
+            }
             let fetch = outcome.map_err(ReadFailure::unknown)?;
             // A request that joined late may have begun after the value expired.
             if collapsed && fetch.expires.is_some_and(|expires| self.index.clock().now() >= expires)
@@ -159,7 +168,7 @@ impl Reader {
                 // Late because of its own fetches: that says nothing of the store.
                 Some(client) => {
                     let turn = timeout_at(deadline, self.turns.take(client)).await;
-                    Some(turn.map_err(|_elapsed| OverBudget)?)
+                    Some(turn.map_err(|_elapsed| OverBudget::FetchShare)?)
                 }
                 None => None,
             };
@@ -170,7 +179,7 @@ impl Reader {
                 return Err(FetchError::GivenUp);
             }
             self.metrics.fetches.inc();
-            self.ask_store(lease.id(), deadline, || is_given_up(&lease)).await
+            self.ask_store(lease.id(), client, deadline, || is_given_up(&lease)).await
         };
         let asked = asked.await;
         let outcome = asked.map(|(fetch, digest)| {
@@ -201,6 +210,7 @@ impl Reader {
     async fn ask_store(
         &self,
         id: &ImageId,
+        client: Option<PeerKey>,
         deadline: Instant,
         is_given_up: impl Fn() -> bool,
     ) -> Result<(Fetch, Option<Digest>), FetchError> {
@@ -209,8 +219,8 @@ impl Reader {
         let value = async {
             let size = timeout_at(deadline, self.store.size(id)).await.map_err(too_late)??;
             // Memory for the value, until it is decoded and dropped.
-            let reservation = timeout_at(deadline, self.budget.reserve(size)).await;
-            let reservation = reservation.unwrap_or(Err(OverBudget))?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let reservation = self.budget.reserve_within(client, size, left).await?;
             if is_given_up() {
                 return Err(FetchError::GivenUp);
             }

@@ -311,7 +311,7 @@ impl Snapshot {
             (Source::Remote(remote), None) => {
                 let (fetched, collapsed) = {
                     let _step = Step::begin("fetch from the object store");
-                    remote.fetch(&self.id).await
+                    remote.fetch(&self.id, self.client).await
                 };
                 let fetched = fetched.map_err(|error| ReadFailure {
                     timing: self.timing,

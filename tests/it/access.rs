@@ -544,6 +544,27 @@ async fn a_refusal_reaches_a_client_that_sends_its_whole_body_first() {
     }
 }
 
+#[tokio::test]
+async fn bodies_without_the_right_to_write_take_nothing_of_the_budget_of_writes() {
+    let redis = RedisServer::start().await;
+    let settings = [TOKENS, ("limits.write_bytes", "1MiB"), ("redis.response_timeout", "1s")];
+    let server = guarded(&redis, &settings).await;
+    let mut stalled = Vec::new();
+    for _ in 0..10 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let head = "PUT /images/b HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: 300000\r\n\r\nx";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // It is refused before its body has come.
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).await.unwrap();
+        assert_eq!(&status, b"HTTP/1.1 401");
+        stalled.push(stream);
+    }
+    let body = Bytes::from(png(1, 300_000));
+    let written = server.send(Method::PUT, "/images/a", &[PNG, BEARER], body).await;
+    assert_eq!(written.status, StatusCode::CREATED, "{written:?}");
+}
+
 async fn a_refusal_reaches_nodes_fetch_while_it_sends() {
     let redis = RedisServer::start().await;
     let server = guarded(&redis, &[TOKENS]).await;

@@ -14,6 +14,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::harness::server::metric;
 use crate::harness::{Client, PATIENCE, Protocol, RedisServer, Server, get, png, record, until};
+use crate::strangers::small_window;
 
 long_tests! {
     #[tokio::test] a_client_that_reads_nothing_is_disconnected_after_the_send_timeout
@@ -463,9 +464,8 @@ async fn bytes_held_by_slow_clients_count_against_the_fetch_budget_and_the_slowe
     }
     let mut slow = Vec::new();
     for number in 0..4 {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_recv_buffer_size(4096).unwrap();
-        let mut stream = socket.connect(server.address).await.unwrap();
+        // Each from an address of its own, so that no share is in the way.
+        let mut stream = small_window([127, 0, 0, 2 + number], server.address).await;
         let request = format!("GET /images/i{number} HTTP/1.1\r\nHost: a\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         // The head has arrived, so the image is in memory, and most of it can't be sent.
@@ -479,9 +479,7 @@ async fn bytes_held_by_slow_clients_count_against_the_fetch_budget_and_the_slowe
     let many = (0..12).map(|number| {
         let address = server.address;
         tokio::spawn(async move {
-            let socket = TcpSocket::new_v4().unwrap();
-            socket.set_recv_buffer_size(4096).unwrap();
-            let mut stream = socket.connect(address).await.unwrap();
+            let mut stream = small_window([127, 0, 0, 10 + number], address).await;
             let request = format!("GET /images/i{} HTTP/1.1\r\nHost: a\r\n\r\n", number % 5);
             stream.write_all(request.as_bytes()).await.unwrap();
             stream.readable().await.unwrap();

@@ -9,12 +9,15 @@ use hyper::{Method, StatusCode};
 use image::{DynamicImage, ImageFormat};
 
 use crate::harness::server::program;
-use crate::harness::{Answer, Client, Process, RedisServer, Server, get, png, record, until};
+use crate::harness::{
+    Answer, Client, Process, Protocol, RedisServer, Server, get, png, record, until,
+};
 use crate::variants::{encoded, picture};
 
 long_tests! {
     #[tokio::test(flavor = "multi_thread")] large_renders_share_one_budget
     #[tokio::test(flavor = "multi_thread")] large_writes_take_what_they_are_counted_for
+    #[tokio::test(flavor = "multi_thread")] idle_connections_keep_no_large_buffers
 }
 
 const MIB: u64 = 1024 * 1024;
@@ -28,7 +31,7 @@ async fn sent_by(redis: &RedisServer) -> u64 {
 }
 
 /// A PNG of 16 bits a channel, all of it black, which is a thousandth of its pixels.
-fn deep_png(side: u32) -> Vec<u8> {
+pub(crate) fn deep_png(side: u32) -> Vec<u8> {
     let chunk = |name: &[u8; 4], content: &[u8]| {
         let mut crc = flate2::Crc::new();
         crc.update(name);
@@ -256,4 +259,46 @@ async fn large_writes_take_what_they_are_counted_for() {
     println!("{} MiB for two writes of 20 MiB", most / MIB);
     // Each is counted three times.
     assert!(most < 2 * 3 * 20 * MIB, "{most} bytes");
+}
+
+/// Behind large requests and answers an idle connection costs no more than behind small ones in the fast loop, and a bounded number
+/// of bytes in the HTTP library, which keeps its buffers.
+async fn idle_connections_keep_no_large_buffers() {
+    const MOST_KEPT_BY_LIBRARY: u64 = 64 * 1024;
+    const CONNECTIONS: u64 = 1000;
+    let redis = RedisServer::start().await;
+    redis.set("a", &record(&png(1, 200_000))).await;
+    let cookie = "x".repeat(7000);
+    let (small, large) = (vec![], vec![("cookie", cookie.as_str())]);
+    for (protocol, path, most_kept) in [
+        (Protocol::Http1, "/images/a", 3000),
+        (Protocol::Http2, "/images/a", MOST_KEPT_BY_LIBRARY),
+        (Protocol::Http1, "/healthz", MOST_KEPT_BY_LIBRARY),
+    ] {
+        let mut command = program();
+        command.args(["--redis-url", &redis.url(), "--log-filter", "warn"]);
+        let process = Process::start(command);
+        let mut idle = Vec::new();
+        let mut connect = async |count: u64, path: &str, fields: &[(&str, &str)]| {
+            let before = process.resident();
+            for _ in 0..count {
+                let mut client = Client::speaking(protocol, process.address).await;
+                client.get(path, fields).await;
+                idle.push(client);
+            }
+            process.resident().saturating_sub(before) / count
+        };
+        // What the server needs once.
+        connect(50, path, &large).await;
+        let [behind_small, behind_large] = [
+            connect(CONNECTIONS, "/images/none", &small).await,
+            connect(CONNECTIONS, path, &large).await,
+        ];
+        println!(
+            "{protocol:?} {path}: {behind_small} bytes for each idle connection, {behind_large} behind \
+             large requests"
+        );
+        let kept = behind_large.saturating_sub(behind_small);
+        assert!(kept < most_kept, "{kept} bytes");
+    }
 }

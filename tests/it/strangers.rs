@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use hyper::{Method, StatusCode};
 use image::ImageFormat;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -13,6 +14,7 @@ use crate::harness::server::{metric, program, program_below};
 use crate::harness::{
     Answer, Client, PATIENCE, Process, Protocol, RedisServer, Server, get, png, record, until,
 };
+use crate::resident::deep_png;
 use crate::variants::{encoded, picture};
 
 long_tests! {
@@ -22,6 +24,10 @@ long_tests! {
     requests_sent_ahead_of_their_answers_keep_no_memory_of_the_kernel
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     others_are_answered_during_every_attack_and_memory_stays_bounded
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    under_all_attacks_at_once_memory_stays_within_the_sum_of_its_budgets
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    a_client_that_fetches_and_holds_takes_one_share_and_others_find_room
 }
 
 /// A connection of HTTP/2 frames, made by hand.
@@ -30,7 +36,11 @@ struct Frames(TcpStream);
 impl Frames {
     /// Opens a connection from another address of this machine, whose streams may not be sent a byte.
     async fn without_window(address: SocketAddr) -> Frames {
-        let mut stream = connect_from([127, 0, 0, 2], address).await;
+        Frames::without_window_from([127, 0, 0, 2], address).await
+    }
+
+    async fn without_window_from(ip: [u8; 4], address: SocketAddr) -> Frames {
+        let mut stream = connect_from(ip, address).await;
         stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
         // SETTINGS_INITIAL_WINDOW_SIZE (4) is 0 (RFC 9113 §6.5.2).
         stream.write_all(b"\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0").await.unwrap();
@@ -319,7 +329,7 @@ async fn requests_sent_ahead_of_their_answers_keep_no_memory_of_the_kernel() {
     assert!(taken < 200 * 1_000_000, "{taken}");
 }
 
-/// Attacks with the default settings, one after the other.
+/// Attacks with the default settings, each from an address of its own.
 #[derive(Debug, Clone, Copy)]
 enum Attack {
     /// Streams of `/healthz` whose answers nobody takes.
@@ -340,10 +350,17 @@ enum Attack {
     Ahead,
     /// Connections without a request.
     Idle,
+    /// Large images that are written, several at a time.
+    Writes,
+    /// A picture that takes much memory, in one size after the other.
+    Renders,
+    /// Streams of events that nobody reads.
+    Events,
 }
 
 impl Attack {
-    const ALL: [Attack; 10] = [
+    /// Those beside which a core is left for the others.
+    const LIGHT: [Attack; 10] = [
         Attack::HealthStreams,
         Attack::ImageStreams,
         Attack::SlowReaders,
@@ -356,39 +373,38 @@ impl Attack {
         Attack::Idle,
     ];
 
+    const HEAVY: [Attack; 3] = [Attack::Writes, Attack::Renders, Attack::Events];
+
     /// Runs until it is dropped. Whatever fails is the attacker's affair.
     async fn run(self, address: SocketAddr) {
+        let from = [127, 0, 1, self as u8];
+        let large = match self {
+            Attack::Writes => png(1, 20 << 20).into(),
+            _ => Bytes::new(),
+        };
         let mut held = Vec::new();
         for round in 0_u64.. {
             match self {
-                Attack::HealthStreams => hold_streams(&mut held, address, 1, "/healthz").await,
-                Attack::ImageStreams => hold_streams(&mut held, address, 200, "/images/a").await,
-                Attack::SlowReaders => {
-                    for number in 0..87 {
-                        let mut stream = small_window(address).await;
-                        let path =
-                            format!("GET /images/large{} HTTP/1.1\r\nHost: a\r\n\r\n", number % 20);
-                        let _ = stream.write_all(path.as_bytes()).await;
-                        held.push(Frames(stream));
-                    }
-                    for _ in 0..50 {
-                        for Frames(stream) in &mut held {
-                            let _ = stream.try_read(&mut [0; 1]);
-                        }
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
+                Attack::HealthStreams => {
+                    hold_streams(&mut held, from, address, 1, "/healthz").await;
                 }
+                Attack::ImageStreams => {
+                    hold_streams(&mut held, from, address, 200, "/images/a").await;
+                }
+                Attack::SlowReaders => read_slowly(&mut held, from, address).await,
                 Attack::Placeholders => {
-                    ask(address, |n| (format!("/placeholders/64x64?text={round}-{n}"), None)).await;
+                    ask(from, address, |n| (format!("/placeholders/64x64?text={round}-{n}"), None))
+                        .await;
                 }
                 Attack::Ranges => {
-                    ask(address, |n| (format!("/images/n{}", n % 60), Some("bytes=0-0"))).await;
+                    ask(from, address, |n| (format!("/images/n{}", n % 60), Some("bytes=0-0")))
+                        .await;
                 }
                 Attack::Forms => {
                     let sizes =
                         [16, 32, 48, 64, 96, 128, 256, 320, 384, 512, 640, 1080, 1200, 2048];
                     let quality = [50, 60, 70, 75, 80, 85, 90, 95];
-                    ask(address, |n| {
+                    ask(from, address, |n| {
                         let n = usize::try_from(n + 50 * round).unwrap();
                         let (w, h) = (sizes[n % 14], sizes[n / 14 % 14]);
                         let q = quality[n / 196 % 8];
@@ -397,10 +413,10 @@ impl Attack {
                     .await;
                 }
                 Attack::RandomIds => {
-                    ask(address, |n| (format!("/images/x{round}-{n}"), None)).await;
+                    ask(from, address, |n| (format!("/images/x{round}-{n}"), None)).await;
                 }
                 Attack::Resets => {
-                    let mut frames = Frames::without_window(address).await;
+                    let mut frames = Frames::without_window_from(from, address).await;
                     for stream in 0..1000 {
                         let path = format!("/images/n{}", stream % 60);
                         let stream = 2 * stream + 1;
@@ -413,7 +429,7 @@ impl Attack {
                 }
                 Attack::Ahead => {
                     if held.len() < 1500 {
-                        let mut stream = small_window(address).await;
+                        let mut stream = small_window(from, address).await;
                         let ahead = b"GET /images/a HTTP/1.1\r\nHost: a\r\n\r\n".repeat(20);
                         let _ = stream.write_all(&ahead).await;
                         held.push(Frames(stream));
@@ -423,7 +439,23 @@ impl Attack {
                 }
                 Attack::Idle => {
                     if held.len() < 1500 {
-                        held.push(Frames(connect_from([127, 0, 0, 2], address).await));
+                        held.push(Frames(connect_from(from, address).await));
+                    } else {
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+                Attack::Writes => {
+                    let write = |number| write(from, address, number, large.clone());
+                    join_all((0..4).map(write)).await;
+                }
+                Attack::Renders => render(from, address, round).await,
+                Attack::Events => {
+                    if held.len() < 300 {
+                        let mut stream = small_window(from, address).await;
+                        let query = "GET /events?prefix=e&inline=full HTTP/1.1";
+                        let request = format!("{query}\r\nHost: {address}\r\n\r\n");
+                        let _ = stream.write_all(request.as_bytes()).await;
+                        held.push(Frames(stream));
                     } else {
                         tokio::time::sleep(Duration::from_millis(100)).await;
                     }
@@ -433,31 +465,58 @@ impl Attack {
     }
 }
 
+/// Asks for large images, and reads them a byte at a time.
+async fn read_slowly(held: &mut Vec<Frames>, from: [u8; 4], address: SocketAddr) {
+    for number in 0..87 {
+        let mut stream = small_window(from, address).await;
+        let path = format!("GET /images/large{} HTTP/1.1\r\nHost: a\r\n\r\n", number % 20);
+        let _ = stream.write_all(path.as_bytes()).await;
+        held.push(Frames(stream));
+    }
+    for _ in 0..50 {
+        for Frames(stream) in &mut *held {
+            let _ = stream.try_read(&mut [0; 1]);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// Opens streams on some connections, and holds them for a while.
-async fn hold_streams(held: &mut Vec<Frames>, address: SocketAddr, connections: usize, path: &str) {
+async fn hold_streams(
+    held: &mut Vec<Frames>,
+    from: [u8; 4],
+    address: SocketAddr,
+    connections: usize,
+    path: &str,
+) {
     if held.len() >= connections {
         tokio::time::sleep(Duration::from_millis(100)).await;
         // Those that were ended are opened anew.
         held.retain(|it| it.0.try_write(&[]).is_ok());
         return;
     }
-    let mut frames = Frames::without_window(address).await;
+    let mut frames = Frames::without_window_from(from, address).await;
     for stream in 0..100 {
         let _ = frames.get(2 * stream + 1, path).await;
     }
     held.push(frames);
 }
 
-async fn small_window(address: SocketAddr) -> TcpStream {
+/// A connection of which the kernel of the client takes little.
+pub(crate) async fn small_window(from: [u8; 4], address: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
-    socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
+    socket.bind((from, 0).into()).unwrap();
     socket.connect(address).await.unwrap()
 }
 
 /// Sends fifty requests, one after the other.
-async fn ask(address: SocketAddr, request: impl Fn(u64) -> (String, Option<&'static str>)) {
-    let stream = connect_from([127, 0, 0, 2], address).await;
+async fn ask(
+    from: [u8; 4],
+    address: SocketAddr,
+    request: impl Fn(u64) -> (String, Option<&'static str>),
+) {
+    let stream = connect_from(from, address).await;
     let mut client = Client::over(Protocol::Http1, stream, "a").await;
     for number in 0..50 {
         let (path, range) = request(number);
@@ -466,6 +525,27 @@ async fn ask(address: SocketAddr, request: impl Fn(u64) -> (String, Option<&'sta
             return;
         }
     }
+}
+
+/// Asks for a picture in a width and several heights and qualities.
+async fn render(from: [u8; 4], address: SocketAddr, round: u64) {
+    let widths = [16, 32, 48, 64, 96, 128, 256, 320, 384, 512];
+    let width = widths[usize::try_from(round).unwrap() % widths.len()];
+    let of_quality = |quality| {
+        ask(from, address, move |number| {
+            let height = 16 * (number % 3 + 1);
+            (format!("/images/deep.webp?w={width}&h={height}&q={quality}"), None)
+        })
+    };
+    join_all([50, 60].map(of_quality)).await;
+}
+
+/// Writes an image.
+async fn write(from: [u8; 4], address: SocketAddr, number: u64, body: Bytes) {
+    let stream = connect_from(from, address).await;
+    let mut client = Client::over(Protocol::Http1, stream, &address.to_string()).await;
+    let fields = [("content-type", "image/png")];
+    let _ = client.send(Method::PUT, &format!("/images/w{number}"), &fields, body).await;
 }
 
 /// Answers to another client, as its median and its 99th percentile.
@@ -483,8 +563,8 @@ async fn other_client(address: SocketAddr) -> [Duration; 2] {
     [times[250], times[495]]
 }
 
-async fn others_are_answered_during_every_attack_and_memory_stays_bounded() {
-    const MIB: u64 = 1024 * 1024;
+/// A Redis with the images that attacks and others ask for.
+async fn redis_to_attack() -> RedisServer {
     let redis = RedisServer::start().await;
     redis.set("a", &record(&png(1, 1_000_000))).await;
     let dot = encoded(&picture(1, 1, 1), ImageFormat::Png);
@@ -498,13 +578,20 @@ async fn others_are_answered_during_every_attack_and_memory_stays_bounded() {
     for number in 0..10 {
         redis.set(&format!("warm{number}"), &record(&png(number, 100_000))).await;
     }
+    redis
+}
+
+const MIB: u64 = 1024 * 1024;
+
+async fn others_are_answered_during_every_attack_and_memory_stays_bounded() {
+    let redis = redis_to_attack().await;
     let mut command = program();
     command.args(["--redis-url", &redis.url(), "--log-access", "false"]);
     let process = Process::start(command);
     let address = process.address;
     other_client(address).await;
     let mut highest = 0;
-    for attack in Attack::ALL {
+    for attack in Attack::LIGHT {
         let before = other_client(address).await;
         let attacker = tokio::spawn(attack.run(address));
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -524,6 +611,148 @@ async fn others_are_answered_during_every_attack_and_memory_stays_bounded() {
             resident / MIB
         );
     }
-    // The cache, fetch_bytes, write_bytes, and 100 MiB.
-    assert!(highest < (50 + 256 + 256 + 100) * MIB, "{} MiB", highest / MIB);
+    assert!(highest < MOST_RESIDENT, "{} MiB", highest / MIB);
+}
+
+/// The sum of the budgets by default (`docs/limits.md`): `[cache] bytes` and the heads beside it, `[limits] fetch_bytes` and
+/// `write_bytes`, and 100 MiB for everything else.
+const MOST_RESIDENT: u64 = (50 + 16 + 256 + 256 + 100) * MIB;
+
+/// The short run is for the second tier, the long one for the soak.
+async fn under_all_attacks_at_once_memory_stays_within_the_sum_of_its_budgets() {
+    let seconds = std::env::var("AFTERIMAGE_TEST_STRANGERS_SECONDS");
+    let seconds = seconds.map_or(15, |it| it.parse().expect("a number of seconds"));
+    rlimit::increase_nofile_limit(20_000).unwrap();
+    let redis = redis_to_attack().await;
+    // 69 MiB in 8 bits a channel.
+    redis.set("deep", &record(&deep_png(4900))).await;
+    let mut command = program();
+    command.args(["--redis-url", &redis.url(), "--log-access", "false", "--log-filter", "error"]);
+    // Two cores are shared with thirteen attackers.
+    command.args(["--redis-response-timeout", "30s", "--pictures-timeout", "30s"]);
+    let process = Process::start(command);
+    let address = process.address;
+    other_client(address).await;
+    let began = Instant::now();
+    let attackers: Vec<_> = Attack::LIGHT
+        .into_iter()
+        .chain(Attack::HEAVY)
+        .map(|attack| tokio::spawn(attack.run(address)))
+        .collect();
+    let (mut client, mut number, mut samples) = (Client::connect(address).await, 0, Vec::new());
+    while began.elapsed() < Duration::from_secs(seconds) {
+        number += 1;
+        redis.set(&format!("new{number}"), &record(&png(number, 100_000))).await;
+        for path in [
+            "/healthz".to_owned(),
+            "/readyz".to_owned(),
+            format!("/images/warm{}", number % 10),
+            format!("/images/new{number}"),
+        ] {
+            let answer = client.get(&path, &[]).await;
+            assert_eq!(answer.status, StatusCode::OK, "{path}: {answer:?}");
+        }
+        // What the streams of events follow.
+        let body = Bytes::from(png(number, 2000));
+        let (path, fields) =
+            (format!("/images/e{}", number % 100), [("content-type", "image/png")]);
+        let written = client.send(Method::PUT, &path, &fields, body).await.unwrap();
+        assert!(written.status.is_success(), "{written:?}");
+        samples.push(process.resident() / MIB);
+    }
+    for attacker in attackers {
+        attacker.abort();
+    }
+    let page = get(address, "/metrics", &[]).await;
+    for line in String::from_utf8_lossy(&page.body).lines() {
+        if line.starts_with("afterimage_shed_total") || line.starts_with("afterimage_dropped") {
+            println!("{line}");
+        }
+    }
+    let most = process.most_resident();
+    samples.sort_unstable();
+    println!(
+        "{number} rounds of others in {:?}; resident: {} MiB in half of them, {} MiB at most, of {} MiB",
+        began.elapsed(),
+        samples[samples.len() / 2],
+        most / MIB,
+        MOST_RESIDENT / MIB
+    );
+    assert!(most < MOST_RESIDENT, "{} MiB", most / MIB);
+}
+
+async fn a_client_that_fetches_and_holds_takes_one_share_and_others_find_room() {
+    let redis = RedisServer::start().await;
+    // The cache keeps one image, and the budget has room for four more.
+    let settings =
+        [("cache.images", "1"), ("limits.fetch_bytes", "40MB"), ("cache.bytes", "100MiB")];
+    let server = Server::on(&redis, &settings).await.coherent().await;
+    for number in 0..24 {
+        redis.set(&format!("i{number}"), &record(&png(number, 4_000_000))).await;
+    }
+    let slow = async |from: [u8; 4], number: usize| {
+        let mut stream = small_window(from, server.address).await;
+        let request = format!("GET /images/i{number} HTTP/1.1\r\nHost: a\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    };
+    // One reader takes its time, but holds little.
+    let mut modest = slow([127, 0, 0, 3], 0).await;
+    modest.readable().await.unwrap();
+    // Another client holds all that it gets, and goes on fetching.
+    let mut greedy = Vec::new();
+    for number in 1..20 {
+        greedy.push(slow([127, 0, 0, 2], number).await);
+    }
+    for number in 20..24 {
+        let path = format!("/images/i{number}");
+        assert_eq!(server.get(&path).await.body, png(number, 4_000_000), "{path}");
+    }
+    let in_flight = server.metric("afterimage_in_flight_bytes").await;
+    assert!(in_flight <= 40_000_000, "{in_flight}");
+    until("the greedy client has lost connections of its own", || async {
+        let dropped = "afterimage_dropped_connections_total{reason=\"memory\"}";
+        server.metric(dropped).await > 0
+    })
+    .await;
+    let mut whole = vec![0; 4_000_000];
+    let read = tokio::time::timeout(PATIENCE, modest.read_exact(&mut whole));
+    read.await.expect("it goes on").expect("the connection of another client was dropped");
+}
+
+#[tokio::test]
+async fn answers_over_http_1_are_accounted_to_the_client_that_a_trusted_proxy_names() {
+    const LENGTH: usize = 8_000_000;
+    let redis = RedisServer::start().await;
+    let settings = [("http.trusted_proxies", "[\"127.0.0.1\"]"), ("limits.answers", "12")];
+    let server = Server::on(&redis, &settings).await.coherent().await;
+    redis.set("a", &record(&png(1, LENGTH))).await;
+    for _ in 0..2 {
+        assert_eq!(server.get("/images/a").await.status, StatusCode::OK);
+    }
+    let slow = async |client: &str| {
+        let mut stream = small_window([127, 0, 0, 1], server.address).await;
+        let request =
+            format!("GET /images/a HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: {client}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.readable().await.unwrap();
+        stream
+    };
+    let mut modest = Vec::new();
+    for _ in 0..3 {
+        modest.push(slow("192.0.2.1").await);
+    }
+    let mut greedy = Vec::new();
+    for _ in 0..40 {
+        greedy.push(slow("192.0.2.2").await);
+    }
+    until("too many answers have ended connections", || async {
+        server.metric("afterimage_dropped_connections_total{reason=\"answers\"}").await >= 20
+    })
+    .await;
+    for mut stream in modest {
+        let mut whole = vec![0; LENGTH];
+        let read = tokio::time::timeout(PATIENCE, stream.read_exact(&mut whole));
+        read.await.expect("it goes on").expect("the connection of the modest client was dropped");
+    }
 }

@@ -17,7 +17,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::conditional::drawing;
 use crate::harness::server::program;
-use crate::harness::{Answer, Client, Process, RedisServer, Server, etag, png, record, until};
+use crate::harness::{
+    Answer, Client, Process, Protocol, RedisServer, Server, etag, png, record, until,
+};
+use crate::strangers::connect_from;
 use crate::variants::{encoded, picture};
 
 long_tests! {
@@ -487,6 +490,43 @@ async fn slow_uploads_take_nothing_from_the_budget_of_readers() {
         put(&server, "/images/c", &[PNG], &png(2, 100_000)).await.status.is_success()
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_writer_that_takes_its_share_of_the_budget_leaves_room_for_others() {
+    let redis = RedisServer::start().await;
+    let settings = [("limits.write_bytes", "1MiB"), ("redis.response_timeout", "1s")];
+    let server = Server::on(&redis, &settings).await;
+    let from_elsewhere = || connect_from([127, 0, 0, 2], server.address);
+    let mut stalled = Vec::new();
+    // Each is counted three times, and those without a length by what has come.
+    for length in ["Content-Length: 90000", "Content-Length: 90000", "Transfer-Encoding: chunked"] {
+        let mut stream = from_elsewhere().await;
+        let head = format!(
+            "PUT /images/b HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n{length}\r\n\r\n1\r\nx"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stalled.push(stream);
+    }
+    let greedy = async || {
+        let mut client = Client::over(Protocol::Http1, from_elsewhere().await, "localhost").await;
+        let body = Bytes::from(png(2, 100_000));
+        client.send(Method::PUT, "/images/c", &[PNG], body).await.unwrap()
+    };
+    until("the writer has its share", || async {
+        greedy().await.status == StatusCode::SERVICE_UNAVAILABLE
+    })
+    .await;
+    let refused = greedy().await.problem(503, "busy");
+    let detail = refused["detail"].as_str().unwrap();
+    assert!(detail.contains("this client") && detail.contains("[limits] write_bytes"), "{detail}");
+    for number in 0..3 {
+        let path = format!("/images/d{number}");
+        let written = put(&server, &path, &[PNG], &png(number, 100_000)).await;
+        assert_eq!(written.status, StatusCode::CREATED, "{written:?}");
+    }
+    drop(stalled);
+    until("its share is free again", || async { greedy().await.status.is_success() }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
