@@ -48,9 +48,12 @@ def check_units(folder):
     assert patience > sum(int(it.removesuffix("s")) for it in times), "killed before it has stopped"
     files = int(re.search(r"^LimitNOFILE=(\d+)$", service, re.M)[1])
     assert files > defaults["limits"]["connections"], "fewer files than connections"
-    # The same memory settings as in the container.
+    # The same memory settings as in the container, and as with `cargo run`.
     tunables = r"GLIBC_TUNABLES=(\S+)"
-    assert re.search(tunables, service)[1] == re.search(tunables, (ROOT / "Dockerfile").read_text())[1]
+    in_service = re.search(tunables, service)[1]
+    assert in_service == re.search(tunables, (ROOT / "Dockerfile").read_text())[1]
+    cargo = tomllib.loads((ROOT / ".cargo/config.toml").read_text())
+    assert in_service == cargo["env"]["GLIBC_TUNABLES"]
     return exposure
 
 
