@@ -29,6 +29,11 @@ prove:
 soak minutes="60":
     AFTERIMAGE_TEST_SOAK_MINUTES={{ minutes }} tests/run.sh soak
 
+# The pictures of other projects, beside Pillow and Chromium; folders with more of them can be named
+corpora *arguments:
+    tests/corpora/fetch.sh target/corpora
+    target/python/bin/python tests/corpora/run.py {{ arguments }}
+
 # One fuzz target by libFuzzer (`cargo install cargo-fuzz --locked`), until it fails or Ctrl-C; `just fuzz h1_head -max_total_time=60`
 fuzz target *arguments:
     cp Cargo.lock fuzz/Cargo.lock

@@ -3,7 +3,8 @@
 #
 #   tests/run.sh [all] [ARGUMENTS]    every test but the soak: what CI runs
 #   tests/run.sh quick [ARGUMENTS]    unit tests, and the integration tests that need few programs and little time
-#   tests/run.sh soak [ARGUMENTS]     faults at random, races, outages and kills again and again, and the event streams for long
+#   tests/run.sh soak [ARGUMENTS]     faults at random, races, outages and kills again and again, the event streams for long, and the
+#                                     pictures that other projects are tested with
 #
 # ARGUMENTS go to `cargo test`: `tests/run.sh quick --test it -- freshness::`. Programs that are missing are installed as
 # root on Debian, and named otherwise.
@@ -34,6 +35,9 @@ esac
 needs=(redis-server:redis-server openssl:openssl python3:python3)
 if [ "$tier" != quick ]; then
   needs+=(curl:curl prlimit:util-linux nginx:nginx varnishd:varnish haproxy:haproxy caddy:caddy prometheus:prometheus systemd-analyze:systemd chromium:chromium node:nodejs npm:npm)
+fi
+if [ "$tier" = soak ]; then
+  needs+=(djxl:libjxl-tools)
 fi
 missing=()
 for need in "${needs[@]}"; do
@@ -144,6 +148,9 @@ CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_PROFILE_RELEASE_OVERFLOW_CHECK
 run --test it "$@" ::: events:: pixels::
 AFTERIMAGE_TEST_STRANGERS_SECONDS=${AFTERIMAGE_TEST_STRANGERS_SECONDS:-$((2 * minutes))} run --test it "$@" ::: \
   under_all_attacks_at_once --nocapture
+# What is served of the pictures of other projects, beside Pillow and Chromium. Large ones take minutes each in this build.
+tests/corpora/fetch.sh target/corpora
+"$python/bin/python" tests/corpora/run.py --pixels 300000
 AFTERIMAGE_TEST_FAULTS_SECONDS=${AFTERIMAGE_TEST_FAULTS_SECONDS:-$((2 * minutes))} run --test it "$@" ::: fault_checker::
 round=0
 while [ "$round" = 0 ] || [ "$SECONDS" -lt "$deadline" ]; do

@@ -4,8 +4,8 @@
 //
 // MODULES has playwright-core. FOLDER/list.json has a list of {"original", "product"}: names of files in FOLDER, the original as
 // tests/pixels/tagged.py makes it, the product a PNG without a word about colours. Prints a list of {"original", "product", "error",
-// "worst"}: the mean and the largest difference of a channel, of 255, on black and on white; or "failure" if a file isn't shown or the
-// sizes differ.
+// "worst", "psnr"}: the mean and the largest difference of a channel, of 255, and the PSNR in decibels, on black and on white; or
+// "failure" if a file isn't shown or the sizes differ.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { extname, join, resolve } from "node:path";
@@ -17,8 +17,10 @@ const require = createRequire(join(resolve(modules), "package.json"));
 const { chromium } = require("playwright-core");
 
 const TYPES = { ".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif", ".bmp": "image/bmp", ".ico": "image/x-icon" };
+// Chromium tells the type of an image by its signature.
+const typeOf = (name) => TYPES[extname(name)] ?? "image/png";
 
-const url = (name) => `data:${TYPES[extname(name)]};base64,${readFileSync(join(folder, name)).toString("base64")}`;
+const url = (name) => `data:${typeOf(name)};base64,${readFileSync(join(folder, name)).toString("base64")}`;
 
 /** Runs in the page. */
 async function compare([original, product]) {
@@ -42,26 +44,40 @@ async function compare([original, product]) {
     return { failure: `the sizes differ: ${one.width}x${one.height}, ${other.width}x${other.height}` };
   }
   let worst = 0;
+  let squares = 0;
   const errors = [0, 255].map((ground) => {
     let sum = 0;
+    let square = 0;
     const on = (data, at, channel) => (data[at + channel] * data[at + 3] + ground * (255 - data[at + 3])) / 255;
     for (let at = 0; at < one.data.length; at += 4) {
       for (let channel = 0; channel < 3; channel++) {
         const difference = Math.abs(on(one.data, at, channel) - on(other.data, at, channel));
         sum += difference;
+        square += difference * difference;
         worst = Math.max(worst, difference);
       }
     }
+    squares = Math.max(squares, square);
     return sum / (one.data.length / 4) / 3;
   });
-  return { error: Math.max(...errors), worst };
+  // At most 99, as in reference.py.
+  const psnr = 10 * Math.log10((255 * 255 * (one.data.length / 4) * 3) / Math.max(squares, 1e-9));
+  return { error: Math.max(...errors), worst, psnr: Math.min(psnr, 99) };
 }
 
 const browser = await chromium.launch({ executablePath, args: [...args, "--force-color-profile=srgb"] });
-const page = await browser.newPage();
+let page = await browser.newPage();
 const results = [];
 for (const { original, product } of JSON.parse(readFileSync(join(folder, "list.json"), "utf8"))) {
-  results.push({ original, product, ...(await page.evaluate(compare, [url(original), url(product)])) });
+  let compared;
+  try {
+    compared = await page.evaluate(compare, [url(original), url(product)]);
+  } catch (error) {
+    // A picture may end the page.
+    compared = { failure: `the page ended: ${error}` };
+    page = await browser.newPage();
+  }
+  results.push({ original, product, ...compared });
 }
 await browser.close();
 console.log(JSON.stringify(results));

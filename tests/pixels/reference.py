@@ -338,4 +338,5 @@ def main():
         json.dump([measure(folder, case) for case in json.load(sys.stdin)], sys.stdout)
 
 
-main()
+if __name__ == "__main__":
+    main()
