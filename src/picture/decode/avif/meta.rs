@@ -40,10 +40,10 @@ struct Place<'a> {
 }
 
 /// An item that refers to another one.
-struct Reference {
-    kind: [u8; 4],
-    from: u32,
-    to: u32,
+pub(super) struct Reference {
+    pub(super) kind: [u8; 4],
+    pub(super) from: u32,
+    pub(super) to: u32,
 }
 
 impl<'a> Meta<'a> {
@@ -224,9 +224,9 @@ impl<'a> Meta<'a> {
         all.filter(move |it| it.kind == kind && it.to == to).map(|it| it.from)
     }
 
-    /// All references, by their kinds, and the items to which they lead.
-    pub(super) fn references(&self) -> impl Iterator<Item = ([u8; 4], u32)> {
-        self.references.iter().map(|it| (it.kind, it.to))
+    /// All references.
+    pub(super) fn references(&self) -> &[Reference] {
+        &self.references
     }
 
     /// The data of an item.

@@ -1,7 +1,7 @@
 //! The picture that a file shows: its primary item, or the first frame of its track.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use image::metadata::Orientation;
 
@@ -66,22 +66,14 @@ impl<'a> Source<'a> {
 
     fn of_item(meta: Meta<'a>) -> Result<Source<'a>, PictureError> {
         let colour = layer(&meta, meta.primary)?;
-        // Cells with alpha of their own.
-        let cells: BTreeSet<u32> = meta.targets(*b"dimg", meta.primary).collect();
-        if meta.references().any(|(kind, to)| kind == *b"auxl" && cells.contains(&to)) {
-            return Err(unsupported("AVIF with alpha of each cell"));
-        }
-        let mut alpha = None;
-        for item in meta.sources(*b"auxl", meta.primary) {
-            let mut properties = meta.properties(item)?.into_iter();
-            if properties.any(|it| it.kind == *b"auxC" && is_alpha(it.payload)) {
-                alpha = Some(item);
-                break;
-            }
-        }
+        let alpha = alpha_of(&meta, meta.primary)?;
         let is_premultiplied =
             alpha.is_some_and(|alpha| meta.targets(*b"prem", meta.primary).any(|it| it == alpha));
-        let alpha = alpha.map(|alpha| layer(&meta, alpha)).transpose()?;
+        let of_cells = alpha_of_cells(&meta, &colour)?;
+        if alpha.is_some() && of_cells.is_some() {
+            return Err(unsupported("AVIF with alpha of a grid and of its cells"));
+        }
+        let alpha = alpha.map(|alpha| layer(&meta, alpha)).transpose()?.or(of_cells);
         let properties = meta.properties(meta.primary)?;
         let (crop, orientation) = transforms(&properties, colour.size)?;
         let (profile, points) = colours(&properties)?;
@@ -147,6 +139,49 @@ pub(super) fn moving(bytes: &[u8]) -> Result<Option<&[u8]>, PictureError> {
 /// The items of a file.
 pub(super) fn meta(bytes: &[u8]) -> Result<Meta<'_>, PictureError> {
     Meta::read(bytes, expect(bytes, *b"meta")?)
+}
+
+/// The alpha of an item.
+fn alpha_of(meta: &Meta<'_>, item: u32) -> Result<Option<u32>, PictureError> {
+    for auxiliary in meta.sources(*b"auxl", item) {
+        let mut properties = meta.properties(auxiliary)?.into_iter();
+        if properties.any(|it| it.kind == *b"auxC" && is_alpha(it.payload)) {
+            return Ok(Some(auxiliary));
+        }
+    }
+    Ok(None)
+}
+
+/// The alpha of a grid whose cells have each their own.
+fn alpha_of_cells<'a>(
+    meta: &Meta<'a>,
+    colour: &Layer<'a>,
+) -> Result<Option<Layer<'a>>, PictureError> {
+    let cells: BTreeSet<u32> = meta.targets(*b"dimg", meta.primary).collect();
+    // A file may have many cells and references: all are gone through once.
+    let references = meta.references().iter().filter(|it| it.kind == *b"auxl");
+    let items = references.filter(|it| cells.contains(&it.to)).map(|it| (it.to, it.from));
+    let items: BTreeMap<u32, u32> = items.collect();
+    if items.is_empty() {
+        return Ok(None);
+    }
+    let refused = || unsupported("AVIF with alpha of some of its cells");
+    if meta.references().iter().any(|it| it.kind == *b"prem" && cells.contains(&it.from)) {
+        return Err(refused());
+    }
+    let mut alpha = Vec::new();
+    for (item, of) in meta.targets(*b"dimg", meta.primary).zip(&colour.cells) {
+        let found = *items.get(&item).ok_or_else(refused)?;
+        let mut properties = meta.properties(found)?.into_iter();
+        let found = cell(meta, found, true)?;
+        if !properties.any(|it| it.kind == *b"auxC" && is_alpha(it.payload))
+            || found.size != of.size
+        {
+            return Err(refused());
+        }
+        alpha.push(found);
+    }
+    Ok(Some(Layer { size: colour.size, columns: colour.columns, cells: alpha }))
 }
 
 fn is_alpha(payload: &[u8]) -> bool {
