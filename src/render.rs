@@ -244,11 +244,13 @@ impl Renderer {
         let (shared, previewed) = (Arc::clone(&self.0), source.clone());
         let work = move |limits| {
             let metadata = &original.metadata;
+            let frames = || picture::frames(&original.body, media_type, limits);
+            let frames = is_thumbnail.then(frames).flatten();
             let (body, media_type) = shared.decoder.readable(&original.body, media_type, limits)?;
             let product = if is_thumbnail {
                 // Whoever wants the one mostly wants the other as well.
                 let (product, preview) =
-                    picture::render_with_preview(&body, media_type, variant, limits)?;
+                    picture::render_with_preview(&body, media_type, variant, frames, limits)?;
                 lock(&shared.previews).put(previewed, Arc::new(preview));
                 product
             } else if variant.is_animated() {
@@ -310,8 +312,9 @@ impl Renderer {
             let memory = move |limits| picture::preview_memory(&body, media_type, limits);
             let decoder = shared.decoder.clone();
             let work = move |limits| {
+                let frames = picture::frames(&original.body, media_type, limits);
                 let (body, media_type) = decoder.readable(&original.body, media_type, limits)?;
-                picture::preview(&body, media_type, limits).map(Arc::new)
+                picture::preview(&body, media_type, frames, limits).map(Arc::new)
             };
             let rendered = shared.run(client, Some((&source, None)), Job { memory, work }).await?;
             lock(&shared.previews).put(source, Arc::clone(&rendered.product));

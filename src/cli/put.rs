@@ -155,7 +155,7 @@ fn verify(
     let limits = RenderLimits { pixels: settings.max_pixels, deadline };
     let previewed = Decoder::new(&settings.program)
         .readable(bytes, media_type, limits)
-        .and_then(|(bytes, media_type)| picture::preview(&bytes, media_type, limits));
+        .and_then(|(bytes, media_type)| picture::preview(&bytes, media_type, None, limits));
     match previewed {
         Err(broken @ PictureError::Broken(_)) => Err(broken),
         Ok(_) | Err(_) => Ok(()),

@@ -37,11 +37,14 @@ pub(crate) async fn get(
     };
     let metadata = &info.metadata;
     let expires_in = info.time_to_live.map(|left| left.as_secs());
+    let frames = info.preview.as_ref().and_then(|it| it.frames);
     let body = json!({
         "id": id.as_str(),
         "type": metadata.media_type.as_str(),
         "width": info.preview.as_ref().map(|it| it.width),
         "height": info.preview.as_ref().map(|it| it.height),
+        "frames": frames.map(|it| it.count),
+        "duration": frames.map(|it| it.duration),
         "bytes": metadata.length,
         "etag": metadata.etag.to_str().unwrap_or_default(),
         "expires_in": expires_in,

@@ -289,6 +289,30 @@ const HASHED: u32 = 100;
 const HASHED_BOUNDS: Bounds =
     Bounds { width: Some(HASHED), height: Some(HASHED), fit: Fit::Contain, enlarge: false };
 
+/// The frames of an image, told from their headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frames {
+    /// The number of frames; 1 of a picture that doesn't move.
+    pub count: u32,
+    /// Milliseconds of all frames; 0 of a picture that doesn't move.
+    pub duration: u64,
+}
+
+/// Counts the frames of an image. No pixel is decoded. `None` if their number can't be told: of AVIF and JPEG XL that move,
+/// and of a broken image.
+#[must_use]
+pub fn frames(bytes: &[u8], media_type: MediaType, limits: RenderLimits) -> Option<Frames> {
+    const STILL: Frames = Frames { count: 1, duration: 0 };
+    match media_type {
+        MediaType::Png => Some(decode::png_frames(bytes).unwrap_or(STILL)),
+        MediaType::Gif | MediaType::WebP => {
+            let outline = Outline::read(bytes, media_type, limits).ok()?;
+            Some(outline.map_or(STILL, |outline| outline.all()))
+        }
+        _ => (!decode::is_animated(bytes, media_type)).then_some(STILL),
+    }
+}
+
 /// The preview of an image, for pages that wait for its pixels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Preview {
@@ -298,17 +322,20 @@ pub struct Preview {
     pub height: u32,
     /// ThumbHash (evanw/thumbhash): some 25 bytes from which a script draws a blurred picture.
     pub thumbhash: Vec<u8>,
+    /// The frames; `None` if their number can't be told.
+    pub frames: Option<Frames>,
 }
 
-/// Makes the preview of an image.
+/// Makes the preview of an image. `frames` are those of the original: what another process has decoded of it has one.
 pub fn preview(
     bytes: &[u8],
     media_type: MediaType,
+    frames: Option<Frames>,
     limits: RenderLimits,
 ) -> Result<Preview, PictureError> {
     let picture = decode::decode_unturned(bytes, media_type, limits)?;
     let size = picture.upright();
-    Ok(preview_of(size, picture.resized(HASHED_BOUNDS)?))
+    Ok(preview_of(size, picture.resized(HASHED_BOUNDS)?, frames))
 }
 
 /// Renders a variant and makes the preview, for those who need both: most of the time goes into the decoding, which is done
@@ -317,22 +344,27 @@ pub fn render_with_preview(
     bytes: &[u8],
     media_type: MediaType,
     variant: Variant,
+    frames: Option<Frames>,
     limits: RenderLimits,
 ) -> Result<(Product, Preview), PictureError> {
     let picture = decode::decode_unturned(bytes, media_type, limits)?;
     let size = picture.upright();
     limits.check_time()?;
     let (product, hashed) = picture.resized_twice(variant.bounds(), HASHED_BOUNDS)?;
-    let preview = preview_of(size, hashed);
+    let preview = preview_of(size, hashed, frames);
     limits.check_time()?;
     Ok((product_of(&product, size, variant, limits)?, preview))
 }
 
-fn preview_of((width, height): (u32, u32), hashed: DynamicImage) -> Preview {
+fn preview_of(
+    (width, height): (u32, u32),
+    hashed: DynamicImage,
+    frames: Option<Frames>,
+) -> Preview {
     let small: RgbaImage = hashed.into_rgba8();
     let (w, h) = (small.width() as usize, small.height() as usize);
     let thumbhash = fast_thumbhash::rgba_to_thumb_hash(w, h, small.as_raw());
-    Preview { width, height, thumbhash }
+    Preview { width, height, thumbhash, frames }
 }
 
 /// True if some pixel isn't opaque.

@@ -287,7 +287,7 @@ fn all_eight_exif_orientations_are_rendered_upright() {
     references.compare(&cases);
     let preview = |turn: u8| {
         let bytes = references.read(&format!("turn-{turn}.jpg"));
-        let preview = picture::preview(&bytes, MediaType::Jpeg, LIMITS).unwrap();
+        let preview = picture::preview(&bytes, MediaType::Jpeg, None, LIMITS).unwrap();
         (preview.width, preview.height)
     };
     assert_eq!(preview(1), (193, 127));

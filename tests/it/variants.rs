@@ -764,10 +764,37 @@ async fn info_describes_an_image_as_json() {
     assert!(thumbnail.starts_with("data:image/webp;base64,"));
     // A ThumbHash of about 25 bytes, from which a script draws a preview.
     assert!((20..=40).contains(&info["thumbhash"].as_str().unwrap().len()), "{info}");
+    assert_eq!((&info["frames"], &info["duration"]), (&1.into(), &0.into()));
     // Another request renders nothing.
     server.get("/images/a/info").await;
     assert_eq!(server.metric("afterimage_renders_total").await, 2);
     server.get("/images/absent/info").await.problem(404, "absent");
+}
+
+#[tokio::test]
+async fn info_tells_the_frames_of_an_animation_and_how_long_they_take() {
+    let redis = RedisServer::start().await;
+    let server = Server::on(&redis, &[]).await.coherent().await;
+    redis.set("gif", &record(&animation())).await;
+    let webp = server.get("/images/gif.webp").await.body;
+    redis.set("webp", &record(&webp)).await;
+    let cases = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
+    for (id, file) in [("avif", "avif-420.avif"), ("film", "avif-sequence.avif")] {
+        redis.set(id, &record(&std::fs::read(cases.join(file)).unwrap())).await;
+    }
+    // A thumbnail is made together with what /info tells.
+    server.get("/images/webp/thumbnail").await;
+    let null = serde_json::Value::Null;
+    for (id, frames, duration) in [
+        ("gif", &2.into(), &200.into()),
+        ("webp", &2.into(), &200.into()),
+        ("avif", &1.into(), &0.into()),
+        ("film", &null, &null),
+    ] {
+        let info = server.get(&format!("/images/{id}/info")).await;
+        let info: serde_json::Value = serde_json::from_slice(&info.body).unwrap();
+        assert_eq!((&info["frames"], &info["duration"]), (frames, duration), "{id} {info}");
+    }
 }
 
 #[tokio::test]

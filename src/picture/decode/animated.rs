@@ -1,5 +1,6 @@
 //! Tells moving pictures from still ones.
 
+use super::super::Frames;
 #[cfg(any(feature = "read-avif", feature = "read-jxl"))]
 use super::guarded;
 use crate::image::MediaType;
@@ -32,6 +33,28 @@ fn png_is_animated(bytes: &[u8]) -> Option<bool> {
             _ => at += 12 + u32::from_be_bytes(*length) as usize,
         }
     }
+}
+
+/// Counts the frames of an animated PNG, and adds up their delays, which are fractions of a second (PNG, third edition,
+/// §11.3.6.2). `None` for a picture that doesn't move.
+pub(in super::super) fn png_frames(bytes: &[u8]) -> Option<Frames> {
+    if !png_is_animated(bytes)? {
+        return None;
+    }
+    let u16_at = |payload: &[u8], at: usize| {
+        Some(u64::from(u16::from_be_bytes(*payload.get(at..)?.first_chunk()?)))
+    };
+    let mut frames = Frames { count: 0, duration: 0 };
+    let mut at = 8;
+    while let Some((length, rest)) = bytes.get(at..).and_then(|it| it.split_first_chunk()) {
+        if rest.starts_with(b"fcTL") {
+            let (delay, parts) = (u16_at(rest, 24)?, u16_at(rest, 26)?);
+            frames.count += 1;
+            frames.duration += 1000 * delay / if parts == 0 { 100 } else { parts };
+        }
+        at += 12 + u32::from_be_bytes(*length) as usize;
+    }
+    (frames.count > 1).then_some(frames)
 }
 
 /// Reads the animation flag of an extended WebP file, and looks for a second frame (RFC 9649 §2.7). Chunks that are cut off
@@ -95,15 +118,20 @@ mod tests {
             let size = u32::try_from(payload.len()).unwrap();
             (size, [name, payload].concat())
         };
+        // A delay of 3/20 of a second, and one of 3 hundredths.
+        let control = |parts: u8| [&[0; 20][..], &[0, 3, 0, parts, 0, 0]].concat();
         let png = |frames: u8| {
             let chunks = [chunk(b"IHDR", &[0; 13]), chunk(b"acTL", &[0, 0, 0, frames, 0, 0, 0, 0])];
-            let chunks = chunks.into_iter().chain([chunk(b"IDAT", &[])]);
+            let further = [chunk(b"fcTL", &control(20)), chunk(b"fcTL", &control(0))];
+            let chunks = chunks.into_iter().chain([chunk(b"IDAT", &[])]).chain(further);
             let chunks =
                 chunks.flat_map(|(size, it)| [&size.to_be_bytes()[..], &it, &[0; 4]].concat());
             b"\x89PNG\r\n\x1a\n".iter().copied().chain(chunks).collect::<Vec<_>>()
         };
         assert!(!is_animated(&png(1), MediaType::Png));
         assert!(is_animated(&png(2), MediaType::Png));
+        assert_eq!(png_frames(&png(1)), None);
+        assert_eq!(png_frames(&png(2)), Some(Frames { count: 2, duration: 150 + 30 }));
 
         let webp = |flags: u8, frames: usize| {
             let header = [b"VP8X".as_slice(), &[10, 0, 0, 0, flags, 0, 0, 0, 0, 0, 0, 0, 0, 0]];

@@ -3,7 +3,7 @@
 use image::metadata::Orientation;
 use image::{DynamicImage, RgbaImage};
 
-use super::super::{AnimationLimits, PictureError, RenderLimits};
+use super::super::{AnimationLimits, Frames, PictureError, RenderLimits};
 use super::{Decoded, Measure, check_pixels, gif, guarded, pixels, webp};
 use crate::image::MediaType;
 
@@ -67,6 +67,11 @@ impl Outline {
     /// Bytes that are held from frame to frame: the canvas, and what a frame hides.
     pub(in super::super) fn held(&self) -> u64 {
         8 * pixels(self.canvas)
+    }
+
+    /// The frames together.
+    pub(in super::super) fn all(&self) -> Frames {
+        Frames { count: self.frames, duration: self.duration }
     }
 
     /// The number of frames.

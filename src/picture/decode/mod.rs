@@ -26,6 +26,7 @@ use image::DynamicImage;
 use image::metadata::Orientation;
 
 pub use self::animated::is_animated;
+pub(super) use self::animated::png_frames;
 use super::{PictureError, RenderLimits, resize};
 use crate::image::MediaType;
 use crate::image::bounds::Bounds;
