@@ -267,8 +267,9 @@ def examine_file(server, number, path, products):
         if made and result.get("psnr", 0) < NEAR:
             (products / f"{number}.png").write_bytes(product)
         status, told, body = ask("?format=auto", CHROME)
-        # Metadata that can't be removed from a file are left out of another one.
-        is_another = result.get("metadata") and told != media_type and media_type in ("image/avif", "image/tiff")
+        # Metadata that can't be removed from a file are left out of another one, and Chromium doesn't name JPEG XL.
+        is_inseparable = result.get("metadata") and media_type in ("image/avif", "image/tiff")
+        is_another = told != media_type and (is_inseparable or media_type == "image/jxl")
         if status != 200 or len(body) > len(data) and not is_another:
             result["faults"].append(f"format=auto: {status} {told}, {len(body)} bytes of {len(data)}")
         # The thumbnail first, which makes most of what /info tells.
