@@ -373,7 +373,7 @@ impl<T: Clone> Index<T> {
                 Coherence::Coherent | Coherence::Unverified(_) => {}
             }
         }
-        Ok(Lookup::Ask(self.board(state, id)))
+        Ok(Lookup::Ask(self.board(state, id, now)))
     }
 
     /// The current image under an id, if it is known, and the id as it is kept.
@@ -393,7 +393,8 @@ impl<T: Clone> Index<T> {
 
     /// Admits a request to a fetch, for bytes that have left memory.
     pub fn ask(self: &Arc<Self>, id: &ImageId) -> Admission<T> {
-        self.board(&mut self.lock(), id)
+        let now = self.clock.now();
+        self.board(&mut self.lock(), id, now)
     }
 
     /// The last known version of an image whose fetch has failed, if that isn't too long ago.
@@ -619,8 +620,12 @@ impl<T: Clone> Index<T> {
     /// While coherent, a fetch that a request finds here is one that no change has invalidated. Otherwise only a
     /// fetch that has not been sent will see every write that was acknowledged before the request began; so at
     /// most one fetch is under way and one is waiting for it.
-    fn board(self: &Arc<Self>, state: &mut State<T>, id: &ImageId) -> Admission<T> {
-        let now = self.clock.now();
+    fn board(
+        self: &Arc<Self>,
+        state: &mut State<T>,
+        id: &ImageId,
+        now: BootInstant,
+    ) -> Admission<T> {
         let coherent = state.is_coherent_at(now);
         let under_way = state.flights.get(id);
         if let Some(flight) = under_way
