@@ -17,6 +17,7 @@
 #   AFTERIMAGE_TEST_STRANGERS_SECONDS  120  all attacks at once; 2 a minute of the soak
 #   AFTERIMAGE_TEST_FAULTS_SECONDS  120   one run of the checker with faults, on each kind of server; 2 a minute of the soak
 #   AFTERIMAGE_TEST_RACES           3000  races of a write and a read in a round
+#   AFTERIMAGE_TEST_HISTORIES       4     histories of writes and answers in a round
 #   AFTERIMAGE_TEST_KILLS           200   kills beside an object store in a round
 #   AFTERIMAGE_TEST_DAMAGED         30    damaged copies of each picture
 #   AFTERIMAGE_TEST_FUZZ_SECONDS    10    each fuzz target, with mutations of its seeds; 10 an hour of the soak
@@ -136,6 +137,7 @@ fi
 # Each round has other moments for its races and kills. The first runs the streams of events for long.
 minutes=${AFTERIMAGE_TEST_SOAK_MINUTES:-60}
 export AFTERIMAGE_TEST_RACES=${AFTERIMAGE_TEST_RACES:-3000}
+export AFTERIMAGE_TEST_HISTORIES=${AFTERIMAGE_TEST_HISTORIES:-4}
 export AFTERIMAGE_TEST_KILLS=${AFTERIMAGE_TEST_KILLS:-200}
 export AFTERIMAGE_TEST_DAMAGED=${AFTERIMAGE_TEST_DAMAGED:-30}
 export AFTERIMAGE_TEST_EVENTS_SECONDS=${AFTERIMAGE_TEST_EVENTS_SECONDS:-$((5 * minutes))}

@@ -621,7 +621,7 @@ const MOST_RESIDENT: u64 = (50 + 16 + 256 + 256 + 100) * MIB;
 /// The short run is for the second tier, the long one for the soak.
 async fn under_all_attacks_at_once_memory_stays_within_the_sum_of_its_budgets() {
     let seconds = std::env::var("AFTERIMAGE_TEST_STRANGERS_SECONDS");
-    let seconds = seconds.map_or(15, |it| it.parse().expect("a number of seconds"));
+    let seconds = seconds.map_or(8, |it| it.parse().expect("a number of seconds"));
     rlimit::increase_nofile_limit(20_000).unwrap();
     let redis = redis_to_attack().await;
     // 69 MiB in 8 bits a channel.
