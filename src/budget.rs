@@ -99,7 +99,7 @@ impl FetchBudget {
         }
     }
 
-    /// Drops answers for as long as they are in the way, or with the client's share this is.
+    /// Drops answers for as long as they are in the way. `with_share` drops the client's own as well, while it has its share.
     async fn clear_the_way(&self, client: Option<PeerKey>, bytes: u64, with_share: bool) {
         let in_the_way = || match self.obstacle(client, bytes) {
             Some(Obstacle::Held) => Some(Whose::Most),
@@ -388,8 +388,8 @@ pub enum OverBudget {
     Fetch,
     /// The client's share of it, or of the fetches at the same time.
     #[error(
-        "this client has its share of the images that are being fetched, rendered and sent ([limits] fetch_bytes): \
-         ask for fewer at the same time"
+        "this client has its share of the images that are being fetched, rendered and sent (of [limits] fetch_bytes, \
+         or 64 fetches): ask for fewer at the same time"
     )]
     FetchShare,
     /// `[limits] write_bytes`.

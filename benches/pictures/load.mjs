@@ -28,7 +28,7 @@ const VARIANTS = [
 // Quality and effort of Afterimage's.
 const OPTIONS = { webp: { quality: 80, effort: 4 }, jpg: { quality: 80 } };
 
-/** A PNG of 1024×1024 with gradients, shapes and noise: about as many bytes as a picture of a model. */
+/** A PNG of 1024×1024 with gradients, shapes and noise, 2.14 MB: harder than a picture of a model, which has 1.3. */
 async function picture(number) {
   const [hue, x, y] = [number * 47, (number * 131) % 900, (number * 211) % 900];
   const drawn = `<svg width="1024" height="1024"><defs><linearGradient id="g" x2="1" y2="1"><stop stop-color="hsl(${hue},70%,40%)"/><stop offset="1" stop-color="hsl(${hue + 90},60%,75%)"/></linearGradient></defs>
@@ -50,8 +50,8 @@ function serve(folder) {
 }
 
 /** Starts a program and waits for the address in what it prints. */
-async function started(program, args, options) {
-  const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"], ...options });
+async function started(program, args) {
+  const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
   let printed = "";
   for (const stream of [child.stdout, child.stderr]) stream.on("data", (some) => (printed += some));
   for (let wait = 0; wait < 200; wait += 1) {

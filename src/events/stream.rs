@@ -110,8 +110,8 @@ impl Stream {
         self.ready.notify_one();
     }
 
-    /// Notes that every image that the stream follows may have changed. A listing must begin after this: that of the client of a
-    /// stream of changes has those before it, which aren't told one by one.
+    /// Notes that every image that the stream follows may have changed. A listing must begin after this. A stream of
+    /// changes no longer tells those before it one by one, since its client lists them.
     pub(super) fn add_everything(&self) {
         let mut pending = self.lock();
         if matches!(self.followed, Followed::Changes(_)) {

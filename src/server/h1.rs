@@ -1,8 +1,8 @@
 //! The fast loop: `GET` and `HEAD` of images over HTTP/1.1, whose heads have nothing in them that changes how the
 //! connection goes on. They are read and answered here. At the first other request the HTTP library gets the connection
 //! for good, with the bytes that were read of it: it knows of bodies, of HTTP/2, and of the answer to a malformed head.
-//! Their request line is mended first (`mend_request_line`), as those are that are read here. Later ones go to the library as they
-//! come, since only it knows where a head begins behind a body: it refuses what is mended here.
+//! The line of that request is mended first (`mend_request_line`), like those that are read here. Later ones reach the library as
+//! they come, since only it knows where a head begins behind a body. It refuses what would be mended here.
 //!
 //! ```text
 //!   read ─▶ fast request? ── no ──▶ the HTTP library

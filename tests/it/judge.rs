@@ -26,7 +26,7 @@ pub(crate) struct Seen {
     pub(crate) number: u64,
     pub(crate) asked: Instant,
     pub(crate) answered: Instant,
-    /// How many answers there were when it was asked for.
+    /// Number of the answers that had come when it was asked for.
     pub(crate) before: usize,
 }
 
@@ -88,7 +88,6 @@ fn told(seen: &Seen) -> String {
 }
 
 /// A history of `changes`, each a number and the second in which it took effect, and answers of numbers asked for and given at once.
-#[cfg(test)]
 fn verdict_on(changes: &[(u64, u64)], answers: &[(u64, u64)], bound: u64) -> Vec<String> {
     let begin = Instant::now();
     let at = |second: u64| begin + Duration::from_secs(second);

@@ -206,7 +206,7 @@ let listing = 0; // changes when what is being listed isn't wanted any more
 let loaded = false; // whether all were listed once
 let again = null; // whether another listing shall follow the one under way; null while none is
 
-/** Asks for a page. An event since then is newer, and so is the whole list than a first page that comes after it. */
+/** Asks for a page. An event since then is newer. So is the whole list, if a first page comes after it. */
 async function page(cursor, limit, round) {
   const [mine, since] = [listing, performance.now()];
   const { images, next } = await askJson(`/images?${new URLSearchParams({ prefix, cursor, limit })}`);
