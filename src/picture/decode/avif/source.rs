@@ -144,8 +144,7 @@ pub(super) fn meta(bytes: &[u8]) -> Result<Meta<'_>, PictureError> {
 /// The alpha of an item.
 fn alpha_of(meta: &Meta<'_>, item: u32) -> Result<Option<u32>, PictureError> {
     for auxiliary in meta.sources(*b"auxl", item) {
-        let mut properties = meta.properties(auxiliary)?.into_iter();
-        if properties.any(|it| it.kind == *b"auxC" && is_alpha(it.payload)) {
+        if has_alpha(meta, auxiliary)? {
             return Ok(Some(auxiliary));
         }
     }
@@ -172,16 +171,19 @@ fn alpha_of_cells<'a>(
     let mut alpha = Vec::new();
     for (item, of) in meta.targets(*b"dimg", meta.primary).zip(&colour.cells) {
         let found = *items.get(&item).ok_or_else(refused)?;
-        let mut properties = meta.properties(found)?.into_iter();
-        let found = cell(meta, found, true)?;
-        if !properties.any(|it| it.kind == *b"auxC" && is_alpha(it.payload))
-            || found.size != of.size
-        {
+        let of_alpha = cell(meta, found, true)?;
+        if !has_alpha(meta, found)? || of_alpha.size != of.size {
             return Err(refused());
         }
-        alpha.push(found);
+        alpha.push(of_alpha);
     }
     Ok(Some(Layer { size: colour.size, columns: colour.columns, cells: alpha }))
+}
+
+/// True if an auxiliary item is alpha.
+fn has_alpha(meta: &Meta<'_>, item: u32) -> Result<bool, PictureError> {
+    let mut properties = meta.properties(item)?.into_iter();
+    Ok(properties.any(|it| it.kind == *b"auxC" && is_alpha(it.payload)))
 }
 
 fn is_alpha(payload: &[u8]) -> bool {
