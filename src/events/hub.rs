@@ -13,7 +13,7 @@ use super::stream::{Followed, Stream};
 use crate::image::ImageId;
 use crate::index::Index;
 use crate::read::Outcome;
-use crate::store::{Change, Coherence, Cursor, LISTED_KEYS, Store, StoreError};
+use crate::store::{Change, Coherence, Cursor, LISTED_KEYS, Page, Store, StoreError};
 use crate::sync::time::{sleep, timeout};
 use crate::sync::{Mutex, MutexGuard, Notify, yield_now};
 
@@ -82,6 +82,22 @@ struct Kept {
     listing: Arc<Listing>,
     doubts: u64,
     made: Instant,
+}
+
+/// Lists the ids of a store. An exploration of orders has a store of its own.
+pub(super) trait ListIds: Sync {
+    /// Gives the next part of the ids that begin with a text, as [`Store::list`] does.
+    fn list_ids(
+        &self,
+        beginning: &str,
+        from: Option<Cursor>,
+    ) -> impl Future<Output = Result<Page, StoreError>> + Send;
+}
+
+impl ListIds for Store {
+    async fn list_ids(&self, beginning: &str, from: Option<Cursor>) -> Result<Page, StoreError> {
+        self.list(beginning, from, LISTED_KEYS).await
+    }
 }
 
 /// The streams that are told something.
@@ -224,7 +240,7 @@ impl Hub {
 
     /// Tells streams with a prefix which images are there already, for ever. A listing looks at every key of the store. So
     /// there is one at a time, for all who wait, at a pace; and who comes later gets it too, with the changes since.
-    pub(super) async fn list(&self, store: &Store, index: &Index<Outcome>, most: usize) {
+    pub(super) async fn list<L: ListIds>(&self, store: &L, index: &Index<Outcome>, most: usize) {
         let mut pace = Pace::new(Instant::now());
         loop {
             let is_waited_for = !self.followers().unlisted.is_empty();
@@ -344,10 +360,10 @@ impl Hub {
     }
 
     /// Lists the images of the streams with some prefixes, at most `most` for each.
-    async fn list_for(
+    async fn list_for<L: ListIds>(
         &self,
         prefixes: &HashSet<String>,
-        store: &Store,
+        store: &L,
         index: &Index<Outcome>,
         most: usize,
     ) -> Result<(), StoreError> {
@@ -374,7 +390,7 @@ impl Hub {
         let common = all.common_prefix();
         let mut from: Option<Cursor> = None;
         while !all.is_empty() {
-            let page = store.list(&common, from, LISTED_KEYS).await?;
+            let page = store.list_ids(&common, from).await?;
             for (prefix, full) in all.found(&page.ids, most, &mut slices).await {
                 keep(&prefix, full.end(false, began, &mut slices).await);
             }

@@ -87,7 +87,7 @@ impl Events {
         };
         let list = {
             let (hub, reader) = (Arc::clone(hub), Arc::clone(reader));
-            async move { hub.list(&reader.store, &reader.index, most_ids.get()).await }
+            async move { hub.list(&*reader.store, &reader.index, most_ids.get()).await }
         };
         let shared = StreamParts {
             hub: Arc::clone(hub),

@@ -1,8 +1,9 @@
 //! Orders of threads and tasks around streams of events: see [`crate::threads`].
 //!
-//! The hub, the streams and their subscriptions are the real ones. The store and the maker of events are a few numbers here.
+//! The hub, the streams, their subscriptions and the listings are the real ones. The store and the maker of events are a few numbers
+//! here: the state of each image, and 0 for one that is absent.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -12,13 +13,14 @@ use shuttle::future::block_on;
 use shuttle::thread;
 
 use super::content::{Encode, Event, ImageState, Inline, Unknown};
+use super::hub::ListIds;
 use super::{Followed, Hub, Subscription};
 use crate::image::{ImageId, Version};
 use crate::index::{Index, IndexLimits};
 use crate::metrics::Metrics;
 use crate::read::Reader;
-use crate::store::Change;
-use crate::sync::{Mutex, spawn, yield_now};
+use crate::store::{self, Change, Cursor, Lease, StoreError};
+use crate::sync::{Mutex, Notify, spawn, yield_now};
 use crate::threads::explore;
 
 /// State of each image in the end. Every change makes the number greater.
@@ -29,7 +31,11 @@ const MOST_HELD: (usize, usize) = (2, 4);
 
 /// Stands in for the maker of events: the state of an image is a number.
 #[derive(Debug, Default)]
-pub(super) struct EventMaker(Mutex<HashMap<ImageId, u8>>);
+pub(super) struct EventMaker {
+    numbers: Mutex<HashMap<ImageId, u8>>,
+    /// Notified when a listing has looked for the first image.
+    looked: Notify,
+}
 
 impl EventMaker {
     pub(super) fn new(_: Arc<Reader>, _: Encode, _: usize) -> EventMaker {
@@ -37,12 +43,12 @@ impl EventMaker {
     }
 
     fn number(&self, id: &ImageId) -> u8 {
-        let numbers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
         numbers.get(id).copied().unwrap_or_default()
     }
 
     fn set(&self, id: &ImageId, number: u8) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), number);
+        self.numbers.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), number);
     }
 
     /// The event of the state now. Some states are read slowly.
@@ -53,7 +59,10 @@ impl EventMaker {
         sent: Option<ImageState>,
     ) -> Result<Option<Event>, Unknown> {
         let number = self.number(id);
-        let state = ImageState::Present(Version::of(&[number]));
+        let state = match number {
+            0 => ImageState::Absent,
+            _ => ImageState::Present(Version::of(&[number])),
+        };
         if sent == Some(state) {
             return Ok(None);
         }
@@ -64,13 +73,33 @@ impl EventMaker {
     }
 
     #[expect(clippy::unused_self, reason = "as the real one")]
-    pub(super) fn list(&self, prefix: &str, _complete: bool, _ids: &[ImageId]) -> Bytes {
-        format!("{prefix} list").into()
+    pub(super) fn list(&self, prefix: &str, complete: bool, ids: &[ImageId]) -> Bytes {
+        assert!(complete, "a stream may name all of these images");
+        let ids: Vec<&str> = ids.iter().map(ImageId::as_str).collect();
+        format!("{prefix} list {}", ids.join(",")).into()
     }
 
     #[expect(clippy::unused_self, reason = "as the real one")]
     pub(super) fn resync(&self, prefix: &str) -> Bytes {
         format!("{prefix} resync").into()
+    }
+}
+
+/// Lists one image at a time.
+impl ListIds for EventMaker {
+    async fn list_ids(
+        &self,
+        _beginning: &str,
+        from: Option<Cursor>,
+    ) -> Result<store::Page, StoreError> {
+        let at = from.map_or(0, |from| from.as_str().parse().unwrap());
+        yield_now().await;
+        let ids = listed().into_iter().skip(at).take(1).filter(|id| self.number(id) > 0).collect();
+        if at == 0 {
+            self.looked.notify_one();
+        }
+        let next = (at + 1 < listed().len()).then(|| Cursor::parse(&(at + 1).to_string()));
+        Ok(store::Page { ids, next })
     }
 }
 
@@ -91,7 +120,10 @@ impl Parts {
             fetches: 8,
             serve_stale_for: Duration::ZERO,
         };
-        Parts { index: Arc::new(Index::new(limits)), metrics: Arc::new(Metrics::new()) }
+        let index = Index::new(limits);
+        // Only then are listings kept for later streams.
+        index.apply(Change::TrackingStarted { connection: 1, lease: Lease::Endless });
+        Parts { index: Arc::new(index), metrics: Arc::new(Metrics::new()) }
     }
 }
 
@@ -111,6 +143,11 @@ fn ids() -> [ImageId; 2] {
     [id("a1"), id("a2")]
 }
 
+/// The images of a scenario with listings. The last one is removed.
+fn listed() -> [ImageId; 3] {
+    [id("a1"), id("a2"), id("a3")]
+}
+
 impl World {
     fn new(parts: &Parts) -> World {
         World { parts: parts.clone(), hub: Arc::default(), maker: Arc::default() }
@@ -127,20 +164,24 @@ impl World {
     /// Changes both images, each in a thread of its own. All changes of the first are announced. The change of the second
     /// is, too, or only that everything may have changed.
     fn change(&self, everything: bool) -> [thread::JoinHandle<()>; 2] {
-        let ([first, second], one, other) = (ids(), self.clone(), self.clone());
+        let ([first, second], one) = (ids(), self.clone());
         let one = thread::spawn(move || {
             for number in 1..=LAST {
                 one.maker.set(&first, number);
                 one.hub.apply(&Change::Invalidated(first.clone()));
             }
         });
-        let other = thread::spawn(move || {
-            other.maker.set(&second, LAST);
-            let change =
-                if everything { Change::Flushed } else { Change::Invalidated(second.clone()) };
-            other.hub.apply(&change);
-        });
-        [one, other]
+        let change = if everything { Change::Flushed } else { Change::Invalidated(second.clone()) };
+        [one, self.set(&second, LAST, change)]
+    }
+
+    /// Sets the state of an image and announces a change, in a thread.
+    fn set(&self, id: &ImageId, number: u8, change: Change) -> thread::JoinHandle<()> {
+        let (world, id) = (self.clone(), id.clone());
+        thread::spawn(move || {
+            world.maker.set(&id, number);
+            world.hub.apply(&change);
+        })
     }
 
     /// Reads a stream until it has told the newest state of both images. If a change or a wakeup is lost, it never does.
@@ -169,16 +210,64 @@ impl World {
         (events, resyncs)
     }
 
-    /// Runs a future beside the task that passes changes on.
-    async fn with_dispatch<T>(&self, work: impl Future<Output = T>) -> T {
-        let world = self.clone();
-        let dispatch = spawn(async move {
-            world.hub.dispatch(&world.parts.index, Duration::MAX).await;
-        });
+    /// Runs a future beside the tasks that pass changes on and list images.
+    async fn with_tasks<T>(&self, work: impl Future<Output = T>) -> T {
+        let (world, other) = (self.clone(), self.clone());
+        let tasks = [
+            spawn(async move { world.hub.dispatch(&world.parts.index, Duration::MAX).await }),
+            spawn(async move { other.hub.list(&*other.maker, &other.parts.index, 8).await }),
+        ];
         let done = work.await;
-        dispatch.abort();
-        let _aborted = dispatch.await;
+        for task in tasks {
+            task.abort();
+            let _aborted = task.await;
+        }
         done
+    }
+}
+
+/// A page that follows a prefix: it shows what it is told, and drops what a list lacks.
+#[derive(Default)]
+struct Page {
+    shown: BTreeMap<ImageId, u8>,
+    lists: usize,
+}
+
+impl Page {
+    async fn read_until(
+        &mut self,
+        subscription: &mut Subscription,
+        conditions: &[fn(&Page) -> bool],
+    ) {
+        while !conditions.iter().all(|it| it(self)) {
+            let event = subscription.next().await.expect("a stream doesn't end by itself");
+            let event = std::str::from_utf8(&event).unwrap();
+            if let Some(ids) = event.strip_prefix("a list ") {
+                self.lists += 1;
+                self.shown.retain(|id, _| ids.split(',').any(|it| it == id.as_str()));
+                continue;
+            }
+            let (name, number) = event.split_once(' ').unwrap();
+            let (id, number) = (id(name), number.parse().unwrap());
+            let before = match number {
+                0 => self.shown.remove(&id).map(|_| 0),
+                _ => self.shown.insert(id, number),
+            };
+            assert!(before.is_none_or(|it| it <= number), "an older state after a newer one");
+        }
+    }
+
+    fn has_a_list(&self) -> bool {
+        self.lists > 0
+    }
+
+    fn has_another_list(&self) -> bool {
+        self.lists > 1
+    }
+
+    /// True if it shows what is there in the end.
+    fn is_right(&self) -> bool {
+        self.shown == ids().map(|id| (id, LAST)).into()
     }
 }
 
@@ -193,8 +282,8 @@ fn explore_one(
     explore(name, 500, situations, move |reached| {
         let world = World::new(&parts);
         let mut subscription = world.subscribe(followed());
-        let writers = world.change(everything);
-        block_on(world.with_dispatch(async {
+        let writers = block_on(world.with_tasks(async {
+            let writers = world.change(everything);
             let (events, resyncs) = world.read_to_the_end(&mut subscription).await;
             for (is_reached, situation) in [
                 (events < 4, "skipped a state"),
@@ -206,6 +295,7 @@ fn explore_one(
                 }
             }
             assert!(everything || resyncs == 0);
+            writers
         }));
         for writer in writers {
             writer.join().unwrap();
@@ -236,8 +326,8 @@ fn a_stream_that_ends_while_it_is_told_leaves_the_others_alone() {
     explore("a stream ends while it is told", 350, &situations, move |reached| {
         let world = World::new(&parts);
         let (mut stays, mut leaves) = (world.subscribe_to_ids(), world.subscribe_to_ids());
-        let writers = world.change(true);
-        block_on(world.with_dispatch(async {
+        let writers = block_on(world.with_tasks(async {
+            let writers = world.change(true);
             let (reached, other) = (reached.clone(), world.clone());
             let first = spawn(async move {
                 leaves.next().await;
@@ -254,6 +344,7 @@ fn a_stream_that_ends_while_it_is_told_leaves_the_others_alone() {
             world.read_to_the_end(&mut stays).await;
             first.await.unwrap();
             late.await.unwrap();
+            writers
         }));
         for writer in writers {
             writer.join().unwrap();
@@ -261,4 +352,65 @@ fn a_stream_that_ends_while_it_is_told_leaves_the_others_alone() {
         drop(stays);
         assert!(world.hub.is_unused());
     });
+}
+
+/// Pages with a prefix show what is there in the end. The images change at once, or once the first page has a list; the second page
+/// comes meanwhile, and the third after all changes.
+fn explore_listings(name: &str, is_listed_first: bool, everything: bool) {
+    let parts = Parts::new();
+    let follow = |world: &World| world.subscribe(Followed::Prefix("a".to_owned()));
+    explore(name, 350, &["came before the last change"], move |reached| {
+        let world = World::new(&parts);
+        let [first, second, removed] = listed();
+        world.maker.set(&second, 1);
+        world.maker.set(&removed, 1);
+        block_on(world.with_tasks(async {
+            let (mut early, mut page) = (follow(&world), Page::default());
+            if is_listed_first {
+                page.read_until(&mut early, &[Page::has_a_list]).await;
+            }
+            let of_second =
+                if everything { Change::Flushed } else { Change::Invalidated(second.clone()) };
+            let (storing, its_first) = (world.clone(), first.clone());
+            // Stored while a listing is under way, which has missed it.
+            let storing = spawn(async move {
+                storing.maker.looked.notified().await;
+                storing
+                    .set(&its_first, LAST, Change::Invalidated(its_first.clone()))
+                    .join()
+                    .unwrap();
+            });
+            let writers = [
+                world.set(&second, LAST, of_second),
+                world.set(&removed, 0, Change::Invalidated(removed.clone())),
+            ];
+            let (meanwhile, its_reached) = (world.clone(), reached.clone());
+            let meanwhile = spawn(async move {
+                let mut subscription = follow(&meanwhile);
+                if meanwhile.maker.number(&ids()[0]) != LAST {
+                    its_reached.note("came before the last change");
+                }
+                let conditions = [Page::has_a_list, Page::is_right];
+                Page::default().read_until(&mut subscription, &conditions).await;
+            });
+            // After a change of everything there is a list again.
+            let has_its_lists = if everything { Page::has_another_list } else { Page::has_a_list };
+            page.read_until(&mut early, &[has_its_lists, Page::is_right]).await;
+            meanwhile.await.unwrap();
+            storing.await.unwrap();
+            for writer in writers {
+                writer.join().unwrap();
+            }
+            let conditions = [Page::has_a_list, Page::is_right];
+            Page::default().read_until(&mut follow(&world), &conditions).await;
+        }));
+        assert!(world.hub.is_unused());
+    });
+}
+
+#[test]
+fn a_page_with_a_prefix_shows_what_is_there_whenever_it_was_listed() {
+    explore_listings("pages with a prefix", false, false);
+    explore_listings("and after a list", true, false);
+    explore_listings("and after everything may have changed", true, true);
 }
