@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use tokio::time::{Instant, timeout_at};
+use futures_util::FutureExt;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Reader;
 use super::answer::{ReadError, ReadFailure, Timing};
@@ -15,6 +16,7 @@ use crate::coalesce::Lost;
 use crate::image::record::Corrupt;
 use crate::image::{Image, ImageId};
 use crate::index::{Admission, Digest, FetchLease, FetchResult, Known};
+use crate::limit::Turn;
 use crate::metrics::Shed;
 use crate::offload::RemoteImage;
 use crate::peer::PeerKey;
@@ -85,18 +87,31 @@ impl Reader {
         client: Option<PeerKey>,
         mut admission: Admission<Outcome>,
     ) -> Result<(Fetched, CacheStatus, Timing), ReadFailure> {
-        let mut is_first = true;
+        let (mut is_first, mut turn) = (true, None);
         let (Fetch { found, timing, .. }, collapsed) = loop {
             let (flight, collapsed) = match admission {
                 Admission::Join(flight) => {
+                    turn = None;
                     self.metrics.collapsed.inc();
                     (flight, true)
                 }
                 Admission::Lead(lease) => {
+                    if turn.is_none()
+                        && let Some(client) = client
+                    {
+                        turn = self.turns.take(client).now_or_never();
+                        if turn.is_none() {
+                            // Whoever else asks for this image meanwhile leads, rather than wait for this client's turns as well.
+                            lease.complete(Err(OverBudget::FetchShare.into()));
+                            turn = Some(self.wait_for_turn(client).await?);
+                            admission = self.index.ask(id);
+                            continue;
+                        }
+                    }
                     let flight = lease.flight();
                     // A task of its own: it ends by itself, within the store's time-outs. If it panics, it drops its lease, and
                     // those who wait are told.
-                    tokio::spawn(Arc::clone(self).lead(lease, client));
+                    tokio::spawn(Arc::clone(self).lead(lease, client, turn.take()));
                     (flight, false)
                 }
                 Admission::Full => {
@@ -140,11 +155,23 @@ impl Reader {
         Err(ReadFailure { error, cache_status: Some(not_stored), timing })
     }
 
-    /// Fetches an image for all who wait, and keeps what it found before they are told.
+    /// Waits for a client's turn to fetch. If it doesn't come in time, that is because of the client's own fetches, and says nothing
+    /// of the store.
+    async fn wait_for_turn(&self, client: PeerKey) -> Result<Turn<PeerKey>, ReadFailure> {
+        let turn = timeout(self.patience, self.turns.take(client)).await;
+        turn.map_err(|_elapsed| ReadFailure::unknown(OverBudget::FetchShare))
+    }
+
+    /// Fetches an image for all who wait, and keeps what it found before they are told. The turn lasts until then.
     ///
     /// A push that comes meanwhile may be that of the very value that was read. Then the image is fetched once more, for
     /// nobody in particular: otherwise an outage would find its bytes in memory and nothing known of them.
-    async fn lead(self: Arc<Self>, lease: FetchLease<Outcome>, client: Option<PeerKey>) {
+    async fn lead(
+        self: Arc<Self>,
+        lease: FetchLease<Outcome>,
+        client: Option<PeerKey>,
+        _turn: Option<Turn<PeerKey>>,
+    ) {
         let id = lease.id().clone();
         if self.lead_once(lease, client, FetchLease::give_up_if_unwanted).await
             && let Admission::Lead(lease) = self.index.ask(&id)
@@ -164,14 +191,6 @@ impl Reader {
         // One deadline for all that the store is waited for, so that time-outs don't add up.
         let deadline = Instant::now() + self.patience;
         let asked = async {
-            let _turn = match client {
-                // Late because of its own fetches: that says nothing of the store.
-                Some(client) => {
-                    let turn = timeout_at(deadline, self.turns.take(client)).await;
-                    Some(turn.map_err(|_elapsed| OverBudget::FetchShare)?)
-                }
-                None => None,
-            };
             timeout_at(deadline, lease.mark_sent())
                 .await
                 .map_err(|_elapsed| StoreError::TimedOut)?;
@@ -268,5 +287,36 @@ impl Reader {
     fn unreadable(&self, id: &ImageId, corrupt: Corrupt) -> Found {
         self.corrupt_log.report(id, None, &corrupt);
         Found::Corrupt(corrupt)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures_util::poll;
+
+    use super::super::FETCHES_EACH;
+    use super::*;
+    use crate::server::tests::app;
+
+    #[tokio::test]
+    async fn a_client_that_waits_for_its_turns_keeps_no_other_waiting() {
+        let (app, _dir) = app(&[]).await;
+        let (reader, id) = (&app.reader, ImageId::parse("a").unwrap());
+        let [busy, other] = [1, 2].map(|end| PeerKey::V4([192, 0, 2, end].into()));
+        let mut turns = Vec::new();
+        for _ in 0..FETCHES_EACH {
+            turns.push(reader.turns.take(busy).await);
+        }
+        let is_absent = |opened: Result<_, ReadFailure>| {
+            matches!(opened.map(drop).unwrap_err().error, ReadError::Absent)
+        };
+        let mut first = pin!(reader.open(&id, Some(busy)));
+        assert!(poll!(&mut first).is_pending());
+        assert!(is_absent(reader.open(&id, Some(other)).await));
+        assert!(poll!(&mut first).is_pending());
+        turns.pop();
+        assert!(is_absent(first.await));
     }
 }
