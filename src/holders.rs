@@ -1,11 +1,11 @@
 //! Answers on their way, and the clients that hold them: who is too slow, and who is dropped when others need the room.
 
-use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use hashbrown::HashMap;
 use tokio::sync::Notify;
 
 use crate::metrics::{Dropped, Metrics};

@@ -1,19 +1,24 @@
 //! The client that trusted proxies name: `X-Forwarded-For`, and `Forwarded` (RFC 7239).
 
+use std::iter;
 use std::net::{IpAddr, SocketAddr};
 
 use axum::http::header::FORWARDED;
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::peer::{Client, Peer};
 use crate::settings::TrustedProxies;
 
-const X_FORWARDED_FOR: &str = "x-forwarded-for";
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Returns the client of a request.
 pub(crate) fn client(peer: Peer, proxies: &TrustedProxies, headers: &HeaderMap) -> Client {
-    let lines = |name| headers.get_all(name).iter().map(HeaderValue::as_bytes).rev();
-    client_of(peer, proxies, lines(X_FORWARDED_FOR), lines(FORWARDED.as_str()))
+    // Looked for only if the peer is trusted.
+    let lines = |name: HeaderName| {
+        let lines = iter::once_with(move || headers.get_all(name)).flatten();
+        lines.map(HeaderValue::as_bytes).rev()
+    };
+    client_of(peer, proxies, lines(X_FORWARDED_FOR), lines(FORWARDED))
 }
 
 /// Returns the client of a request with these lines, the last one first.

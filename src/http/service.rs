@@ -17,7 +17,7 @@ use tracing::Level;
 use super::cached_head::{CachedHead, CachedHeads, HeadOrder, HeadStatus, field};
 use super::combined_log::CombinedFields;
 use super::common_headers::{self, Exchange};
-use super::fast_path::{FastRequest, ImageAddress};
+use super::fast_path::{FastRequest, ImageAddress, OwnedAddress};
 use super::host::{self, check_host};
 use super::in_flight::{ACCESS, AccessRecord, InFlight, RequestLimits, SentBody, method_name};
 use super::problem::{self, Cause, Problem};
@@ -56,6 +56,32 @@ struct CachedHit {
     head: Arc<CachedHead>,
     route: Route,
     body: Bytes,
+}
+
+/// A request that has begun.
+struct Started {
+    began: Instant,
+    peer: Peer,
+    client: Client,
+    method: Method,
+    version: Version,
+    route: Route,
+    id: HeaderValue,
+    /// Its address, if every request is logged.
+    path: Option<String>,
+    combined: Option<CombinedFields>,
+    trace: Option<Trace>,
+    span: Option<RequestSpan>,
+    unread: Option<UnreadBody>,
+    is_stopping: bool,
+    in_flight: InFlight,
+}
+
+impl Started {
+    fn exchange(&self) -> Exchange<'_> {
+        let Started { route, version, is_stopping, .. } = *self;
+        Exchange { route, method: &self.method, version, is_stopping }
+    }
 }
 
 /// A hit that the fast loop sends.
@@ -142,13 +168,38 @@ impl HttpService {
         Some(Replay { head, id, body, in_flight })
     }
 
-    /// Answers a request.
-    pub(crate) async fn answer(
-        &self,
+    /// Answers a request. What is in memory is answered at once, and everything else by a future of its own: each request's future is
+    /// moved a few times, and should be small.
+    pub(crate) fn answer<'a>(
+        &'a self,
         peer: Peer,
         connection: &Arc<ConnectionState>,
         mut request: Request<Body>,
-    ) -> Response<SentBody> {
+    ) -> impl Future<Output = Response<SentBody>> + Send + use<'a> {
+        let started = self.start(peer, connection, &mut request);
+        let refusal = self.refuse_head(started.route, &request);
+        let fast = FastRequest::of_checked(&request).filter(|_| refusal.is_none());
+        let answered = if let Some(hit) = fast.as_ref().and_then(|fast| self.find(fast)) {
+            Ok(self.answer_hit(started, hit))
+        } else {
+            let address = fast.and_then(|fast| fast.image()).map(ImageAddress::to_owned);
+            Err(Box::pin(self.answer_by_route(started, address, refusal, request)))
+        };
+        async {
+            match answered {
+                Ok(response) => response,
+                Err(working) => working.await,
+            }
+        }
+    }
+
+    /// Begins a request: all that is known of it before it is answered.
+    fn start(
+        &self,
+        peer: Peer,
+        connection: &Arc<ConnectionState>,
+        request: &mut Request<Body>,
+    ) -> Started {
         let began = Instant::now();
         let (method, version) = (request.method().clone(), request.version());
         let route = Route::of(request.uri().path());
@@ -162,84 +213,114 @@ impl HttpService {
             let field = |name| request.headers().get(name).map(HeaderValue::as_bytes);
             self.combined_fields(field(REFERER), field(USER_AGENT))
         });
-        let (trace, span) = begin_span(&request, route, client, began);
-        // For the log of a failure, where not every request is logged.
-        let mut uri = None;
-        let unread = HttpService::lend_body(&mut request);
+        let (trace, span) = begin_span(request, route, client, began);
+        let unread = HttpService::lend_body(request);
         let is_stopping = self.app.shutdown.is_stopping();
-        let exchange = Exchange { route, method: &method, version, is_stopping };
+        let in_flight = self.limits.begin(route, client.share(), Some(connection));
+        Started {
+            began,
+            peer,
+            client,
+            method,
+            version,
+            route,
+            id,
+            path,
+            combined,
+            trace,
+            span,
+            unread,
+            is_stopping,
+            in_flight,
+        }
+    }
 
-        let mut in_flight = self.limits.begin(route, client.share(), Some(connection));
-        let refusal = self.refuse_head(route, &request);
-        let fast = FastRequest::of_checked(&request).filter(|_| refusal.is_none());
-        let hit = fast.as_ref().and_then(|fast| self.find(fast));
-        let mut response = if let Some(CachedHit { head, route, body }) = hit {
-            self.count_hit(route, &method, head.status(), began);
-            let mut response = Response::new(Body::from(body));
-            *response.status_mut() = head.status();
-            *response.headers_mut() = head.fields(id.clone());
-            common_headers::close(&mut response, &exchange);
-            response
+    fn answer_hit(&self, started: Started, hit: CachedHit) -> Response<SentBody> {
+        let CachedHit { head, route, body } = hit;
+        self.count_hit(route, &started.method, head.status(), started.began);
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = head.status();
+        *response.headers_mut() = head.fields(started.id.clone());
+        common_headers::close(&mut response, &started.exchange());
+        self.finish(started, None, response)
+    }
+
+    /// Answers a request by its route, or with a refusal.
+    async fn answer_by_route(
+        &self,
+        started: Started,
+        address: Option<OwnedAddress>,
+        refusal: Option<Response<Body>>,
+        request: Request<Body>,
+    ) -> Response<SentBody> {
+        let Started { route, client, .. } = started;
+        // For the log of a failure, where not every request is logged.
+        let uri = started.path.is_none().then(|| request.uri().clone());
+        let place = if let Some(refusal) = refusal {
+            Err(refusal)
         } else {
-            let address = fast.and_then(|fast| fast.image()).map(ImageAddress::to_owned);
-            uri = path.is_none().then(|| request.uri().clone());
-            let place = if let Some(refusal) = refusal {
-                Err(refusal)
-            } else {
-                let place = self.limits.admit(route, self.routes, client.share());
-                place.map_err(IntoResponse::into_response)
-            };
-            let mut response = match place {
-                // Boxed: a large future, which an answer from memory shouldn't have the room for.
-                Ok(place) => {
-                    let routed = Box::pin(self.route(peer, client, place, request));
-                    trace::within(trace.clone(), routed).await
-                }
-                Err(refusal) => {
-                    // Its body comes back.
-                    drop(request);
-                    if method == Method::HEAD {
-                        common_headers::without_body(refusal)
-                    } else {
-                        refusal
-                    }
-                }
-            };
-            common_headers::complete(&mut response, &exchange);
-            let from_memory = response.extensions_mut().remove::<FromMemory>();
-            if let (Some(address), Some(FromMemory(metadata))) = (address, from_memory) {
-                self.learn(&address.borrow(), &method, &metadata, &response);
-            }
-            response.headers_mut().insert(REQUEST_ID, id.clone());
-            let (name, status) = (method_name(&method), response.status().as_u16());
-            self.app.metrics.count_request(route.pattern(), name, status, began.elapsed());
-            response
+            let place = self.limits.admit(route, self.routes, client.share());
+            place.map_err(IntoResponse::into_response)
         };
+        let mut response = match place {
+            Ok(place) => {
+                let routed = self.route(started.peer, client, place, request);
+                trace::within(started.trace.clone(), routed).await
+            }
+            Err(refusal) => {
+                // Its body comes back.
+                drop(request);
+                if started.method == Method::HEAD {
+                    common_headers::without_body(refusal)
+                } else {
+                    refusal
+                }
+            }
+        };
+        common_headers::complete(&mut response, &started.exchange());
+        let from_memory = response.extensions_mut().remove::<FromMemory>();
+        if let (Some(address), Some(FromMemory(metadata))) = (address, from_memory) {
+            self.learn(&address.borrow(), &started.method, &metadata, &response);
+        }
+        response.headers_mut().insert(REQUEST_ID, started.id.clone());
+        let (name, status) = (method_name(&started.method), response.status().as_u16());
+        self.app.metrics.count_request(route.pattern(), name, status, started.began.elapsed());
+        self.finish(started, uri, response)
+    }
 
+    /// Hands an answer over to be sent, with all that is due at its end.
+    fn finish(
+        &self,
+        started: Started,
+        uri: Option<Uri>,
+        mut response: Response<Body>,
+    ) -> Response<SentBody> {
+        let Started { version, path, span, mut in_flight, unread, .. } = started;
         let cause = response.extensions_mut().remove::<Cause>();
         let (status, cache) = (response.status(), response.headers().get(CACHE_STATUS));
         let error = cause.as_ref().map(|Cause(error)| &**error);
         in_flight.end_span_at_end(span.map(|span| span.answered(status, cache, error)));
         // Probes and scrapes would fill the log. Refused ones show that something is set wrong.
-        let is_routine =
-            route.is_for_operators() && self.routes != Routes::Public && status.as_u16() < 400;
+        let is_routine = started.route.is_for_operators()
+            && self.routes != Routes::Public
+            && status.as_u16() < 400;
         // A failure by the server's fault is logged even where not every request is.
         let record = ((path.is_some() && !is_routine) || cause.is_some()).then(|| {
             let path = path.or_else(|| uri.map(|uri| logged(path_and_query(&uri))));
             let path = path.unwrap_or_default();
             let cache = cache.cloned();
             Box::new(AccessRecord {
-                id,
-                client,
-                method,
+                id: started.id,
+                client: started.client,
+                method: started.method,
                 path,
                 version,
                 status,
                 cache,
                 cause,
-                began,
-                trace: trace.map(|it| it.context),
-                combined,
+                began: started.began,
+                trace: started.trace.map(|it| it.context),
+                combined: started.combined,
             })
         });
         if let Some(unread) = unread {

@@ -367,11 +367,15 @@ impl Server {
 }
 
 /// Runs a task, and logs its panic. The guards that it holds give back what they hold, and the others go on.
-async fn reporting(task: &'static str, work: impl Future<Output = ()>) {
-    if let Err(panic) = AssertUnwindSafe(work).catch_unwind().await {
-        let panic = panic_text(&*panic);
-        tracing::error!(task, panic, "a task of the server panicked");
-    }
+///
+/// No `async fn`, whose future would have room for the task twice.
+fn reporting(task: &'static str, work: impl Future<Output = ()>) -> impl Future<Output = ()> {
+    AssertUnwindSafe(work).catch_unwind().map(move |ended| {
+        if let Err(panic) = ended {
+            let panic = panic_text(&*panic);
+            tracing::error!(task, panic, "a task of the server panicked");
+        }
+    })
 }
 
 /// Spawns the HTTP library's tasks, one for each HTTP/2 stream, so that their panics are logged.
