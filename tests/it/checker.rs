@@ -34,7 +34,7 @@ on_every_server! {
 async fn races_of_a_write_and_a_read_leave_nothing_stale(flavour: Flavour) {
     // Every order of events is explored in `src/index/explore.rs`; here the servers are real.
     let rounds = std::env::var("AFTERIMAGE_TEST_RACES").ok();
-    let rounds = rounds.map_or(500, |it| it.parse().expect("a number of rounds"));
+    let rounds = rounds.map_or(250, |it| it.parse().expect("a number of rounds"));
     let redis = RedisServer::start_flavour(flavour, &[]).await;
     let stale = races(&redis, Rules::default(), rounds).await;
     assert_eq!(stale, 0);

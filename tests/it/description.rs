@@ -246,7 +246,7 @@ async fn schemathesis_finds_no_failure() {
     command.current_dir(dir.path()).arg("--no-color").arg("--config-file").arg(config);
     command.args(["run", &format!("http://{}/openapi.json", server.address)]);
     // Every check, every phase; the same requests each time.
-    command.args(["--seed", "20261122", "--max-examples", "60", "--generation-database", "none"]);
+    command.args(["--seed", "20261122", "--max-examples", "30", "--generation-database", "none"]);
     command.args(["--request-timeout", "10", "--continue-on-failure"]);
     command.args(["--header", "Authorization: Bearer a-token-of-some-length"]);
     // An event stream never ends.
