@@ -293,6 +293,7 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use std::pin::pin;
+    use std::time::Duration;
 
     use futures_util::poll;
 
@@ -314,7 +315,8 @@ mod tests {
         };
         let mut first = pin!(reader.open(&id, Some(busy)));
         assert!(poll!(&mut first).is_pending());
-        assert!(is_absent(reader.open(&id, Some(other)).await));
+        let second = timeout(Duration::from_secs(20), reader.open(&id, Some(other))).await;
+        assert!(is_absent(second.expect("it waits for the turns of the busy client")));
         assert!(poll!(&mut first).is_pending());
         turns.pop();
         assert!(is_absent(first.await));
