@@ -19,7 +19,7 @@
 #   AFTERIMAGE_TEST_RACES           3000  races of a write and a read in a round
 #   AFTERIMAGE_TEST_HISTORIES       4     histories of writes and answers in a round
 #   AFTERIMAGE_TEST_KILLS           200   kills beside an object store in a round
-#   AFTERIMAGE_TEST_DAMAGED         30    damaged copies of each picture; with over 5 twice as many that are cut, too
+#   AFTERIMAGE_TEST_DAMAGED         30    damaged copies of each picture; more than 5 also double those that are cut
 #   AFTERIMAGE_TEST_FUZZ_SECONDS    10    each fuzz target, with mutations of its seeds; a sixth of the soak's minutes
 #
 # AFTERIMAGE_TEST_PROGRAM is the path of another build for the tests that run the program, such as a release build whose

@@ -234,40 +234,30 @@ struct Page {
 }
 
 impl Page {
-    async fn read_until(
-        &mut self,
-        subscription: &mut Subscription,
-        conditions: &[fn(&Page) -> bool],
-    ) {
-        while !conditions.iter().all(|it| it(self)) {
-            let event = subscription.next().await.expect("a stream doesn't end by itself");
-            let event = std::str::from_utf8(&event).unwrap();
-            if let Some(ids) = event.strip_prefix("a list ") {
-                self.lists += 1;
-                self.shown.retain(|id, _| ids.split(',').any(|it| it == id.as_str()));
-                continue;
-            }
-            let (name, number) = event.split_once(' ').unwrap();
-            let (id, number) = (id(name), number.parse().unwrap());
-            let before = match number {
-                0 => self.shown.remove(&id).map(|_| 0),
-                _ => self.shown.insert(id, number),
-            };
+    /// Reads one event.
+    async fn read(&mut self, subscription: &mut Subscription) {
+        let event = subscription.next().await.expect("a stream doesn't end by itself");
+        let event = std::str::from_utf8(&event).unwrap();
+        if let Some(ids) = event.strip_prefix("a list ") {
+            self.lists += 1;
+            self.shown.retain(|id, _| ids.split(',').any(|it| it == id.as_str()));
+            return;
+        }
+        let (name, number) = event.split_once(' ').unwrap();
+        let (id, number) = (id(name), number.parse().unwrap());
+        if number == 0 {
+            self.shown.remove(&id);
+        } else {
+            let before = self.shown.insert(id, number);
             assert!(before.is_none_or(|it| it <= number), "an older state after a newer one");
         }
     }
 
-    fn has_a_list(&self) -> bool {
-        self.lists > 0
-    }
-
-    fn has_another_list(&self) -> bool {
-        self.lists > 1
-    }
-
-    /// True if it shows what is there in the end.
-    fn is_right(&self) -> bool {
-        self.shown == ids().map(|id| (id, LAST)).into()
+    /// Reads until it has had a number of lists, and shows what is there in the end.
+    async fn read_until_right(&mut self, subscription: &mut Subscription, lists: usize) {
+        while self.lists < lists || self.shown != ids().map(|id| (id, LAST)).into() {
+            self.read(subscription).await;
+        }
     }
 }
 
@@ -366,8 +356,8 @@ fn explore_listings(name: &str, is_listed_first: bool, everything: bool) {
         world.maker.set(&removed, 1);
         block_on(world.with_tasks(async {
             let (mut early, mut page) = (follow(&world), Page::default());
-            if is_listed_first {
-                page.read_until(&mut early, &[Page::has_a_list]).await;
+            while is_listed_first && page.lists == 0 {
+                page.read(&mut early).await;
             }
             let of_second =
                 if everything { Change::Flushed } else { Change::Invalidated(second.clone()) };
@@ -387,22 +377,19 @@ fn explore_listings(name: &str, is_listed_first: bool, everything: bool) {
             let (meanwhile, its_reached) = (world.clone(), reached.clone());
             let meanwhile = spawn(async move {
                 let mut subscription = follow(&meanwhile);
-                if meanwhile.maker.number(&ids()[0]) != LAST {
+                if meanwhile.maker.number(&listed()[0]) != LAST {
                     its_reached.note("came before the last change");
                 }
-                let conditions = [Page::has_a_list, Page::is_right];
-                Page::default().read_until(&mut subscription, &conditions).await;
+                Page::default().read_until_right(&mut subscription, 1).await;
             });
             // After a change of everything there is a list again.
-            let has_its_lists = if everything { Page::has_another_list } else { Page::has_a_list };
-            page.read_until(&mut early, &[has_its_lists, Page::is_right]).await;
+            page.read_until_right(&mut early, if everything { 2 } else { 1 }).await;
             meanwhile.await.unwrap();
             storing.await.unwrap();
             for writer in writers {
                 writer.join().unwrap();
             }
-            let conditions = [Page::has_a_list, Page::is_right];
-            Page::default().read_until(&mut follow(&world), &conditions).await;
+            Page::default().read_until_right(&mut follow(&world), 1).await;
         }));
         assert!(world.hub.is_unused());
     });

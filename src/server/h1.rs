@@ -219,7 +219,7 @@ impl<'a> FastLoop<'a> {
             Decision::Route(request) => {
                 let head_only = request.method() == Method::HEAD;
                 let answer = self.server.service.answer(self.peer, self.connection, *request);
-                // Boxed: a connection that doesn't need it shouldn't have the room for it, 0.5 KB.
+                // Boxed: a connection that doesn't need it shouldn't have the room for it.
                 let response = Box::pin(answer).await;
                 self.send(response, head_only, tick).await
             }

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, MaxSteps, Runner};
 
-/// Schedulers choose the same each time, unless `SHUTTLE_RANDOM_SEED` is set. What walks through a map of `std` still differs a little.
+/// Schedulers choose the same each time, unless `SHUTTLE_RANDOM_SEED` is set. The order within a `HashMap` still differs.
 const SEED: u64 = 1;
 
 /// Most changes of the task in one order of PCT, and one more.

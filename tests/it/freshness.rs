@@ -265,7 +265,7 @@ async fn a_response_carries_cache_status_and_server_timing() {
     let server = Server::on(&redis, &[]).await.coherent().await;
     redis.set("a", &record(&png(1, 200_000))).await;
     redis.set("corrupt", b"{}").await;
-    // One that comes during the fetch has the image fetched again.
+    // An announcement that came during the fetch would have the image fetched once more.
     until("both changes were announced", || async {
         server.metric("afterimage_invalidations_total").await >= 2
     })
